@@ -13,8 +13,9 @@ export { isLz4Block } from "./lz4.ts";
 export function createCodec(name: CodecName): Codec {
   switch (name) {
     case "lz4js":
-    case "lz4":
       return createLz4js();
+    case "lz4":
+      return createPortableLz4();
     default:
       throw new CodecError("CODEC_UNAVAILABLE", name, `codec "${name}" is not available in this runtime`);
   }
@@ -22,5 +23,5 @@ export function createCodec(name: CodecName): Codec {
 
 /** Names of the codecs that work in this runtime, fastest first. */
 export function availableCodecs(): readonly CodecName[] {
-  return ["lz4js"];
+  return ["lz4", "lz4js"];
 }

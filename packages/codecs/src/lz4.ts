@@ -14,7 +14,7 @@
  *   an end, bytes left over on either side, all give -1. All LZ4 codecs of this package accept the same blocks.
  */
 import { compressBlock, decompressBlock } from "lz4js";
-import { type Codec, checkBlockLength, checkRanges, copyBytes } from "./codec.ts";
+import { type Codec, checkBlockLength, checkRanges, copyBytes, MAX_BLOCK_BYTES } from "./codec.ts";
 
 /** Shortest match that the format can express, in bytes. */
 const MIN_MATCH = 4;
@@ -95,13 +95,13 @@ function writeLiterals(src: Uint8Array, srcAt: number, run: number, dst: Uint8Ar
 }
 
 /** Positions are looked up by a hash of this many bits: 32 KiB of table, which stays in the first-level cache. */
-const HASH_BITS = 13
+const HASH_BITS = 13;
 /** 2^32 over the golden ratio: spreads four bytes over the upper bits of a product. */
-const HASH_FACTOR = 0x9e3779b1
+const HASH_FACTOR = 0x9e3779b1;
 /** Every so many failed attempts the search steps one byte further, so that it runs through what does not compress. */
-const SKIP_SHIFT = 6
+const SKIP_SHIFT = 6;
 /** Above this length a run is moved by the runtime's own copy; below it a loop is cheaper. */
-const LONG_RUN = 48
+const LONG_RUN = 48;
 
 /**
  * The LZ4 codec for runtimes without WebAssembly SIMD: typed arrays only.
@@ -110,31 +110,31 @@ const LONG_RUN = 48
  * block, so an entry below the epoch belongs to an earlier block and counts as empty.
  */
 export function createPortableLz4(): Codec {
-  const table = new Int32Array(1 << HASH_BITS)
-  let epoch = 1
+  const table = new Int32Array(1 << HASH_BITS);
+  let epoch = 1;
 
   return {
-    name: 'lz4',
+    name: "lz4",
     id: 2,
-    engine: 'typescript',
+    engine: "typescript",
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      checkBlockLength(srcLength);
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom);
       if (epoch > 0x7fffffff - MAX_BLOCK_BYTES) {
-        table.fill(0)
-        epoch = 1
+        table.fill(0);
+        epoch = 1;
       }
-      const shift = srcAt - epoch
-      epoch += srcLength
-      return compressPortable(table, shift, src, srcAt, srcLength, dst, dstAt, dstRoom)
+      const shift = srcAt - epoch;
+      epoch += srcLength;
+      return compressPortable(table, shift, src, srcAt, srcLength, dst, dstAt, dstRoom);
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
-      return decompressPortable(src, srcAt, srcLength, dst, dstAt, dstLength)
+      checkBlockLength(dstLength);
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength);
+      return decompressPortable(src, srcAt, srcLength, dst, dstAt, dstLength);
     },
-  }
+  };
 }
 
 /** `shift`: index into `src` minus table entry; entries whose index falls before `srcAt` are of earlier blocks. */
@@ -148,20 +148,20 @@ function compressPortable(
   dstAt: number,
   dstRoom: number,
 ): number {
-  const end = srcAt + srcLength
-  const roomEnd = dstAt + dstRoom
-  const lastStart = end - MATCH_START_LIMIT
-  const matchEnd = end - LAST_LITERALS
-  let anchor = srcAt
-  let op = dstAt
+  const end = srcAt + srcLength;
+  const roomEnd = dstAt + dstRoom;
+  const lastStart = end - MATCH_START_LIMIT;
+  const matchEnd = end - LAST_LITERALS;
+  let anchor = srcAt;
+  let op = dstAt;
   if (srcLength > MATCH_START_LIMIT) {
-    table[hash(src, srcAt)] = srcAt - shift
-    let ip = srcAt + 1
-    let attempts = 1 << SKIP_SHIFT
+    table[hash(src, srcAt)] = srcAt - shift;
+    let ip = srcAt + 1;
+    let attempts = 1 << SKIP_SHIFT;
     while (ip <= lastStart) {
-      const slot = hash(src, ip)
-      let from = (table[slot] as number) + shift
-      table[slot] = ip - shift
+      const slot = hash(src, ip);
+      let from = (table[slot] as number) + shift;
+      table[slot] = ip - shift;
       if (
         from < srcAt ||
         ip - from > MAX_DISTANCE ||
@@ -170,51 +170,51 @@ function compressPortable(
         src[from + 2] !== src[ip + 2] ||
         src[from + 3] !== src[ip + 3]
       ) {
-        ip += attempts++ >> SKIP_SHIFT
-        continue
+        ip += attempts++ >> SKIP_SHIFT;
+        continue;
       }
-      attempts = 1 << SKIP_SHIFT
-      const distance = ip - from
-      let matched = ip + MIN_MATCH
-      from += MIN_MATCH
+      attempts = 1 << SKIP_SHIFT;
+      const distance = ip - from;
+      let matched = ip + MIN_MATCH;
+      from += MIN_MATCH;
       while (matched < matchEnd && src[matched] === src[from]) {
-        matched++
-        from++
+        matched++;
+        from++;
       }
-      while (ip > anchor && ip - distance > srcAt && src[ip - 1] === src[ip - distance - 1]) ip--
+      while (ip > anchor && ip - distance > srcAt && src[ip - 1] === src[ip - distance - 1]) ip--;
 
-      const run = ip - anchor
-      let rest = matched - ip - MIN_MATCH
-      if (op + sequenceSize(run, rest) > roomEnd) return 0
-      const low = rest < 15 ? rest : 15
+      const run = ip - anchor;
+      let rest = matched - ip - MIN_MATCH;
+      if (op + sequenceSize(run, rest) > roomEnd) return 0;
+      const low = Math.min(rest, 15);
       if (run >= 15) {
-        dst[op++] = 0xf0 | low
-        let more = run - 15
-        for (; more >= 255; more -= 255) dst[op++] = 255
-        dst[op++] = more
+        dst[op++] = 0xf0 | low;
+        let more = run - 15;
+        for (; more >= 255; more -= 255) dst[op++] = 255;
+        dst[op++] = more;
       } else {
-        dst[op++] = (run << 4) | low
+        dst[op++] = (run << 4) | low;
       }
       if (run >= LONG_RUN) {
-        copyBytes(src, anchor, run, dst, op)
-        op += run
+        copyBytes(src, anchor, run, dst, op);
+        op += run;
       } else {
-        while (anchor < ip) dst[op++] = src[anchor++] as number
+        while (anchor < ip) dst[op++] = src[anchor++] as number;
       }
-      dst[op++] = distance
-      dst[op++] = distance >> 8
+      dst[op++] = distance;
+      dst[op++] = distance >> 8;
       if (rest >= 15) {
-        for (rest -= 15; rest >= 255; rest -= 255) dst[op++] = 255
-        dst[op++] = rest
+        for (rest -= 15; rest >= 255; rest -= 255) dst[op++] = 255;
+        dst[op++] = rest;
       }
-      anchor = matched
-      ip = matched
-      if (ip <= lastStart) table[hash(src, ip - 2)] = ip - 2 - shift
+      anchor = matched;
+      ip = matched;
+      if (ip <= lastStart) table[hash(src, ip - 2)] = ip - 2 - shift;
     }
   }
-  const run = end - anchor
-  if (op + literalsSize(run) > roomEnd) return 0
-  return writeLiterals(src, anchor, run, dst, op) - dstAt
+  const run = end - anchor;
+  if (op + literalsSize(run) > roomEnd) return 0;
+  return writeLiterals(src, anchor, run, dst, op) - dstAt;
 }
 
 function hash(src: Uint8Array, at: number): number {
@@ -222,13 +222,13 @@ function hash(src: Uint8Array, at: number): number {
     (src[at] as number) |
     ((src[at + 1] as number) << 8) |
     ((src[at + 2] as number) << 16) |
-    ((src[at + 3] as number) << 24)
-  return Math.imul(word, HASH_FACTOR) >>> (32 - HASH_BITS)
+    ((src[at + 3] as number) << 24);
+  return Math.imul(word, HASH_FACTOR) >>> (32 - HASH_BITS);
 }
 
 /** Bytes that a sequence of `run` literals and a match of `rest` + 4 bytes takes. */
 function sequenceSize(run: number, rest: number): number {
-  return literalsSize(run) + 2 + (rest >= 15 ? Math.floor((rest - 15) / 255) + 1 : 0)
+  return literalsSize(run) + 2 + (rest >= 15 ? Math.floor((rest - 15) / 255) + 1 : 0);
 }
 
 function decompressPortable(
@@ -239,55 +239,55 @@ function decompressPortable(
   dstAt: number,
   dstLength: number,
 ): number {
-  const end = srcAt + srcLength
-  const opEnd = dstAt + dstLength
-  let ip = srcAt
-  let op = dstAt
+  const end = srcAt + srcLength;
+  const opEnd = dstAt + dstLength;
+  let ip = srcAt;
+  let op = dstAt;
   for (;;) {
-    if (ip >= end) return -1
-    const token = src[ip++] as number
-    let run = token >> 4
+    if (ip >= end) return -1;
+    const token = src[ip++] as number;
+    let run = token >> 4;
     if (run === 15) {
-      let more: number
+      let more: number;
       do {
-        if (ip >= end) return -1
-        more = src[ip++] as number
-        run += more
-      } while (more === 255)
+        if (ip >= end) return -1;
+        more = src[ip++] as number;
+        run += more;
+      } while (more === 255);
     }
-    if (run > end - ip || run > opEnd - op) return -1
+    if (run > end - ip || run > opEnd - op) return -1;
     if (run >= LONG_RUN) {
-      copyBytes(src, ip, run, dst, op)
-      ip += run
-      op += run
+      copyBytes(src, ip, run, dst, op);
+      ip += run;
+      op += run;
     } else {
-      for (const stop = ip + run; ip < stop; ) dst[op++] = src[ip++] as number
+      for (const stop = ip + run; ip < stop; ) dst[op++] = src[ip++] as number;
     }
-    if (ip === end) return op === opEnd ? dstLength : -1
-    if (end - ip < 2) return -1
-    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8)
-    ip += 2
-    if (distance === 0 || distance > op - dstAt) return -1
-    let match = token & 15
+    if (ip === end) return op === opEnd ? dstLength : -1;
+    if (end - ip < 2) return -1;
+    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8);
+    ip += 2;
+    if (distance === 0 || distance > op - dstAt) return -1;
+    let match = token & 15;
     if (match === 15) {
-      let more: number
+      let more: number;
       do {
-        if (ip >= end) return -1
-        more = src[ip++] as number
-        match += more
-      } while (more === 255)
+        if (ip >= end) return -1;
+        more = src[ip++] as number;
+        match += more;
+      } while (more === 255);
     }
-    match += MIN_MATCH
-    if (match > opEnd - op) return -1
+    match += MIN_MATCH;
+    if (match > opEnd - op) return -1;
     if (match >= LONG_RUN && distance >= match) {
-      dst.copyWithin(op, op - distance, op - distance + match)
-      op += match
+      dst.copyWithin(op, op - distance, op - distance + match);
+      op += match;
     } else if (match >= LONG_RUN && distance === 1) {
-      dst.fill(dst[op - 1] as number, op, op + match)
-      op += match
+      dst.fill(dst[op - 1] as number, op, op + match);
+      op += match;
     } else {
-      let from = op - distance
-      for (const stop = op + match; op < stop; ) dst[op++] = dst[from++] as number
+      let from = op - distance;
+      for (const stop = op + match; op < stop; ) dst[op++] = dst[from++] as number;
     }
   }
 }
