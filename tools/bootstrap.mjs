@@ -56,8 +56,8 @@ function test(target, checks) {
   if (trouble) console.log(trouble);
   const reports = projects(target).map((folder) => join(root, folder, ".reports", `${target}.json`));
   for (const report of reports) rmSync(report, { force: true });
-  delete process.env.NO_COLOR; // Node warns when both are set, and nx sets the other
-  Object.assign(process.env, { NX_DAEMON: "false", NX_WORKSPACE_DATA_DIRECTORY: ".cache/nx-data", FORCE_COLOR: "0" });
+  delete process.env.FORCE_COLOR; // nx sets it for its children, which take it off again (nx.json)
+  Object.assign(process.env, { NX_DAEMON: "false", NX_WORKSPACE_DATA_DIRECTORY: ".cache/nx-data", NO_COLOR: "1" });
   const status = run("nx", "run-many", "-t", ...checks, target, "--output-style=static", ...args);
 
   const sum = { passed: 0, failed: 0, skipped: 0 };
