@@ -1,1 +1,6 @@
-export const placeholder: string = "@tmem/core";
+/** Transcendent memory: pools, objects, pages, outcomes; composing stores; the memory store. */
+export * from './compose.ts'
+export * from './handles.ts'
+export * from './memory.ts'
+export * from './outcomes.ts'
+export * from './store.ts'

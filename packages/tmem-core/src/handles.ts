@@ -1,0 +1,593 @@
+/**
+ * The table of handles: (pool, object, index) → entry number, in typed arrays, without a JavaScript object per page.
+ *
+ * A store keeps whatever it knows of a page in arrays of its own, indexed by the entry number (0 to capacity-1). The
+ * table knows for every entry its object and index, chains all pages of an object and all objects of a pool (so that
+ * flushing either costs what it removes), and links entries into queues in the order in which they were appended
+ * (so that the oldest page is found at once).
+ *
+ * Layout. Entry: 6 words: object slot, index, previous and next page of the object, previous and next in the queue.
+ * Both indexes are open addressing with Robin Hood order: a slot holds the entry number (24 bits) and its distance from
+ * home, so that a lookup compares only entries of the same home, a miss ends early, and removal shifts back without
+ * reading any entry. Nothing is ever rehashed: the arrays are reserved once, for the whole capacity, and the operating
+ * system gives real memory only to what was touched. All state lies in the arrays, none in fields, so that several
+ * threads can attach to the same (shared) memory, one at a time.
+ *
+ * Invariant: a page has an entry exactly when `find` reports it; an object has a slot exactly while it has a page.
+ */
+import { TmemError } from './outcomes.ts'
+import type { Allocator, ObjectId } from './store.ts'
+import { maxObjectId } from './store.ts'
+
+/** No entry, no object. */
+export const none = -1
+
+/** Largest number of entries in one table: entry numbers have 24 bits. */
+export const maxEntries: number = 2 ** 24 - 1
+
+const entryWords = 6
+const OBJECT = 0
+const INDEX = 1
+const PREVIOUS_PAGE = 2
+const NEXT_PAGE = 3
+const PREVIOUS_IN_QUEUE = 4
+const NEXT_IN_QUEUE = 5
+
+/** Object: pool, six words of id, wide flag, first page, page count, previous and next object of the pool. */
+const objectWords = 12
+const POOL = 0
+const ID = 1
+const WIDE = 7
+const FIRST_PAGE = 8
+const PAGES = 9
+const PREVIOUS_OBJECT = 10
+const NEXT_OBJECT = 11
+
+/** Slot: bits 24 to 30 are the distance from home plus one, bits 0 to 23 the entry or object number; 0 is empty. */
+const step = 1 << 24
+const numberMask = step - 1
+const maxDistance = 127
+
+/** Words at the start of the state: the rest are three per queue, then one per pool. */
+const FREE_ENTRY = 0
+const ENTRY_WATERMARK = 1
+const FREE_OBJECT = 2
+const OBJECT_WATERMARK = 3
+const OBJECTS = 4
+const ENTRIES = 5
+const stateWords = 8
+
+/** What a table is made for. */
+export interface HandleTableOptions {
+  /** Largest number of entries at once: 1 to `maxEntries`. */
+  readonly capacity: number
+  /** Number of queues (default 1). */
+  readonly queues?: number
+  /** Pools are numbered 0 to pools-1 (default 256). */
+  readonly pools?: number
+  /** Where the memory comes from. */
+  readonly allocator: Allocator
+  /** Prefix of the allocation sites, e.g. `memory`: then `memory.entries`, `memory.slots`, … */
+  readonly site: string
+}
+
+/** The memory of a table: what another thread needs to attach to it. */
+export interface HandleTableMemory {
+  readonly capacity: number
+  readonly queues: number
+  readonly pools: number
+  readonly state: ArrayBufferLike
+  readonly entries: ArrayBufferLike
+  readonly slots: ArrayBufferLike
+  readonly objects: ArrayBufferLike
+  readonly objectSlots: ArrayBufferLike
+}
+
+const slotsFor = (capacity: number): number => Math.ceil(capacity * 1.25) + 1
+
+/** Scatters two words over 32 bits (the finaliser of MurmurHash3, a public constant pair). */
+function scatter(a: number, b: number): number {
+  let h = Math.imul(a ^ Math.imul(b, 0x9e3779b1), 0x85ebca6b) ^ b
+  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b)
+  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35)
+  return h ^ (h >>> 16)
+}
+
+/** Entry number plus distance: a Robin Hood set of small numbers under a hash that the caller computes. */
+class Slots {
+  readonly slots: Int32Array
+  readonly size: number
+  readonly scale: number
+
+  constructor(memory: ArrayBufferLike, capacity: number) {
+    this.size = slotsFor(capacity)
+    this.slots = new Int32Array(memory, 0, this.size)
+    this.scale = this.size / 2 ** 32
+  }
+
+  home(hash: number): number {
+    return ((hash >>> 0) * this.scale) | 0
+  }
+
+  /** Adds `number` under `hash`. Returns what found no place: `none`, or the number that was pushed out at the end. */
+  add(hash: number, number: number): number {
+    const { slots, size } = this
+    let position = this.home(hash)
+    let carried = step | number
+    for (;;) {
+      const resident = slots[position]!
+      if (resident === 0) {
+        slots[position] = carried
+        return none
+      }
+      if (resident >>> 24 < carried >>> 24) {
+        slots[position] = carried
+        carried = resident
+      }
+      if (carried >>> 24 === maxDistance) return carried & numberMask
+      carried += step
+      if (++position === size) position = 0
+    }
+  }
+
+  /** Removes `number`, which is there under `hash`. */
+  remove(hash: number, number: number): void {
+    const { slots, size } = this
+    let position = this.home(hash)
+    while ((slots[position]! & numberMask) !== number || slots[position] === 0) if (++position === size) position = 0
+    for (;;) {
+      const next = position + 1 === size ? 0 : position + 1
+      const resident = slots[next]!
+      if (resident >>> 24 <= 1) break
+      slots[position] = resident - step
+      position = next
+    }
+    slots[position] = 0
+  }
+}
+
+export class HandleTable {
+  /** Bytes reserved for one entry: its words and its share of the index. */
+  static readonly bytesPerEntry: number = entryWords * 4 + 5
+  /** Bytes used by one object: its words and its share of the index. */
+  static readonly bytesPerObject: number = objectWords * 4 + 5
+
+  readonly capacity: number
+  readonly queues: number
+  readonly pools: number
+  /** The memory, for another thread's `HandleTable.attach`. */
+  readonly memory: HandleTableMemory
+  readonly #state: Int32Array
+  readonly #entries: Int32Array
+  readonly #objects: Int32Array
+  readonly #pageSlots: Slots
+  readonly #objectSlots: Slots
+  /** Scratch: the six words of the id being looked up. */
+  readonly #id: Int32Array = new Int32Array(6)
+  /** 1 when any of the upper four words of the scratch id is set. */
+  #wide = 0
+  /** The object found last: a hint, always checked against the memory. */
+  #hint = 0
+
+  private constructor(memory: HandleTableMemory) {
+    this.memory = memory
+    this.capacity = memory.capacity
+    this.queues = memory.queues
+    this.pools = memory.pools
+    this.#state = new Int32Array(memory.state)
+    this.#entries = new Int32Array(memory.entries)
+    this.#objects = new Int32Array(memory.objects)
+    this.#pageSlots = new Slots(memory.slots, memory.capacity)
+    this.#objectSlots = new Slots(memory.objectSlots, memory.capacity)
+  }
+
+  /** Makes an empty table. Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for it. */
+  static create(options: HandleTableOptions): HandleTable {
+    const { capacity, queues = 1, pools = 256, allocator, site } = options
+    if (!Number.isInteger(capacity) || capacity < 1 || capacity > maxEntries)
+      throw new RangeError(`a handle table holds 1 to ${maxEntries} entries, got ${capacity}`)
+    const reserve = (part: string, words: number): ArrayBufferLike => {
+      const memory = allocator.allocate(words * 4, `${site}.${part}`)
+      if (memory === undefined)
+        throw new TmemError(
+          'TMEM_NO_MEMORY',
+          `no memory for the table of handles (${words * 4} bytes for ${part}): give a smaller limit`,
+          { layer: site },
+        )
+      return memory
+    }
+    const table = new HandleTable({
+      capacity,
+      queues,
+      pools,
+      state: reserve('state', stateWords + queues * 3 + pools),
+      entries: reserve('entries', capacity * entryWords),
+      slots: reserve('slots', slotsFor(capacity)),
+      objects: reserve('objects', capacity * objectWords),
+      objectSlots: reserve('objectSlots', slotsFor(capacity)),
+    })
+    const state = table.#state
+    state[FREE_ENTRY] = none
+    state[FREE_OBJECT] = none
+    for (let queue = 0; queue < queues; queue++) {
+      state[stateWords + queue * 3] = none
+      state[stateWords + queue * 3 + 1] = none
+    }
+    state.fill(none, stateWords + queues * 3)
+    return table
+  }
+
+  /** The same table seen from another thread. Calls of several threads must exclude one another. */
+  static attach(memory: HandleTableMemory): HandleTable {
+    return new HandleTable(memory)
+  }
+
+  /** Entries in use. */
+  get size(): number {
+    return this.#state[ENTRIES]!
+  }
+
+  /** Objects with at least one page. */
+  get objects(): number {
+    return this.#state[OBJECTS]!
+  }
+
+  /** Largest number of objects that there ever were: what `objects` memory was touched for. */
+  get objectWatermark(): number {
+    return this.#state[OBJECT_WATERMARK]!
+  }
+
+  /** Largest number of entries that `acquire` ever had out. */
+  get entryWatermark(): number {
+    return this.#state[ENTRY_WATERMARK]!
+  }
+
+  /** A free entry number, or `none`. For stores whose entries have no place of their own; give it back with `release`. */
+  acquire(): number {
+    const state = this.#state
+    const free = state[FREE_ENTRY]!
+    if (free !== none) {
+      state[FREE_ENTRY] = this.#entries[free * entryWords + NEXT_PAGE]!
+      return free
+    }
+    const fresh = state[ENTRY_WATERMARK]!
+    if (fresh === this.capacity) return none
+    state[ENTRY_WATERMARK] = fresh + 1
+    return fresh
+  }
+
+  /** Gives back a number from `acquire`; it must not be in the table any more. */
+  release(entry: number): void {
+    this.#entries[entry * entryWords + NEXT_PAGE] = this.#state[FREE_ENTRY]!
+    this.#state[FREE_ENTRY] = entry
+  }
+
+  /** The entry of a page, or `none`. Throws `RangeError` for an impossible object id. */
+  find(pool: number, object: ObjectId, index: number): number {
+    const slot = this.#findObject(pool, object)
+    return slot === none ? none : this.#findPage(slot, index)
+  }
+
+  /** Whether a page of that handle would find its object already there: a new object costs `bytesPerObject`. */
+  hasObject(pool: number, object: ObjectId): boolean {
+    return this.#findObject(pool, object) !== none
+  }
+
+  /**
+   * Enters `entry` (a free number) under a handle that is not in the table. False, and nothing changed, when
+   * the index has no room near the handle's home (only hostile handles come that far).
+   */
+  insert(entry: number, pool: number, object: ObjectId, index: number): boolean {
+    let slot = this.#findObject(pool, object)
+    if (slot === none) {
+      slot = this.#addObject(pool)
+      if (slot === none) return false
+    }
+    const entries = this.#entries
+    const objects = this.#objects
+    const at = entry * entryWords
+    const objectAt = slot * objectWords
+    entries[at + OBJECT] = slot
+    entries[at + INDEX] = index
+    const pushedOut = this.#pageSlots.add(scatter(slot, index), entry)
+    if (pushedOut !== none) {
+      this.#undoPage(entry, pushedOut)
+      if (objects[objectAt + PAGES] === 0) this.#removeObject(slot)
+      return false
+    }
+    const first = objects[objectAt + FIRST_PAGE]!
+    entries[at + PREVIOUS_PAGE] = none
+    entries[at + NEXT_PAGE] = first
+    if (first !== none) entries[first * entryWords + PREVIOUS_PAGE] = entry
+    objects[objectAt + FIRST_PAGE] = entry
+    objects[objectAt + PAGES] = objects[objectAt + PAGES]! + 1
+    this.#state[ENTRIES] = this.#state[ENTRIES]! + 1
+    return true
+  }
+
+  /** Takes an entry out of the table (not out of a queue). The object goes with its last page. */
+  remove(entry: number): void {
+    const entries = this.#entries
+    const objects = this.#objects
+    const at = entry * entryWords
+    const slot = entries[at + OBJECT]!
+    const objectAt = slot * objectWords
+    this.#pageSlots.remove(scatter(slot, entries[at + INDEX]!), entry)
+    const previous = entries[at + PREVIOUS_PAGE]!
+    const next = entries[at + NEXT_PAGE]!
+    if (previous === none) objects[objectAt + FIRST_PAGE] = next
+    else entries[previous * entryWords + NEXT_PAGE] = next
+    if (next !== none) entries[next * entryWords + PREVIOUS_PAGE] = previous
+    const pages = objects[objectAt + PAGES]! - 1
+    objects[objectAt + PAGES] = pages
+    this.#state[ENTRIES] = this.#state[ENTRIES]! - 1
+    if (pages === 0) this.#removeObject(slot)
+  }
+
+  /** Gives the handle (and the place in its queue) of entry `from` to entry `to`, a free number. */
+  move(from: number, to: number, queue: number): void {
+    const entries = this.#entries
+    const source = from * entryWords
+    const target = to * entryWords
+    const slot = entries[source + OBJECT]!
+    const hash = scatter(slot, entries[source + INDEX]!)
+    this.#pageSlots.remove(hash, from)
+    entries.copyWithin(target, source, source + entryWords)
+    // The same home with the same load as before the removal: this cannot push anything out.
+    this.#pageSlots.add(hash, to)
+    const previous = entries[target + PREVIOUS_PAGE]!
+    const next = entries[target + NEXT_PAGE]!
+    if (previous === none) this.#objects[slot * objectWords + FIRST_PAGE] = to
+    else entries[previous * entryWords + NEXT_PAGE] = to
+    if (next !== none) entries[next * entryWords + PREVIOUS_PAGE] = to
+    if (queue === none) return
+    const older = entries[target + PREVIOUS_IN_QUEUE]!
+    const newer = entries[target + NEXT_IN_QUEUE]!
+    const queueAt = stateWords + queue * 3
+    if (older === none) this.#state[queueAt] = to
+    else entries[older * entryWords + NEXT_IN_QUEUE] = to
+    if (newer === none) this.#state[queueAt + 1] = to
+    else entries[newer * entryWords + PREVIOUS_IN_QUEUE] = to
+  }
+
+  /** The pool of an entry. */
+  poolOf(entry: number): number {
+    return this.#objects[this.#entries[entry * entryWords + OBJECT]! * objectWords + POOL]!
+  }
+
+  /** The object id of an entry: a number where it is a safe integer. */
+  objectOf(entry: number): ObjectId {
+    const at = this.#entries[entry * entryWords + OBJECT]! * objectWords
+    const objects = this.#objects
+    const low = objects[at + ID]! >>> 0
+    const high = objects[at + ID + 1]! >>> 0
+    if (objects[at + WIDE] === 0 && high < 0x200000) return high * 2 ** 32 + low
+    let id = 0n
+    for (let word = 5; word >= 0; word--) id = (id << 32n) | BigInt(objects[at + ID + word]! >>> 0)
+    return id
+  }
+
+  /** The index of an entry. */
+  indexOf(entry: number): number {
+    return this.#entries[entry * entryWords + INDEX]! >>> 0
+  }
+
+  /** Any page of an object, or `none`: remove until there is none to flush it. */
+  firstOfObject(pool: number, object: ObjectId): number {
+    const slot = this.#findObject(pool, object)
+    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]!
+  }
+
+  /** Any page of a pool, or `none`: remove until there is none to empty it. */
+  firstOfPool(pool: number): number {
+    const slot = this.#state[stateWords + this.queues * 3 + pool]!
+    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]!
+  }
+
+  /** Links an entry in at the new end of a queue. */
+  append(queue: number, entry: number): void {
+    const entries = this.#entries
+    const at = stateWords + queue * 3
+    const newest = this.#state[at + 1]!
+    entries[entry * entryWords + PREVIOUS_IN_QUEUE] = newest
+    entries[entry * entryWords + NEXT_IN_QUEUE] = none
+    if (newest === none) this.#state[at] = entry
+    else entries[newest * entryWords + NEXT_IN_QUEUE] = entry
+    this.#state[at + 1] = entry
+    this.#state[at + 2] = this.#state[at + 2]! + 1
+  }
+
+  /** Takes an entry out of the queue that it is in. */
+  unlink(queue: number, entry: number): void {
+    const entries = this.#entries
+    const at = stateWords + queue * 3
+    const older = entries[entry * entryWords + PREVIOUS_IN_QUEUE]!
+    const newer = entries[entry * entryWords + NEXT_IN_QUEUE]!
+    if (older === none) this.#state[at] = newer
+    else entries[older * entryWords + NEXT_IN_QUEUE] = newer
+    if (newer === none) this.#state[at + 1] = older
+    else entries[newer * entryWords + PREVIOUS_IN_QUEUE] = older
+    this.#state[at + 2] = this.#state[at + 2]! - 1
+  }
+
+  /** The entry that was appended first and is still in the queue, or `none`. */
+  oldest(queue: number): number {
+    return this.#state[stateWords + queue * 3]!
+  }
+
+  /** The entry appended after this one, or `none`. */
+  newer(entry: number): number {
+    return this.#entries[entry * entryWords + NEXT_IN_QUEUE]!
+  }
+
+  /** Entries in a queue. */
+  queued(queue: number): number {
+    return this.#state[stateWords + queue * 3 + 2]!
+  }
+
+  /** Splits an id into the scratch words. Throws `RangeError` for what is no object id. */
+  #setId(object: ObjectId): void {
+    const id = this.#id
+    if (typeof object === 'number') {
+      if (!Number.isSafeInteger(object) || object < 0) throw objectIdError(object)
+      id[0] = object
+      id[1] = object / 2 ** 32
+      id[2] = 0
+      id[3] = 0
+      id[4] = 0
+      id[5] = 0
+      this.#wide = 0
+      return
+    }
+    if (typeof object !== 'bigint' || object < 0n || object > maxObjectId) throw objectIdError(object)
+    let rest = object
+    for (let word = 0; word < 6; word++) {
+      id[word] = Number(rest & 0xffffffffn)
+      rest >>= 32n
+    }
+    this.#wide = object >> 64n === 0n ? 0 : 1
+  }
+
+  #findObject(pool: number, object: ObjectId): number {
+    const objects = this.#objects
+    const hintAt = this.#hint * objectWords
+    const low = (object as number) | 0
+    // Fast path: a 32-bit number naming the same object as the last call. `low >>> 0` fails the test for anything else.
+    if (
+      typeof object === 'number' &&
+      low >>> 0 === object &&
+      objects[hintAt + ID] === low &&
+      objects[hintAt + POOL] === pool &&
+      objects[hintAt + ID + 1] === 0 &&
+      objects[hintAt + WIDE] === 0 &&
+      objects[hintAt + PAGES] !== 0
+    )
+      return this.#hint
+    this.#setId(object)
+    const id = this.#id
+    const { slots, size } = this.#objectSlots
+    let position = this.#objectSlots.home(this.#idHash(pool))
+    for (let distance = 1; ; distance++) {
+      const resident = slots[position]!
+      if (resident >>> 24 < distance) return none
+      if (resident >>> 24 === distance) {
+        const slot = resident & numberMask
+        const at = slot * objectWords
+        if (
+          objects[at + ID] === id[0] &&
+          objects[at + ID + 1] === id[1] &&
+          objects[at + POOL] === pool &&
+          objects[at + ID + 2] === id[2] &&
+          objects[at + ID + 3] === id[3] &&
+          objects[at + ID + 4] === id[4] &&
+          objects[at + ID + 5] === id[5]
+        ) {
+          this.#hint = slot
+          return slot
+        }
+      }
+      if (++position === size) position = 0
+    }
+  }
+
+  #findPage(slot: number, index: number): number {
+    const entries = this.#entries
+    const { slots, size } = this.#pageSlots
+    let position = this.#pageSlots.home(scatter(slot, index))
+    for (let distance = 1; ; distance++) {
+      const resident = slots[position]!
+      if (resident >>> 24 < distance) return none
+      if (resident >>> 24 === distance) {
+        const at = (resident & numberMask) * entryWords
+        if (entries[at + INDEX] === (index | 0) && entries[at + OBJECT] === slot) return resident & numberMask
+      }
+      if (++position === size) position = 0
+    }
+  }
+
+  /** Hash of the scratch id in a pool. */
+  #idHash(pool: number): number {
+    const id = this.#id
+    let hash = scatter(id[0]!, id[1]! ^ Math.imul(pool + 1, 0x27d4eb2f))
+    if (this.#wide !== 0) hash = scatter(hash ^ id[2]!, id[3]!) ^ scatter(id[4]!, id[5]!)
+    return hash
+  }
+
+  /** Makes an object for the scratch id, without a page yet. */
+  #addObject(pool: number): number {
+    const state = this.#state
+    const objects = this.#objects
+    let slot = state[FREE_OBJECT]!
+    if (slot !== none) state[FREE_OBJECT] = objects[slot * objectWords + NEXT_OBJECT]!
+    else {
+      slot = state[OBJECT_WATERMARK]!
+      // There are as many object slots as entries and each object has a page, so only a full table has none left.
+      if (slot === this.capacity) return none
+      state[OBJECT_WATERMARK] = slot + 1
+    }
+    const at = slot * objectWords
+    objects[at + POOL] = pool
+    objects.set(this.#id, at + ID)
+    objects[at + WIDE] = this.#wide
+    objects[at + FIRST_PAGE] = none
+    objects[at + PAGES] = 0
+    const pushedOut = this.#objectSlots.add(this.#idHash(pool), slot)
+    if (pushedOut !== none) {
+      if (pushedOut !== slot) {
+        this.#objectSlots.remove(this.#idHash(pool), slot)
+        this.#objectSlots.add(this.#hashOfObject(pushedOut), pushedOut)
+      }
+      objects[at + NEXT_OBJECT] = state[FREE_OBJECT]!
+      state[FREE_OBJECT] = slot
+      return none
+    }
+    const poolAt = stateWords + this.queues * 3 + pool
+    const first = state[poolAt]!
+    objects[at + PREVIOUS_OBJECT] = none
+    objects[at + NEXT_OBJECT] = first
+    if (first !== none) objects[first * objectWords + PREVIOUS_OBJECT] = slot
+    state[poolAt] = slot
+    state[OBJECTS] = state[OBJECTS]! + 1
+    this.#hint = slot
+    return slot
+  }
+
+  #removeObject(slot: number): void {
+    const state = this.#state
+    const objects = this.#objects
+    const at = slot * objectWords
+    this.#objectSlots.remove(this.#hashOfObject(slot), slot)
+    const previous = objects[at + PREVIOUS_OBJECT]!
+    const next = objects[at + NEXT_OBJECT]!
+    if (previous === none) state[stateWords + this.queues * 3 + objects[at + POOL]!] = next
+    else objects[previous * objectWords + NEXT_OBJECT] = next
+    if (next !== none) objects[next * objectWords + PREVIOUS_OBJECT] = previous
+    objects[at + PAGES] = 0
+    objects[at + NEXT_OBJECT] = state[FREE_OBJECT]!
+    state[FREE_OBJECT] = slot
+    state[OBJECTS] = state[OBJECTS]! - 1
+  }
+
+  #hashOfObject(slot: number): number {
+    const at = slot * objectWords
+    const objects = this.#objects
+    for (let word = 0; word < 6; word++) this.#id[word] = objects[at + ID + word]!
+    this.#wide = objects[at + WIDE]!
+    return this.#idHash(objects[at + POOL]!)
+  }
+
+  /** Ends an insertion that found no place: the new entry goes, the one that it pushed out comes back. */
+  #undoPage(entry: number, pushedOut: number): void {
+    const hash = (number: number): number =>
+      scatter(this.#entries[number * entryWords + OBJECT]!, this.#entries[number * entryWords + INDEX]!)
+    if (pushedOut === entry) return
+    this.#pageSlots.remove(hash(entry), entry)
+    this.#pageSlots.add(hash(pushedOut), pushedOut)
+  }
+}
+
+function objectIdError(object: unknown): Error {
+  if (typeof object !== 'number' && typeof object !== 'bigint')
+    return new TypeError(`object id must be a number or a bigint, got ${typeof object}`)
+  return new RangeError(`object id must be an integer from 0 to 2^192-2, got ${object}`)
+}

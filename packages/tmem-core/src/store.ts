@@ -1,0 +1,330 @@
+/**
+ * What a store of pages is: the interface between every two layers of a stack.
+ *
+ * Rules that every layer keeps (asserted by the checked boundary and by the conformance suite):
+ *  1. `put` is synchronous and may be refused, at any time, with a reason; refusing is cheap and bounded.
+ *  2. After a refused put no layer holds any page under that handle, not even an older one; after an accepted put
+ *     exactly one layer holds it.
+ *  3. `get` is synchronous: hit, miss or deferred; `fetch` is its twin that may wait.
+ *  4. A flush always succeeds and reaches every layer below.
+ *  5. Buffers belong to the caller: a store copies out of them and into them and keeps no reference.
+ *  6. No timer, thread, clock, random number or socket inside a layer except those it was given; background work is
+ *     `tick`.
+ *
+ * Source: the transcendent memory API (December 2009, "Take 3"): pools, objects, pages; the objections of October
+ * and November 2011 (page sizes, batches, stacking, a fallback for each failure) are why the interface has page sizes,
+ * batches, `fetch` and layers.
+ */
+import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
+import { Pending } from './outcomes.ts'
+
+/**
+ * Names an object inside a pool: an integer of at most 192 bits. A non-negative safe integer `number` is the fast
+ * path; anything larger is a `bigint`. `5` and `5n` name the same object. All 192 bits set is reserved as invalid.
+ */
+export type ObjectId = number | bigint
+
+/** Largest object id. One more (all 192 bits set) is the reserved invalid id of the original. */
+export const maxObjectId: bigint = (1n << 192n) - 2n
+
+/** Smallest page, in bytes, and the unit in which a split page is addressed. */
+export const basePageSize = 4096
+/** Largest page, in bytes. */
+export const maxPageSize: number = 2 * 1024 * 1024
+
+/** What a pool is; fixed when it is made. */
+export interface PoolAttributes {
+  /** The owner: an integer from 0 to 65535. Persistent pages are charged to it. */
+  readonly client: number
+  /** True: what was stored stays until flushed. False (ephemeral): a page may vanish at any time. */
+  readonly persistent: boolean
+  /** True: a get leaves the page in place. False (private): a get of an ephemeral page removes it. */
+  readonly shared: boolean
+  /** Bytes in a page: a power of two from 4 KiB to 2 MiB. */
+  readonly pageSize: number
+}
+
+/** What a layer or a whole stack can do. Frozen data; `compose` checks it. */
+export interface Capabilities {
+  /** Keeps ephemeral pools. */
+  readonly ephemeral: boolean
+  /** Keeps persistent pools. */
+  readonly persistent: boolean
+  /** Keeps shared pools: a get leaves the page in place. */
+  readonly shared: boolean
+  /** Smallest page size that it keeps, in bytes. */
+  readonly minPageSize: number
+  /** Largest page size that it keeps, in bytes. */
+  readonly maxPageSize: number
+  /** A get may answer `Deferred`. */
+  readonly deferred: boolean
+  /** `Pool.split` gives a view in 4 KiB pages. */
+  readonly split: boolean
+  /** Bytes of pages that are sure to find a place: a put below that amount is refused only when the outside fails. */
+  readonly reservedBytes: number
+}
+
+/** Lent bytes: `length` bytes of `bytes` from `at`; valid only inside the callback, read only. */
+export type Borrower = (bytes: Uint8Array, at: number, length: number) => void
+
+/** Bounds one `tick`. */
+export interface Budget {
+  /** At most this many pages are touched (moved, written, recompressed, prepared). */
+  readonly pages: number
+}
+
+/** What one `tick` did. */
+export interface Progress {
+  /** Pages touched. */
+  readonly pages: number
+  /** True when there is more to do now. */
+  readonly pending: boolean
+}
+
+/** Nothing was done and nothing is waiting. */
+export const idle: Progress = Object.freeze({ pages: 0, pending: false })
+
+/** One node of the tree of statistics: plain integer counters under their historical names, and what is below. */
+export interface StatsNode {
+  /** Name of the layer or section, e.g. `frontswap`. */
+  readonly name: string
+  /** Counters and gauges by name. Bytes and pages are integers. */
+  readonly counters: Readonly<Record<string, number>>
+  /** Sections of this layer, then the layer below. */
+  readonly children: readonly StatsNode[]
+}
+
+/**
+ * A pool of pages in a store. A handle is (object, index); index is an integer from 0 to 2^32-1 (for pages larger than
+ * 4 KiB: 0 to 2^32 / (pageSize / 4096) - 1). Pages are `Uint8Array`s of exactly `attributes.pageSize` bytes.
+ * Anything else is misuse and throws `TypeError` or `RangeError` before anything changed.
+ */
+export interface Pool {
+  readonly attributes: PoolAttributes
+  /** Copies a page in. On anything but `Stored`, no layer holds a page under this handle any more. */
+  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome
+  /**
+   * Copies a page out. A hit removes the page from a private ephemeral pool and leaves it in place in every other.
+   * On `Deferred`, await `fetch`.
+   */
+  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome
+  /**
+   * As `get`, waiting where that is needed; resolves to `Hit` or `Miss`. Rejects with `TmemError` when the page is known
+   * to exist and cannot be had (I/O error, corruption). Calls for one handle are serialised; the answer is never older
+   * than the state at the time of the call.
+   */
+  fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome>
+  /** Removes a page, if there is one, here and below. Cannot fail. */
+  flushPage(object: ObjectId, index: number): void
+  /** Removes all pages of an object, here and below. Cannot fail. */
+  flushObject(object: ObjectId): void
+  /**
+   * Puts every entry of the batch whose outcome is `Pending`, in order. An entry that is already `Stored` was taken by
+   * a layer above: any copy here or below is dropped. Other entries are left alone. Returns how many entries are now
+   * `Stored`. One crossing per layer and batch.
+   */
+  putMany(batch: PageBatch): number
+  /** Gets every entry whose outcome is `Pending`; afterwards none is. Returns the number of hits in the whole batch. */
+  getMany(batch: PageBatch): number
+  /** Flushes every entry, whatever its outcome says. */
+  flushMany(batch: PageBatch): void
+  /** A get without the copy: the page is lent to `use`. In a private ephemeral pool it is removed afterwards. */
+  lend(object: ObjectId, index: number, use: Borrower): GetOutcome
+  /** The same pages seen in 4 KiB parts (index = index * parts + part), or why that cannot be had. See `Capabilities.split`. */
+  split(): Pool | PoolRefusal
+  /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
+  freeze(): void
+  /** Ends `freeze`. */
+  thaw(): void
+  /** Removes all pages; afterwards a put answers `PoolGone`, a get `Miss`. Idempotent. */
+  destroy(): void
+}
+
+/** A place for pages: one layer, or a whole stack. */
+export interface PageStore {
+  readonly name: string
+  readonly capabilities: Capabilities
+  /** Makes a pool, or says why not. Test with `typeof answer === 'number'`. */
+  newPool(attributes: PoolAttributes): Pool | PoolRefusal
+  /** Does background work within the budget, in this layer and below. */
+  tick(budget: Budget): Progress
+  /** Counters of this layer and of those below. */
+  stats(): StatsNode
+  /** Destroys the pools, closes what is below, gives everything back. Idempotent. */
+  close(): Promise<void>
+}
+
+/** Where layers get memory: one place, so that each request can be counted, bounded and made to fail. */
+export interface Allocator {
+  /**
+   * Zeroed memory, or `undefined` when there is none. `site` names the place in the code, e.g. `memory.chunk`.
+   * `bytes` is a positive integer.
+   */
+  allocate(bytes: number, site: string): ArrayBufferLike | undefined
+}
+
+/** Persistent memory of one client. */
+export interface Account {
+  /** Charges bytes; false (and nothing charged) when the maximum would be passed. */
+  charge(bytes: number): boolean
+  /** Gives bytes back. */
+  release(bytes: number): void
+}
+
+/** Persistent memory by client: the limit against a client that only ever stores. */
+export interface Accounts {
+  /** The account of a client; the same object for the same client. */
+  of(client: number): Account
+}
+
+/** What a stack hands to each of its layers. */
+export interface LayerContext {
+  readonly allocator: Allocator
+  readonly accounts: Accounts
+}
+
+/** A layer before it is opened: frozen data and two functions, so that a stack can be judged before anything is allocated. */
+export interface Layer {
+  /** Name as in the textual form of a stack, e.g. `zcache`. */
+  readonly name: string
+  /**
+   * What the stack from here downwards can do when `below` is what the next layer can do (`undefined`: there is none);
+   * a string says in words why the two cannot stand together.
+   */
+  plan(below: Capabilities | undefined): Capabilities | string
+  /** Opens the layer over the next one. It owns `next` and closes it. Throws `TmemError` when it cannot open. */
+  open(next: PageStore | undefined, context: LayerContext): PageStore
+}
+
+/** Kinds of option values in the textual form of a stack. `bytes` are written `64MiB`, `flag` as `yes` or `no`. */
+export type OptionKind = 'bytes' | 'integer' | 'number' | 'text' | 'flag'
+/** A parsed option: bytes, integers and numbers are `number`s, flags are `boolean`s. */
+export type OptionValue = number | string | boolean
+
+/** One option of a layer in the textual form of a stack. */
+export interface OptionSpec {
+  readonly kind: OptionKind
+  /** What it sets, in a few words, for `--help` and errors. */
+  readonly summary: string
+  readonly required?: boolean
+  /** Text options: the allowed values. */
+  readonly choices?: readonly string[]
+  /** Smallest and largest number allowed. */
+  readonly minimum?: number
+  readonly maximum?: number
+}
+
+/** Makes a layer out of named options: what a package exports so that its layer can be named in text. */
+export interface LayerFactory {
+  /** Name in the text, e.g. `zcache`. */
+  readonly name: string
+  readonly summary: string
+  readonly options: Readonly<Record<string, OptionSpec>>
+  /** `options` were checked against the specification: required ones are there, kinds and ranges are right. */
+  create(options: Readonly<Record<string, OptionValue>>): Layer
+}
+
+/**
+ * Up to `capacity` handles with a page each: the caller's, reusable, and the only thing that a batch operation touches.
+ *
+ * Page i lies in `bytes` at `offsets[i]` and has `pageSize` bytes. `outcomes[i]` holds the outcome of entry i (`PutOutcome` or
+ * `GetOutcome`), or `Pending`.
+ */
+export class PageBatch {
+  readonly capacity: number
+  readonly pageSize: number
+  /** Where the pages lie. May be replaced by the caller between batches. */
+  bytes: Uint8Array
+  /** Entries in use. */
+  length = 0
+  readonly objects: ObjectId[]
+  readonly indexes: Uint32Array
+  readonly offsets: Float64Array
+  readonly outcomes: Uint8Array
+
+  /**
+   * @param capacity entries, 1 to 65536
+   * @param pageSize bytes of a page: of the pool that the batch will be used with
+   * @param bytes where the pages lie; by default a new buffer with room for `capacity` pages back to back
+   */
+  constructor(capacity: number, pageSize: number = basePageSize, bytes?: Uint8Array) {
+    if (!Number.isInteger(capacity) || capacity < 1 || capacity > 65536)
+      throw new RangeError(`batch capacity must be an integer from 1 to 65536, got ${capacity}`)
+    assertPageSize(pageSize)
+    this.capacity = capacity
+    this.pageSize = pageSize
+    this.bytes = bytes ?? new Uint8Array(capacity * pageSize)
+    this.objects = new Array<ObjectId>(capacity).fill(0)
+    this.indexes = new Uint32Array(capacity)
+    this.offsets = new Float64Array(capacity)
+    this.outcomes = new Uint8Array(capacity)
+  }
+
+  /** Empties the batch; the memory stays. */
+  clear(): void {
+    this.length = 0
+  }
+
+  /** Adds an entry in state `Pending` and returns its number. The page lies at `at`, by default back to back. */
+  push(object: ObjectId, index: number, at: number = this.length * this.pageSize): number {
+    const entry = this.length
+    if (entry === this.capacity) throw new RangeError(`batch is full: it has room for ${this.capacity} entries`)
+    if (!Number.isInteger(at) || at < 0 || at + this.pageSize > this.bytes.length)
+      throw new RangeError(`page at ${at} is outside of the batch's ${this.bytes.length} bytes`)
+    assertIndex(index, this.pageSize)
+    this.objects[entry] = object
+    this.indexes[entry] = index
+    this.offsets[entry] = at
+    this.outcomes[entry] = Pending
+    this.length = entry + 1
+    return entry
+  }
+
+  /** Makes every entry `Pending` again, so that the same handles can be used for another operation. */
+  rearm(): void {
+    this.outcomes.fill(Pending, 0, this.length)
+  }
+}
+
+/** Throws `RangeError` unless `pageSize` is a power of two from 4 KiB to 2 MiB. */
+export function assertPageSize(pageSize: number): void {
+  if (!isPageSize(pageSize))
+    throw new RangeError(
+      `page size must be a power of two from ${basePageSize} to ${maxPageSize} bytes, got ${pageSize}`,
+    )
+}
+
+/** True for a power of two from 4 KiB to 2 MiB. */
+export function isPageSize(pageSize: number): boolean {
+  return pageSize >= basePageSize && pageSize <= maxPageSize && (pageSize & (pageSize - 1)) === 0
+}
+
+/** Throws `RangeError` unless `index` can name a page of that size. */
+export function assertIndex(index: number, pageSize: number): void {
+  if (index >>> 0 !== index || index * (pageSize / basePageSize) > 0xffffffff)
+    throw new RangeError(`index must be an integer from 0 to ${2 ** 32 / (pageSize / basePageSize) - 1}, got ${index}`)
+}
+
+/** Throws `TypeError` or `RangeError` unless `page` is a `Uint8Array` of exactly `pageSize` bytes. */
+export function assertPage(page: Uint8Array, pageSize: number): void {
+  if (!(page instanceof Uint8Array)) throw new TypeError('page must be a Uint8Array')
+  if (page.length !== pageSize) throw new RangeError(`page must have ${pageSize} bytes, got ${page.length}`)
+}
+
+/** Throws `TypeError` or `RangeError` unless the batch fits a pool with this page size. */
+export function assertBatch(batch: PageBatch, pageSize: number): void {
+  if (!(batch instanceof PageBatch)) throw new TypeError('batch must be a PageBatch')
+  if (batch.pageSize !== pageSize)
+    throw new RangeError(`batch has pages of ${batch.pageSize} bytes, the pool has pages of ${pageSize}`)
+}
+
+/** Throws `RangeError` unless the attributes make sense; returns a frozen copy. */
+export function checkedAttributes(attributes: PoolAttributes): PoolAttributes {
+  const { client, persistent, shared, pageSize } = attributes
+  if (!Number.isInteger(client) || client < 0 || client > 0xffff)
+    throw new RangeError(`client must be an integer from 0 to 65535, got ${client}`)
+  if (typeof persistent !== 'boolean' || typeof shared !== 'boolean')
+    throw new TypeError('pool attributes `persistent` and `shared` must be booleans')
+  assertPageSize(pageSize)
+  return Object.freeze({ client, persistent, shared, pageSize })
+}
