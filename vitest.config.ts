@@ -1,18 +1,18 @@
-import { defineConfig } from "vitest/config";
+import { defineConfig } from 'vitest/config'
 
 // Tests run from source: the condition "@tmem/source" leads an import of a package to its src folder.
-const conditions = ["@tmem/source", "module", "node", "development|production"];
-const system = process.env["TMEM_SYSTEM_TESTS"] === "1";
+const conditions = ['@tmem/source', 'module', 'node', 'development|production']
+const system = process.env['TMEM_SYSTEM_TESTS'] === '1'
 
 export default defineConfig({
   resolve: { conditions },
   ssr: { resolve: { conditions } },
   test: {
-    include: system ? ["**/test/system/**/*.test.ts"] : ["**/test/**/*.test.ts"],
-    exclude: ["**/node_modules/**", "**/dist/**", ...(system ? [] : ["**/test/system/**"])],
+    include: system ? ['**/test/system/**/*.test.ts'] : ['**/test/**/*.test.ts'],
+    exclude: ['**/node_modules/**', '**/dist/**', ...(system ? [] : ['**/test/system/**'])],
     passWithNoTests: true,
     testTimeout: 20_000,
     hookTimeout: 20_000,
-    reporters: ["default", "./tools/vitest-reporter.mjs"],
+    reporters: ['default', './tools/vitest-reporter.mjs'],
   },
-});
+})

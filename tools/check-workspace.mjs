@@ -1,89 +1,92 @@
 // The rules that every package of the workspace keeps, checked by `npm test`. `--fix` writes the TypeScript references.
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { dirname, join, relative } from "node:path";
-import { fileURLToPath } from "node:url";
+import { spawnSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
 
-const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const fix = process.argv.includes("--fix");
-const problems = [];
-const json = (path) => JSON.parse(readFileSync(join(root, path), "utf8"));
-const arrows = json("tools/arrows.json");
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+const fix = process.argv.includes('--fix')
+const problems = []
+const json = (path) => JSON.parse(readFileSync(join(root, path), 'utf8'))
+const arrows = json('tools/arrows.json')
 
-const packages = ["packages", "apps"]
+const packages = ['packages', 'apps']
   .flatMap((group) => readdirSync(join(root, group)).map((name) => `${group}/${name}`))
-  .filter((folder) => existsSync(join(root, folder, "package.json")))
+  .filter((folder) => existsSync(join(root, folder, 'package.json')))
   .map((folder) => ({ folder, manifest: json(`${folder}/package.json`) }))
-  .sort((a, b) => (a.folder < b.folder ? -1 : 1));
-const folderOf = new Map(packages.map(({ folder, manifest }) => [manifest.name, folder]));
+  .sort((a, b) => (a.folder < b.folder ? -1 : 1))
+const folderOf = new Map(packages.map(({ folder, manifest }) => [manifest.name, folder]))
 
-checkVersions("package.json", json("package.json"));
+checkVersions('package.json', json('package.json'))
 for (const { folder, manifest } of packages) {
-  const rule = (kept, text) => kept || problems.push(`${folder}: ${text}`);
-  const library = folder.startsWith("packages/");
-  for (const file of ["README.md", "LICENSE", "tsconfig.json", "src/index.ts"]) {
-    rule(existsSync(join(root, folder, file)), `${file} is missing`);
+  const rule = (kept, text) => kept || problems.push(`${folder}: ${text}`)
+  const library = folder.startsWith('packages/')
+  for (const file of ['README.md', 'LICENSE', 'tsconfig.json', 'src/index.ts']) {
+    rule(existsSync(join(root, folder, file)), `${file} is missing`)
   }
-  const name = folder.slice(folder.indexOf("/") + 1);
-  const named = library ? `@tmem/${name === "tmem-core" ? "core" : name}` : name;
-  rule(manifest.name === named, `must be named ${named}, not ${manifest.name}`);
-  rule(manifest.license === "MIT", 'needs "license": "MIT"');
-  rule(manifest.type === "module", 'needs "type": "module"');
-  rule(manifest.sideEffects === false, 'needs "sideEffects": false');
-  rule(manifest.engines?.node === ">=20.19.0", 'needs "engines": {"node": ">=20.19.0"}');
-  rule(manifest.files?.includes("dist") && manifest.files.includes("src"), '"files" must hold dist and src');
-  rule(typeof manifest.types === "string", 'needs "types"');
-  rule(manifest.exports?.["."] !== undefined, 'needs "exports" with "."');
+  const name = folder.slice(folder.indexOf('/') + 1)
+  const named = library ? `@tmem/${name === 'tmem-core' ? 'core' : name}` : name
+  rule(manifest.name === named, `must be named ${named}, not ${manifest.name}`)
+  rule(manifest.license === 'MIT', 'needs "license": "MIT"')
+  rule(manifest.type === 'module', 'needs "type": "module"')
+  rule(manifest.sideEffects === false, 'needs "sideEffects": false')
+  rule(manifest.engines?.node === '>=20.19.0', 'needs "engines": {"node": ">=20.19.0"}')
+  rule(manifest.files?.includes('dist') && manifest.files.includes('src'), '"files" must hold dist and src')
+  rule(typeof manifest.types === 'string', 'needs "types"')
+  rule(manifest.exports?.['.'] !== undefined, 'needs "exports" with "."')
   for (const [path, entry] of Object.entries(manifest.exports ?? {})) {
-    const keys = Object.keys(entry).join();
-    rule(keys === "@tmem/source,types,default", `exports["${path}"] has ${keys}, not @tmem/source,types,default`);
-    const { "@tmem/source": source, ...published } = entry;
-    rule(existsSync(join(root, folder, source ?? "?")), `exports["${path}"]: ${source} does not exist`);
-    const same = JSON.stringify(manifest.publishConfig?.exports?.[path]) === JSON.stringify(published);
-    rule(same, `publishConfig.exports["${path}"] must be the same without @tmem/source`);
+    const keys = Object.keys(entry).join()
+    rule(keys === '@tmem/source,types,default', `exports["${path}"] has ${keys}, not @tmem/source,types,default`)
+    const { '@tmem/source': source, ...published } = entry
+    rule(existsSync(join(root, folder, source ?? '?')), `exports["${path}"]: ${source} does not exist`)
+    const same = JSON.stringify(manifest.publishConfig?.exports?.[path]) === JSON.stringify(published)
+    rule(same, `publishConfig.exports["${path}"] must be the same without @tmem/source`)
   }
-  checkVersions(folder, manifest);
+  checkVersions(folder, manifest)
 
-  const uses = (kind) => Object.keys(manifest[kind] ?? {}).filter((name) => folderOf.has(name));
-  const sources = arrows.sources[manifest.name];
-  rule(sources !== undefined, `${manifest.name} is not in tools/arrows.json`);
-  const allowed = (list, name) => list?.includes(name) || list?.includes("*");
-  for (const used of uses("dependencies")) {
-    rule(allowed(sources, used), `may not depend on ${used} (tools/arrows.json)`);
+  const uses = (kind) => Object.keys(manifest[kind] ?? {}).filter((name) => folderOf.has(name))
+  const sources = arrows.sources[manifest.name]
+  rule(sources !== undefined, `${manifest.name} is not in tools/arrows.json`)
+  const allowed = (list, name) => list?.includes(name) || list?.includes('*')
+  for (const used of uses('dependencies')) {
+    rule(allowed(sources, used), `may not depend on ${used} (tools/arrows.json)`)
   }
-  for (const used of uses("devDependencies")) {
-    const ok = [sources, arrows.tests["*"], arrows.tests[manifest.name]].some((list) => allowed(list, used));
-    rule(ok, `its tests may not use ${used} (tools/arrows.json)`);
+  for (const used of uses('devDependencies')) {
+    const ok = [sources, arrows.tests['*'], arrows.tests[manifest.name]].some((list) => allowed(list, used))
+    rule(ok, `its tests may not use ${used} (tools/arrows.json)`)
   }
   checkReferences(
     `${folder}/tsconfig.json`,
-    uses("dependencies").map((used) => relative(folder, folderOf.get(used))),
-  );
+    uses('dependencies').map((used) => relative(folder, folderOf.get(used))),
+  )
 }
-for (const path of ["tsconfig.json", "tsconfig.test.json"]) {
+for (const path of ['tsconfig.json', 'tsconfig.test.json']) {
   checkReferences(
     path,
     packages.map(({ folder }) => folder),
-  );
+  )
 }
 
-for (const problem of problems) console.log(problem);
-console.log(problems.length === 0 ? `${packages.length} packages keep the rules` : `${problems.length} problems`);
-process.exitCode = problems.length === 0 ? 0 : 1;
+for (const problem of problems) console.log(problem)
+console.log(problems.length === 0 ? `${packages.length} packages keep the rules` : `${problems.length} problems`)
+process.exitCode = problems.length === 0 ? 0 : 1
 
 function checkVersions(where, manifest) {
-  for (const kind of ["dependencies", "devDependencies", "peerDependencies", "optionalDependencies"]) {
+  for (const kind of ['dependencies', 'devDependencies', 'peerDependencies', 'optionalDependencies']) {
     for (const [name, version] of Object.entries(manifest[kind] ?? {})) {
-      const wanted = folderOf.has(name) ? "workspace:^" : "catalog:";
-      if (version !== wanted) problems.push(`${where}: ${kind}.${name} must be "${wanted}", not "${version}"`);
+      const wanted = folderOf.has(name) ? 'workspace:^' : 'catalog:'
+      if (version !== wanted) problems.push(`${where}: ${kind}.${name} must be "${wanted}", not "${version}"`)
     }
   }
 }
 
 function checkReferences(path, folders) {
-  if (!existsSync(join(root, path))) return;
-  const config = json(path);
-  const references = [...folders].sort().map((folder) => ({ path: folder }));
-  if (JSON.stringify(config.references ?? []) === JSON.stringify(references)) return;
-  if (fix) writeFileSync(join(root, path), `${JSON.stringify({ ...config, references }, null, 2)}\n`);
-  else problems.push(`${path}: references do not match the dependencies; node tools/check-workspace.mjs --fix`);
+  if (!existsSync(join(root, path))) return
+  const config = json(path)
+  const references = [...folders].sort().map((folder) => ({ path: folder }))
+  if (JSON.stringify(config.references ?? []) === JSON.stringify(references)) return
+  if (fix) {
+    writeFileSync(join(root, path), `${JSON.stringify({ ...config, references }, null, 2)}\n`)
+    spawnSync('npx', ['biome', 'format', '--write', path], { cwd: root })
+  } else problems.push(`${path}: references do not match the dependencies; node tools/check-workspace.mjs --fix`)
 }

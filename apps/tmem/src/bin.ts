@@ -1,4 +1,4 @@
 #!/usr/bin/env node
-import { program } from "./index.ts";
+import { program } from './index.ts'
 
-program().parse();
+program().parse()

@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/conformance";
+export const placeholder: string = '@tmem/conformance'

@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/faults";
+export const placeholder: string = '@tmem/faults'

@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/frontswap";
+export const placeholder: string = '@tmem/frontswap'

@@ -1,6 +1,6 @@
-import { expect, test } from "vitest";
-import { placeholder } from "../src/index.ts";
+import { expect, test } from 'vitest'
+import { placeholder } from '../src/index.ts'
 
-test("the package loads", () => {
-  expect(placeholder).toBe("@tmem/frontswap");
-});
+test('the package loads', () => {
+  expect(placeholder).toBe('@tmem/frontswap')
+})

@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/interleave";
+export const placeholder: string = '@tmem/interleave'

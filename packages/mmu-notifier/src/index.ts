@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/mmu-notifier";
+export const placeholder: string = '@tmem/mmu-notifier'

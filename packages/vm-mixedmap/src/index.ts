@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/vm-mixedmap";
+export const placeholder: string = '@tmem/vm-mixedmap'

@@ -1,1 +1,1 @@
-export const placeholder: string = "@tmem/zcache";
+export const placeholder: string = '@tmem/zcache'
