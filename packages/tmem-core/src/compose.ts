@@ -1,1 +1,509 @@
-export {}
+/**
+ * Builds a stack out of layers, with a checked boundary between every two.
+ *
+ * `compose` first asks each layer, from the bottom up, whether it can stand above the next one; nothing is allocated
+ * before the whole stack was judged. It then opens them from the bottom up. Each opened store is wrapped once, so that
+ * every call between two layers (and from the outside into the top one) passes exactly one boundary, which checks
+ * arguments before the call and the answer after it. In `'model'` mode the boundary also remembers a checksum per
+ * 4 KiB and asserts the rules of coherency themselves: put-put-get, get-get, nothing after a refused put or a flush,
+ * nothing persistent lost.
+ *
+ * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again.
+ */
+import { crc32 } from 'node:zlib'
+import { createAccounts, systemAllocator } from './context.ts'
+import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
+import {
+  GetOutcome as Got,
+  getOutcomeCount,
+  getOutcomeName,
+  Pending,
+  PutOutcome as Put,
+  poolRefusalName,
+  putOutcomeCount,
+  putOutcomeName,
+  TmemError,
+} from './outcomes.ts'
+import type {
+  Accounts,
+  Allocator,
+  Borrower,
+  Budget,
+  Capabilities,
+  Layer,
+  LayerContext,
+  ObjectId,
+  PageBatch,
+  PageStore,
+  Pool,
+  PoolAttributes,
+  Progress,
+  StatsNode,
+} from './store.ts'
+import { assertBatch, assertIndex, assertPage, basePageSize, checkedAttributes } from './store.ts'
+
+/** What the user of a stack needs of it; `compose` refuses a stack that cannot give it. */
+export interface StackRequirement {
+  /** Who needs it, for the message, e.g. `swap device /run/tmem.sock`. */
+  readonly by: string
+  readonly ephemeral?: boolean
+  readonly persistent?: boolean
+  readonly shared?: boolean
+  /** Page size that must be kept, in bytes. */
+  readonly pageSize?: number
+  /** Bytes that must be sure to find a place: what a block device needs, which cannot refuse a write. */
+  readonly reservedBytes?: number
+}
+
+/** Settings of `compose`; each has a default that fits. */
+export interface ComposeOptions {
+  /** Where the layers get memory (default: `systemAllocator`). */
+  readonly allocator?: Allocator
+  /** Who pays for persistent pages (default: new accounts without a maximum). */
+  readonly accounts?: Accounts
+  /** `'arguments'` (default): arguments and answers. `'model'`: the rules of coherency, too (slow, for tests). */
+  readonly check?: 'arguments' | 'model'
+  /** What the stack is for. */
+  readonly requirement?: StackRequirement
+}
+
+/**
+ * Opens a stack; the first layer is the one that pages enter. Throws `TmemError`: `TMEM_BAD_STACK` names the two layers
+ * that cannot stand together and why; whatever a layer throws when it cannot open comes through, after the layers that
+ * were open already have been told to close.
+ */
+export function compose(layers: readonly Layer[], options: ComposeOptions = {}): PageStore {
+  const { allocator = systemAllocator, accounts = createAccounts(), check = 'arguments', requirement } = options
+  const plans = judge(layers)
+  if (requirement !== undefined) satisfy(requirement, layers, plans[0]!)
+  const context: LayerContext = { allocator, accounts }
+  let store: PageStore | undefined
+  for (let i = layers.length - 1; i >= 0; i--) {
+    const layer = layers[i]!
+    try {
+      const opened = layer.open(store, context)
+      store = new Boundary(opened, i === 0 ? 'the caller' : layers[i - 1]!.name, check === 'model')
+    } catch (error) {
+      // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error thrown here.
+      if (store !== undefined) void store.close()
+      throw error
+    }
+  }
+  return store!
+}
+
+/** What each stack from layer i downwards can do. Throws `TMEM_BAD_STACK`. */
+function judge(layers: readonly Layer[]): readonly Capabilities[] {
+  if (layers.length === 0)
+    throw new TmemError('TMEM_BAD_STACK', 'a stack needs at least one layer that keeps pages, e.g. memory')
+  const plans = new Array<Capabilities>(layers.length)
+  for (let i = layers.length - 1; i >= 0; i--) {
+    const layer = layers[i]!
+    const next = layers[i + 1]
+    const where =
+      next === undefined ? `${layer.name} cannot be the last layer` : `${layer.name} cannot stand above ${next.name}`
+    const plan = layer.plan(plans[i + 1])
+    if (typeof plan === 'string') throw new TmemError('TMEM_BAD_STACK', `${where}: ${plan}`, { layer: layer.name })
+    if (plan.minPageSize > plan.maxPageSize)
+      throw new TmemError('TMEM_BAD_STACK', `${where}: there is no page size that both keep`, { layer: layer.name })
+    if (!plan.ephemeral && !plan.persistent)
+      throw new TmemError('TMEM_BAD_STACK', `${where}: there is no kind of pool that both keep`, { layer: layer.name })
+    plans[i] = plan
+  }
+  return plans
+}
+
+function satisfy(need: StackRequirement, layers: readonly Layer[], can: Capabilities): void {
+  const names = layers.map((layer) => layer.name).join(' > ')
+  const last = layers[layers.length - 1]!.name
+  const refuse = (reason: string): never => {
+    throw new TmemError('TMEM_BAD_STACK', `${need.by} cannot stand above ${names}: ${reason}`, {
+      layer: layers[0]!.name,
+    })
+  }
+  if (need.persistent === true && !can.persistent) refuse('it needs persistent pools, which this stack does not keep')
+  if (need.ephemeral === true && !can.ephemeral) refuse('it needs ephemeral pools, which this stack does not keep')
+  if (need.shared === true && !can.shared) refuse('it needs shared pools, which this stack does not keep')
+  if (need.pageSize !== undefined && (need.pageSize < can.minPageSize || need.pageSize > can.maxPageSize))
+    refuse(`it needs pages of ${need.pageSize} bytes, the stack keeps ${can.minPageSize} to ${can.maxPageSize}`)
+  if (need.reservedBytes !== undefined && need.reservedBytes > can.reservedBytes)
+    refuse(
+      `it needs room for all of its ${need.reservedBytes} bytes, because it cannot refuse a write, and ${last} reserves ${can.reservedBytes}: end the stack in a file, e.g. frontswap(file=…,size=…)`,
+    )
+}
+
+/** Shared by all pools of one boundary: whether it stopped. */
+class BoundaryState {
+  readonly upper: string
+  readonly lower: string
+  broken: TmemError | undefined
+
+  constructor(upper: string, lower: string) {
+    this.upper = upper
+    this.lower = lower
+  }
+
+  /** Stops the boundary for good. */
+  break(rule: string, handle?: string): never {
+    this.broken = new TmemError(
+      'TMEM_BROKEN',
+      `${this.lower} broke a rule towards ${this.upper}: ${rule}${handle === undefined ? '' : ` (${handle})`}; this stack is stopped`,
+      handle === undefined ? { layer: this.lower } : { layer: this.lower, handle },
+    )
+    throw this.broken
+  }
+}
+
+class Boundary implements PageStore {
+  readonly name: string
+  readonly capabilities: Capabilities
+  readonly #store: PageStore
+  readonly #state: BoundaryState
+  readonly #model: boolean
+  #closing: Promise<void> | undefined
+
+  constructor(store: PageStore, upper: string, model: boolean) {
+    this.name = store.name
+    this.capabilities = store.capabilities
+    this.#store = store
+    this.#state = new BoundaryState(upper, store.name)
+    this.#model = model
+  }
+
+  newPool(attributes: PoolAttributes): Pool | PoolRefusal {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    const checked = checkedAttributes(attributes)
+    const pool = this.#store.newPool(checked)
+    if (typeof pool === 'number') {
+      if (poolRefusalName(pool).startsWith('unknown')) this.#state.break(`newPool answered ${pool}`)
+      return pool
+    }
+    return new BoundaryPool(
+      pool,
+      this.#state,
+      this.capabilities,
+      this.#model ? new PoolModel(pool.attributes) : undefined,
+    )
+  }
+
+  tick(budget: Budget): Progress {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    if (!(budget.pages >= 0)) throw new RangeError(`a budget of ${budget.pages} pages makes no sense`)
+    const progress = this.#store.tick(budget)
+    if (progress.pages > budget.pages)
+      this.#state.break(`tick touched ${progress.pages} pages with a budget of ${budget.pages}`)
+    return progress
+  }
+
+  stats(): StatsNode {
+    return this.#store.stats()
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#store.close()
+    return this.#closing
+  }
+}
+
+class BoundaryPool implements Pool {
+  readonly attributes: PoolAttributes
+  readonly #pool: Pool
+  readonly #state: BoundaryState
+  readonly #capabilities: Capabilities
+  readonly #pageSize: number
+  readonly #model: PoolModel | undefined
+
+  constructor(pool: Pool, state: BoundaryState, capabilities: Capabilities, model: PoolModel | undefined) {
+    this.attributes = pool.attributes
+    this.#pool = pool
+    this.#state = state
+    this.#capabilities = capabilities
+    this.#pageSize = pool.attributes.pageSize
+    this.#model = model
+  }
+
+  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertPage(page, this.#pageSize)
+    assertIndex(index, this.#pageSize)
+    const outcome = this.#pool.put(object, index, page)
+    if (outcome >>> 0 >= putOutcomeCount) state.break(`put answered ${outcome}`, handleName(object, index))
+    const complaint = this.#model?.put(object, index, page, 0, outcome)
+    if (complaint !== undefined) state.break(complaint, handleName(object, index))
+    return outcome
+  }
+
+  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertPage(into, this.#pageSize)
+    assertIndex(index, this.#pageSize)
+    const outcome = this.#pool.get(object, index, into)
+    if (outcome >>> 0 >= getOutcomeCount) state.break(`get answered ${outcome}`, handleName(object, index))
+    if (outcome === Got.Deferred && !this.#capabilities.deferred)
+      state.break('get answered Deferred, which its capabilities exclude', handleName(object, index))
+    const complaint = this.#model?.got(object, index, into, 0, outcome)
+    if (complaint !== undefined) state.break(complaint, handleName(object, index))
+    return outcome
+  }
+
+  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertPage(into, this.#pageSize)
+    assertIndex(index, this.#pageSize)
+    const changes = this.#model?.changes
+    const outcome = await this.#pool.fetch(object, index, into)
+    if (outcome !== Got.Hit && outcome !== Got.Miss)
+      state.break(`fetch answered ${getOutcomeName(outcome)}`, handleName(object, index))
+    if (this.#model !== undefined) {
+      // Whatever changed while this one waited may have come before or after it: then only the removal is certain.
+      if (changes !== this.#model.changes) this.#model.uncertain(object, index, outcome)
+      else {
+        const complaint = this.#model.got(object, index, into, 0, outcome)
+        if (complaint !== undefined) state.break(complaint, handleName(object, index))
+      }
+    }
+    return outcome
+  }
+
+  flushPage(object: ObjectId, index: number): void {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertIndex(index, this.#pageSize)
+    this.#pool.flushPage(object, index)
+    this.#model?.flushPage(object, index)
+  }
+
+  flushObject(object: ObjectId): void {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#pool.flushObject(object)
+    this.#model?.flushObject(object)
+  }
+
+  putMany(batch: PageBatch): number {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertBatch(batch, this.#pageSize)
+    const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
+    const stored = this.#pool.putMany(batch)
+    let count = 0
+    for (let i = 0; i < batch.length; i++) {
+      const outcome = batch.outcomes[i]!
+      if (outcome >= putOutcomeCount) state.break(`putMany left the outcome ${outcome}`, entryName(batch, i))
+      if (outcome === Put.Stored) count++
+      if (before === undefined) continue
+      const { bytes, objects, indexes, offsets } = batch
+      if (before[i] === Pending) {
+        const complaint = this.#model!.put(objects[i]!, indexes[i]!, bytes, offsets[i]!, outcome as PutOutcome)
+        if (complaint !== undefined) state.break(complaint, entryName(batch, i))
+      } else if (before[i] === Put.Stored) this.#model!.flushPage(objects[i]!, indexes[i]!)
+    }
+    if (count !== stored) state.break(`putMany counted ${stored} stored pages, the outcomes say ${count}`)
+    return stored
+  }
+
+  getMany(batch: PageBatch): number {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertBatch(batch, this.#pageSize)
+    const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
+    const hits = this.#pool.getMany(batch)
+    let count = 0
+    for (let i = 0; i < batch.length; i++) {
+      const outcome = batch.outcomes[i]!
+      if (outcome >= getOutcomeCount || (outcome === Got.Deferred && !this.#capabilities.deferred))
+        state.break(`getMany left the outcome ${outcome}`, entryName(batch, i))
+      if (outcome === Got.Hit) count++
+      if (before === undefined || before[i] !== Pending) continue
+      const { bytes, objects, indexes, offsets } = batch
+      const complaint = this.#model!.got(objects[i]!, indexes[i]!, bytes, offsets[i]!, outcome as GetOutcome)
+      if (complaint !== undefined) state.break(complaint, entryName(batch, i))
+    }
+    if (count !== hits) state.break(`getMany counted ${hits} hits, the outcomes say ${count}`)
+    return hits
+  }
+
+  flushMany(batch: PageBatch): void {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertBatch(batch, this.#pageSize)
+    this.#pool.flushMany(batch)
+    if (this.#model === undefined) return
+    for (let i = 0; i < batch.length; i++) this.#model.flushPage(batch.objects[i]!, batch.indexes[i]!)
+  }
+
+  lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertIndex(index, this.#pageSize)
+    const model = this.#model
+    if (model === undefined) return this.#pool.lend(object, index, use)
+    // The borrower sees a copy that is overwritten afterwards: keeping the view shows at once.
+    let copy: Uint8Array | undefined
+    const outcome = this.#pool.lend(object, index, (bytes, at, length) => {
+      if (length !== this.#pageSize) state.break(`lend gave ${length} bytes`, handleName(object, index))
+      copy = bytes.slice(at, at + length)
+    })
+    if ((outcome === Got.Hit) !== (copy !== undefined))
+      state.break(
+        `lend answered ${getOutcomeName(outcome)} and ${copy ? 'lent' : 'did not lend'}`,
+        handleName(object, index),
+      )
+    const complaint = model.got(object, index, copy ?? emptyPage, 0, outcome)
+    if (complaint !== undefined) state.break(complaint, handleName(object, index))
+    if (copy !== undefined) {
+      use(copy, 0, copy.length)
+      copy.fill(0xdb)
+    }
+    return outcome
+  }
+
+  split(): Pool | PoolRefusal {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    const parts = this.#pool.split()
+    if (typeof parts === 'number') {
+      if (this.#capabilities.split)
+        this.#state.break(`split answered ${poolRefusalName(parts)} despite its capabilities`)
+      return parts
+    }
+    if (parts.attributes.pageSize !== basePageSize)
+      this.#state.break(`split gave pages of ${parts.attributes.pageSize} bytes`)
+    return new BoundaryPool(parts, this.#state, this.#capabilities, this.#model?.parts())
+  }
+
+  freeze(): void {
+    this.#pool.freeze()
+    this.#model?.freeze(true)
+  }
+
+  thaw(): void {
+    this.#pool.thaw()
+    this.#model?.freeze(false)
+  }
+
+  destroy(): void {
+    this.#pool.destroy()
+    this.#model?.destroy()
+  }
+}
+
+const emptyPage = new Uint8Array(0)
+const handleName = (object: ObjectId, index: number): string => `object ${object} index ${index}`
+const entryName = (batch: PageBatch, entry: number): string =>
+  `entry ${entry}: ${handleName(batch.objects[entry]!, batch.indexes[entry]!)}`
+
+/** What the model knows of one object: for each 4 KiB part that may be there, the checksum of its bytes. */
+type ObjectModel = Map<number, number>
+
+/** The pages of a pool and what they must contain, shared between a pool and its view in parts. */
+interface PoolContents {
+  readonly objects: Map<bigint, ObjectModel>
+  changes: number
+  destroyed: boolean
+  frozen: boolean
+}
+
+/**
+ * Knows of every 4 KiB what a get may answer. Absent parts must miss; present parts of a persistent pool must be
+ * there; whatever is served must have the checksum of what was put last.
+ */
+class PoolModel {
+  readonly #attributes: PoolAttributes
+  readonly #partsPerPage: number
+  readonly #contents: PoolContents
+
+  constructor(attributes: PoolAttributes, contents?: PoolContents) {
+    this.#attributes = attributes
+    this.#partsPerPage = attributes.pageSize / basePageSize
+    this.#contents = contents ?? { objects: new Map(), changes: 0, destroyed: false, frozen: false }
+  }
+
+  /** Number of changes so far. */
+  get changes(): number {
+    return this.#contents.changes
+  }
+
+  parts(): PoolModel {
+    return new PoolModel({ ...this.#attributes, pageSize: basePageSize }, this.#contents)
+  }
+
+  freeze(frozen: boolean): void {
+    this.#contents.frozen = frozen
+  }
+
+  destroy(): void {
+    this.#contents.destroyed = true
+    this.#contents.changes++
+    this.#contents.objects.clear()
+  }
+
+  /** Notes a put. Says what is wrong, if anything. */
+  put(object: ObjectId, index: number, bytes: Uint8Array, at: number, outcome: PutOutcome): string | undefined {
+    const { frozen, destroyed } = this.#contents
+    const known = frozen && this.#knows(object, index)
+    this.flushPage(object, index)
+    if (outcome !== Put.Stored) return undefined
+    if (destroyed) return 'a destroyed pool stored a page'
+    if (frozen && !known) return 'a frozen pool stored a page under a new handle'
+    const key = BigInt(object)
+    let pages = this.#contents.objects.get(key)
+    if (pages === undefined) {
+      pages = new Map()
+      this.#contents.objects.set(key, pages)
+    }
+    for (let part = 0; part < this.#partsPerPage; part++)
+      pages.set(index * this.#partsPerPage + part, sumOf(bytes, at + part * basePageSize))
+    return undefined
+  }
+
+  /** Whether any part of the page may be there. */
+  #knows(object: ObjectId, index: number): boolean {
+    const pages = this.#contents.objects.get(BigInt(object))
+    for (let part = 0; part < this.#partsPerPage; part++)
+      if (pages?.has(index * this.#partsPerPage + part) === true) return true
+    return false
+  }
+
+  /** Compares an answer with what is known; afterwards a private ephemeral page is gone. Says what is wrong, if anything. */
+  got(object: ObjectId, index: number, bytes: Uint8Array, at: number, outcome: GetOutcome): string | undefined {
+    const pages = this.#contents.objects.get(BigInt(object))
+    const first = index * this.#partsPerPage
+    let present = true
+    for (let part = 0; part < this.#partsPerPage; part++) present &&= pages?.has(first + part) === true
+    if (outcome === Got.Miss) {
+      if (present && this.#attributes.persistent) return 'a persistent page is lost'
+      // A miss is for good: what was missed once may not come back.
+      if (present) this.flushPage(object, index)
+      return undefined
+    }
+    if (!present) return `${getOutcomeName(outcome)} for a page that was flushed, refused, taken or never stored`
+    if (outcome === Got.Deferred) return undefined
+    for (let part = 0; part < this.#partsPerPage; part++)
+      if (pages!.get(first + part) !== sumOf(bytes, at + part * basePageSize))
+        return 'the bytes are not those of the last put'
+    if (!this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
+    return undefined
+  }
+
+  /** A fetch that ran beside changes: only the removal by a hit in a private ephemeral pool is sure. */
+  uncertain(object: ObjectId, index: number, outcome: GetOutcome): void {
+    if (outcome === Got.Hit && !this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
+  }
+
+  flushPage(object: ObjectId, index: number): void {
+    this.#contents.changes++
+    const key = BigInt(object)
+    const pages = this.#contents.objects.get(key)
+    if (pages === undefined) return
+    for (let part = 0; part < this.#partsPerPage; part++) pages.delete(index * this.#partsPerPage + part)
+    if (pages.size === 0) this.#contents.objects.delete(key)
+  }
+
+  flushObject(object: ObjectId): void {
+    this.#contents.changes++
+    this.#contents.objects.delete(BigInt(object))
+  }
+}
+
+/** CRC-32 of the 4 KiB at `at`: enough to tell pages of a test apart. */
+const sumOf = (bytes: Uint8Array, at: number): number => crc32(bytes.subarray(at, at + basePageSize))

@@ -1,5 +1,6 @@
 /** Transcendent memory: pools, objects, pages, outcomes; composing stores; the memory store. */
 export * from './compose.ts'
+export * from './context.ts'
 export * from './handles.ts'
 export * from './memory.ts'
 export * from './outcomes.ts'
