@@ -1,1 +1,33 @@
-export const placeholder: string = '@tmem/interleave'
+/** Explores all interleavings of small concurrent programs. See the README for an example. */
+export { type Catalogue, catalogue, type RuleEntry, type RuleReport, type RuleSummary } from './catalogue.ts'
+export { type ChartOptions, chartExploration, chartHistory } from './chart.ts'
+export {
+  type Counts,
+  type Exploration,
+  type ExploreOptions,
+  explore,
+  type HistoryStep,
+  type Holds,
+  replay,
+  type Unfinished,
+  type Violated,
+} from './explore.ts'
+export {
+  type Actor,
+  acquire,
+  actor,
+  type Check,
+  type Edit,
+  END,
+  edited,
+  type Footprint,
+  type HasLocks,
+  isRuleViolation,
+  type Jump,
+  RuleViolation,
+  release,
+  requireRule,
+  runAlone,
+  type Scenario,
+  type Step,
+} from './scenario.ts'
