@@ -21,7 +21,6 @@ import {
   PutOutcome as Put,
   poolRefusalName,
   putOutcomeCount,
-  putOutcomeName,
   TmemError,
 } from './outcomes.ts'
 import type {
@@ -40,7 +39,15 @@ import type {
   Progress,
   StatsNode,
 } from './store.ts'
-import { assertBatch, assertIndex, assertPage, basePageSize, checkedAttributes } from './store.ts'
+import {
+  assertBatch,
+  assertEntries,
+  assertIndex,
+  assertObject,
+  assertPage,
+  basePageSize,
+  checkedAttributes,
+} from './store.ts'
 
 /** What the user of a stack needs of it; `compose` refuses a stack that cannot give it. */
 export interface StackRequirement {
@@ -226,6 +233,7 @@ class BoundaryPool implements Pool {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertPage(page, this.#pageSize)
+    assertObject(object)
     assertIndex(index, this.#pageSize)
     const outcome = this.#pool.put(object, index, page)
     if (outcome >>> 0 >= putOutcomeCount) state.break(`put answered ${outcome}`, handleName(object, index))
@@ -238,6 +246,7 @@ class BoundaryPool implements Pool {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertPage(into, this.#pageSize)
+    assertObject(object)
     assertIndex(index, this.#pageSize)
     const outcome = this.#pool.get(object, index, into)
     if (outcome >>> 0 >= getOutcomeCount) state.break(`get answered ${outcome}`, handleName(object, index))
@@ -252,6 +261,7 @@ class BoundaryPool implements Pool {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertPage(into, this.#pageSize)
+    assertObject(object)
     assertIndex(index, this.#pageSize)
     const changes = this.#model?.changes
     const outcome = await this.#pool.fetch(object, index, into)
@@ -270,6 +280,7 @@ class BoundaryPool implements Pool {
 
   flushPage(object: ObjectId, index: number): void {
     if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
     assertIndex(index, this.#pageSize)
     this.#pool.flushPage(object, index)
     this.#model?.flushPage(object, index)
@@ -277,6 +288,7 @@ class BoundaryPool implements Pool {
 
   flushObject(object: ObjectId): void {
     if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
     this.#pool.flushObject(object)
     this.#model?.flushObject(object)
   }
@@ -285,6 +297,7 @@ class BoundaryPool implements Pool {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
     const stored = this.#pool.putMany(batch)
     let count = 0
@@ -307,6 +320,7 @@ class BoundaryPool implements Pool {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
     const hits = this.#pool.getMany(batch)
     let count = 0
@@ -327,6 +341,7 @@ class BoundaryPool implements Pool {
   flushMany(batch: PageBatch): void {
     if (this.#state.broken !== undefined) throw this.#state.broken
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     this.#pool.flushMany(batch)
     if (this.#model === undefined) return
     for (let i = 0; i < batch.length; i++) this.#model.flushPage(batch.objects[i]!, batch.indexes[i]!)
@@ -335,6 +350,7 @@ class BoundaryPool implements Pool {
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
+    assertObject(object)
     assertIndex(index, this.#pageSize)
     const model = this.#model
     if (model === undefined) return this.#pool.lend(object, index, use)

@@ -36,6 +36,8 @@ export interface AccountsOptions {
 export interface ClientAccounts extends Accounts {
   /** Sets the maximum of one client, in bytes. What is already charged above it stays; further charges fail. */
   setMaximum(client: number, bytes: number): void
+  /** Sets the weight of one client: its share of ephemeral memory relative to the others; 0 takes the weight away. */
+  setWeight(client: number, weight: number): void
   /** Bytes charged to a client. */
   charged(client: number): number
 }
@@ -43,6 +45,7 @@ export interface ClientAccounts extends Accounts {
 class ClientAccount implements Account {
   maximum: number
   bytes = 0
+  weight = 0
 
   constructor(maximum: number) {
     this.maximum = maximum
@@ -81,6 +84,39 @@ export function createAccounts(options: AccountsOptions = {}): ClientAccounts {
       if (!(bytes >= 0)) throw new RangeError(`the maximum must not be negative, got ${bytes}`)
       of(client).maximum = bytes
     },
+    setWeight(client, weight) {
+      if (!(weight >= 0)) throw new RangeError(`the weight must not be negative, got ${weight}`)
+      of(client).weight = weight
+    },
     charged: (client) => accounts.get(client)?.bytes ?? 0,
+  }
+}
+
+/**
+ * A byte budget that can be changed while it is in use: whoever holds the object sets `bytes`, the layer that was given
+ * it follows at the next put or tick.
+ */
+export class ByteLimit {
+  /** Largest value that `bytes` may have: what the layer reserves its metadata for. */
+  readonly maximumBytes: number
+  #bytes: number
+
+  /** @param maximumBytes a positive integer; `bytes` starts there */
+  constructor(maximumBytes: number) {
+    if (!Number.isSafeInteger(maximumBytes) || maximumBytes <= 0)
+      throw new RangeError(`a byte limit must be a positive integer, got ${maximumBytes}`)
+    this.maximumBytes = maximumBytes
+    this.#bytes = maximumBytes
+  }
+
+  /** The budget now: 0 to `maximumBytes`. */
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  set bytes(bytes: number) {
+    if (!(bytes >= 0 && bytes <= this.maximumBytes))
+      throw new RangeError(`the byte limit must be from 0 to ${this.maximumBytes}, got ${bytes}`)
+    this.#bytes = bytes
   }
 }

@@ -25,7 +25,8 @@ export const none = -1
 /** Largest number of entries in one table: entry numbers have 24 bits. */
 export const maxEntries: number = 2 ** 24 - 1
 
-const entryWords = 6
+/** Words of an entry. */
+export const entryWords = 6
 const OBJECT = 0
 const INDEX = 1
 const PREVIOUS_PAGE = 2
@@ -115,7 +116,7 @@ class Slots {
     let position = this.home(hash)
     let carried = step | number
     for (;;) {
-      const resident = slots[position]!
+      const resident = slots[position]
       if (resident === 0) {
         slots[position] = carried
         return none
@@ -134,10 +135,10 @@ class Slots {
   remove(hash: number, number: number): void {
     const { slots, size } = this
     let position = this.home(hash)
-    while ((slots[position]! & numberMask) !== number || slots[position] === 0) if (++position === size) position = 0
+    while ((slots[position] & numberMask) !== number || slots[position] === 0) if (++position === size) position = 0
     for (;;) {
       const next = position + 1 === size ? 0 : position + 1
-      const resident = slots[next]!
+      const resident = slots[next]
       if (resident >>> 24 <= 1) break
       slots[position] = resident - step
       position = next
@@ -224,33 +225,41 @@ export class HandleTable {
 
   /** Entries in use. */
   get size(): number {
-    return this.#state[ENTRIES]!
+    return this.#state[ENTRIES]
   }
 
   /** Objects with at least one page. */
   get objects(): number {
-    return this.#state[OBJECTS]!
+    return this.#state[OBJECTS]
   }
 
   /** Largest number of objects that there ever were: what `objects` memory was touched for. */
   get objectWatermark(): number {
-    return this.#state[OBJECT_WATERMARK]!
+    return this.#state[OBJECT_WATERMARK]
   }
 
   /** Largest number of entries that `acquire` ever had out. */
   get entryWatermark(): number {
-    return this.#state[ENTRY_WATERMARK]!
+    return this.#state[ENTRY_WATERMARK]
+  }
+
+  /**
+   * The words of all entries, six each. The words of a number that is not in the table belong to the caller, who may
+   * chain free numbers in them; a store that does so does not use `acquire`.
+   */
+  get words(): Int32Array {
+    return this.#entries
   }
 
   /** A free entry number, or `none`. For stores whose entries have no place of their own; give it back with `release`. */
   acquire(): number {
     const state = this.#state
-    const free = state[FREE_ENTRY]!
+    const free = state[FREE_ENTRY]
     if (free !== none) {
-      state[FREE_ENTRY] = this.#entries[free * entryWords + NEXT_PAGE]!
+      state[FREE_ENTRY] = this.#entries[free * entryWords + NEXT_PAGE]
       return free
     }
-    const fresh = state[ENTRY_WATERMARK]!
+    const fresh = state[ENTRY_WATERMARK]
     if (fresh === this.capacity) return none
     state[ENTRY_WATERMARK] = fresh + 1
     return fresh
@@ -258,7 +267,7 @@ export class HandleTable {
 
   /** Gives back a number from `acquire`; it must not be in the table any more. */
   release(entry: number): void {
-    this.#entries[entry * entryWords + NEXT_PAGE] = this.#state[FREE_ENTRY]!
+    this.#entries[entry * entryWords + NEXT_PAGE] = this.#state[FREE_ENTRY]
     this.#state[FREE_ENTRY] = entry
   }
 
@@ -295,13 +304,13 @@ export class HandleTable {
       if (objects[objectAt + PAGES] === 0) this.#removeObject(slot)
       return false
     }
-    const first = objects[objectAt + FIRST_PAGE]!
+    const first = objects[objectAt + FIRST_PAGE]
     entries[at + PREVIOUS_PAGE] = none
     entries[at + NEXT_PAGE] = first
     if (first !== none) entries[first * entryWords + PREVIOUS_PAGE] = entry
     objects[objectAt + FIRST_PAGE] = entry
-    objects[objectAt + PAGES] = objects[objectAt + PAGES]! + 1
-    this.#state[ENTRIES] = this.#state[ENTRIES]! + 1
+    objects[objectAt + PAGES] = objects[objectAt + PAGES] + 1
+    this.#state[ENTRIES] = this.#state[ENTRIES] + 1
     return true
   }
 
@@ -310,17 +319,17 @@ export class HandleTable {
     const entries = this.#entries
     const objects = this.#objects
     const at = entry * entryWords
-    const slot = entries[at + OBJECT]!
+    const slot = entries[at + OBJECT]
     const objectAt = slot * objectWords
-    this.#pageSlots.remove(scatter(slot, entries[at + INDEX]!), entry)
-    const previous = entries[at + PREVIOUS_PAGE]!
-    const next = entries[at + NEXT_PAGE]!
+    this.#pageSlots.remove(scatter(slot, entries[at + INDEX]), entry)
+    const previous = entries[at + PREVIOUS_PAGE]
+    const next = entries[at + NEXT_PAGE]
     if (previous === none) objects[objectAt + FIRST_PAGE] = next
     else entries[previous * entryWords + NEXT_PAGE] = next
     if (next !== none) entries[next * entryWords + PREVIOUS_PAGE] = previous
-    const pages = objects[objectAt + PAGES]! - 1
+    const pages = objects[objectAt + PAGES] - 1
     objects[objectAt + PAGES] = pages
-    this.#state[ENTRIES] = this.#state[ENTRIES]! - 1
+    this.#state[ENTRIES] = this.#state[ENTRIES] - 1
     if (pages === 0) this.#removeObject(slot)
   }
 
@@ -329,20 +338,20 @@ export class HandleTable {
     const entries = this.#entries
     const source = from * entryWords
     const target = to * entryWords
-    const slot = entries[source + OBJECT]!
-    const hash = scatter(slot, entries[source + INDEX]!)
+    const slot = entries[source + OBJECT]
+    const hash = scatter(slot, entries[source + INDEX])
     this.#pageSlots.remove(hash, from)
     entries.copyWithin(target, source, source + entryWords)
     // The same home with the same load as before the removal: this cannot push anything out.
     this.#pageSlots.add(hash, to)
-    const previous = entries[target + PREVIOUS_PAGE]!
-    const next = entries[target + NEXT_PAGE]!
+    const previous = entries[target + PREVIOUS_PAGE]
+    const next = entries[target + NEXT_PAGE]
     if (previous === none) this.#objects[slot * objectWords + FIRST_PAGE] = to
     else entries[previous * entryWords + NEXT_PAGE] = to
     if (next !== none) entries[next * entryWords + PREVIOUS_PAGE] = to
     if (queue === none) return
-    const older = entries[target + PREVIOUS_IN_QUEUE]!
-    const newer = entries[target + NEXT_IN_QUEUE]!
+    const older = entries[target + PREVIOUS_IN_QUEUE]
+    const newer = entries[target + NEXT_IN_QUEUE]
     const queueAt = stateWords + queue * 3
     if (older === none) this.#state[queueAt] = to
     else entries[older * entryWords + NEXT_IN_QUEUE] = to
@@ -352,77 +361,77 @@ export class HandleTable {
 
   /** The pool of an entry. */
   poolOf(entry: number): number {
-    return this.#objects[this.#entries[entry * entryWords + OBJECT]! * objectWords + POOL]!
+    return this.#objects[this.#entries[entry * entryWords + OBJECT] * objectWords + POOL]
   }
 
   /** The object id of an entry: a number where it is a safe integer. */
   objectOf(entry: number): ObjectId {
-    const at = this.#entries[entry * entryWords + OBJECT]! * objectWords
+    const at = this.#entries[entry * entryWords + OBJECT] * objectWords
     const objects = this.#objects
-    const low = objects[at + ID]! >>> 0
-    const high = objects[at + ID + 1]! >>> 0
+    const low = objects[at + ID] >>> 0
+    const high = objects[at + ID + 1] >>> 0
     if (objects[at + WIDE] === 0 && high < 0x200000) return high * 2 ** 32 + low
     let id = 0n
-    for (let word = 5; word >= 0; word--) id = (id << 32n) | BigInt(objects[at + ID + word]! >>> 0)
+    for (let word = 5; word >= 0; word--) id = (id << 32n) | BigInt(objects[at + ID + word] >>> 0)
     return id
   }
 
   /** The index of an entry. */
   indexOf(entry: number): number {
-    return this.#entries[entry * entryWords + INDEX]! >>> 0
+    return this.#entries[entry * entryWords + INDEX] >>> 0
   }
 
   /** Any page of an object, or `none`: remove until there is none to flush it. */
   firstOfObject(pool: number, object: ObjectId): number {
     const slot = this.#findObject(pool, object)
-    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]!
+    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]
   }
 
   /** Any page of a pool, or `none`: remove until there is none to empty it. */
   firstOfPool(pool: number): number {
-    const slot = this.#state[stateWords + this.queues * 3 + pool]!
-    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]!
+    const slot = this.#state[stateWords + this.queues * 3 + pool]
+    return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]
   }
 
   /** Links an entry in at the new end of a queue. */
   append(queue: number, entry: number): void {
     const entries = this.#entries
     const at = stateWords + queue * 3
-    const newest = this.#state[at + 1]!
+    const newest = this.#state[at + 1]
     entries[entry * entryWords + PREVIOUS_IN_QUEUE] = newest
     entries[entry * entryWords + NEXT_IN_QUEUE] = none
     if (newest === none) this.#state[at] = entry
     else entries[newest * entryWords + NEXT_IN_QUEUE] = entry
     this.#state[at + 1] = entry
-    this.#state[at + 2] = this.#state[at + 2]! + 1
+    this.#state[at + 2] = this.#state[at + 2] + 1
   }
 
   /** Takes an entry out of the queue that it is in. */
   unlink(queue: number, entry: number): void {
     const entries = this.#entries
     const at = stateWords + queue * 3
-    const older = entries[entry * entryWords + PREVIOUS_IN_QUEUE]!
-    const newer = entries[entry * entryWords + NEXT_IN_QUEUE]!
+    const older = entries[entry * entryWords + PREVIOUS_IN_QUEUE]
+    const newer = entries[entry * entryWords + NEXT_IN_QUEUE]
     if (older === none) this.#state[at] = newer
     else entries[older * entryWords + NEXT_IN_QUEUE] = newer
     if (newer === none) this.#state[at + 1] = older
     else entries[newer * entryWords + PREVIOUS_IN_QUEUE] = older
-    this.#state[at + 2] = this.#state[at + 2]! - 1
+    this.#state[at + 2] = this.#state[at + 2] - 1
   }
 
   /** The entry that was appended first and is still in the queue, or `none`. */
   oldest(queue: number): number {
-    return this.#state[stateWords + queue * 3]!
+    return this.#state[stateWords + queue * 3]
   }
 
   /** The entry appended after this one, or `none`. */
   newer(entry: number): number {
-    return this.#entries[entry * entryWords + NEXT_IN_QUEUE]!
+    return this.#entries[entry * entryWords + NEXT_IN_QUEUE]
   }
 
   /** Entries in a queue. */
   queued(queue: number): number {
-    return this.#state[stateWords + queue * 3 + 2]!
+    return this.#state[stateWords + queue * 3 + 2]
   }
 
   /** Splits an id into the scratch words. Throws `RangeError` for what is no object id. */
@@ -468,7 +477,7 @@ export class HandleTable {
     const { slots, size } = this.#objectSlots
     let position = this.#objectSlots.home(this.#idHash(pool))
     for (let distance = 1; ; distance++) {
-      const resident = slots[position]!
+      const resident = slots[position]
       if (resident >>> 24 < distance) return none
       if (resident >>> 24 === distance) {
         const slot = resident & numberMask
@@ -495,7 +504,7 @@ export class HandleTable {
     const { slots, size } = this.#pageSlots
     let position = this.#pageSlots.home(scatter(slot, index))
     for (let distance = 1; ; distance++) {
-      const resident = slots[position]!
+      const resident = slots[position]
       if (resident >>> 24 < distance) return none
       if (resident >>> 24 === distance) {
         const at = (resident & numberMask) * entryWords
@@ -508,8 +517,8 @@ export class HandleTable {
   /** Hash of the scratch id in a pool. */
   #idHash(pool: number): number {
     const id = this.#id
-    let hash = scatter(id[0]!, id[1]! ^ Math.imul(pool + 1, 0x27d4eb2f))
-    if (this.#wide !== 0) hash = scatter(hash ^ id[2]!, id[3]!) ^ scatter(id[4]!, id[5]!)
+    let hash = scatter(id[0], id[1] ^ Math.imul(pool + 1, 0x27d4eb2f))
+    if (this.#wide !== 0) hash = scatter(hash ^ id[2], id[3]) ^ scatter(id[4], id[5])
     return hash
   }
 
@@ -517,10 +526,10 @@ export class HandleTable {
   #addObject(pool: number): number {
     const state = this.#state
     const objects = this.#objects
-    let slot = state[FREE_OBJECT]!
-    if (slot !== none) state[FREE_OBJECT] = objects[slot * objectWords + NEXT_OBJECT]!
+    let slot = state[FREE_OBJECT]
+    if (slot !== none) state[FREE_OBJECT] = objects[slot * objectWords + NEXT_OBJECT]
     else {
-      slot = state[OBJECT_WATERMARK]!
+      slot = state[OBJECT_WATERMARK]
       // There are as many object slots as entries and each object has a page, so only a full table has none left.
       if (slot === this.capacity) return none
       state[OBJECT_WATERMARK] = slot + 1
@@ -537,17 +546,17 @@ export class HandleTable {
         this.#objectSlots.remove(this.#idHash(pool), slot)
         this.#objectSlots.add(this.#hashOfObject(pushedOut), pushedOut)
       }
-      objects[at + NEXT_OBJECT] = state[FREE_OBJECT]!
+      objects[at + NEXT_OBJECT] = state[FREE_OBJECT]
       state[FREE_OBJECT] = slot
       return none
     }
     const poolAt = stateWords + this.queues * 3 + pool
-    const first = state[poolAt]!
+    const first = state[poolAt]
     objects[at + PREVIOUS_OBJECT] = none
     objects[at + NEXT_OBJECT] = first
     if (first !== none) objects[first * objectWords + PREVIOUS_OBJECT] = slot
     state[poolAt] = slot
-    state[OBJECTS] = state[OBJECTS]! + 1
+    state[OBJECTS] = state[OBJECTS] + 1
     this.#hint = slot
     return slot
   }
@@ -557,29 +566,29 @@ export class HandleTable {
     const objects = this.#objects
     const at = slot * objectWords
     this.#objectSlots.remove(this.#hashOfObject(slot), slot)
-    const previous = objects[at + PREVIOUS_OBJECT]!
-    const next = objects[at + NEXT_OBJECT]!
-    if (previous === none) state[stateWords + this.queues * 3 + objects[at + POOL]!] = next
+    const previous = objects[at + PREVIOUS_OBJECT]
+    const next = objects[at + NEXT_OBJECT]
+    if (previous === none) state[stateWords + this.queues * 3 + objects[at + POOL]] = next
     else objects[previous * objectWords + NEXT_OBJECT] = next
     if (next !== none) objects[next * objectWords + PREVIOUS_OBJECT] = previous
     objects[at + PAGES] = 0
-    objects[at + NEXT_OBJECT] = state[FREE_OBJECT]!
+    objects[at + NEXT_OBJECT] = state[FREE_OBJECT]
     state[FREE_OBJECT] = slot
-    state[OBJECTS] = state[OBJECTS]! - 1
+    state[OBJECTS] = state[OBJECTS] - 1
   }
 
   #hashOfObject(slot: number): number {
     const at = slot * objectWords
     const objects = this.#objects
-    for (let word = 0; word < 6; word++) this.#id[word] = objects[at + ID + word]!
-    this.#wide = objects[at + WIDE]!
-    return this.#idHash(objects[at + POOL]!)
+    for (let word = 0; word < 6; word++) this.#id[word] = objects[at + ID + word]
+    this.#wide = objects[at + WIDE]
+    return this.#idHash(objects[at + POOL])
   }
 
   /** Ends an insertion that found no place: the new entry goes, the one that it pushed out comes back. */
   #undoPage(entry: number, pushedOut: number): void {
     const hash = (number: number): number =>
-      scatter(this.#entries[number * entryWords + OBJECT]!, this.#entries[number * entryWords + INDEX]!)
+      scatter(this.#entries[number * entryWords + OBJECT], this.#entries[number * entryWords + INDEX])
     if (pushedOut === entry) return
     this.#pageSlots.remove(hash(entry), entry)
     this.#pageSlots.add(hash(pushedOut), pushedOut)

@@ -1,7 +1,13 @@
 /** Transcendent memory: pools, objects, pages, outcomes; composing stores; the memory store. */
 export * from './compose.ts'
 export * from './context.ts'
-export * from './handles.ts'
+export {
+  HandleTable,
+  type HandleTableMemory,
+  type HandleTableOptions,
+  maxEntries,
+  none,
+} from './handles.ts'
 export * from './memory.ts'
 export * from './outcomes.ts'
 export * from './stack-text.ts'

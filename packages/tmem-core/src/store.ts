@@ -165,6 +165,8 @@ export interface Allocator {
 
 /** Persistent memory of one client. */
 export interface Account {
+  /** Share of ephemeral memory that the client may expect, relative to the weights of the others; 0: none was set. */
+  readonly weight: number
   /** Charges bytes; false (and nothing charged) when the maximum would be passed. */
   charge(bytes: number): boolean
   /** Gives bytes back. */
@@ -305,6 +307,16 @@ export function assertIndex(index: number, pageSize: number): void {
     throw new RangeError(`index must be an integer from 0 to ${2 ** 32 / (pageSize / basePageSize) - 1}, got ${index}`)
 }
 
+/** Throws `TypeError` or `RangeError` unless `object` is an object id. */
+export function assertObject(object: ObjectId): void {
+  if (typeof object === 'number' ? Number.isSafeInteger(object) && object >= 0 : isWideObject(object)) return
+  if (typeof object !== 'number' && typeof object !== 'bigint')
+    throw new TypeError(`object id must be a number or a bigint, got ${typeof object}`)
+  throw new RangeError(`object id must be an integer from 0 to 2^192-2, got ${object}`)
+}
+
+const isWideObject = (object: unknown): boolean => typeof object === 'bigint' && object >= 0n && object <= maxObjectId
+
 /** Throws `TypeError` or `RangeError` unless `page` is a `Uint8Array` of exactly `pageSize` bytes. */
 export function assertPage(page: Uint8Array, pageSize: number): void {
   if (!(page instanceof Uint8Array)) throw new TypeError('page must be a Uint8Array')
@@ -316,6 +328,20 @@ export function assertBatch(batch: PageBatch, pageSize: number): void {
   if (!(batch instanceof PageBatch)) throw new TypeError('batch must be a PageBatch')
   if (batch.pageSize !== pageSize)
     throw new RangeError(`batch has pages of ${batch.pageSize} bytes, the pool has pages of ${pageSize}`)
+}
+
+/** Throws `TypeError` or `RangeError` unless every entry names an object, an index and a place inside of the batch's bytes. */
+export function assertEntries(batch: PageBatch): void {
+  const { length, capacity, objects, indexes, offsets, bytes, pageSize } = batch
+  if (!Number.isInteger(length) || length < 0 || length > capacity)
+    throw new RangeError(`a batch of ${capacity} entries cannot have ${length} in use`)
+  for (let i = 0; i < length; i++) {
+    assertObject(objects[i]!)
+    assertIndex(indexes[i]!, pageSize)
+    const at = offsets[i]!
+    if (!Number.isInteger(at) || at < 0 || at + pageSize > bytes.length)
+      throw new RangeError(`entry ${i}: the page at ${at} is outside of the batch's ${bytes.length} bytes`)
+  }
 }
 
 /** Throws `RangeError` unless the attributes make sense; returns a frozen copy. */
