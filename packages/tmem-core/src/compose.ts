@@ -99,6 +99,14 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
   return store!
 }
 
+/**
+ * What a stack of these layers could do, without opening anything. Throws `TmemError` (`TMEM_BAD_STACK`), as `compose`
+ * would, when they cannot stand together.
+ */
+export function planStack(layers: readonly Layer[]): Capabilities {
+  return judge(layers)[0]!
+}
+
 /** What each stack from layer i downwards can do. Throws `TMEM_BAD_STACK`. */
 function judge(layers: readonly Layer[]): readonly Capabilities[] {
   if (layers.length === 0)
