@@ -1,0 +1,170 @@
+/** Any sequence of operations against a map: what is served is what was put last, and nothing adds up wrongly. */
+import type { Pool } from '@tmem/core'
+import { createAccounts, GetOutcome, PageBatch, PutOutcome, systemAllocator } from '@tmem/core'
+import fc from 'fast-check'
+import { expect, test } from 'vitest'
+import type { ZcacheOptions } from '../src/index.ts'
+import type { Zcache } from '../src/zcache.ts'
+import { KiB, newPool, noisyPage, open, sameBytes } from './pages.ts'
+
+/** What must be there: by handle, the page, or `undefined` when it may only be missing. */
+class Model {
+  readonly pages: Map<string, Uint8Array> = new Map()
+  refuse = 0
+}
+
+interface Real {
+  readonly store: Zcache
+  readonly pools: readonly Pool[]
+  readonly model: Model
+}
+
+type Command = fc.Command<Model, Real>
+
+const into = (pool: Pool): Uint8Array => new Uint8Array(pool.attributes.pageSize).fill(0xaa)
+const key = (pool: number, object: number, index: number): string => `${pool}/${object}/${index}`
+
+function judgeGet(model: Model, pool: Pool, at: string, outcome: GetOutcome, page: Uint8Array): void {
+  const known = model.pages.get(at)
+  if (outcome === GetOutcome.Miss) {
+    if (known !== undefined && pool.attributes.persistent) throw new Error(`lost ${at}`)
+    model.pages.delete(at)
+    return
+  }
+  if (known === undefined || !sameBytes(known, page)) throw new Error(`${at} is not what was put`)
+  if (!pool.attributes.persistent && !pool.attributes.shared) model.pages.delete(at)
+}
+
+const put = (pool: number, object: number, index: number, seed: number, noise: number): Command => ({
+  check: () => true,
+  run(model, { pools }) {
+    const target = pools[pool]!
+    const page = noisyPage(seed, noise, target.attributes.pageSize)
+    const outcome = target.put(object, index, page)
+    if (outcome === PutOutcome.Stored) model.pages.set(key(pool, object, index), page)
+    else model.pages.delete(key(pool, object, index))
+  },
+  toString: () => `put(${pool}, ${object}, ${index}, noisyPage(${seed}, ${noise}))`,
+})
+
+const get = (pool: number, object: number, index: number, lend: boolean): Command => ({
+  check: () => true,
+  run(model, { pools }) {
+    const target = pools[pool]!
+    const page = into(target)
+    const outcome = lend
+      ? target.lend(object, index, (bytes, at, length) => page.set(bytes.subarray(at, at + length)))
+      : target.get(object, index, page)
+    judgeGet(model, target, key(pool, object, index), outcome, page)
+  },
+  toString: () => `${lend ? 'lend' : 'get'}(${pool}, ${object}, ${index})`,
+})
+
+const flush = (pool: number, object: number, index: number, whole: boolean): Command => ({
+  check: () => true,
+  run(model, { pools }) {
+    if (whole) pools[pool]!.flushObject(object)
+    else pools[pool]!.flushPage(object, index)
+    for (const at of model.pages.keys())
+      if (at === key(pool, object, index) || (whole && at.startsWith(`${pool}/${object}/`))) model.pages.delete(at)
+  },
+  toString: () => (whole ? `flushObject(${pool}, ${object})` : `flushPage(${pool}, ${object}, ${index})`),
+})
+
+const batch = (pool: number, object: number, first: number, seed: number, noise: number): Command => ({
+  check: () => true,
+  run(model, { pools }) {
+    const target = pools[pool]!
+    const { pageSize } = target.attributes
+    const entries = new PageBatch(3, pageSize)
+    for (let i = 0; i < 3; i++)
+      entries.bytes.set(noisyPage(seed + i, noise, pageSize), entries.offsets[entries.push(object, first + i)])
+    // The middle one was taken by a layer above.
+    entries.outcomes[1] = PutOutcome.Stored
+    target.putMany(entries)
+    for (let i = 0; i < 3; i++)
+      if (i !== 1 && entries.outcomes[i] === PutOutcome.Stored)
+        model.pages.set(key(pool, object, first + i), noisyPage(seed + i, noise, pageSize))
+      else model.pages.delete(key(pool, object, first + i))
+    entries.rearm()
+    target.getMany(entries)
+    for (let i = 0; i < 3; i++)
+      judgeGet(
+        model,
+        target,
+        key(pool, object, first + i),
+        entries.outcomes[i] as GetOutcome,
+        entries.bytes.subarray(i * pageSize, (i + 1) * pageSize),
+      )
+  },
+  toString: () => `batch(${pool}, ${object}, ${first}, ${seed}, ${noise})`,
+})
+
+const tick = (pages: number): Command => ({
+  check: () => true,
+  run(_model, { store }) {
+    if (store.tick({ pages }).pages > pages) throw new Error('tick did more than it may')
+    store.check()
+  },
+  toString: () => `tick(${pages})`,
+})
+
+const refuse = (allocations: number): Command => ({
+  check: () => true,
+  run(_model, real) {
+    real.model.refuse = allocations
+  },
+  toString: () => `refuse(${allocations})`,
+})
+
+const pool = fc.nat(3)
+const object = fc.nat(2)
+const index = fc.nat(40)
+const seed = fc.nat(1000)
+const noise = fc.constantFrom(0, 0, 0.1, 0.3, 0.5, 0.8, 1)
+const commands = [
+  fc.tuple(pool, object, index, seed, noise).map((args) => put(...args)),
+  fc.tuple(pool, object, index, seed, noise).map((args) => put(...args)),
+  fc.tuple(pool, object, index, fc.boolean()).map((args) => get(...args)),
+  fc.tuple(pool, object, index, fc.boolean()).map((args) => flush(...args)),
+  fc.tuple(pool, object, index, seed, noise).map((args) => batch(...args)),
+  fc.nat(64).map(tick),
+  fc.nat(2).map(refuse),
+]
+
+const settings: readonly [string, Omit<ZcacheOptions, 'limitBytes'>][] = [
+  ['defaults', {}],
+  ['raw pages kept', { incompressible: 'keep' }],
+  ['lz4js', { codec: 'lz4js' }],
+]
+
+test.each(settings)('any history agrees with a map: %s', (_name, options) => {
+  fc.assert(
+    fc.property(fc.commands(commands, { size: '+1', maxCommands: 300 }), (history) => {
+      const model = new Model()
+      const allocator = {
+        allocate: (bytes: number, site: string) => {
+          if (site !== 'zcache.chunk' || model.refuse === 0) return systemAllocator.allocate(bytes, site)
+          model.refuse--
+          return undefined
+        },
+      }
+      const accounts = createAccounts({ maximumBytes: 300 * KiB })
+      const store = open({ limitBytes: 640 * KiB, ...options }, { allocator, accounts })
+      const pools = [
+        newPool(store, 'swap'),
+        newPool(store, 'cache'),
+        newPool(store, 'shared'),
+        newPool(store, 'swap', 128 * KiB),
+      ]
+      fc.modelRun(() => ({ model, real: { store, pools, model } }), history)
+      store.check()
+      expect(store.stats().counters['used_bytes']).toBeLessThanOrEqual(640 * KiB)
+      for (const each of pools) each.destroy()
+      store.check()
+      expect(accounts.charged(1)).toBe(0)
+      expect(store.stats().counters['live']).toBe(0)
+    }),
+    { numRuns: 60, seed: 7 },
+  )
+})
