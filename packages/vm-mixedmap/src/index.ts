@@ -1,1 +1,6 @@
-export const placeholder: string = '@tmem/vm-mixedmap'
+/** Page mapping as an executable model: areas, entries, frames with and without page descriptors. See the README. */
+export * from './descriptors.ts'
+export * from './gup.ts'
+export * from './mapping.ts'
+export * from './memory.ts'
+export * from './xip.ts'

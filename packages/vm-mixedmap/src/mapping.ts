@@ -1,0 +1,852 @@
+/**
+ * Address spaces, areas (vmas) and page tables: which entry has a page descriptor behind it, how entries come and go,
+ * and who counts.
+ *
+ * Addresses are virtual page numbers (vpn, units of 4 KiB). A page table has two levels: a directory whose entries are
+ * tables of 512 entries, or huge entries that map 512 pages (2 MiB).
+ *
+ * Invariants: an entry that vmNormalPage() calls a page holds one reference and one mapcount on it, and one unit of the
+ * space's rss; any other entry holds nothing. auditMachine() checks this for a whole machine.
+ *
+ * Every function here is one atomic action of a kernel (what happens under the page-table lock), or a sequence of such
+ * actions run by itself; the scenarios of @tmem/mmu-notifier take the sequences apart.
+ *
+ * Source: mm/memory.c, mm/mremap.c, mm/mprotect.c of 2.6.31 (facts only); commit 7e675137a8e1 for pte_special.
+ */
+import {
+  allocatePage,
+  type Context,
+  createFrames,
+  type Frame,
+  frameOf,
+  getPage,
+  HUGE_PAGES,
+  handOver,
+  highestPfn,
+  type MemoryModel,
+  natural,
+  pageOf,
+  pfnValid,
+  putPage,
+  RuleViolation,
+  requireRule,
+} from './memory.ts'
+
+/** A 4 KiB entry that is present. */
+export interface Pte {
+  pfn: number
+  /** The software bit that says: there is no page to account. Always false without pte_special. */
+  special: boolean
+  writable: boolean
+  dirty: boolean
+}
+
+export interface PageTable {
+  /** False once it was freed; walking it then is a bug. */
+  live: boolean
+  /** Entries by slot, 0 to 511. A slot without an entry is empty. */
+  entries: Record<string, Pte>
+}
+
+/** An entry of the directory. A huge entry is never special. */
+export type DirectoryEntry =
+  | { kind: 'table'; table: number }
+  | { kind: 'huge'; pfn: number; writable: boolean; dirty: boolean }
+
+/** What stands behind an area, and answers its faults. */
+export type Backing = { kind: 'anonymous' } | { kind: 'device' } | { kind: 'xip'; file: number }
+
+export interface VmaFlags {
+  write: boolean
+  /** May be made writable (VM_MAYWRITE). */
+  mayWrite: boolean
+  shared: boolean
+  pfnMap: boolean
+  mixedMap: boolean
+  /** Set by vmInsertPage(). */
+  insertPage: boolean
+  /** Set by remapPfnRange(). */
+  io: boolean
+}
+
+/** An area of an address space: pages first to end - 1. */
+export interface Vma extends VmaFlags {
+  first: number
+  end: number
+  /** Page offset in the file; for a copy-on-write area of remapPfnRange() its first frame number. */
+  pgoff: number
+  backing: Backing
+}
+
+export interface AddressSpace {
+  id: number
+  vmas: Vma[]
+  directory: Record<string, DirectoryEntry>
+  rssFile: number
+  rssAnon: number
+}
+
+export interface Machine {
+  /** Whether the architecture has the special bit in its entries (x86, s390, powerpc in 2.6.31). */
+  readonly pteSpecial: boolean
+  memory: MemoryModel
+  frames: Frame[]
+  tables: PageTable[]
+  /** Live page tables that can exist; the next one fails with -ENOMEM. */
+  maxTables: number
+  /** Frames whose memory type conflicts with another mapping: inserting them fails with -EINVAL. */
+  conflictingPfns: number[]
+  spaces: AddressSpace[]
+  /** Reports of entries that cannot be right. */
+  badPtes: string[]
+}
+
+export interface MachineOptions {
+  readonly memory: MemoryModel
+  /** Physical frames, at least as many as have descriptors. */
+  readonly frames: number
+  readonly pteSpecial: boolean
+  /** Default 64. */
+  readonly maxTables?: number
+}
+
+/** @throws RangeError if the memory model has descriptors for frames that do not exist. */
+export function createMachine({ memory, frames, pteSpecial, maxTables = 64 }: MachineOptions): Machine {
+  if (highestPfn(memory) >= frames) throw new RangeError(`descriptors for frames beyond the last one, ${frames - 1}`)
+  return {
+    pteSpecial,
+    memory,
+    frames: createFrames(memory, frames),
+    tables: [],
+    maxTables: natural('maxTables', maxTables),
+    conflictingPfns: [],
+    spaces: [],
+    badPtes: [],
+  }
+}
+
+export function createSpace(machine: Machine): AddressSpace {
+  const space: AddressSpace = { id: machine.spaces.length, vmas: [], directory: {}, rssFile: 0, rssAnon: 0 }
+  machine.spaces.push(space)
+  return space
+}
+
+/** @throws RangeError if there is no such space. */
+export function spaceOf(machine: Machine, id: number): AddressSpace {
+  const space = machine.spaces[id]
+  if (space === undefined) throw new RangeError(`there is no address space ${id}`)
+  return space
+}
+
+/** An area to make; what is left out is false, pgoff 0. `mayWrite` follows `write` unless given. */
+export interface VmaSpec extends Partial<VmaFlags> {
+  readonly first: number
+  readonly pages: number
+  readonly pgoff?: number
+  readonly backing: Backing
+}
+
+/** Adds an area. @throws RangeError if it is empty or overlaps another one. */
+export function mmap(space: AddressSpace, spec: VmaSpec): Vma {
+  const { first, pages, pgoff = 0, backing, ...flags } = spec
+  natural('first', first)
+  natural('pages', pages, 1)
+  const end = first + pages
+  if (space.vmas.some((vma) => first < vma.end && vma.first < end)) {
+    throw new RangeError(`pages ${first} to ${end - 1} overlap another area of space ${space.id}`)
+  }
+  const vma: Vma = {
+    first,
+    end,
+    pgoff: natural('pgoff', pgoff),
+    backing,
+    write: false,
+    mayWrite: flags.write ?? false,
+    shared: false,
+    pfnMap: false,
+    mixedMap: false,
+    insertPage: false,
+    io: false,
+    ...flags,
+  }
+  space.vmas.push(vma)
+  space.vmas.sort((a, b) => a.first - b.first)
+  return vma
+}
+
+/** The area that holds a page, or undefined for an address outside all areas. */
+export function findVma(space: AddressSpace, vpn: number): Vma | undefined {
+  return space.vmas.find((vma) => vpn >= vma.first && vpn < vma.end)
+}
+
+/** A copy-on-write mapping: may be made writable, and is not shared. */
+export function isCow(vma: Vma): boolean {
+  return vma.mayWrite && !vma.shared
+}
+
+/** The page offset in the file behind an area's page. */
+export function offsetOf(vma: Vma, vpn: number): number {
+  return vma.pgoff + vpn - vma.first
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Entries
+
+/** The directory entry over a page, or undefined. */
+export function directoryEntry(space: AddressSpace, vpn: number): DirectoryEntry | undefined {
+  return space.directory[Math.floor(vpn / HUGE_PAGES)]
+}
+
+/**
+ * The entry of a page in a certain table; null if it is empty.
+ * @throws RuleViolation "freed-table" if the table was freed.
+ */
+export function readTable(machine: Machine, table: number, vpn: number): Pte | null {
+  const found = machine.tables[table]
+  requireRule(found?.live === true, 'freed-table', `table ${table} is walked after it was freed`)
+  return found?.entries[vpn % HUGE_PAGES] ?? null
+}
+
+/** The 4 KiB entry of a page; null if it is empty or part of a huge entry. */
+export function readPte(machine: Machine, space: AddressSpace, vpn: number): Pte | null {
+  const entry = directoryEntry(space, vpn)
+  return entry?.kind === 'table' ? readTable(machine, entry.table, vpn) : null
+}
+
+/** Writes an entry, allocating a table if needed. Accounts nothing. */
+export function setPte(machine: Machine, space: AddressSpace, vpn: number, pte: Pte): 'set' | '-ENOMEM' {
+  let entry = directoryEntry(space, vpn)
+  if (entry === undefined) {
+    if (machine.tables.filter(({ live }) => live).length >= machine.maxTables) return '-ENOMEM'
+    entry = { kind: 'table', table: machine.tables.length }
+    machine.tables.push({ live: true, entries: {} })
+    space.directory[Math.floor(vpn / HUGE_PAGES)] = entry
+  }
+  if (entry.kind === 'huge') throw new RangeError(`page ${vpn} is mapped by a huge entry`)
+  const table = machine.tables[entry.table] as PageTable
+  table.entries[vpn % HUGE_PAGES] = pte
+  return 'set'
+}
+
+/** Empties an entry and says what was there. Accounts nothing. */
+export function clearPte(machine: Machine, space: AddressSpace, vpn: number): Pte | null {
+  const pte = readPte(machine, space, vpn)
+  const entry = directoryEntry(space, vpn)
+  if (entry?.kind === 'table') delete machine.tables[entry.table]?.entries[vpn % HUGE_PAGES]
+  return pte
+}
+
+/** Frees the tables over pages first to end - 1 that are empty. A kernel waits for lockless walkers first (gup.ts). */
+export function freeTables(machine: Machine, space: AddressSpace, first: number, end: number): void {
+  for (let vpn = first; vpn < end; vpn = (Math.floor(vpn / HUGE_PAGES) + 1) * HUGE_PAGES) {
+    const entry = directoryEntry(space, vpn)
+    if (entry?.kind !== 'table') continue
+    const table = machine.tables[entry.table] as PageTable
+    if (Object.keys(table.entries).length > 0) continue
+    table.live = false
+    delete space.directory[Math.floor(vpn / HUGE_PAGES)]
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// vm_normal_page
+
+/** What is behind an entry: a page that may be accounted, nothing of the kind, or an entry that cannot be right. */
+export type NormalPage =
+  | { kind: 'page'; pfn: number }
+  | { kind: 'none'; why: 'special' | 'mixed-without-descriptor' | 'linear-frame' | 'raw-frame' }
+  | { kind: 'bad-pte'; why: 'special-in-ordinary-area' | 'beyond-last-descriptor' }
+
+/**
+ * Whether an entry has a page descriptor that the VM may touch.
+ *
+ * `context` matters only without pte_special and with a memory model that must sleep to answer pfn_valid. Callers hold
+ * the page-table lock, so it is "atomic" for all but audits.
+ * @throws RuleViolation "pfn-valid-sleeps" in that case.
+ */
+export function vmNormalPage(
+  machine: Machine,
+  vma: Vma,
+  vpn: number,
+  pte: Pte,
+  context: Context = 'atomic',
+): NormalPage {
+  if (machine.pteSpecial) {
+    if (pte.special) {
+      return vma.pfnMap || vma.mixedMap
+        ? { kind: 'none', why: 'special' }
+        : { kind: 'bad-pte', why: 'special-in-ordinary-area' }
+    }
+    return checkedPage(machine, pte)
+  }
+  // MIXEDMAP first: a mixed area may hold frames that the linear rule of PFNMAP would take for raw ones. It skips the
+  // check against the last descriptor, as 2.6.31 does: pfn_valid has answered already.
+  if (vma.mixedMap) {
+    return pfnValid(machine.memory, pte.pfn, context)
+      ? { kind: 'page', pfn: pte.pfn }
+      : { kind: 'none', why: 'mixed-without-descriptor' }
+  }
+  if (vma.pfnMap) {
+    if (pte.pfn === vma.pgoff + (vpn - vma.first)) return { kind: 'none', why: 'linear-frame' }
+    if (!isCow(vma)) return { kind: 'none', why: 'raw-frame' }
+  }
+  return checkedPage(machine, pte)
+}
+
+function checkedPage(machine: Machine, { pfn }: Pte): NormalPage {
+  return pfn > highestPfn(machine.memory) ? { kind: 'bad-pte', why: 'beyond-last-descriptor' } : { kind: 'page', pfn }
+}
+
+/** vmNormalPage() for actions: a bad entry is reported to the machine, and has no page. */
+export function normalPfn(
+  machine: Machine,
+  vma: Vma,
+  vpn: number,
+  pte: Pte,
+  classify: typeof vmNormalPage = vmNormalPage,
+): number | null {
+  const normal = classify(machine, vma, vpn, pte)
+  if (normal.kind === 'bad-pte') machine.badPtes.push(`page ${vpn}: ${normal.why}`)
+  return normal.kind === 'page' ? normal.pfn : null
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Inserting
+
+export type InsertOutcome = 'inserted' | '-EFAULT' | '-EINVAL' | '-EBUSY' | '-ENOMEM'
+
+/**
+ * vm_insert_page: maps a page that somebody owns, and accounts it (reference, reverse map, rss). Marks the area as one
+ * with inserted pages.
+ *
+ * -EFAULT: outside the area; -EINVAL: the page is free or anonymous; -EBUSY: something is mapped there; -ENOMEM.
+ * On every error nothing has changed but the area's mark.
+ * @throws RangeError if the frame has no descriptor: there is no page to insert.
+ */
+export function vmInsertPage(machine: Machine, space: AddressSpace, vma: Vma, vpn: number, pfn: number): InsertOutcome {
+  const { page } = frameOf(machine, pfn)
+  if (page === null) throw new RangeError(`frame ${pfn} has no page descriptor; insert it with vmInsertPfn()`)
+  if (!inside(vma, vpn)) return '-EFAULT'
+  if (page.count === 0) return '-EINVAL'
+  vma.insertPage = true
+  if (page.use === 'anonymous') return '-EINVAL'
+  const outcome = insert(machine, space, vpn, { pfn, special: false, writable: directlyWritable(vma), dirty: false })
+  if (outcome !== 'inserted') return outcome
+  getPage(machine, pfn, 'mapping')
+  space.rssFile++
+  return 'inserted'
+}
+
+/**
+ * vm_insert_pfn: maps a frame without accounting it.
+ *
+ * -EFAULT, -EBUSY, -ENOMEM as vmInsertPage(); -EINVAL: the frame's memory type conflicts with another mapping.
+ * @throws RuleViolation "insert-pfn-area" unless the area is exactly one of PFNMAP and MIXEDMAP, PFNMAP not
+ * copy-on-write, MIXEDMAP only for frames without descriptor: vmNormalPage() would later take the frame for a page.
+ */
+export function vmInsertPfn(machine: Machine, space: AddressSpace, vma: Vma, vpn: number, pfn: number): InsertOutcome {
+  frameOf(machine, pfn)
+  const fatal = (why: string): never => {
+    throw new RuleViolation('insert-pfn-area', `frame ${pfn} at page ${vpn}: ${why}`)
+  }
+  if (vma.pfnMap === vma.mixedMap) fatal('the area must be one of PFNMAP and MIXEDMAP')
+  if (vma.pfnMap && isCow(vma)) fatal('a PFNMAP area must not be copy-on-write')
+  if (vma.mixedMap && pfnValid(machine.memory, pfn, 'may-sleep')) fatal('a MIXEDMAP area takes it as a page')
+  if (!inside(vma, vpn)) return '-EFAULT'
+  if (machine.conflictingPfns.includes(pfn)) return '-EINVAL'
+  return insertSpecial(machine, space, vma, vpn, pfn)
+}
+
+/**
+ * vm_insert_mixed: maps a frame into a MIXEDMAP area. With pte_special the entry is special and nothing is counted,
+ * even for a frame with descriptor: the owner must keep the frame until it is unmapped. Without pte_special a frame
+ * with descriptor is inserted as vmInsertPage() does.
+ * @throws RuleViolation "insert-mixed-area" if the area is not MIXEDMAP.
+ */
+export function vmInsertMixed(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  pfn: number,
+): InsertOutcome {
+  frameOf(machine, pfn)
+  requireRule(vma.mixedMap, 'insert-mixed-area', `the area of page ${vpn} is not MIXEDMAP`)
+  if (!inside(vma, vpn)) return '-EFAULT'
+  if (!machine.pteSpecial && pfnValid(machine.memory, pfn, 'may-sleep')) {
+    return vmInsertPage(machine, space, vma, vpn, pfn)
+  }
+  return insertSpecial(machine, space, vma, vpn, pfn)
+}
+
+/**
+ * remap_pfn_range: maps adjacent frames into an area, which becomes PFNMAP. A copy-on-write area has to be covered
+ * completely (-EINVAL otherwise) and remembers its first frame number as pgoff, so that copies can be told from frames.
+ * @throws RuleViolation "remap-occupied" if something is mapped there already.
+ */
+export function remapPfnRange(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  pfn: number,
+  pages: number,
+): 'mapped' | '-EFAULT' | '-EINVAL' | '-ENOMEM' {
+  frameOf(machine, pfn + natural('pages', pages, 1) - 1)
+  if (!inside(vma, vpn) || !inside(vma, vpn + pages - 1)) return '-EFAULT'
+  if (isCow(vma)) {
+    if (vpn !== vma.first || pages !== vma.end - vma.first) return '-EINVAL'
+    vma.pgoff = pfn
+  }
+  vma.pfnMap = true
+  vma.io = true
+  for (let i = 0; i < pages; i++) {
+    requireRule(readPte(machine, space, vpn + i) === null, 'remap-occupied', `page ${vpn + i} is mapped already`)
+    if (insertSpecial(machine, space, vma, vpn + i, pfn + i) === '-ENOMEM') return '-ENOMEM'
+  }
+  return 'mapped'
+}
+
+/**
+ * Maps a compound page of 512 pages by one huge entry, accounted once, on the head. Both addresses must be aligned.
+ * @throws RangeError if they are not, or the frame is not the head of a compound page.
+ */
+export function mapHuge(machine: Machine, space: AddressSpace, vma: Vma, vpn: number, pfn: number): InsertOutcome {
+  if (vpn % HUGE_PAGES !== 0) throw new RangeError(`page ${vpn} is not aligned to ${HUGE_PAGES} pages`)
+  if (pfn % HUGE_PAGES !== 0 || pageOf(machine, pfn + 1).head !== pfn) {
+    throw new RangeError(`frame ${pfn} is not the head of a huge page`)
+  }
+  if (!inside(vma, vpn) || !inside(vma, vpn + HUGE_PAGES - 1)) return '-EFAULT'
+  if (directoryEntry(space, vpn) !== undefined) return '-EBUSY'
+  getPage(machine, pfn, 'mapping')
+  space.directory[vpn / HUGE_PAGES] = { kind: 'huge', pfn, writable: directlyWritable(vma), dirty: false }
+  bookRss(machine, space, pfn, HUGE_PAGES)
+  return 'inserted'
+}
+
+function inside(vma: Vma, vpn: number): boolean {
+  return vpn >= vma.first && vpn < vma.end
+}
+
+/** Private areas map everything read-only at first, so that the first store makes a copy. */
+function directlyWritable(vma: Vma): boolean {
+  return vma.write && vma.shared
+}
+
+function insertSpecial(machine: Machine, space: AddressSpace, vma: Vma, vpn: number, pfn: number): InsertOutcome {
+  return insert(machine, space, vpn, {
+    pfn,
+    special: machine.pteSpecial,
+    writable: directlyWritable(vma),
+    dirty: false,
+  })
+}
+
+function insert(machine: Machine, space: AddressSpace, vpn: number, pte: Pte): InsertOutcome {
+  const entry = directoryEntry(space, vpn)
+  if (entry?.kind === 'huge' || readPte(machine, space, vpn) !== null) return '-EBUSY'
+  return setPte(machine, space, vpn, pte) === 'set' ? 'inserted' : '-ENOMEM'
+}
+
+function bookRss(machine: Machine, space: AddressSpace, pfn: number, pages: number): void {
+  if (pageOf(machine, pfn).use === 'anonymous') space.rssAnon += pages
+  else space.rssFile += pages
+}
+
+/** Takes a page that an entry mapped out of the accounts of its space, and gives the entry's reference back. */
+export function dropMapped(machine: Machine, space: AddressSpace, pfn: number): 'still-used' | 'freed' {
+  bookRss(machine, space, pfn, -1)
+  return putPage(machine, pfn, 'mapping')
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Secondary MMUs
+
+/**
+ * What the primary page tables tell secondary MMUs (@tmem/mmu-notifier implements it).
+ * - range: entries of pages first to end - 1 change inside `change`, and pages are freed inside it.
+ * - page: `change` clears one entry and flushes the TLB; the page is freed only after this has returned.
+ */
+export interface SecondaryMmus {
+  range(space: number, first: number, end: number, change: () => void): void
+  page(space: number, vpn: number, change: () => void): void
+}
+
+/** No secondary MMU is registered. */
+export const NO_SECONDARY_MMUS: SecondaryMmus = {
+  range: (_space, _first, _end, change) => change(),
+  page: (_space, _vpn, change) => change(),
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Faults, copy-on-write
+
+export type Access = 'read' | 'write'
+
+/**
+ * - mapped: a page was mapped. - already: another thread was faster, the entry is good.
+ * - copied, reused, made-writable: a store to a read-only entry was made possible.
+ * - sigsegv: no area, or no permission. - sigbus: nothing is behind the address. - oom: no frame, or no table.
+ */
+export type FaultOutcome = 'mapped' | 'already' | 'copied' | 'reused' | 'made-writable' | 'sigsegv' | 'sigbus' | 'oom'
+
+/**
+ * A page fault in an anonymous or device area. An area unmapped during the fault is answered with "sigsegv": the fault
+ * looks its area up again under the lock. XIP areas: xipFault() of xip.ts.
+ * @throws RangeError for an XIP area.
+ */
+export function fault(
+  machine: Machine,
+  space: AddressSpace,
+  vpn: number,
+  access: Access,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): FaultOutcome {
+  const vma = findVma(space, vpn)
+  if (vma === undefined || (access === 'write' && !vma.write)) return 'sigsegv'
+  if (vma.backing.kind === 'xip') throw new RangeError(`page ${vpn} is of an XIP file; use xipFault()`)
+  const present = resolvePresent(machine, space, vma, vpn, access, secondary)
+  if (present !== 'absent') return present
+  if (vma.backing.kind === 'device') return 'sigbus'
+  const allocated = allocatePage(machine, 'anonymous')
+  if (allocated.kind === 'no-memory') return 'oom'
+  const pte = { pfn: allocated.pfn, special: false, writable: vma.write, dirty: access === 'write' }
+  if (setPte(machine, space, vpn, pte) === '-ENOMEM') {
+    putPage(machine, allocated.pfn, 'owner')
+    return 'oom'
+  }
+  handOver(machine, allocated.pfn, 'owner', 'mapping')
+  space.rssAnon++
+  return 'mapped'
+}
+
+/** The part of a fault that all areas share: an entry is there, good or in need of copy-on-write. */
+export function resolvePresent(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  access: Access,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): FaultOutcome | 'absent' {
+  const entry = directoryEntry(space, vpn)
+  if (entry?.kind === 'huge') {
+    if (access === 'read' || entry.writable) return 'already'
+    throw new RangeError(`page ${vpn}: copy-on-write of huge entries is not modelled`)
+  }
+  const pte = readPte(machine, space, vpn)
+  if (pte === null) return 'absent'
+  if (access === 'read' || pte.writable) return 'already'
+  return writeProtectFault(machine, space, vma, vpn, secondary)
+}
+
+/**
+ * A store to a read-only entry (do_wp_page): shared areas make the entry writable; a private area uses an anonymous page
+ * that nobody else has, or copies. The copy of a frame without descriptor is a page with one.
+ * @throws RangeError if nothing is mapped.
+ */
+export function writeProtectFault(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): FaultOutcome {
+  const pte = readPte(machine, space, vpn)
+  if (pte === null) throw new RangeError(`page ${vpn} is not mapped`)
+  if (vma.shared) {
+    // No secondary MMU is told: more permission than it knows of does no harm.
+    Object.assign(pte, { writable: true, dirty: true })
+    return 'made-writable'
+  }
+  const old = normalPfn(machine, vma, vpn, pte)
+  if (old !== null) {
+    const { use, count, mapcount } = pageOf(machine, old)
+    if (use === 'anonymous' && count === 1 && mapcount === 1) {
+      Object.assign(pte, { writable: true, dirty: true })
+      return 'reused'
+    }
+  }
+  const allocated = allocatePage(machine, 'anonymous')
+  if (allocated.kind === 'no-memory') return 'oom'
+  copyFrame(machine, pte.pfn, allocated.pfn)
+  // Clear, flush, notify, and only then the new entry: nobody may still write to the old page through a stale entry
+  // when the new one becomes visible.
+  secondary.page(space.id, vpn, () => {
+    clearPte(machine, space, vpn)
+  })
+  setPte(machine, space, vpn, { pfn: allocated.pfn, special: false, writable: true, dirty: true })
+  handOver(machine, allocated.pfn, 'owner', 'mapping')
+  space.rssAnon++
+  if (old !== null) dropMapped(machine, space, old)
+  return 'copied'
+}
+
+/** Copies what a frame holds; either may be without descriptor. */
+export function copyFrame(machine: Machine, from: number, to: number): void {
+  const { content, tail } = frameOf(machine, from)
+  Object.assign(frameOf(machine, to), { content, tail })
+}
+
+/** The frame that a processor reaches through the page tables, or null (it would fault). */
+export function translate(machine: Machine, space: AddressSpace, vpn: number, access: Access): number | null {
+  const entry = directoryEntry(space, vpn)
+  if (entry?.kind === 'huge') return access === 'read' || entry.writable ? entry.pfn + (vpn % HUGE_PAGES) : null
+  const pte = readPte(machine, space, vpn)
+  return pte !== null && (access === 'read' || pte.writable) ? pte.pfn : null
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Whole ranges
+
+/**
+ * Unmaps pages first to first + pages - 1 of a space; the areas stay.
+ * @throws RangeError if the range cuts a huge entry.
+ */
+export function zapRange(
+  machine: Machine,
+  space: AddressSpace,
+  first: number,
+  pages: number,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): void {
+  const end = natural('first', first) + natural('pages', pages)
+  secondary.range(space.id, first, end, () => {
+    for (const [vpn, entry] of entriesIn(machine, space, first, end)) {
+      if (entry.kind === 'huge') zapHuge(machine, space, vpn, first, end)
+      else zapPte(machine, space, vpn)
+    }
+  })
+}
+
+/** Unmaps one page: clear, then drop what was accounted. `classify` decides what that is; mutants replace it. */
+export function zapPte(
+  machine: Machine,
+  space: AddressSpace,
+  vpn: number,
+  classify: typeof vmNormalPage = vmNormalPage,
+): void {
+  const vma = findVma(space, vpn)
+  const pte = clearPte(machine, space, vpn)
+  if (pte === null || vma === undefined) return
+  const pfn = normalPfn(machine, vma, vpn, pte, classify)
+  if (pfn !== null) dropMapped(machine, space, pfn)
+}
+
+function zapHuge(machine: Machine, space: AddressSpace, vpn: number, first: number, end: number): void {
+  const entry = directoryEntry(space, vpn)
+  if (entry?.kind !== 'huge') return
+  if (vpn < first || vpn + HUGE_PAGES > end) throw new RangeError(`the range cuts the huge entry at page ${vpn}`)
+  delete space.directory[vpn / HUGE_PAGES]
+  bookRss(machine, space, entry.pfn, -HUGE_PAGES)
+  putPage(machine, entry.pfn, 'mapping')
+}
+
+type MappedEntry = { kind: 'pte'; pte: Pte } | { kind: 'huge'; pfn: number }
+
+/** Entries in a range, in order of address. A huge entry appears at its first page, also if that is outside. */
+function entriesIn(
+  machine: Machine,
+  space: AddressSpace,
+  first: number,
+  end: number,
+): [vpn: number, entry: MappedEntry][] {
+  return Object.entries(space.directory).flatMap(([index, entry]): [number, MappedEntry][] => {
+    const base = Number(index) * HUGE_PAGES
+    if (base >= end || base + HUGE_PAGES <= first) return []
+    if (entry.kind === 'huge') return [[base, entry]]
+    return Object.entries(machine.tables[entry.table]?.entries ?? {})
+      .map(([slot, pte]): [number, MappedEntry] => [base + Number(slot), { kind: 'pte', pte }])
+      .filter(([vpn]) => vpn >= first && vpn < end)
+  })
+}
+
+/**
+ * Unmaps a range and removes it from the areas, splitting those it cuts; frees page tables that are empty then.
+ * Pages outside all areas are no error.
+ */
+export function munmap(
+  machine: Machine,
+  space: AddressSpace,
+  first: number,
+  pages: number,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): void {
+  zapRange(machine, space, first, pages, secondary)
+  const end = first + pages
+  space.vmas = space.vmas.flatMap((vma) => {
+    if (vma.end <= first || vma.first >= end) return [vma]
+    const left = vma.first < first ? [{ ...vma, end: first }] : []
+    const right = vma.end > end ? [{ ...vma, first: end, pgoff: offsetOf(vma, end) }] : []
+    return [...left, ...right]
+  })
+  freeTables(machine, space, first, end)
+}
+
+/** Ends a space: everything is unmapped, all areas and tables go. Secondary MMUs are released before (mmu-notifier). */
+export function exitSpace(machine: Machine, space: AddressSpace, secondary: SecondaryMmus = NO_SECONDARY_MMUS): void {
+  for (const { first, end } of space.vmas) munmap(machine, space, first, end - first, secondary)
+}
+
+/**
+ * A copy of a space that shares its pages. Private writable entries become read-only on both sides. Special entries are
+ * copied and not counted.
+ *
+ * -ENOMEM: no page table for the copy; what was copied so far is given back.
+ */
+export function fork(
+  machine: Machine,
+  parent: AddressSpace,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): { kind: 'forked'; child: AddressSpace } | { kind: '-ENOMEM' } {
+  const child = createSpace(machine)
+  child.vmas = parent.vmas.map((vma) => ({ ...vma, backing: { ...vma.backing } }))
+  for (const vma of parent.vmas) {
+    const failed: number[] = []
+    const copy = (): void => {
+      for (const [vpn, entry] of entriesIn(machine, parent, vma.first, vma.end)) {
+        if (copyEntry(machine, parent, child, vma, vpn, entry) === '-ENOMEM') failed.push(vpn)
+      }
+    }
+    if (isCow(vma)) secondary.range(parent.id, vma.first, vma.end, copy)
+    else copy()
+    if (failed.length > 0) {
+      exitSpace(machine, child)
+      return { kind: '-ENOMEM' }
+    }
+  }
+  return { kind: 'forked', child }
+}
+
+function copyEntry(
+  machine: Machine,
+  parent: AddressSpace,
+  child: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  entry: MappedEntry,
+): 'set' | '-ENOMEM' {
+  if (entry.kind === 'huge') {
+    const huge = directoryEntry(parent, vpn) as DirectoryEntry & { kind: 'huge' }
+    if (isCow(vma)) huge.writable = false
+    getPage(machine, huge.pfn, 'mapping')
+    child.directory[vpn / HUGE_PAGES] = { ...huge }
+    bookRss(machine, child, huge.pfn, HUGE_PAGES)
+    return 'set'
+  }
+  const { pte } = entry
+  const writable = pte.writable && !isCow(vma)
+  if (setPte(machine, child, vpn, { ...pte, writable, dirty: false }) === '-ENOMEM') return '-ENOMEM'
+  pte.writable = writable
+  const pfn = normalPfn(machine, vma, vpn, pte)
+  if (pfn !== null) {
+    getPage(machine, pfn, 'mapping')
+    bookRss(machine, child, pfn, 1)
+  }
+  return 'set'
+}
+
+/**
+ * Changes the permission of all areas that lie in a range.
+ * @throws RangeError if the range cuts an area.
+ */
+export function mprotect(
+  machine: Machine,
+  space: AddressSpace,
+  first: number,
+  pages: number,
+  write: boolean,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): 'changed' | '-EACCES' {
+  const end = first + pages
+  const areas = space.vmas.filter((vma) => vma.first < end && first < vma.end)
+  if (areas.some((vma) => vma.first < first || vma.end > end)) throw new RangeError('the range cuts an area')
+  if (write && areas.some((vma) => !vma.mayWrite)) return '-EACCES'
+  secondary.range(space.id, first, end, () => {
+    for (const vma of areas) vma.write = write
+    for (const [, entry] of entriesIn(machine, space, first, end)) {
+      // Permission is taken at once and given on the next fault, which knows about copy-on-write.
+      if (entry.kind === 'pte' && !write) entry.pte.writable = false
+    }
+  })
+  return 'changed'
+}
+
+/**
+ * Moves a whole area to other addresses; entries move with their references. Secondary MMUs hear of the old range.
+ * @throws RangeError if `first` is not the start of an area, the new place is taken, or the area has huge entries.
+ */
+export function mremap(
+  machine: Machine,
+  space: AddressSpace,
+  first: number,
+  to: number,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): 'moved' | '-ENOMEM' {
+  const vma = space.vmas.find((one) => one.first === first)
+  if (vma === undefined) throw new RangeError(`no area starts at page ${first}`)
+  const { end, backing, pgoff, ...flags } = vma
+  const entries = entriesIn(machine, space, first, end)
+  if (entries.some(([, { kind }]) => kind === 'huge')) throw new RangeError('an area with huge entries cannot move')
+  const moved = mmap(space, { ...flags, first: to, pages: end - first, backing, pgoff })
+  const state: { outcome: 'moved' | '-ENOMEM' } = { outcome: 'moved' }
+  secondary.range(space.id, first, end, () => {
+    for (const [vpn] of entries) {
+      const pte = clearPte(machine, space, vpn) as Pte
+      if (setPte(machine, space, vpn - first + to, pte) === 'set') continue
+      state.outcome = '-ENOMEM'
+      setPte(machine, space, vpn, pte)
+      break
+    }
+    if (state.outcome === 'moved') return
+    for (const [vpn] of entriesIn(machine, space, to, to + end - first)) {
+      setPte(machine, space, vpn - to + first, clearPte(machine, space, vpn) as Pte)
+    }
+  })
+  const dropped = state.outcome === 'moved' ? vma : moved
+  space.vmas = space.vmas.filter((one) => one !== dropped)
+  freeTables(machine, space, dropped.first, dropped.end)
+  return state.outcome
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The balance
+
+/**
+ * Everything that does not add up in a machine; empty when all is well. References are owners + pins + mapcount;
+ * mapcount is the number of entries that map the page; rss is what the entries of a space map.
+ */
+export function auditMachine(machine: Machine): string[] {
+  const problems: string[] = []
+  const mapped = new Map<number, number>()
+  for (const space of machine.spaces) {
+    const rss = { anonymous: 0, file: 0 }
+    const count = (pfn: number, pages: number): void => {
+      mapped.set(pfn, (mapped.get(pfn) ?? 0) + 1)
+      rss[pageOf(machine, pfn).use === 'anonymous' ? 'anonymous' : 'file'] += pages
+    }
+    for (const [vpn, entry] of entriesIn(machine, space, 0, Number.MAX_SAFE_INTEGER)) {
+      const vma = findVma(space, vpn)
+      if (vma === undefined) problems.push(`space ${space.id}: page ${vpn} is mapped outside all areas`)
+      else if (entry.kind === 'huge') count(entry.pfn, HUGE_PAGES)
+      else {
+        const normal = vmNormalPage(machine, vma, vpn, entry.pte, 'may-sleep')
+        if (normal.kind === 'page') count(normal.pfn, 1)
+      }
+    }
+    if (rss.anonymous !== space.rssAnon)
+      problems.push(`space ${space.id}: rssAnon ${space.rssAnon}, not ${rss.anonymous}`)
+    if (rss.file !== space.rssFile) problems.push(`space ${space.id}: rssFile ${space.rssFile}, not ${rss.file}`)
+  }
+  machine.frames.forEach(({ page }, pfn) => {
+    if (page === null) return
+    const expected = mapped.get(pfn) ?? 0
+    if (page.mapcount !== expected) problems.push(`frame ${pfn}: mapcount ${page.mapcount}, mapped ${expected} times`)
+    const sum = page.owners + page.pins + page.mapcount
+    if (page.count !== sum) problems.push(`frame ${pfn}: count ${page.count}, held ${sum} times`)
+    if (page.head === pfn && (page.use === 'free') !== (page.count === 0)) {
+      problems.push(`frame ${pfn}: ${page.use} with count ${page.count}`)
+    }
+  })
+  return [...problems, ...machine.badPtes.map((text) => `bad pte: ${text}`)]
+}
