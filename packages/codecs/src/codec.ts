@@ -12,28 +12,28 @@
  */
 
 /** Longest block, in bytes, on either side of a codec: a 2 MiB page. */
-export const MAX_BLOCK_BYTES: number = 2 * 1024 * 1024;
+export const MAX_BLOCK_BYTES: number = 2 * 1024 * 1024
 
 /** A block codec working between the caller's buffers; holds only its own scratch memory, allocates nothing per call. */
 export interface Codec {
   /** The name `createCodec` knows it by. */
-  readonly name: CodecName;
+  readonly name: CodecName
   /** Stored beside each page: a small integer, 1..15, that never changes its meaning. 0 is left to "not compressed". */
-  readonly id: number;
+  readonly id: number
   /** What does the work, for statistics and bug reports: for example `wasm-simd`, `typescript`, `node:zlib`. */
-  readonly engine: string;
+  readonly engine: string
   /**
    * Largest number of bytes that compress() can need for `length` bytes of input.
    * @throws RangeError when `length` is not an integer in 0..MAX_BLOCK_BYTES.
    */
-  bound(length: number): number;
+  bound(length: number): number
   /**
    * Compresses `src[srcAt, srcAt + srcLength)` into `dst[dstAt, dstAt + dstRoom)`. The two ranges must not overlap.
    * Nothing outside that room is written and nothing outside the source is read; after a 0 the room may hold rubbish.
    * @returns the bytes written (> 0), or 0 when the result does not fit in `dstRoom`.
    * @throws RangeError when a range lies outside its array or the block is longer than MAX_BLOCK_BYTES.
    */
-  compress(src: Uint8Array, srcAt: number, srcLength: number, dst: Uint8Array, dstAt: number, dstRoom: number): number;
+  compress(src: Uint8Array, srcAt: number, srcLength: number, dst: Uint8Array, dstAt: number, dstRoom: number): number
   /**
    * Decompresses `src[srcAt, srcAt + srcLength)` to exactly `dstLength` bytes at `dst[dstAt]`. The ranges must not
    * overlap. Nothing outside them is read or written; after a -1 the destination may hold rubbish.
@@ -47,27 +47,27 @@ export interface Codec {
     dst: Uint8Array,
     dstAt: number,
     dstLength: number,
-  ): number;
+  ): number
 }
 
 /** Names that `createCodec` accepts. */
-export type CodecName = "lz4js" | "lz4" | "deflate" | "zstd";
+export type CodecName = 'lz4js' | 'lz4' | 'deflate' | 'zstd'
 
 /** Stable reasons of a {@link CodecError}. */
-export type CodecErrorCode = "CODEC_UNKNOWN" | "CODEC_UNAVAILABLE";
+export type CodecErrorCode = 'CODEC_UNKNOWN' | 'CODEC_UNAVAILABLE'
 
 /** A codec cannot be had: nobody has that name, or this runtime lacks what it needs. */
 export class CodecError extends Error {
   /** Stable: may be compared. The message may change. */
-  readonly code: CodecErrorCode;
+  readonly code: CodecErrorCode
   /** The name or id that was asked for. */
-  readonly codec: string;
+  readonly codec: string
 
   constructor(code: CodecErrorCode, codec: string, message: string) {
-    super(message);
-    this.name = "CodecError";
-    this.code = code;
-    this.codec = codec;
+    super(message)
+    this.name = 'CodecError'
+    this.code = code
+    this.codec = codec
   }
 }
 
@@ -96,7 +96,7 @@ export function checkRanges(
     throw new RangeError(
       `codec: source [${srcAt}, +${srcLength}) of ${src.length} bytes or destination [${dstAt}, +${dstLength}) of ` +
         `${dst.length} bytes lies outside its array; offsets and lengths must be integers inside the arrays`,
-    );
+    )
   }
 }
 
@@ -106,7 +106,7 @@ export function checkRanges(
  */
 export function checkBlockLength(length: number): void {
   if (length >>> 0 !== length || length > MAX_BLOCK_BYTES) {
-    throw new RangeError(`codec: a block has 0 to ${MAX_BLOCK_BYTES} bytes, not ${length}; split it into pages`);
+    throw new RangeError(`codec: a block has 0 to ${MAX_BLOCK_BYTES} bytes, not ${length}; split it into pages`)
   }
 }
 
@@ -116,10 +116,10 @@ export function checkBlockLength(length: number): void {
  */
 export function copyBytes(src: Uint8Array, srcAt: number, length: number, dst: Uint8Array, dstAt: number): void {
   if (length < 48) {
-    for (let i = 0; i < length; i++) dst[dstAt + i] = src[srcAt + i] as number;
+    for (let i = 0; i < length; i++) dst[dstAt + i] = src[srcAt + i] as number
   } else if (srcAt === 0 && length === src.length) {
-    dst.set(src, dstAt);
+    dst.set(src, dstAt)
   } else {
-    dst.set(src.subarray(srcAt, srcAt + length), dstAt);
+    dst.set(src.subarray(srcAt, srcAt + length), dstAt)
   }
 }

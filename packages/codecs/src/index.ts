@@ -2,26 +2,62 @@
  * Block codecs for compressed pages, behind one interface. See the README for which codec is chosen where.
  *
  * The ids are stored beside every page, so they are a contract: an id is never given to another format.
+ * 0 not compressed (the store's own) · 1 lz4js · 2 lz4 · 3 deflate · 4 zstd. 1 and 2 hold the same format.
  */
-import { type Codec, CodecError, type CodecName } from "./codec.ts";
-import { createLz4js, createPortableLz4 } from "./lz4.ts";
+import { type Codec, CodecError, type CodecName } from './codec.ts'
+import { createLz4js, createPortableLz4 } from './lz4.ts'
+import { createWasmLz4 } from './lz4-wasm.ts'
+import { createDeflate, createZstd } from './strong.ts'
 
-export { type Codec, CodecError, type CodecErrorCode, type CodecName, MAX_BLOCK_BYTES } from "./codec.ts";
-export { isLz4Block } from "./lz4.ts";
+export { type Codec, CodecError, type CodecErrorCode, type CodecName, MAX_BLOCK_BYTES } from './codec.ts'
+export { createPortableLz4, isLz4Block } from './lz4.ts'
+export { createLz4Arena, type Lz4Arena } from './lz4-wasm.ts'
 
-/** Makes a codec with scratch memory of its own. */
+/** Every codec, the fastest first; the place has nothing to do with the id. */
+const NAMES: readonly CodecName[] = Object.freeze(['lz4', 'lz4js', 'zstd', 'deflate'])
+
+/**
+ * Makes a codec with scratch memory of its own: any number of them work side by side.
+ * @throws CodecError CODEC_UNAVAILABLE when this runtime lacks what the codec needs, CODEC_UNKNOWN for other names.
+ */
 export function createCodec(name: CodecName): Codec {
+  const codec = make(name)
+  if (codec === undefined) {
+    throw new CodecError(
+      'CODEC_UNAVAILABLE',
+      name,
+      `codec "${name}" needs a runtime whose node:zlib has it (zstd: Node 22.15 or later); here there are: ` +
+        `${availableCodecs().join(', ')}`,
+    )
+  }
+  return codec
+}
+
+/** Names of the codecs that work in this runtime, the fastest first. */
+export function availableCodecs(): readonly CodecName[] {
+  return NAMES.filter((name) => make(name) !== undefined)
+}
+
+function make(name: CodecName): Codec | undefined {
   switch (name) {
-    case "lz4js":
-      return createLz4js();
-    case "lz4":
-      return createPortableLz4();
+    case 'lz4js':
+      return createLz4js()
+    case 'lz4':
+      return createWasmLz4() ?? createPortableLz4()
+    case 'deflate':
+      return createDeflate()
+    case 'zstd':
+      return createZstd()
     default:
-      throw new CodecError("CODEC_UNAVAILABLE", name, `codec "${name}" is not available in this runtime`);
+      throw unknown(name)
   }
 }
 
-/** Names of the codecs that work in this runtime, fastest first. */
-export function availableCodecs(): readonly CodecName[] {
-  return ["lz4", "lz4js"];
+/** For callers without types. */
+function unknown(name: unknown): CodecError {
+  return new CodecError(
+    'CODEC_UNKNOWN',
+    String(name),
+    `there is no codec "${String(name)}"; known: ${NAMES.join(', ')}`,
+  )
 }

@@ -13,22 +13,25 @@
  *   them. Everything else must hold: a distance of 0 or one that reaches before the block, a run or a match that crosses
  *   an end, bytes left over on either side, all give -1. All LZ4 codecs of this package accept the same blocks.
  */
-import { compressBlock, decompressBlock } from "lz4js";
-import { type Codec, checkBlockLength, checkRanges, copyBytes, MAX_BLOCK_BYTES } from "./codec.ts";
+// Whoever compiles this file from another package finds the types of lz4js too.
+// oxlint-disable-next-line typescript/triple-slash-reference
+/// <reference path="./lz4js.d.ts" />
+import { compressBlock, decompressBlock } from 'lz4js'
+import { type Codec, checkBlockLength, checkRanges, copyBytes, MAX_BLOCK_BYTES } from './codec.ts'
 
 /** Shortest match that the format can express, in bytes. */
-const MIN_MATCH = 4;
+const MIN_MATCH = 4
 /** A match may not start in the last 12 bytes of a block. */
-const MATCH_START_LIMIT = 12;
+const MATCH_START_LIMIT = 12
 /** A match may not cover the last 5 bytes of a block. */
-const LAST_LITERALS = 5;
+const LAST_LITERALS = 5
 /** Longest distance of a match, in bytes. */
-const MAX_DISTANCE = 65535;
+const MAX_DISTANCE = 65535
 
 /** Largest LZ4 block for `length` bytes of input: all literals, their count, and slack for copying in steps. */
 export function lz4Bound(length: number): number {
-  checkBlockLength(length);
-  return length + Math.floor(length / 255) + 16;
+  checkBlockLength(length)
+  return length + Math.floor(length / 255) + 16
 }
 
 /**
@@ -36,72 +39,72 @@ export function lz4Bound(length: number): number {
  * The ranges must lie inside the array.
  */
 export function isLz4Block(src: Uint8Array, at: number, length: number, decodedLength: number): boolean {
-  const end = at + length;
-  let ip = at;
-  let op = 0;
+  const end = at + length
+  let ip = at
+  let op = 0
   for (;;) {
-    if (ip >= end) return false;
-    const token = src[ip++] as number;
-    let run = token >> 4;
+    if (ip >= end) return false
+    const token = src[ip++] as number
+    let run = token >> 4
     if (run === 15) {
-      let more: number;
+      let more: number
       do {
-        if (ip >= end) return false;
-        more = src[ip++] as number;
-        run += more;
-      } while (more === 255);
+        if (ip >= end) return false
+        more = src[ip++] as number
+        run += more
+      } while (more === 255)
     }
-    if (run > end - ip || run > decodedLength - op) return false;
-    ip += run;
-    op += run;
-    if (ip === end) return op === decodedLength;
-    if (end - ip < 2) return false;
-    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8);
-    ip += 2;
-    if (distance === 0 || distance > op) return false;
-    let match = token & 15;
+    if (run > end - ip || run > decodedLength - op) return false
+    ip += run
+    op += run
+    if (ip === end) return op === decodedLength
+    if (end - ip < 2) return false
+    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8)
+    ip += 2
+    if (distance === 0 || distance > op) return false
+    let match = token & 15
     if (match === 15) {
-      let more: number;
+      let more: number
       do {
-        if (ip >= end) return false;
-        more = src[ip++] as number;
-        match += more;
-      } while (more === 255);
+        if (ip >= end) return false
+        more = src[ip++] as number
+        match += more
+      } while (more === 255)
     }
-    match += MIN_MATCH;
-    if (match > decodedLength - op) return false;
-    op += match;
+    match += MIN_MATCH
+    if (match > decodedLength - op) return false
+    op += match
   }
 }
 
 /** Bytes that a final sequence of `run` literals takes. */
 function literalsSize(run: number): number {
-  return 1 + (run >= 15 ? Math.floor((run - 15) / 255) + 1 : 0) + run;
+  return 1 + (run >= 15 ? Math.floor((run - 15) / 255) + 1 : 0) + run
 }
 
 /** Writes the final sequence: `run` literals. The room must be there. Returns the index behind it. */
 function writeLiterals(src: Uint8Array, srcAt: number, run: number, dst: Uint8Array, dstAt: number): number {
-  let op = dstAt;
+  let op = dstAt
   if (run >= 15) {
-    dst[op++] = 0xf0;
-    let rest = run - 15;
-    for (; rest >= 255; rest -= 255) dst[op++] = 255;
-    dst[op++] = rest;
+    dst[op++] = 0xf0
+    let rest = run - 15
+    for (; rest >= 255; rest -= 255) dst[op++] = 255
+    dst[op++] = rest
   } else {
-    dst[op++] = run << 4;
+    dst[op++] = run << 4
   }
-  copyBytes(src, srcAt, run, dst, op);
-  return op + run;
+  copyBytes(src, srcAt, run, dst, op)
+  return op + run
 }
 
 /** Positions are looked up by a hash of this many bits: 32 KiB of table, which stays in the first-level cache. */
-const HASH_BITS = 13;
+const HASH_BITS = 13
 /** 2^32 over the golden ratio: spreads four bytes over the upper bits of a product. */
-const HASH_FACTOR = 0x9e3779b1;
+const HASH_FACTOR = 0x9e3779b1
 /** Every so many failed attempts the search steps one byte further, so that it runs through what does not compress. */
-const SKIP_SHIFT = 6;
+const SKIP_SHIFT = 6
 /** Above this length a run is moved by the runtime's own copy; below it a loop is cheaper. */
-const LONG_RUN = 48;
+const LONG_RUN = 48
 
 /**
  * The LZ4 codec for runtimes without WebAssembly SIMD: typed arrays only.
@@ -110,31 +113,31 @@ const LONG_RUN = 48;
  * block, so an entry below the epoch belongs to an earlier block and counts as empty.
  */
 export function createPortableLz4(): Codec {
-  const table = new Int32Array(1 << HASH_BITS);
-  let epoch = 1;
+  const table = new Int32Array(1 << HASH_BITS)
+  let epoch = 1
 
   return {
-    name: "lz4",
+    name: 'lz4',
     id: 2,
-    engine: "typescript",
+    engine: 'typescript',
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength);
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom);
+      checkBlockLength(srcLength)
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
       if (epoch > 0x7fffffff - MAX_BLOCK_BYTES) {
-        table.fill(0);
-        epoch = 1;
+        table.fill(0)
+        epoch = 1
       }
-      const shift = srcAt - epoch;
-      epoch += srcLength;
-      return compressPortable(table, shift, src, srcAt, srcLength, dst, dstAt, dstRoom);
+      const shift = srcAt - epoch
+      epoch += srcLength
+      return compressPortable(table, shift, src, srcAt, srcLength, dst, dstAt, dstRoom)
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength);
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength);
-      return decompressPortable(src, srcAt, srcLength, dst, dstAt, dstLength);
+      checkBlockLength(dstLength)
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      return decompressPortable(src, srcAt, srcLength, dst, dstAt, dstLength)
     },
-  };
+  }
 }
 
 /** `shift`: index into `src` minus table entry; entries whose index falls before `srcAt` are of earlier blocks. */
@@ -148,20 +151,20 @@ function compressPortable(
   dstAt: number,
   dstRoom: number,
 ): number {
-  const end = srcAt + srcLength;
-  const roomEnd = dstAt + dstRoom;
-  const lastStart = end - MATCH_START_LIMIT;
-  const matchEnd = end - LAST_LITERALS;
-  let anchor = srcAt;
-  let op = dstAt;
+  const end = srcAt + srcLength
+  const roomEnd = dstAt + dstRoom
+  const lastStart = end - MATCH_START_LIMIT
+  const matchEnd = end - LAST_LITERALS
+  let anchor = srcAt
+  let op = dstAt
   if (srcLength > MATCH_START_LIMIT) {
-    table[hash(src, srcAt)] = srcAt - shift;
-    let ip = srcAt + 1;
-    let attempts = 1 << SKIP_SHIFT;
+    table[hash(src, srcAt)] = srcAt - shift
+    let ip = srcAt + 1
+    let attempts = 1 << SKIP_SHIFT
     while (ip <= lastStart) {
-      const slot = hash(src, ip);
-      let from = (table[slot] as number) + shift;
-      table[slot] = ip - shift;
+      const slot = hash(src, ip)
+      let from = (table[slot] as number) + shift
+      table[slot] = ip - shift
       if (
         from < srcAt ||
         ip - from > MAX_DISTANCE ||
@@ -170,51 +173,51 @@ function compressPortable(
         src[from + 2] !== src[ip + 2] ||
         src[from + 3] !== src[ip + 3]
       ) {
-        ip += attempts++ >> SKIP_SHIFT;
-        continue;
+        ip += attempts++ >> SKIP_SHIFT
+        continue
       }
-      attempts = 1 << SKIP_SHIFT;
-      const distance = ip - from;
-      let matched = ip + MIN_MATCH;
-      from += MIN_MATCH;
+      attempts = 1 << SKIP_SHIFT
+      const distance = ip - from
+      let matched = ip + MIN_MATCH
+      from += MIN_MATCH
       while (matched < matchEnd && src[matched] === src[from]) {
-        matched++;
-        from++;
+        matched++
+        from++
       }
-      while (ip > anchor && ip - distance > srcAt && src[ip - 1] === src[ip - distance - 1]) ip--;
+      while (ip > anchor && ip - distance > srcAt && src[ip - 1] === src[ip - distance - 1]) ip--
 
-      const run = ip - anchor;
-      let rest = matched - ip - MIN_MATCH;
-      if (op + sequenceSize(run, rest) > roomEnd) return 0;
-      const low = Math.min(rest, 15);
+      const run = ip - anchor
+      let rest = matched - ip - MIN_MATCH
+      if (op + sequenceSize(run, rest) > roomEnd) return 0
+      const low = Math.min(rest, 15)
       if (run >= 15) {
-        dst[op++] = 0xf0 | low;
-        let more = run - 15;
-        for (; more >= 255; more -= 255) dst[op++] = 255;
-        dst[op++] = more;
+        dst[op++] = 0xf0 | low
+        let more = run - 15
+        for (; more >= 255; more -= 255) dst[op++] = 255
+        dst[op++] = more
       } else {
-        dst[op++] = (run << 4) | low;
+        dst[op++] = (run << 4) | low
       }
       if (run >= LONG_RUN) {
-        copyBytes(src, anchor, run, dst, op);
-        op += run;
+        copyBytes(src, anchor, run, dst, op)
+        op += run
       } else {
-        while (anchor < ip) dst[op++] = src[anchor++] as number;
+        while (anchor < ip) dst[op++] = src[anchor++] as number
       }
-      dst[op++] = distance;
-      dst[op++] = distance >> 8;
+      dst[op++] = distance
+      dst[op++] = distance >> 8
       if (rest >= 15) {
-        for (rest -= 15; rest >= 255; rest -= 255) dst[op++] = 255;
-        dst[op++] = rest;
+        for (rest -= 15; rest >= 255; rest -= 255) dst[op++] = 255
+        dst[op++] = rest
       }
-      anchor = matched;
-      ip = matched;
-      if (ip <= lastStart) table[hash(src, ip - 2)] = ip - 2 - shift;
+      anchor = matched
+      ip = matched
+      if (ip <= lastStart) table[hash(src, ip - 2)] = ip - 2 - shift
     }
   }
-  const run = end - anchor;
-  if (op + literalsSize(run) > roomEnd) return 0;
-  return writeLiterals(src, anchor, run, dst, op) - dstAt;
+  const run = end - anchor
+  if (op + literalsSize(run) > roomEnd) return 0
+  return writeLiterals(src, anchor, run, dst, op) - dstAt
 }
 
 function hash(src: Uint8Array, at: number): number {
@@ -222,13 +225,13 @@ function hash(src: Uint8Array, at: number): number {
     (src[at] as number) |
     ((src[at + 1] as number) << 8) |
     ((src[at + 2] as number) << 16) |
-    ((src[at + 3] as number) << 24);
-  return Math.imul(word, HASH_FACTOR) >>> (32 - HASH_BITS);
+    ((src[at + 3] as number) << 24)
+  return Math.imul(word, HASH_FACTOR) >>> (32 - HASH_BITS)
 }
 
 /** Bytes that a sequence of `run` literals and a match of `rest` + 4 bytes takes. */
 function sequenceSize(run: number, rest: number): number {
-  return literalsSize(run) + 2 + (rest >= 15 ? Math.floor((rest - 15) / 255) + 1 : 0);
+  return literalsSize(run) + 2 + (rest >= 15 ? Math.floor((rest - 15) / 255) + 1 : 0)
 }
 
 function decompressPortable(
@@ -239,55 +242,55 @@ function decompressPortable(
   dstAt: number,
   dstLength: number,
 ): number {
-  const end = srcAt + srcLength;
-  const opEnd = dstAt + dstLength;
-  let ip = srcAt;
-  let op = dstAt;
+  const end = srcAt + srcLength
+  const opEnd = dstAt + dstLength
+  let ip = srcAt
+  let op = dstAt
   for (;;) {
-    if (ip >= end) return -1;
-    const token = src[ip++] as number;
-    let run = token >> 4;
+    if (ip >= end) return -1
+    const token = src[ip++] as number
+    let run = token >> 4
     if (run === 15) {
-      let more: number;
+      let more: number
       do {
-        if (ip >= end) return -1;
-        more = src[ip++] as number;
-        run += more;
-      } while (more === 255);
+        if (ip >= end) return -1
+        more = src[ip++] as number
+        run += more
+      } while (more === 255)
     }
-    if (run > end - ip || run > opEnd - op) return -1;
+    if (run > end - ip || run > opEnd - op) return -1
     if (run >= LONG_RUN) {
-      copyBytes(src, ip, run, dst, op);
-      ip += run;
-      op += run;
+      copyBytes(src, ip, run, dst, op)
+      ip += run
+      op += run
     } else {
-      for (const stop = ip + run; ip < stop; ) dst[op++] = src[ip++] as number;
+      for (const stop = ip + run; ip < stop; ) dst[op++] = src[ip++] as number
     }
-    if (ip === end) return op === opEnd ? dstLength : -1;
-    if (end - ip < 2) return -1;
-    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8);
-    ip += 2;
-    if (distance === 0 || distance > op - dstAt) return -1;
-    let match = token & 15;
+    if (ip === end) return op === opEnd ? dstLength : -1
+    if (end - ip < 2) return -1
+    const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8)
+    ip += 2
+    if (distance === 0 || distance > op - dstAt) return -1
+    let match = token & 15
     if (match === 15) {
-      let more: number;
+      let more: number
       do {
-        if (ip >= end) return -1;
-        more = src[ip++] as number;
-        match += more;
-      } while (more === 255);
+        if (ip >= end) return -1
+        more = src[ip++] as number
+        match += more
+      } while (more === 255)
     }
-    match += MIN_MATCH;
-    if (match > opEnd - op) return -1;
+    match += MIN_MATCH
+    if (match > opEnd - op) return -1
     if (match >= LONG_RUN && distance >= match) {
-      dst.copyWithin(op, op - distance, op - distance + match);
-      op += match;
+      dst.copyWithin(op, op - distance, op - distance + match)
+      op += match
     } else if (match >= LONG_RUN && distance === 1) {
-      dst.fill(dst[op - 1] as number, op, op + match);
-      op += match;
+      dst.fill(dst[op - 1] as number, op, op + match)
+      op += match
     } else {
-      let from = op - distance;
-      for (const stop = op + match; op < stop; ) dst[op++] = dst[from++] as number;
+      let from = op - distance
+      for (const stop = op + match; op < stop; ) dst[op++] = dst[from++] as number
     }
   }
 }
@@ -302,45 +305,45 @@ function decompressPortable(
  * - its decoder checks nothing: the structure of a block is checked before the decoder sees it.
  */
 export function createLz4js(): Codec {
-  const table = new Uint32Array(1 << 16);
-  let input = new Uint8Array(0);
-  let output = new Uint8Array(0);
+  const table = new Uint32Array(1 << 16)
+  let input = new Uint8Array(0)
+  let output = new Uint8Array(0)
 
   return {
-    name: "lz4js",
+    name: 'lz4js',
     id: 1,
-    engine: "lz4js",
+    engine: 'lz4js',
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength);
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom);
-      const bound = lz4Bound(srcLength);
-      if (output.length < bound) output = new Uint8Array(bound);
-      let from = src;
+      checkBlockLength(srcLength)
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      const bound = lz4Bound(srcLength)
+      if (output.length < bound) output = new Uint8Array(bound)
+      let from = src
       if (srcAt !== 0) {
-        if (input.length < srcLength) input = new Uint8Array(srcLength);
-        copyBytes(src, srcAt, srcLength, input, 0);
-        from = input;
+        if (input.length < srcLength) input = new Uint8Array(srcLength)
+        copyBytes(src, srcAt, srcLength, input, 0)
+        from = input
       }
-      table.fill(0);
-      let written = compressBlock(from, output, 0, srcLength, table);
+      table.fill(0)
+      let written = compressBlock(from, output, 0, srcLength, table)
       if (written === 0) {
-        if (literalsSize(srcLength) > dstRoom) return 0;
-        return writeLiterals(src, srcAt, srcLength, dst, dstAt) - dstAt;
+        if (literalsSize(srcLength) > dstRoom) return 0
+        return writeLiterals(src, srcAt, srcLength, dst, dstAt) - dstAt
       }
-      written = keepEndRules(from, srcLength, output, written);
-      if (written > dstRoom) return 0;
-      copyBytes(output, 0, written, dst, dstAt);
-      return written;
+      written = keepEndRules(from, srcLength, output, written)
+      if (written > dstRoom) return 0
+      copyBytes(output, 0, written, dst, dstAt)
+      return written
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength);
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength);
-      if (!isLz4Block(src, srcAt, srcLength, dstLength)) return -1;
-      decompressBlock(src, dst, srcAt, srcLength, dstAt);
-      return dstLength;
+      checkBlockLength(dstLength)
+      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      if (!isLz4Block(src, srcAt, srcLength, dstLength)) return -1
+      decompressBlock(src, dst, srcAt, srcLength, dstAt)
+      return dstLength
     },
-  };
+  }
 }
 
 /**
@@ -349,33 +352,33 @@ export function createLz4js(): Codec {
  * @returns the length of the block afterwards; never above the bound.
  */
 function keepEndRules(src: Uint8Array, length: number, block: Uint8Array, blockLength: number): number {
-  let ip = 0;
-  let op = 0;
+  let ip = 0
+  let op = 0
   for (;;) {
-    const sequence = ip;
-    const start = op;
-    const token = block[ip++] as number;
-    let run = token >> 4;
+    const sequence = ip
+    const start = op
+    const token = block[ip++] as number
+    let run = token >> 4
     if (run === 15) {
-      let more: number;
+      let more: number
       do {
-        more = block[ip++] as number;
-        run += more;
-      } while (more === 255);
+        more = block[ip++] as number
+        run += more
+      } while (more === 255)
     }
-    ip += run;
-    op += run;
-    if (ip >= blockLength) return blockLength;
-    if (op > length - MATCH_START_LIMIT) return writeLiterals(src, start, length - start, block, sequence);
-    ip += 2;
-    let match = token & 15;
+    ip += run
+    op += run
+    if (ip >= blockLength) return blockLength
+    if (op > length - MATCH_START_LIMIT) return writeLiterals(src, start, length - start, block, sequence)
+    ip += 2
+    let match = token & 15
     if (match === 15) {
-      let more: number;
+      let more: number
       do {
-        more = block[ip++] as number;
-        match += more;
-      } while (more === 255);
+        more = block[ip++] as number
+        match += more
+      } while (more === 255)
     }
-    op += match + MIN_MATCH;
+    op += match + MIN_MATCH
   }
 }
