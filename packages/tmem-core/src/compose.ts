@@ -366,7 +366,8 @@ class BoundaryPool implements Pool {
     let copy: Uint8Array | undefined
     const outcome = this.#pool.lend(object, index, (bytes, at, length) => {
       if (length !== this.#pageSize) state.break(`lend gave ${length} bytes`, handleName(object, index))
-      copy = bytes.slice(at, at + length)
+      copy = new Uint8Array(length)
+      copy.set(bytes.subarray(at, at + length))
     })
     if ((outcome === Got.Hit) !== (copy !== undefined))
       state.break(
@@ -425,6 +426,7 @@ interface PoolContents {
   changes: number
   destroyed: boolean
   frozen: boolean
+  split: boolean
 }
 
 /**
@@ -439,7 +441,7 @@ class PoolModel {
   constructor(attributes: PoolAttributes, contents?: PoolContents) {
     this.#attributes = attributes
     this.#partsPerPage = attributes.pageSize / basePageSize
-    this.#contents = contents ?? { objects: new Map(), changes: 0, destroyed: false, frozen: false }
+    this.#contents = contents ?? { objects: new Map(), changes: 0, destroyed: false, frozen: false, split: false }
   }
 
   /** Number of changes so far. */
@@ -447,7 +449,9 @@ class PoolModel {
     return this.#contents.changes
   }
 
+  /** The model of the view in parts. */
   parts(): PoolModel {
+    this.#contents.split = true
     return new PoolModel({ ...this.#attributes, pageSize: basePageSize }, this.#contents)
   }
 
@@ -496,8 +500,8 @@ class PoolModel {
     for (let part = 0; part < this.#partsPerPage; part++) present &&= pages?.has(first + part) === true
     if (outcome === Got.Miss) {
       if (present && this.#attributes.persistent) return 'a persistent page is lost'
-      // A miss is for good: what was missed once may not come back.
-      if (present) this.flushPage(object, index)
+      // A miss is for good: what was missed once may not come back. Of a split page, parts may still be there.
+      if (present && !this.#contents.split) this.flushPage(object, index)
       return undefined
     }
     if (!present) return `${getOutcomeName(outcome)} for a page that was flushed, refused, taken or never stored`

@@ -36,7 +36,7 @@ const smallestChunkBytes = 2 * 1024 * 1024
 /** Ephemeral pages that one put may evict beyond what it needs itself, before it gives up: refusing stays bounded. */
 const spareEvictions = 8
 /** Objects beyond one per this many frames are charged to the budget as they come. */
-const framesPerObject = 32
+const framesPerObject = 64
 /** Frames that the engine keeps ready beyond those in use: 64 MiB. */
 const readyFrames = 16384
 
@@ -120,7 +120,7 @@ export interface EngineMemory {
 }
 
 /** Takes a page over before the engine gives it up; false when it cannot. The bytes are valid during the call. */
-export type Demotion = (pool: number, object: ObjectId, index: number, part: boolean, bytes: Uint8Array) => boolean
+export type Demotion = (pool: number, object: ObjectId, index: number, bytes: Uint8Array) => boolean
 
 /** log2 of the frames in a page of that size. */
 export const orderOf = (pageSize: number): number => 31 - Math.clz32(pageSize / basePageSize)
@@ -130,7 +130,7 @@ const stateBytes = maxPools * poolWords * 4 + maxClients * clientWords * 4 + cou
 const fixedBytes = 24 * 1024
 
 export class Engine {
-  /** Bytes of metadata for each 4 KiB of capacity: handle, state byte, and room for one object per 32 frames. */
+  /** Bytes of metadata for each 4 KiB of capacity: handle, state byte, and room for one object per 64 frames. */
   static readonly bytesPerFrame: number = HandleTable.bytesPerEntry + 1 + HandleTable.bytesPerObject / framesPerObject
 
   readonly memory: EngineMemory
@@ -343,12 +343,13 @@ export class Engine {
   flushPage(pool: number, object: ObjectId, key: number, order: number): boolean {
     const at = pool * poolWords
     const entry = this.#table.find(pool, object, key)
-    if (entry !== none && this.#frames.orderOf(entry) === order && (order !== 0 || this.#pools[at + ORDER] === 0)) {
+    const poolOrder = this.#pools[at + ORDER]
+    if (poolOrder === 0 ? entry !== none : order !== 0 && entry !== none && this.#frames.orderOf(entry) === order) {
       this.#counters[FLUSHED_PAGES]++
       this.#drop(entry, at)
       return true
     }
-    if (this.#pools[at + ORDER] === 0) return false
+    if (poolOrder === 0) return false
     const removed = order === 0 ? this.#flushPart(pool, object, key, entry) : this.#flushParts(pool, object, key, order)
     if (removed) this.#counters[FLUSHED_PAGES]++
     return removed
@@ -396,10 +397,13 @@ export class Engine {
       }
       const frame = this.#place(pool, objects[i], indexes[i] * scale, order)
       if (frame < 0) {
-        const outcome =
-          frame === scattered
-            ? this.#putScattered(pool, objects[i], indexes[i] * scale, order, bytes, offsets[i])
-            : (-frame as PutOutcome)
+        let outcome = -frame as PutOutcome
+        if (frame === scattered) {
+          // It may evict, reuse and fill a frame of the run, whose bytes must not come after.
+          if (runBytes !== 0) frames.copyIn(runFrame, bytes, runAt, runBytes)
+          runBytes = 0
+          outcome = this.#putScattered(pool, objects[i], indexes[i] * scale, order, bytes, offsets[i])
+        }
         if (final || outcome === PutOutcome.Stored) outcomes[i] = outcome
         continue
       }
@@ -517,13 +521,12 @@ export class Engine {
     return this.#frames.offsetOf(frame)
   }
 
-  /** Background work: shrinks to the limit, gives chunks back, makes the next frames ready. Returns the frames touched. */
+  /** Background work: shrinks to the limit, gives chunks back, makes the next frames ready. Returns the pages touched. */
   tick(budget: number): number {
     let done = 0
     while (done < budget && this.#frames.used > this.#allowed()) {
-      const before = this.#frames.used
       if (!this.#evict(none) && !this.#demotePersistent()) break
-      done += before - this.#frames.used
+      done++
     }
     if (!this.#fixed) done += this.#compact(budget - done)
     return done + this.#makeReady(budget - done)
@@ -595,8 +598,8 @@ export class Engine {
     const poolOrder = pools[at + ORDER]
     counters[PUTS]++
     const entry = this.#table.find(pool, object, key)
-    // The page itself, or the page whose first part this is.
-    if (entry !== none && this.#frames.orderOf(entry) >= order) {
+    // The page itself, or the page whose first part this is. (In a pool of 4 KiB pages there is nothing else.)
+    if (entry !== none && (poolOrder === 0 || this.#frames.orderOf(entry) >= order)) {
       counters[SUCC_PUTS]++
       counters[REPLACED]++
       return entry
@@ -664,6 +667,13 @@ export class Engine {
     this.#frames.free(entry)
   }
 
+  /** Drops the whole page that an entry is or belongs to. */
+  #dropPage(entry: number, at: number): void {
+    const order = this.#pools[at + ORDER]
+    if (this.#frames.orderOf(entry) === order) this.#drop(entry, at)
+    else this.#flushParts(at / poolWords, this.#table.objectOf(entry), this.#headKey(entry, order), order)
+  }
+
   /** The run that holds the whole page around `key`, or `none`. */
   #wholeOf(pool: number, object: ObjectId, key: number, poolOrder: number): number {
     // Keys are unsigned 32-bit numbers, so no bit operation on them.
@@ -675,9 +685,9 @@ export class Engine {
   /** Where a page or part lies: its frame, `scattered` when all of its parts are there one by one, or `none`. */
   #locate(pool: number, object: ObjectId, key: number, order: number): number {
     const entry = this.#table.find(pool, object, key)
-    if (entry !== none && this.#frames.orderOf(entry) >= order) return entry
     const poolOrder = this.#pools[pool * poolWords + ORDER]
-    if (poolOrder === 0) return none
+    if (poolOrder === 0) return entry
+    if (entry !== none && this.#frames.orderOf(entry) >= order) return entry
     if (order === 0) {
       const whole = this.#wholeOf(pool, object, key, poolOrder)
       return whole === none ? none : whole + (key % (1 << poolOrder))
@@ -848,9 +858,12 @@ export class Engine {
     const victim = this.#victim(client)
     if (victim === none) return false
     const entry = this.#table.oldest(victim)
-    const demoted = this.demotion !== undefined && this.#handDown(entry)
+    const at = this.#table.poolOf(entry) * poolWords
+    const demoted = this.demotion !== undefined && this.#handDown(entry, at)
     this.#counters[demoted ? DEMOTED : EVICTED]++
-    this.#drop(entry, this.#table.poolOf(entry) * poolWords)
+    // A page in single frames goes as a whole: half a page is of no use to anybody.
+    if (this.demotion !== undefined) this.#dropPage(entry, at)
+    else this.#drop(entry, at)
     return true
   }
 
@@ -880,16 +893,25 @@ export class Engine {
     return victim
   }
 
-  /** Offers a page to the layer below. */
-  #handDown(entry: number): boolean {
-    const order = this.#frames.orderOf(entry)
+  /** Offers the page of an entry, or around it, to the layer below; the page stays here. */
+  #handDown(entry: number, at: number): boolean {
+    const pool = at / poolWords
+    const order = this.#pools[at + ORDER]
     const size = basePageSize << order
     if (!this.#reserveScratch(size)) return false
     const scratch = this.#scratch!.length === size ? this.#scratch! : this.#scratch!.subarray(0, size)
-    this.#frames.copyOut(entry, 0, scratch, 0, size)
-    const pool = this.#table.poolOf(entry)
-    const part = order !== this.#pools[pool * poolWords + ORDER]
-    return this.demotion!(pool, this.#table.objectOf(entry), this.#table.indexOf(entry) / 2 ** order, part, scratch)
+    const object = this.#table.objectOf(entry)
+    const key = this.#headKey(entry, order)
+    if (this.#frames.orderOf(entry) === order) this.#frames.copyOut(entry, 0, scratch, 0, size)
+    else if (this.#locate(pool, object, key, order) === scattered) this.#gather(pool, object, key, order, scratch, 0)
+    else return false
+    return this.demotion!(pool, object, key / 2 ** order, scratch)
+  }
+
+  /** The key of the page that an entry is or belongs to. */
+  #headKey(entry: number, order: number): number {
+    const key = this.#table.indexOf(entry)
+    return key - (key % 2 ** order)
   }
 
   /** Moves one persistent page to the layer below; false when none can go. */
@@ -898,15 +920,15 @@ export class Engine {
     for (let pool = 0; pool < maxPools; pool++) {
       if ((this.#pools[pool * poolWords + GENERATION] & 1) === 0) continue
       const entry = this.#table.firstOfPool(pool)
-      if (entry === none || !this.#handDown(entry)) continue
+      if (entry === none || !this.#handDown(entry, pool * poolWords)) continue
       this.#counters[DEMOTED]++
-      this.#drop(entry, pool * poolWords)
+      this.#dropPage(entry, pool * poolWords)
       return true
     }
     return false
   }
 
-  /** Empties and gives back chunks beyond the limit, at most `budget` frames moved. */
+  /** Empties and gives back chunks beyond the limit, at most `budget` pages moved. */
   #compact(budget: number): number {
     const frames = this.#frames
     let moved = 0
@@ -918,14 +940,14 @@ export class Engine {
       let stuck = false
       for (let frame = frames.nextUsed(first); frame !== none && !stuck; frame = frames.nextUsed(first)) {
         const order = frames.orderOf(frame)
-        if (moved + (1 << order) > budget || frames.isLent(frame)) stuck = true
+        if (moved === budget || frames.isLent(frame)) stuck = true
         else {
           const to = frames.allocate(order)
           if (to === none) stuck = true
           else {
             this.#moveRun(frame, to, order)
             frames.freeFenced(frame)
-            moved += 1 << order
+            moved++
           }
         }
       }

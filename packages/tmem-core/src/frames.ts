@@ -63,6 +63,8 @@ export class Frames {
   readonly #words: Int32Array
   readonly #stride: number
   readonly #chunks: Buffer[]
+  /** The same memory as plain arrays for the world outside, where `slice` must copy. */
+  readonly #views: Uint8Array[]
   readonly #chunkMask: number
 
   /** Bytes that `state` needs for so many chunks. */
@@ -83,6 +85,7 @@ export class Frames {
     this.#words = words
     this.#stride = stride
     this.#chunks = memory.chunks.map((chunk) => (chunk === undefined ? absent : Buffer.from(chunk)))
+    this.#views = this.#chunks.map((chunk) => new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length))
   }
 
   /** Marks all chains empty; once, by whoever made the memory. */
@@ -129,6 +132,7 @@ export class Frames {
   /** Makes a chunk present; its frames become free. */
   addChunk(chunk: number, memory: ArrayBufferLike): void {
     this.#chunks[chunk] = Buffer.from(memory)
+    this.#views[chunk] = new Uint8Array(memory)
     this.openChunk(chunk)
   }
 
@@ -155,6 +159,7 @@ export class Frames {
       frame += 1 << order
     }
     this.#chunks[chunk] = absent
+    this.#views[chunk] = absent
     this.#state[CHUNKS] = this.#state[CHUNKS] - 1
   }
 
@@ -282,7 +287,7 @@ export class Frames {
 
   /** The chunk's bytes that hold `frame`. */
   bytesOf(frame: number): Uint8Array {
-    return this.#chunks[frame >>> this.chunkShift]
+    return this.#views[frame >>> this.chunkShift]
   }
 
   /** Where `frame` starts in `bytesOf(frame)`. */

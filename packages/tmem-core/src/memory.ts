@@ -66,7 +66,7 @@ function capabilitiesOver(limit: ByteLimit, below: Capabilities | undefined): Ca
     minPageSize: below?.minPageSize ?? basePageSize,
     maxPageSize: Math.min(below?.maxPageSize ?? maxPageSize, PageEngine.largestPageFor(limit.maximumBytes)),
     deferred: below?.deferred ?? false,
-    split: below?.split ?? true,
+    split: below === undefined,
     reservedBytes: below?.reservedBytes ?? capacity * basePageSize,
   }
 }
@@ -77,7 +77,7 @@ export class MemoryStore implements PageStore {
   readonly capabilities: Capabilities
   readonly #engine: Engine
   readonly #next: PageStore | undefined
-  readonly #pools: (MemoryPool | undefined)[] = []
+  readonly #pools: MemoryPool[] = []
   #closing: Promise<void> | undefined
 
   constructor(limit: ByteLimit, next: PageStore | undefined, context: LayerContext) {
@@ -88,8 +88,7 @@ export class MemoryStore implements PageStore {
     this.#next = next
     this.#engine = PageEngine.create({ limit, allocator: context.allocator, accounts: context.accounts, fixed: false })
     if (next !== undefined)
-      this.#engine.demotion = (pool, object, index, part, bytes) =>
-        this.#pools[pool]!.demote(object, index, part, bytes)
+      this.#engine.demotion = (pool, object, index, bytes) => this.#pools[pool].demote(object, index, bytes)
   }
 
   newPool(attributes: PoolAttributes): MemoryPool | PoolRefusal {
@@ -151,7 +150,6 @@ export class MemoryPool implements Pool {
   readonly #order: number
   /** Frames in a page. */
   readonly #frames: number
-  #belowParts: Pool | undefined
 
   /** Made by `MemoryStore.newPool` and `split`. */
   constructor(engine: Engine, number: number, attributes: PoolAttributes, below: Pool | undefined) {
@@ -237,9 +235,9 @@ export class MemoryPool implements Pool {
   }
 
   split(): MemoryPool | PoolRefusal {
-    const parts = this.#below?.split()
-    if (typeof parts === 'number') return parts
-    return new MemoryPool(this.#engine, this.#number, { ...this.attributes, pageSize: basePageSize }, parts)
+    // Over another layer a page could lie half here and half there, and then neither would have it.
+    if (this.#below !== undefined) return Refusal.Unsupported
+    return new MemoryPool(this.#engine, this.#number, { ...this.attributes, pageSize: basePageSize }, undefined)
   }
 
   freeze(): void {
@@ -302,15 +300,8 @@ export class MemoryPool implements Pool {
   }
 
   /** Offers a page to the layer below; whether it took it. The store's own use. */
-  demote(object: ObjectId, index: number, part: boolean, bytes: Uint8Array): boolean {
-    if (this.#below === undefined) return false
-    if (!part) return this.#below.put(object, index, bytes) === PutOutcome.Stored
-    if (this.#belowParts === undefined) {
-      const parts = this.#below.split()
-      if (typeof parts === 'number') return false
-      this.#belowParts = parts
-    }
-    return this.#belowParts.put(object, index, bytes) === PutOutcome.Stored
+  demote(object: ObjectId, index: number, bytes: Uint8Array): boolean {
+    return this.#below?.put(object, index, bytes) === PutOutcome.Stored
   }
 
   #gone(): boolean {
