@@ -1,6 +1,6 @@
 /**
  * The memory in which compressed pages rest: chunks from the stack's allocator, handed out in runs of neighbouring
- * granules (1 KiB), all within one byte budget.
+ * granules (128 bytes), all within one byte budget.
  *
  * A granule has a number; granule g lies in chunk `g >>> chunkShift`. A run never crosses chunks. A chunk without a run is
  * given back; one such chunk is kept as a spare, so that a put and a flush at the edge do not take and give back a
@@ -16,13 +16,8 @@ import { TmemError } from '@tmem/core'
 export const none = -1
 
 /** Bytes of a granule: what runs are counted in. */
-export const granuleBytes = 1024
-const granuleShift = 10
-
-/** States of a granule. */
-const FREE = 0
-const FIRST = 1
-const MORE = 2
+export const granuleBytes = 128
+const granuleShift = 7
 
 /** Bytes in use against a limit that can be changed from outside. What exists already above a lowered limit stays. */
 export class ByteBudget {
@@ -73,7 +68,8 @@ export class Arena {
   /** Chunks given back so far. */
   chunksReturned = 0
   readonly #allocator: Allocator
-  readonly #states: Uint8Array
+  /** One bit per granule: 1 is in a run. */
+  readonly #map: Int32Array
   readonly #usedIn: Int32Array
   /** Per chunk: no run longer than this is free. An upper bound, made exact whenever a search fails. */
   readonly #longest: Int32Array
@@ -93,8 +89,8 @@ export class Arena {
     this.maxChunks = Math.max(1, Math.floor(limit / this.chunkBytes))
     this.bytes = new Array<Uint8Array | undefined>(this.maxChunks).fill(undefined)
     this.words = new Array<Int32Array | undefined>(this.maxChunks).fill(undefined)
-    // One byte per KiB and eight per chunk, for the whole limit at once: this must not fail later.
-    const bytes = this.maxChunks * (this.chunkGranules + 8)
+    // A bit per granule and two words per chunk, for the whole limit at once: this must not fail later.
+    const bytes = this.maxChunks * (this.chunkGranules / 8 + 8)
     const memory = allocator.allocate(bytes, 'zcache.arena')
     if (memory === undefined || !budget.take(bytes))
       throw new TmemError('TMEM_NO_MEMORY', `zcache: no memory for the map of its arena (${bytes} bytes)`, {
@@ -102,7 +98,7 @@ export class Arena {
       })
     this.#usedIn = new Int32Array(memory, 0, this.maxChunks)
     this.#longest = new Int32Array(memory, this.maxChunks * 4, this.maxChunks)
-    this.#states = new Uint8Array(memory, this.maxChunks * 8)
+    this.#map = new Int32Array(memory, this.maxChunks * 8)
   }
 
   /** Takes `granules` neighbouring granules: the number of the first, or `none`. `granules` is at most `chunkGranules`. */
@@ -129,7 +125,7 @@ export class Arena {
   /** Gives a run back. */
   freeRun(first: number, granules: number): void {
     const chunk = first >>> this.chunkShift
-    this.#states.fill(FREE, first, first + granules)
+    this.#mark(first, granules, false)
     this.usedGranules -= granules
     const used = this.#usedIn[chunk]! - granules
     this.#usedIn[chunk] = used
@@ -188,6 +184,29 @@ export class Arena {
     return to
   }
 
+  /** Granules free in a chunk; 0 for an absent one. */
+  freeIn(chunk: number): number {
+    return this.bytes[chunk] === undefined ? 0 : this.chunkGranules - this.#usedIn[chunk]!
+  }
+
+  /** Whether the free granules of a chunk are known to be in pieces: sliding its runs together would make longer ones. */
+  isFragmented(chunk: number): boolean {
+    return this.#longest[chunk]! < this.freeIn(chunk)
+  }
+
+  /** Moves a run within its chunk to a lower place `to`, over nothing but itself and free granules. */
+  slide(first: number, granules: number, to: number): void {
+    const from = this.offsetOf(first)
+    this.bytes[first >>> this.chunkShift]!.copyWithin(this.offsetOf(to), from, from + (granules << granuleShift))
+    this.#mark(first, granules, false)
+    this.#mark(to, granules, true)
+  }
+
+  /** After all runs of a chunk were slid together: its free granules are one run. */
+  slidTogether(chunk: number): void {
+    this.#longest[chunk] = this.freeIn(chunk)
+  }
+
   /** Byte offset of a granule inside its chunk. */
   offsetOf(granule: number): number {
     return (granule & (this.chunkGranules - 1)) << granuleShift
@@ -211,8 +230,7 @@ export class Arena {
       for (let granule = first; granule < first + granules; granule++) {
         if (seen[granule] === 1) throw new Error(`arena: granule ${granule} is in two runs`)
         seen[granule] = 1
-        const expected = granule === first ? FIRST : MORE
-        if (this.#states[granule] !== expected) throw new Error(`arena: granule ${granule} is not marked as used`)
+        if (!this.#isUsed(granule)) throw new Error(`arena: granule ${granule} is not marked as used`)
       }
       total += granules
     }
@@ -225,7 +243,7 @@ export class Arena {
       let free = 0
       let longest = 0
       for (let granule = base; granule < base + this.chunkGranules; granule++) {
-        if (this.#states[granule] === FREE) free++
+        if (!this.#isUsed(granule)) free++
         else {
           if (seen[granule] === 0) throw new Error(`arena: granule ${granule} is used by nobody`)
           used++
@@ -249,25 +267,57 @@ export class Arena {
 
   #take(chunk: number, at: number, granules: number): number {
     const first = (chunk << this.chunkShift) + at
-    this.#states[first] = FIRST
-    this.#states.fill(MORE, first + 1, first + granules)
+    this.#mark(first, granules, true)
     if (this.#usedIn[chunk] === 0) this.#spares--
     this.#usedIn[chunk] = this.#usedIn[chunk]! + granules
     this.usedGranules += granules
     return first
   }
 
+  /** Sets or clears the bits of a run. */
+  #mark(first: number, granules: number, used: boolean): void {
+    const map = this.#map
+    for (let granule = first, left = granules; left > 0; ) {
+      const bit = granule & 31
+      const count = Math.min(32 - bit, left)
+      const bits = (count === 32 ? -1 : (1 << count) - 1) << bit
+      const word = granule >>> 5
+      map[word] = used ? map[word]! | bits : map[word]! & ~bits
+      granule += count
+      left -= count
+    }
+  }
+
+  #isUsed(granule: number): boolean {
+    return ((this.#map[granule >>> 5]! >>> (granule & 31)) & 1) === 1
+  }
+
   /** First fit. A search that fails leaves the exact longest free run behind. */
   #find(chunk: number, granules: number): number {
-    const states = this.#states
+    const map = this.#map
     const base = chunk << this.chunkShift
     let length = 0
     let longest = 0
-    for (let at = 0; at < this.chunkGranules; at++) {
-      if (states[base + at] !== FREE) {
+    for (let at = 0; at < this.chunkGranules; ) {
+      const word = map[(base + at) >>> 5]!
+      if (word === 0) {
+        length += 32
+        at += 32
+        // The run may have begun in the middle of an earlier word: it starts `length` before here.
+        if (length >= granules) return at - length
+        continue
+      }
+      if (word === -1) {
         if (length > longest) longest = length
         length = 0
-      } else if (++length === granules) return at + 1 - granules
+        at += 32
+        continue
+      }
+      for (const end = at + 32; at < end; at++)
+        if (((word >>> (at & 31)) & 1) === 1) {
+          if (length > longest) longest = length
+          length = 0
+        } else if (++length === granules) return at + 1 - granules
     }
     this.#longest[chunk] = Math.max(longest, length)
     return none
