@@ -147,11 +147,12 @@ function satisfy(need: StackRequirement, layers: readonly Layer[], can: Capabili
     )
 }
 
-/** Shared by all pools of one boundary: whether it stopped. */
+/** Shared by all pools of one boundary: whether it stopped, or was closed. */
 class BoundaryState {
   readonly upper: string
   readonly lower: string
   broken: TmemError | undefined
+  closed = false
 
   constructor(upper: string, lower: string) {
     this.upper = upper
@@ -197,7 +198,7 @@ class Boundary implements PageStore {
       pool,
       this.#state,
       this.capabilities,
-      this.#model ? new PoolModel(pool.attributes) : undefined,
+      this.#model ? new PoolModel(pool.attributes, this.#state) : undefined,
     )
   }
 
@@ -215,6 +216,7 @@ class Boundary implements PageStore {
   }
 
   close(): Promise<void> {
+    this.#state.closed = true
     this.#closing ??= this.#store.close()
     return this.#closing
   }
@@ -272,16 +274,15 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const changes = this.#model?.changes
+    const { closed } = state
     const outcome = await this.#pool.fetch(object, index, into)
     if (outcome !== Got.Hit && outcome !== Got.Miss)
       state.break(`fetch answered ${getOutcomeName(outcome)}`, handleName(object, index))
-    if (this.#model !== undefined) {
-      // Whatever changed while this one waited may have come before or after it: then only the removal is certain.
-      if (changes !== this.#model.changes) this.#model.uncertain(object, index, outcome)
-      else {
-        const complaint = this.#model.got(object, index, into, 0, outcome)
-        if (complaint !== undefined) state.break(complaint, handleName(object, index))
-      }
+    // Whatever changed while this one waited may have come before or after it: then nothing can be said. What the model
+    // still believes to be in a private ephemeral pool may be gone, which is allowed to such a page at any time.
+    if (changes === this.#model?.changes && closed === state.closed) {
+      const complaint = this.#model?.got(object, index, into, 0, outcome)
+      if (complaint !== undefined) state.break(complaint, handleName(object, index))
     }
     return outcome
   }
@@ -437,9 +438,11 @@ class PoolModel {
   readonly #attributes: PoolAttributes
   readonly #partsPerPage: number
   readonly #contents: PoolContents
+  readonly #boundary: { readonly closed: boolean }
 
-  constructor(attributes: PoolAttributes, contents?: PoolContents) {
+  constructor(attributes: PoolAttributes, boundary: { readonly closed: boolean }, contents?: PoolContents) {
     this.#attributes = attributes
+    this.#boundary = boundary
     this.#partsPerPage = attributes.pageSize / basePageSize
     this.#contents = contents ?? { objects: new Map(), changes: 0, destroyed: false, frozen: false, split: false }
   }
@@ -452,7 +455,7 @@ class PoolModel {
   /** The model of the view in parts. */
   parts(): PoolModel {
     this.#contents.split = true
-    return new PoolModel({ ...this.#attributes, pageSize: basePageSize }, this.#contents)
+    return new PoolModel({ ...this.#attributes, pageSize: basePageSize }, this.#boundary, this.#contents)
   }
 
   freeze(frozen: boolean): void {
@@ -471,7 +474,7 @@ class PoolModel {
     const known = frozen && this.#knows(object, index)
     this.flushPage(object, index)
     if (outcome !== Put.Stored) return undefined
-    if (destroyed) return 'a destroyed pool stored a page'
+    if (destroyed || this.#boundary.closed) return 'a destroyed pool stored a page'
     if (frozen && !known) return 'a frozen pool stored a page under a new handle'
     const key = BigInt(object)
     let pages = this.#contents.objects.get(key)
@@ -496,7 +499,7 @@ class PoolModel {
   got(object: ObjectId, index: number, bytes: Uint8Array, at: number, outcome: GetOutcome): string | undefined {
     const pages = this.#contents.objects.get(BigInt(object))
     const first = index * this.#partsPerPage
-    let present = true
+    let present = !this.#boundary.closed
     for (let part = 0; part < this.#partsPerPage; part++) present &&= pages?.has(first + part) === true
     if (outcome === Got.Miss) {
       if (present && this.#attributes.persistent) return 'a persistent page is lost'
@@ -511,11 +514,6 @@ class PoolModel {
         return 'the bytes are not those of the last put'
     if (!this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
     return undefined
-  }
-
-  /** A fetch that ran beside changes: only the removal by a hit in a private ephemeral pool is sure. */
-  uncertain(object: ObjectId, index: number, outcome: GetOutcome): void {
-    if (outcome === Got.Hit && !this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
   }
 
   flushPage(object: ObjectId, index: number): void {
