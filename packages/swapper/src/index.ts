@@ -1,1 +1,2 @@
-export {}
+/** An address space larger than its memory. */
+export * from './swapper.ts'
