@@ -1,4 +1,7 @@
 #!/usr/bin/env node
-import { program } from './index.ts'
+import { run } from './index.ts'
 
-program().parse()
+// Only the code is set: what was printed to a pipe still has to get there.
+void run(process.argv.slice(2)).then((code) => {
+  process.exitCode = code
+})

@@ -1,12 +1,104 @@
-import { Command } from 'commander'
+/** The program `tmem`: reads the command line, runs one command, and ends with its exit code. */
+import { readFileSync } from 'node:fs'
+import { parseBytes } from '@tmem/core'
+import { Argument, Command, InvalidArgumentError, Option } from 'commander'
+import { bench, suites } from './bench/suites.ts'
+import { defaultSeed, demo } from './demo/demo.ts'
+import { BadInput, endingOf } from './ending.ts'
+import { stack } from './layers.ts'
+import { processTerminal, type Terminal } from './terminal.ts'
 
-export function program(): Command {
-  const tmem = new Command('tmem').description('transcendent memory for user space')
+/**
+ * Runs `tmem WORDS…` in this process and answers its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad input,
+ * 130 interrupted. Takes SIGINT and SIGTERM while it runs; a second one ends the process at once.
+ */
+export async function run(words: readonly string[]): Promise<number> {
+  const interruption = new AbortController()
+  const interrupt = (): void => {
+    // Nothing of a command's is left behind even then: exit handlers run.
+    if (interruption.signal.aborted) process.exit(130)
+    interruption.abort()
+  }
+  const deaf = (error: NodeJS.ErrnoException): void => {
+    // Whoever read our output has gone (`tmem … | head`): nobody is left to tell.
+    if (error.code === 'EPIPE') interruption.abort()
+    else throw error
+  }
+  process.on('SIGINT', interrupt)
+  process.on('SIGTERM', interrupt)
+  process.stdout.on('error', deaf)
+  const terminal = processTerminal(interruption.signal)
+  try {
+    if (words.length === 0) throw new BadInput('name a command; tmem --help lists them')
+    await program(terminal).parseAsync(words, { from: 'user' })
+    return 0
+  } catch (error) {
+    const { code, message } = endingOf(error)
+    if (message !== '') terminal.note(`tmem: ${message}`)
+    return code
+  } finally {
+    process.off('SIGINT', interrupt)
+    process.off('SIGTERM', interrupt)
+    process.stdout.off('error', deaf)
+  }
+}
+
+function program(terminal: Terminal): Command {
+  const tmem = new Command('tmem')
+    .description('transcendent memory for user space: memory that a program can use but does not own')
+    .version(version())
+    .exitOverride()
+    // Mistakes are told once, in one line, by `run`.
+    .configureOutput({ outputError: () => undefined })
+    .addHelpText('after', '\nExit codes: 0 done, 1 failed or wrong data, 2 bad usage or bad input, 130 interrupted.')
+  const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
+
   tmem
     .command('demo')
-    .option('--json', 'print one JSON document')
-    .action((options: { json?: boolean }) => {
-      console.log(options.json ? '{}' : 'nothing to show yet')
-    })
+    .description('swap real pages: all the memory, half of it with tmem, and half of it with a swap file alone')
+    .option('--input <path...>', 'files and directories whose bytes fill the pages (default: Node.js and this program)')
+    .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or what the input has)', bytes)
+    .option('--budget <bytes>', 'how much of the memory is given to tmem (default: half of --size)', bytes)
+    .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
+    .addOption(
+      new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(defaultSeed),
+    )
+    .addOption(json())
+    .action((options) => demo(options, terminal))
+
+  tmem
+    .command('bench')
+    .description('measure tmem and a reference in the same run')
+    .addArgument(new Argument('<suite>', suites.map((suite) => `${suite.name}: ${suite.summary}`).join('; ')))
+    .option('--quick', 'about a tenth of the work; figures are rougher')
+    .addOption(json())
+    .action((suite, options) => bench(suite, options, terminal))
+
+  tmem
+    .command('stack')
+    .description('list the layers that stacks are made of, or check a stack')
+    .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')
+    .option('--file <path>', 'read the stack from a YAML file')
+    .addOption(json())
+    .action((text, options) => stack(text, options, terminal))
+
   return tmem
+}
+
+function bytes(text: string): number {
+  const value = parseBytes(text)
+  if (value === undefined) throw new InvalidArgumentError('Expected an amount of bytes such as 64MiB, 1GiB or 65536.')
+  return value
+}
+
+function seed(text: string): number {
+  const value = Number(text)
+  if (!/^\d+$/.test(text) || value > 0xffffffff)
+    throw new InvalidArgumentError('Expected an integer from 0 to 4294967295.')
+  return value
+}
+
+function version(): string {
+  const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+  return (manifest as { version: string }).version
 }

@@ -1,0 +1,183 @@
+/**
+ * What every bench suite shares: measuring ourselves and a reference in the same run, and the rows of the answer.
+ *
+ * Method: the functions that are compared run in turns, round by round, so that whatever the machine does meanwhile hits all
+ * of them; which one begins changes from round to round; the first round warms up and is not counted; a figure is the
+ * median of its rounds. A measured function runs all operations of a round in its own loop: nothing of the frame is inside.
+ */
+import { cpus, release, totalmem } from 'node:os'
+import { setImmediate } from 'node:timers/promises'
+import { throwIfInterrupted } from '../ending.ts'
+import type { Terminal } from '../terminal.ts'
+
+/** A row of the answer. Names as in the JSON document: a contract. */
+export type Row = MeasuredRow | SkippedRow
+
+/** A figure, and what it is compared with. */
+export interface MeasuredRow {
+  /** Stable name, e.g. `put-new-4k-100k`. */
+  readonly name: string
+  /** Of `value` and `reference_value`, e.g. `ns/page`. Smaller is better. */
+  readonly unit: string
+  readonly value: number
+  /** What was measured in the same run, e.g. `buffer-copy`. */
+  readonly reference?: string
+  readonly reference_value?: number
+  /** `value / reference_value`: below 1 means that we are cheaper. */
+  readonly ratio?: number
+  /** The largest ratio, or without a reference the largest value, that is good enough. */
+  readonly goal?: number
+  readonly met?: boolean
+}
+
+/** Something that cannot be measured here. */
+export interface SkippedRow {
+  readonly name: string
+  /** Why, in words. */
+  readonly skipped: string
+}
+
+/** A figure against a reference of the same run. */
+export function ratioRow(
+  name: string,
+  unit: string,
+  value: number,
+  reference: string,
+  referenceValue: number,
+  goal?: number,
+): MeasuredRow {
+  const ratio = value / referenceValue
+  const row = {
+    name,
+    unit,
+    value: rounded(value),
+    reference,
+    reference_value: rounded(referenceValue),
+    ratio: rounded(ratio),
+  }
+  return goal === undefined ? row : { ...row, goal, met: ratio <= goal }
+}
+
+/** A figure that stands for itself, e.g. bytes per page; `goal` is the largest that is good enough. */
+export function valueRow(name: string, unit: string, value: number, goal?: number): MeasuredRow {
+  const row = { name, unit, value: rounded(value) }
+  return goal === undefined ? row : { ...row, goal, met: value <= goal }
+}
+
+/** A row that cannot be measured here. */
+export function skippedRow(name: string, reason: string): SkippedRow {
+  return { name, skipped: reason }
+}
+
+const rounded = (value: number): number => Number(value.toPrecision(4))
+
+/** One of the functions that are compared. */
+export interface Subject {
+  /** Does `operations` operations in its own loop. A promise is awaited within the measured time. */
+  run(operations: number): void | Promise<void>
+  /** Brings things into the state in which `run` begins, before each round and outside of the measured time. */
+  prepare?(operations: number): void | Promise<void>
+}
+
+/** How much is measured. */
+export interface MeasureOptions {
+  /** Operations of each subject in each round. */
+  readonly operations: number
+  /** Rounds that are counted, after one that is not; odd. By default 9, or 3 in a quick run. */
+  readonly rounds?: number
+}
+
+/** What a suite gets. */
+export interface Bench {
+  /** True: about a tenth of the work; figures are rougher. */
+  readonly quick: boolean
+  readonly signal: AbortSignal
+  /** Median nanoseconds per operation of each subject, measured in turns. `label` is shown meanwhile. */
+  measure<Name extends string>(
+    label: string,
+    subjects: Readonly<Record<Name, Subject>>,
+    options: MeasureOptions,
+  ): Promise<Record<Name, number>>
+}
+
+/** A set of rows that belong together: `tmem bench NAME`. */
+export interface Suite {
+  readonly name: string
+  readonly summary: string
+  run(bench: Bench): Promise<readonly Row[]>
+}
+
+/** What a suite runs in. `now` is a clock in milliseconds. */
+export function createBench(terminal: Terminal, quick: boolean, now: () => number = () => performance.now()): Bench {
+  return {
+    quick,
+    signal: terminal.signal,
+    async measure(label, subjects, { operations, rounds = quick ? 3 : 9 }) {
+      const names = Object.keys(subjects) as (keyof typeof subjects)[]
+      const taken = Object.fromEntries(names.map((name) => [name, [] as number[]])) as Record<
+        keyof typeof subjects,
+        number[]
+      >
+      const progress = terminal.progress(label)
+      try {
+        for (let round = 0; round <= rounds; round++) {
+          for (let turn = 0; turn < names.length; turn++) {
+            const name = names[(turn + round) % names.length]!
+            const subject = subjects[name]
+            await subject.prepare?.(operations)
+            const start = now()
+            const running = subject.run(operations)
+            if (running !== undefined) await running
+            const elapsed = now() - start
+            if (round > 0) taken[name].push((elapsed * 1e6) / operations)
+            progress.at(round * names.length + turn + 1, (rounds + 1) * names.length)
+            // Lets signals come in.
+            await setImmediate()
+            throwIfInterrupted(terminal.signal)
+          }
+        }
+      } finally {
+        progress.end()
+      }
+      return Object.fromEntries(names.map((name) => [name, median(taken[name])])) as Record<
+        keyof typeof subjects,
+        number
+      >
+    },
+  }
+}
+
+/** The middle value; of an even number of values the mean of the two in the middle. */
+export function median(values: readonly number[]): number {
+  if (values.length === 0) throw new RangeError('the median of nothing')
+  const sorted = [...values].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
+}
+
+/** What was measured on, as far as it matters for figures. */
+export interface MachineDescription {
+  readonly cpu: string
+  readonly cores: number
+  readonly memoryBytes: number
+  readonly platform: string
+  readonly arch: string
+  readonly kernel: string
+  readonly node: string
+  readonly v8: string
+}
+
+/** Describes this machine. */
+export function describeMachine(): MachineDescription {
+  const cores = cpus()
+  return {
+    cpu: cores[0]?.model.trim() ?? 'unknown',
+    cores: cores.length,
+    memoryBytes: totalmem(),
+    platform: process.platform,
+    arch: process.arch,
+    kernel: release(),
+    node: process.version,
+    v8: process.versions.v8,
+  }
+}

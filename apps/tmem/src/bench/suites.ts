@@ -1,0 +1,53 @@
+/** `tmem bench SUITE`: the suites that there are, and how their answers are shown. */
+import { formatBytes } from '@tmem/core'
+import pc from 'picocolors'
+import { BadInput } from '../ending.ts'
+import { type Terminal, tableOf } from '../terminal.ts'
+import { core } from './core.ts'
+import { createBench, describeMachine, type MachineDescription, type Row, type Suite } from './frame.ts'
+
+/** All suites, in the order in which help lists them. */
+export const suites: readonly Suite[] = [core]
+
+/** The JSON document of `tmem bench SUITE --json`: a contract. */
+export interface BenchAnswer {
+  readonly suite: string
+  readonly quick: boolean
+  readonly machine: MachineDescription
+  readonly rows: readonly Row[]
+}
+
+/** Runs the suite and prints its answer. */
+export async function bench(name: string, options: { json?: true; quick?: true }, terminal: Terminal): Promise<void> {
+  const suite = suites.find((known) => known.name === name)
+  if (suite === undefined)
+    throw new BadInput(`no suite is named ${name}; there is: ${suites.map((known) => known.name).join(', ')}`)
+  const quick = options.quick === true
+  const rows = await suite.run(createBench(terminal, quick))
+  const answer: BenchAnswer = { suite: suite.name, quick, machine: describeMachine(), rows }
+  terminal.print(options.json === true ? JSON.stringify(answer) : shown(answer))
+}
+
+function shown({ suite, quick, machine, rows }: BenchAnswer): string {
+  const cells = rows.map((row) =>
+    'skipped' in row
+      ? [row.name, '', '', '', '', pc.dim(`skipped: ${row.skipped}`)]
+      : [
+          row.name,
+          `${row.value} ${row.unit}`,
+          row.reference === undefined ? '' : `${row.reference} ${row.reference_value}`,
+          row.ratio?.toFixed(2) ?? '',
+          row.goal === undefined ? '' : `≤ ${row.goal}`,
+          row.met === undefined ? '' : row.met ? pc.green('met') : pc.red('missed'),
+        ],
+  )
+  const align = ['left', 'right', 'right', 'right', 'right', 'left'] as const
+  return [
+    `${pc.bold(`tmem bench ${suite}`)}${quick ? ' --quick (rough figures)' : ''}`,
+    `${machine.cpu}, ${machine.cores} cores, ${formatBytes(Math.round(machine.memoryBytes / 2 ** 30) * 2 ** 30)}, ${machine.platform} ${machine.kernel} ${machine.arch}, Node ${machine.node}`,
+    '',
+    tableOf(['what', 'ours', 'reference', 'ratio', 'goal', ''], cells, align),
+    '',
+    'Medians of rounds in which both took turns. ratio = our cost / reference cost: below 1 we are cheaper.',
+  ].join('\n')
+}

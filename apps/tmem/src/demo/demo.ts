@@ -1,0 +1,196 @@
+/**
+ * `tmem demo`: the experiment that was proposed on the Linux mailing list in December 2009 to find out what tmem is worth. A
+ * machine with all the memory runs some work; then the same machine with a part of the memory given to tmem; then with that part taken
+ * away and a swap file instead. How far is the first from the last, and where between them is the second?
+ *
+ * Source: P. Machek, "Re: Tmem [PATCH 0/5] (Take 3): Transcendent memory", linux-kernel, 18 December 2009.
+ */
+import { constants } from 'node:buffer'
+import { join } from 'node:path'
+import {
+  basePageSize,
+  compose,
+  formatBytes,
+  type Layer,
+  memory,
+  type PageStore,
+  type StatsNode,
+  TmemError,
+} from '@tmem/core'
+import { frontswap } from '@tmem/frontswap'
+import { minLimitBytes, zcache } from '@tmem/zcache'
+import { BadInput } from '../ending.ts'
+import type { Terminal } from '../terminal.ts'
+import { type Input, readInput } from './input.ts'
+import { runMachine } from './machine.ts'
+import { type DemoReport, type MachineReport, shown, type TmemReport } from './report.ts'
+import { makeSwapDirectory, type SwapDirectory } from './swap-files.ts'
+import { timed } from './timed.ts'
+import { createStream } from './workload.ts'
+
+/** Options of the command. */
+export interface DemoOptions {
+  readonly input?: readonly string[]
+  readonly size?: number
+  readonly budget?: number
+  readonly dir?: string
+  readonly seed: number
+  readonly json?: true
+}
+
+/** The seed when the user gives none. */
+export const defaultSeed = 1
+const defaultBytes = 256 * 2 ** 20
+/** Enough pages that half of them are more than the smallest zcache. */
+const minPages = 256
+/** References per page, their skew, and the part of them that are writes. */
+const referencesPerPage = 48
+const exponent = 1.2
+const writes = 0.3
+
+/** Runs the demo and prints what it found. */
+export async function demo(options: DemoOptions, terminal: Terminal): Promise<void> {
+  checkSizes(options)
+  const input = await readInput({ paths: options.input, size: options.size, defaultBytes, minPages }, terminal)
+  const memoryBytes = input.pages * basePageSize
+  const budgetBytes = options.budget ?? Math.floor(input.pages / 2) * basePageSize
+  checkBudget(budgetBytes, memoryBytes)
+  const directory = makeSwapDirectory(options.dir, memoryBytes)
+  let report: DemoReport
+  try {
+    report = await runAll({ input, memoryBytes, budgetBytes, seed: options.seed, directory }, terminal)
+  } finally {
+    directory.remove()
+  }
+  terminal.print(options.json === true ? JSON.stringify(report) : shown(report))
+}
+
+function checkSizes({ size = defaultBytes, budget }: DemoOptions): void {
+  if (size < minPages * basePageSize)
+    throw new BadInput(`--size is ${formatBytes(size)}; at least ${formatBytes(minPages * basePageSize)} are needed`)
+  if (budget !== undefined) checkBudget(budget, size)
+  // The input, and at most as much again for the machine that runs.
+  const needed = 2 * size
+  const available = process.availableMemory()
+  if (size > constants.MAX_LENGTH || needed > available)
+    throw new BadInput(
+      `--size ${formatBytes(size)} is too large: the demo takes twice as much memory, and there is ${formatBytes(Math.floor(available / 2 ** 20) * 2 ** 20)}`,
+    )
+}
+
+function checkBudget(budget: number, memoryBytes: number): void {
+  if (budget > memoryBytes - basePageSize)
+    throw new BadInput(
+      `--budget ${formatBytes(budget)} leaves nothing of the memory of ${formatBytes(memoryBytes)} (--size): tmem is given a part of it`,
+    )
+  if (budget < minLimitBytes)
+    throw new BadInput(`--budget ${formatBytes(budget)} is too small: zcache needs ${formatBytes(minLimitBytes)}`)
+}
+
+interface Experiment {
+  readonly input: Input
+  readonly memoryBytes: number
+  readonly budgetBytes: number
+  readonly seed: number
+  readonly directory: SwapDirectory
+}
+
+async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoReport> {
+  const { input, memoryBytes, budgetBytes, seed, directory } = experiment
+  const { pages, sources } = input
+  const references = pages * referencesPerPage
+  const stream = createStream({ pages, references, exponent, writes, seed })
+  const machines: MachineReport[] = []
+  let directIo = true
+  const run = async (
+    name: MachineReport['name'],
+    frames: number,
+    layers: readonly Layer[],
+    cpuSeconds = () => 0,
+  ): Promise<void> => {
+    const store = open(layers)
+    try {
+      let stats = store.stats()
+      const atEnd = (): void => {
+        stats = store.stats()
+      }
+      const { seconds, swapOuts, swapIns } = await runMachine({ name, frames, store, input, stream }, atEnd, terminal)
+      const disk = find(stats, 'frontswap')?.counters ?? {}
+      const held = find(stats, 'zcache')?.counters
+      if (disk['directIo'] === 0) directIo = false
+      machines.push({
+        name,
+        seconds,
+        slowdown: seconds / (machines[0]?.seconds ?? seconds),
+        swapOuts,
+        swapIns,
+        diskWrites: disk['diskWrites'] ?? 0,
+        diskReads: disk['diskReads'] ?? 0,
+        diskBytes: (disk['diskBytesWritten'] ?? 0) + (disk['diskBytesRead'] ?? 0),
+        refusals: held === undefined ? {} : refusalsOf(held),
+        tmem: held === undefined ? noTmem : tmemOf(held, cpuSeconds()),
+      })
+    } finally {
+      await store.close()
+    }
+  }
+
+  const swapFile = (): Layer => frontswap({ file: join(directory.path, 'swap.img'), sizeBytes: memoryBytes })
+  const frames = pages - Math.ceil(budgetBytes / basePageSize)
+  await run('memory', pages, [memory({ limitBytes: smallestMemory })])
+  const tmem = timed(zcache({ limitBytes: budgetBytes }))
+  await run('tmem', frames, [tmem, swapFile()], () => tmem.seconds())
+  await run('swap', frames, [swapFile()])
+
+  const [, withTmem, withSwap] = machines as [MachineReport, MachineReport, MachineReport]
+  const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
+  const diskIoAvoided = io(withSwap) === 0 ? 0 : 1 - io(withTmem) / io(withSwap)
+  const settings = { seed, memoryBytes, budgetBytes, references, directIo }
+  // A wrong byte never comes this far: `runMachine` throws.
+  return { input: { pages, sources }, settings, machines, diskIoAvoided, wrongBytes: 0 }
+}
+
+/** A store that is only there because a machine has one: all pages of the first machine find frames. */
+const smallestMemory = 2 ** 20
+
+/** Opens a stack; that the machine cannot give what it needs (room for the file, memory) is told as bad input. */
+function open(layers: readonly Layer[]): PageStore {
+  try {
+    return compose(layers)
+  } catch (error) {
+    if (error instanceof TmemError && (error.code === 'TMEM_IO' || error.code === 'TMEM_NO_MEMORY'))
+      throw new BadInput(error.message)
+    throw error
+  }
+}
+
+const noTmem: TmemReport = Object.freeze({ pages: 0, bytes: 0, ratio: 1, cpuSeconds: 0 })
+
+type Counters = Readonly<Record<string, number>>
+
+function tmemOf(counters: Counters, cpuSeconds: number): TmemReport {
+  const pages = counters['live'] ?? 0
+  const bytes = counters['used_bytes'] ?? 0
+  return { pages, bytes, ratio: bytes === 0 ? 1 : (pages * basePageSize) / bytes, cpuSeconds }
+}
+
+/** What zcache refused, by reason; what has no counter of its own was refused because the budget was used up. */
+function refusalsOf(counters: Counters): Record<string, number> {
+  const refusals: Record<string, number> = {
+    Incompressible: (counters['compress_poor'] ?? 0) + (counters['mean_compress_poor'] ?? 0),
+    Quota: counters['rejected_quota'] ?? 0,
+    AllocationFailed: counters['failed_alloc'] ?? 0,
+  }
+  const known = Object.values(refusals).reduce((sum, count) => sum + count)
+  refusals['NoMemory'] = (counters['failed_pers_puts'] ?? 0) - known
+  return Object.fromEntries(Object.entries(refusals).filter(([, count]) => count > 0))
+}
+
+function find(node: StatsNode, name: string): StatsNode | undefined {
+  if (node.name === name) return node
+  for (const child of node.children) {
+    const found = find(child, name)
+    if (found !== undefined) return found
+  }
+  return undefined
+}

@@ -1,0 +1,157 @@
+/**
+ * One machine of the demo: memory of so many frames, and a store for the pages that find none.
+ *
+ * The time of a machine is the time of its stream: first every page is written, in order, then the references are done one after
+ * the other. A read compares all bytes of the page with what was last written; a write replaces all of them by another page of the
+ * input, so that one number per page says what it must hold. Afterwards, out of the time, every page is read and compared once more.
+ */
+import { setImmediate } from 'node:timers/promises'
+import { basePageSize, type PageStore } from '@tmem/core'
+import { Swapper } from '@tmem/swapper'
+import { Failed, throwIfInterrupted } from '../ending.ts'
+import type { Terminal } from '../terminal.ts'
+import type { Input } from './input.ts'
+import { writeBit } from './workload.ts'
+
+/** What a machine is made of, and what it has to do. */
+export interface MachineOptions {
+  readonly name: string
+  /** Frames of memory, in pages of 4 KiB. */
+  readonly frames: number
+  /** Where pages go that have no frame. It is closed by the caller. */
+  readonly store: PageStore
+  readonly input: Input
+  /** Page numbers, those of writes with `writeBit`. */
+  readonly stream: Uint32Array
+}
+
+/** What a machine did. */
+export interface MachineRun {
+  readonly seconds: number
+  readonly swapOuts: number
+  readonly swapIns: number
+}
+
+/** References between two looks at the signal and at the clock. */
+const chunk = 4096
+/** The next page of the input that a page holds after a write: far away, and every page in turn. */
+const stride = 61_803
+
+/**
+ * Runs the stream; `atEnd` is called when it is through, before the pages are checked once more. Throws `Failed` at the first wrong
+ * byte, `Interrupted`, and whatever the store throws.
+ */
+export async function runMachine(options: MachineOptions, atEnd: () => void, terminal: Terminal): Promise<MachineRun> {
+  const { name, frames, store, input, stream } = options
+  const { pages } = input
+  const swapper = new Swapper({ pages, frames, store })
+  const program = new Program(name, swapper, input)
+  const progress = terminal.progress(`${name} machine`)
+  const total = pages + stream.length + pages
+  let result: string | undefined
+  try {
+    let milliseconds = 0
+    const inChunks = async (
+      count: number,
+      before: number,
+      work: (from: number, to: number) => Promise<void>,
+    ): Promise<void> => {
+      for (let from = 0; from < count; from += chunk) {
+        const start = performance.now()
+        await work(from, Math.min(from + chunk, count))
+        milliseconds += performance.now() - start
+        progress.at(before + from, total)
+        await setImmediate()
+        throwIfInterrupted(terminal.signal)
+      }
+    }
+    await inChunks(pages, 0, (from, to) => program.fill(from, to))
+    await inChunks(stream.length, pages, (from, to) => program.use(stream, from, to))
+    const seconds = milliseconds / 1000
+    const { swapOuts, swapIns } = swapper.counters
+    atEnd()
+    await inChunks(pages, pages + stream.length, (from, to) => program.check(from, to))
+    result = `${seconds.toFixed(2)} s`
+    return { seconds, swapOuts, swapIns }
+  } finally {
+    progress.end(result)
+    swapper.close()
+  }
+}
+
+/** The program that runs on the machine: its address space, and what each page must hold. */
+class Program {
+  readonly #name: string
+  readonly #swapper: Swapper
+  readonly #memory: Buffer
+  readonly #input: Input
+  /** By page: the page of the input that it holds. */
+  readonly #holds: Uint32Array
+
+  constructor(name: string, swapper: Swapper, input: Input) {
+    const { buffer, byteOffset, length } = swapper.memory
+    this.#name = name
+    this.#swapper = swapper
+    this.#memory = Buffer.from(buffer, byteOffset, length)
+    this.#input = input
+    this.#holds = new Uint32Array(input.pages).map((_, page) => page)
+  }
+
+  /** Writes pages for the first time. */
+  async fill(from: number, to: number): Promise<void> {
+    for (let page = from; page < to; page++) {
+      let at = this.#swapper.resident(page)
+      if (at < 0) at = await this.#fault(page)
+      this.#write(page, at, page)
+    }
+  }
+
+  /** Does references. Without waiting, and without a promise, as long as pages are there. */
+  async use(stream: Uint32Array, from: number, to: number): Promise<void> {
+    const { pages } = this.#input
+    for (let next = from; next < to; next++) {
+      const reference = stream[next]!
+      const page = reference % writeBit
+      let at = this.#swapper.resident(page)
+      if (at < 0) at = await this.#fault(page)
+      if (reference >= writeBit) this.#write(page, at, (this.#holds[page]! + stride) % pages)
+      else this.#compare(page, at)
+    }
+  }
+
+  /** Reads and compares pages. */
+  async check(from: number, to: number): Promise<void> {
+    for (let page = from; page < to; page++) {
+      let at = this.#swapper.resident(page)
+      if (at < 0) at = await this.#fault(page)
+      this.#compare(page, at)
+    }
+  }
+
+  async #fault(page: number): Promise<number> {
+    for (;;) {
+      const wait = this.#swapper.fault(page)
+      if (wait !== undefined) await wait
+      const at = this.#swapper.resident(page)
+      if (at >= 0) return at
+    }
+  }
+
+  #write(page: number, at: number, source: number): void {
+    this.#swapper.modified(page)
+    this.#input.bytes.copy(this.#memory, at, source * basePageSize, (source + 1) * basePageSize)
+    this.#holds[page] = source
+  }
+
+  #compare(page: number, at: number): void {
+    const source = this.#holds[page]! * basePageSize
+    const { bytes } = this.#input
+    if (this.#memory.compare(bytes, source, source + basePageSize, at, at + basePageSize) === 0) return
+    let offset = 0
+    while (this.#memory[at + offset] === bytes[source + offset]) offset++
+    const hex = (byte: number): string => `0x${byte.toString(16).padStart(2, '0')}`
+    throw new Failed(
+      `wrong data on the ${this.#name} machine: page ${page}, offset ${offset}: got ${hex(this.#memory[at + offset]!)}, last written was ${hex(bytes[source + offset]!)}`,
+    )
+  }
+}

@@ -1,0 +1,45 @@
+/**
+ * How a command ends: with an exit code, and with one line on standard error unless all went well.
+ *
+ * 0 done, 1 the thing asked for failed or data was wrong, 2 bad usage or bad input, 130 interrupted. Programs that call this one rely on it.
+ */
+import { TmemError } from '@tmem/core'
+import { CommanderError } from 'commander'
+
+/** Bad usage or bad input: exit code 2. The message is one line that says what is wrong and what to do. */
+export class BadInput extends Error {}
+
+/** What was asked for failed, or data was wrong: exit code 1. The message is one line. */
+export class Failed extends Error {}
+
+/** SIGINT or SIGTERM came: exit code 130. */
+export class Interrupted extends Error {
+  constructor() {
+    super('interrupted')
+  }
+}
+
+/** Throws `Interrupted` when the signal was raised. */
+export function throwIfInterrupted(signal: AbortSignal): void {
+  if (signal.aborted) throw new Interrupted()
+}
+
+/** The exit code of a command that ended with this error, and what goes to standard error. */
+export function endingOf(error: unknown): { readonly code: number; readonly message: string } {
+  if (error instanceof CommanderError) {
+    // Asked-for help and version are errors to commander with exit code 0; both were printed already.
+    if (error.exitCode === 0) return { code: 0, message: '' }
+    return { code: 2, message: oneLine(error.message.replace(/^error: /, '')) }
+  }
+  if (error instanceof Interrupted) return { code: 130, message: error.message }
+  if (error instanceof BadInput) return { code: 2, message: oneLine(error.message) }
+  if (error instanceof Failed) return { code: 1, message: oneLine(error.message) }
+  if (error instanceof TmemError) {
+    const input = error.code === 'TMEM_BAD_STACK' || error.code === 'TMEM_BAD_STACK_TEXT'
+    return { code: input ? 2 : 1, message: oneLine(`${error.message} (${error.code})`) }
+  }
+  // Anything else is a bug of this program: show where.
+  return { code: 1, message: error instanceof Error ? (error.stack ?? error.message) : String(error) }
+}
+
+const oneLine = (text: string): string => text.trim().replaceAll(/\s*[\r\n]+\s*/g, ' ')

@@ -1,0 +1,96 @@
+/** The layers that can be named in the text of a stack, and `tmem stack`. */
+import { readFileSync } from 'node:fs'
+import {
+  type Capabilities,
+  formatBytes,
+  type Layer,
+  type LayerFactory,
+  memoryFactory,
+  type OptionSpec,
+  parseStack,
+  planStack,
+  stackFromData,
+} from '@tmem/core'
+import { frontswapFactory } from '@tmem/frontswap'
+import { zcacheFactory } from '@tmem/zcache'
+import pc from 'picocolors'
+import { parse, YAMLParseError } from 'yaml'
+import { BadInput } from './ending.ts'
+import type { Terminal } from './terminal.ts'
+
+/** Every layer of this program. */
+export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory]
+
+/** Reads a YAML file: a list of layers with their options, or the text of a stack. */
+export function stackFromFile(path: string): Layer[] {
+  let text: string
+  try {
+    text = readFileSync(path, 'utf8')
+  } catch (error) {
+    throw new BadInput(`cannot read the stack in ${path}: ${(error as Error).message}`)
+  }
+  let data: unknown
+  try {
+    data = parse(text)
+  } catch (error) {
+    if (!(error instanceof YAMLParseError)) throw error
+    throw new BadInput(`${path} is not YAML: ${error.message.split('\n')[0]}`)
+  }
+  return stackFromData(data, layerFactories)
+}
+
+/** `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand. */
+export function stack(text: string | undefined, options: { file?: string; json?: true }, terminal: Terminal): void {
+  const json = options.json === true
+  if (text !== undefined && options.file !== undefined)
+    throw new BadInput('give the text of a stack or --file, not both')
+  if (text === undefined && options.file === undefined) {
+    terminal.print(
+      json ? JSON.stringify({ layers: layerFactories.map(described) }) : layerFactories.map(listed).join('\n\n'),
+    )
+    return
+  }
+  const layers = text === undefined ? stackFromFile(options.file!) : parseStack(text, layerFactories)
+  const capabilities = planStack(layers)
+  const names = layers.map((layer) => layer.name)
+  if (json) terminal.print(JSON.stringify({ stack: names, capabilities }))
+  else terminal.print(`${names.join(' > ')} can stand.\n${canDo(capabilities)}`)
+}
+
+function described({ name, summary, options }: LayerFactory): object {
+  return { name, summary, options }
+}
+
+function listed({ name, summary, options }: LayerFactory): string {
+  const lines = Object.entries(options).map(
+    ([option, spec]) => `  ${option}=${placeholder(spec)}  ${spec.summary}${bounds(spec)}`,
+  )
+  return [`${pc.bold(name)}: ${summary}`, ...lines].join('\n')
+}
+
+function placeholder(spec: OptionSpec): string {
+  return (
+    spec.choices?.join('|') ??
+    { bytes: 'BYTES', integer: 'N', number: 'NUMBER', text: 'TEXT', flag: 'yes|no' }[spec.kind]
+  )
+}
+
+function bounds({ kind, minimum, maximum, required }: OptionSpec): string {
+  const show = (limit: number): string => (kind === 'bytes' ? formatBytes(limit) : `${limit}`)
+  const parts = [
+    required === true ? 'required' : '',
+    minimum === undefined ? '' : `at least ${show(minimum)}`,
+    maximum === undefined ? '' : `at most ${show(maximum)}`,
+  ].filter((part) => part !== '')
+  return parts.length === 0 ? '' : ` (${parts.join(', ')})`
+}
+
+function canDo(can: Capabilities): string {
+  const kinds = [can.ephemeral && 'ephemeral', can.persistent && 'persistent', can.shared && 'shared'].filter(Boolean)
+  return [
+    `pools: ${kinds.join(', ')}`,
+    `pages: ${formatBytes(can.minPageSize)} to ${formatBytes(can.maxPageSize)}`,
+    `a get ${can.deferred ? 'may have to wait (deferred)' : 'never waits'}`,
+    `room that is sure: ${formatBytes(can.reservedBytes)}`,
+  ].join('\n')
+}

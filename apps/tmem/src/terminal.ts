@@ -1,0 +1,85 @@
+/**
+ * Where a command prints: its answer on standard output, everything else on standard error.
+ *
+ * Progress is a bar where standard error is a terminal, and otherwise a line for each part that is done.
+ */
+import { Presets, SingleBar } from 'cli-progress'
+import Table from 'cli-table3'
+import pc from 'picocolors'
+
+/** How far a part of the work is. */
+export interface Progress {
+  /** `done` of `total` units are done. */
+  at(done: number, total: number): void
+  /** The part is done; `result` in a few words. Also takes the bar away. */
+  end(result?: string): void
+}
+
+/** What a command prints to, and the signal that ends it early. */
+export interface Terminal {
+  /** Raised by SIGINT and SIGTERM. */
+  readonly signal: AbortSignal
+  /** Prints the answer, or a part of it, to standard output. */
+  print(text: string): void
+  /** Prints a line to standard error. */
+  note(line: string): void
+  /** Begins a part of the work that may take seconds. */
+  progress(label: string): Progress
+}
+
+/** The terminal of this process. */
+export function processTerminal(signal: AbortSignal): Terminal {
+  const note = (line: string): void => void process.stderr.write(`${line}\n`)
+  return {
+    signal,
+    print: (text) => void process.stdout.write(`${text}\n`),
+    note,
+    progress(label) {
+      const bar = process.stderr.isTTY ? barFor(label) : undefined
+      return {
+        at: (done, total) => {
+          bar?.setTotal(total)
+          bar?.update(done)
+        },
+        end: (result) => {
+          bar?.stop()
+          if (result !== undefined) note(`${label}: ${result}`)
+        },
+      }
+    },
+  }
+}
+
+function barFor(label: string): SingleBar {
+  const format = `${label} {bar} {percentage} %`
+  const bar = new SingleBar(
+    { format, clearOnComplete: true, hideCursor: true, gracefulExit: false },
+    Presets.shades_classic,
+  )
+  bar.start(1, 0)
+  return bar
+}
+
+const lines = ['top', 'bottom', 'mid', 'left', 'right'].flatMap((side) => [
+  side,
+  `${side}-mid`,
+  `${side}-left`,
+  `${side}-right`,
+])
+const withoutLines = Object.freeze({ ...Object.fromEntries(lines.map((line) => [line, ''])), middle: '  ' })
+
+/** A table without vertical lines: head in bold, all columns but the first to the right unless `align` says otherwise. */
+export function tableOf(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  align?: readonly ('left' | 'right')[],
+): string {
+  const table = new Table({
+    head: head.map((cell) => pc.bold(cell)),
+    colAligns: align?.slice() ?? head.map((_, column) => (column === 0 ? 'left' : 'right')),
+    chars: withoutLines,
+    style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
+  })
+  for (const row of rows) table.push(row.slice())
+  return table.toString()
+}
