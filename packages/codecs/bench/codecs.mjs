@@ -2,8 +2,8 @@
 //   node packages/codecs/bench/codecs.mjs [--quick] [--json] [--page BYTES]
 import process from 'node:process'
 import { parseArgs } from 'node:util'
-import { availableCodecs, createCodec, createLz4Arena, createPortableLz4 } from '../dist/index.js'
 import { codecSubject, interleave, liblz4Subject, mixedCorpus, napiSubject, storeBytes } from '../dist/bench.js'
+import { availableCodecs, createCodec, createLz4Arena, createPortableLz4 } from '../dist/index.js'
 
 const { values } = parseArgs({
   options: { quick: { type: 'boolean' }, json: { type: 'boolean' }, page: { type: 'string' } },

@@ -110,16 +110,19 @@ export function checkBlockLength(length: number): void {
   }
 }
 
-/**
- * Copies `length` bytes between two arrays that do not share memory. A whole source array is copied without making
- * anything; a part of one needs a view, which costs about 50 ns and dies young (Node 20.20, 2,000 bytes, `bench/`).
- */
+/** Copies `length` bytes between two arrays that do not share memory, without making an object. */
 export function copyBytes(src: Uint8Array, srcAt: number, length: number, dst: Uint8Array, dstAt: number): void {
-  if (length < 48) {
-    for (let i = 0; i < length; i++) dst[dstAt + i] = src[srcAt + i] as number
-  } else if (srcAt === 0 && length === src.length) {
+  if (srcAt === 0 && length === src.length) {
     dst.set(src, dstAt)
-  } else {
-    dst.set(src.subarray(srcAt, srcAt + length), dstAt)
+    return
   }
+  // A view and set() would be faster for long parts (2,000 bytes: 50 ns against 590 ns), but the view is an object.
+  let i = 0
+  for (; i + 4 <= length; i += 4) {
+    dst[dstAt + i] = src[srcAt + i] as number
+    dst[dstAt + i + 1] = src[srcAt + i + 1] as number
+    dst[dstAt + i + 2] = src[srcAt + i + 2] as number
+    dst[dstAt + i + 3] = src[srcAt + i + 3] as number
+  }
+  for (; i < length; i++) dst[dstAt + i] = src[srcAt + i] as number
 }

@@ -103,8 +103,8 @@ const HASH_BITS = 13
 const HASH_FACTOR = 0x9e3779b1
 /** Every so many failed attempts the search steps one byte further, so that it runs through what does not compress. */
 const SKIP_SHIFT = 6
-/** Above this length a run is moved by the runtime's own copy; below it a loop is cheaper. */
-const LONG_RUN = 48
+/** From this length on a match is moved by the runtime's own copy; below it a loop is cheaper. */
+const LONG_MATCH = 48
 
 /**
  * The LZ4 codec for runtimes without WebAssembly SIMD: typed arrays only.
@@ -198,12 +198,8 @@ function compressPortable(
       } else {
         dst[op++] = (run << 4) | low
       }
-      if (run >= LONG_RUN) {
-        copyBytes(src, anchor, run, dst, op)
-        op += run
-      } else {
-        while (anchor < ip) dst[op++] = src[anchor++] as number
-      }
+      copyBytes(src, anchor, run, dst, op)
+      op += run
       dst[op++] = distance
       dst[op++] = distance >> 8
       if (rest >= 15) {
@@ -259,13 +255,9 @@ function decompressPortable(
       } while (more === 255)
     }
     if (run > end - ip || run > opEnd - op) return -1
-    if (run >= LONG_RUN) {
-      copyBytes(src, ip, run, dst, op)
-      ip += run
-      op += run
-    } else {
-      for (const stop = ip + run; ip < stop; ) dst[op++] = src[ip++] as number
-    }
+    copyBytes(src, ip, run, dst, op)
+    ip += run
+    op += run
     if (ip === end) return op === opEnd ? dstLength : -1
     if (end - ip < 2) return -1
     const distance = (src[ip] as number) | ((src[ip + 1] as number) << 8)
@@ -282,10 +274,10 @@ function decompressPortable(
     }
     match += MIN_MATCH
     if (match > opEnd - op) return -1
-    if (match >= LONG_RUN && distance >= match) {
+    if (match >= LONG_MATCH && distance >= match) {
       dst.copyWithin(op, op - distance, op - distance + match)
       op += match
-    } else if (match >= LONG_RUN && distance === 1) {
+    } else if (match >= LONG_MATCH && distance === 1) {
       dst.fill(dst[op - 1] as number, op, op + match)
       op += match
     } else {

@@ -19,7 +19,7 @@ export async function moduleText() {
   const bytes = Buffer.from(files.get("lz4.wasm"));
   return `/** wasm/lz4.ts compiled by wasm/build.mjs: ${bytes.length.toLocaleString("en")} bytes of WebAssembly in base64. Do not edit. */
 export const LZ4_MODULE: string =
-  "${bytes.toString("base64")}";
+  '${bytes.toString('base64')}'
 `;
 }
 

@@ -1,0 +1,251 @@
+import { availableCodecs, CodecError, type CodecName, createCodec, createLz4Arena, MAX_BLOCK_BYTES } from '@tmem/codecs'
+import fc from 'fast-check'
+import { afterEach, describe, expect, test, vi } from 'vitest'
+import {
+  allSubjects,
+  compressed,
+  decompressed,
+  Guarded,
+  inputs,
+  likeMemory,
+  numbers,
+  randomBytes,
+  same,
+} from './blocks.ts'
+
+afterEach(() => {
+  vi.unstubAllGlobals()
+})
+
+describe.each(allSubjects())('$title', (subject) => {
+  const { codec, memory } = subject
+
+  test('every length from 0 to 300, every kind of input', () => {
+    for (let length = 0; length <= 300; length++) {
+      for (const [name, input] of inputs(length)) {
+        const block = compressed(subject, input)
+        expect(same(decompressed(codec, block, length), input), `${length} bytes, ${name}`).toBe(true)
+      }
+    }
+  })
+
+  test.each([4095, 4096, 4097, 8192, 65_535, 65_536, 65_537, 262_144, MAX_BLOCK_BYTES])('%i bytes', (length) => {
+    for (const [name, input] of inputs(length)) {
+      const block = compressed(subject, input)
+      expect(same(decompressed(codec, block, length), input), name).toBe(true)
+      if (name === 'zeros') expect(block.length).toBeLessThan(length / 100)
+    }
+  })
+
+  test('source and destination anywhere in their arrays', () => {
+    fc.assert(
+      fc.property(fc.nat(9000), fc.nat(70), fc.nat(70), fc.nat(), (length, srcAt, dstAt, seed) => {
+        const input = likeMemory(length, seed)
+        const holder = new Uint8Array(length + 100).fill(0x55)
+        holder.set(input, srcAt)
+        const room = codec.bound(length)
+        const written = codec.compress(holder, srcAt, length, memory, dstAt, room)
+        const into = new Guarded(length)
+        expect(codec.decompress(memory, dstAt, written, into.bytes, into.at, length)).toBe(length)
+        expect(same(into.content(), input)).toBe(true)
+        expect(into.intact()).toBe(true)
+      }),
+      { seed: 20_091_015, numRuns: 150 },
+    )
+  })
+
+  test('every room: the block, or 0 and nothing outside the room', () => {
+    for (const input of [
+      likeMemory(700, 1),
+      randomBytes(300, 2),
+      new Uint8Array(5000),
+      likeMemory(4096, 3),
+      new Uint8Array(1),
+    ]) {
+      const needed = compressed(subject, input).length
+      const step = Math.max(1, Math.floor(needed / 400))
+      for (let room = 0; room <= codec.bound(input.length); room += room < needed + 40 ? step : 97) {
+        const into = new Guarded(room, memory)
+        const written = codec.compress(input, 0, input.length, into.bytes, into.at, room)
+        expect(into.intact(), `room ${room}`).toBe(true)
+        expect(written).toBeLessThanOrEqual(room)
+        if (written === 0) expect(room).toBeLessThan(needed)
+        else expect(same(decompressed(codec, into.content(written), input.length), input)).toBe(true)
+      }
+    }
+  })
+
+  test('the bound holds for what does not compress', () => {
+    for (const length of [0, 1, 15, 16, 270, 4096, 70_000]) {
+      const input = randomBytes(length, length)
+      expect(compressed(subject, input).length).toBeLessThanOrEqual(codec.bound(length))
+    }
+  })
+
+  test('altered, cut and lengthened blocks: -1 or the right length, and nothing outside the destination', () => {
+    const next = numbers(4711)
+    let refused = 0
+    let accepted = 0
+    for (let round = 0; round < 1500; round++) {
+      const length = 1 + next(next(5) === 0 ? 6000 : 300)
+      const block = compressed(subject, likeMemory(length, round))
+      const kind = next(4)
+      const altered =
+        kind === 0
+          ? block.slice(0, next(block.length))
+          : Uint8Array.from([...block, ...(kind === 1 ? [next(256)] : [])])
+      if (kind >= 2) for (let changes = 1 + next(3); changes > 0; changes--) altered[next(altered.length)] = next(256)
+      // In the memory of the codec, because that is where an arena's blocks are; with other bytes behind the block.
+      memory.fill(next(256), 0, altered.length + 300)
+      memory.set(altered, 5)
+      const claimed = next(3) === 0 ? next(2 * length) : length
+      const into = new Guarded(claimed)
+      const result = codec.decompress(memory, 5, altered.length, into.bytes, into.at, claimed)
+      expect([-1, claimed]).toContain(result)
+      expect(into.intact()).toBe(true)
+      if (result === -1) refused++
+      else accepted++
+      if (kind === 0 && claimed === length) expect(result, 'a block that was cut').toBe(-1)
+      if (kind === 1 && claimed === length) expect(result, 'a block with a byte too many').toBe(-1)
+    }
+    // Both happen: changed literals are found out only by the checksum of the store.
+    expect(refused).toBeGreaterThan(500)
+    expect(accepted).toBeGreaterThan(subject.title === 'deflate' || subject.title === 'zstd' ? 0 : 20)
+  })
+
+  test('a wrong length is refused', () => {
+    const input = likeMemory(4096, 9)
+    const block = compressed(subject, input)
+    for (const length of [0, 1, 2048, 4095, 4097, 8192, MAX_BLOCK_BYTES]) {
+      expect(decompressed(codec, block, length), `${length}`).toBeUndefined()
+    }
+    expect(codec.decompress(block, 0, 0, new Uint8Array(8), 0, 8)).toBe(-1)
+    expect(codec.decompress(block, 0, 0, new Uint8Array(8), 0, 0)).toBe(-1)
+  })
+
+  test('ranges outside their arrays are misuse', () => {
+    const page = new Uint8Array(64)
+    for (const [srcAt, srcLength, dstAt, dstLength] of [
+      [-1, 10, 0, 10],
+      [0, 65, 0, 64],
+      [60, 5, 0, 64],
+      [0, 10, 60, 5],
+      [0, 10, 0, 65],
+      [0.5, 10, 0, 10],
+      [0, Number.NaN, 0, 10],
+      [0, 10, 2 ** 32, 10],
+      [0, 10, 0, -1],
+    ] as const) {
+      expect(() => codec.compress(page, srcAt, srcLength, page, dstAt, dstLength)).toThrow(RangeError)
+      expect(() => codec.decompress(page, srcAt, srcLength, page, dstAt, dstLength)).toThrow(RangeError)
+    }
+    const large = new Uint8Array(MAX_BLOCK_BYTES + 1)
+    expect(() => codec.compress(large, 0, large.length, page, 0, 64)).toThrow(RangeError)
+    expect(() => codec.decompress(page, 0, 64, large, 0, large.length)).toThrow(RangeError)
+    for (const length of [-1, 1.5, MAX_BLOCK_BYTES + 1, Number.NaN])
+      expect(() => codec.bound(length)).toThrow(RangeError)
+  })
+})
+
+test('two instances do not disturb one another, nor do blocks of one instance', () => {
+  for (const [first, second] of allSubjects().map((subject, i) => [subject, allSubjects()[i]] as const)) {
+    if (second === undefined) throw new Error('unreachable')
+    for (let round = 0; round < 200; round++) {
+      // The same bytes at other places: what one block leaves in a table would be a tempting match in the next.
+      const whole = likeMemory(12_000, round)
+      const a = whole.subarray(0, 4096)
+      const b = whole.subarray(round, round + 4096)
+      const blockA = compressed(first, a)
+      const blockB = compressed(second, b)
+      const blockOther = compressed(first, whole)
+      expect(same(decompressed(second.codec, blockA, 4096), a)).toBe(true)
+      expect(same(decompressed(first.codec, blockB, 4096), b)).toBe(true)
+      expect(same(decompressed(second.codec, blockOther, 12_000), whole)).toBe(true)
+    }
+  }
+})
+
+test('blocks inside the arena, from the arena and to the arena', () => {
+  const { bytes, codec } = createLz4Arena(100_000)
+  const input = likeMemory(4096, 77)
+  bytes.set(input, 1000)
+  const written = codec.compress(bytes, 1000, 4096, bytes, 90_000, 5000)
+  expect(written).toBeGreaterThan(0)
+  expect(codec.decompress(bytes, 90_000, written, bytes, 50_001, 4096)).toBe(4096)
+  expect(same(bytes.slice(50_001, 54_097), input)).toBe(true)
+  expect(bytes.slice(0, 1000).every((value) => value === 0)).toBe(true)
+  expect(bytes.slice(54_097, 90_000).every((value) => value === 0)).toBe(true)
+  // A page at the very end, and a view of the arena.
+  const end = bytes.subarray(100_000 - 4096)
+  expect(codec.decompress(bytes, 90_000, written, new Uint8Array(4096), 0, 4096)).toBe(4096)
+  end.set(input)
+  const block = new Uint8Array(codec.bound(4096))
+  const length = codec.compress(end, 0, 4096, block, 0, block.length)
+  expect(same(decompressed(codec, block.subarray(0, length), 4096), input)).toBe(true)
+  bytes.set(block.subarray(0, length), 100_000 - length)
+  expect(same(decompressed(codec, bytes.subarray(100_000 - length), 4096), input)).toBe(true)
+})
+
+test('many instances live side by side', () => {
+  const input = likeMemory(4096, 5)
+  const many = Array.from({ length: 200 }, () => createCodec('lz4'))
+  const room = new Uint8Array(5000)
+  for (const codec of many) {
+    const written = codec.compress(input, 0, 4096, room, 0, 5000)
+    expect(same(decompressed(codec, room.subarray(0, written), 4096), input)).toBe(true)
+  }
+})
+
+test.each(['missing', 'without SIMD', 'without memory'])('the portable codec takes over: WebAssembly %s', (how) => {
+  const fast = createCodec('lz4')
+  expect(fast.engine).toBe('wasm-simd')
+  const real = (globalThis as unknown as { WebAssembly: object }).WebAssembly
+  const Memory = class {
+    constructor() {
+      throw new RangeError('could not allocate memory')
+    }
+  }
+  const changed = { missing: undefined, 'without SIMD': { validate: () => false }, 'without memory': { Memory } }[how]
+  const present = ['validate', 'Module', 'Instance', 'Memory'].map((key) => [key, Reflect.get(real, key)])
+  vi.stubGlobal('WebAssembly', changed && { ...Object.fromEntries(present), ...changed })
+  const slow = createCodec('lz4')
+  const arena = createLz4Arena(10_000)
+  const input = likeMemory(4096, 6)
+  for (const codec of [slow, arena.codec]) {
+    expect([codec.engine, codec.name, codec.id]).toEqual(['typescript', 'lz4', 2])
+    const block = compressed({ codec, memory: arena.bytes }, input)
+    expect(same(decompressed(fast, block, 4096), input)).toBe(true)
+    expect(same(decompressed(codec, compressed({ codec: fast, memory: arena.bytes }, input), 4096), input)).toBe(true)
+  }
+})
+
+test('an arena has limits', () => {
+  for (const length of [-1, 1.5, Number.NaN, 2 ** 32]) expect(() => createLz4Arena(length)).toThrow(RangeError)
+  expect(createLz4Arena(0).bytes.length).toBe(0)
+})
+
+test('ids and names are a contract', () => {
+  const available = availableCodecs()
+  const known: Record<CodecName, number> = { lz4js: 1, lz4: 2, deflate: 3, zstd: 4 }
+  for (const name of available) expect([createCodec(name).name, createCodec(name).id]).toEqual([name, known[name]])
+  expect(available).toEqual(expect.arrayContaining(['lz4', 'lz4js', 'deflate']))
+})
+
+test('what is not there says so', () => {
+  const unknown = (): unknown => createCodec('lzo' as CodecName)
+  expect(unknown).toThrow(CodecError)
+  expect(unknown).toThrow(expect.objectContaining({ code: 'CODEC_UNKNOWN', codec: 'lzo' }))
+  vi.stubGlobal('process', { ...process, getBuiltinModule: () => undefined })
+  expect(availableCodecs()).toEqual(['lz4', 'lz4js'])
+  expect(() => createCodec('zstd')).toThrow(expect.objectContaining({ code: 'CODEC_UNAVAILABLE', codec: 'zstd' }))
+})
+
+test('zstd is what the zstd command and node:zlib read', (ctx) => {
+  if (!availableCodecs().includes('zstd')) ctx.skip('needs a Node with zstd in node:zlib (22.15 or later)')
+  const codec = createCodec('zstd')
+  const block = compressed({ codec, memory: new Uint8Array(9000) }, likeMemory(4096, 8))
+  expect([...block.subarray(0, 4)]).toEqual([0x28, 0xb5, 0x2f, 0xfd])
+  const twice = Uint8Array.from([...block, ...block])
+  expect(decompressed(codec, twice, 4096)).toBeUndefined()
+  expect(decompressed(codec, twice, 8192)).toBeUndefined()
+})
