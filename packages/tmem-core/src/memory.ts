@@ -59,7 +59,7 @@ export const memoryFactory: LayerFactory = {
 function capabilitiesOver(limit: ByteLimit, below: Capabilities | undefined): Capabilities | string {
   const capacity = PageEngine.capacityFor(limit.maximumBytes)
   if (capacity < 1) return `its limit of ${limit.maximumBytes} bytes has no room for a page and its metadata`
-  return {
+  return Object.freeze({
     ephemeral: true,
     persistent: below?.persistent ?? true,
     shared: true,
@@ -68,7 +68,7 @@ function capabilitiesOver(limit: ByteLimit, below: Capabilities | undefined): Ca
     deferred: below?.deferred ?? false,
     split: below === undefined,
     reservedBytes: below?.reservedBytes ?? capacity * basePageSize,
-  }
+  })
 }
 
 /** The memory store opened; `memory(…)` in a stack, or `MemoryStore.create` alone, for the exchange of frames. */
@@ -151,11 +151,17 @@ export class MemoryPool implements Pool {
   /** Frames in a page. */
   readonly #frames: number
 
-  /** Made by `MemoryStore.newPool` and `split`. */
-  constructor(engine: Engine, number: number, attributes: PoolAttributes, below: Pool | undefined) {
+  /** Made by `MemoryStore.newPool` and `split`; a view in parts is of the generation of its pool, also when that is gone. */
+  constructor(
+    engine: Engine,
+    number: number,
+    attributes: PoolAttributes,
+    below: Pool | undefined,
+    generation: number = engine.generation(number),
+  ) {
     this.#engine = engine
     this.#number = number
-    this.#generation = engine.generation(number)
+    this.#generation = generation
     this.attributes = attributes
     this.#below = below
     this.#pageSize = attributes.pageSize
@@ -188,8 +194,9 @@ export class MemoryPool implements Pool {
     const outcome = this.get(object, index, into)
     if (outcome !== GetOutcome.Deferred) return outcome
     const fetched = await this.#below!.fetch(object, index, into)
+    if (fetched !== GetOutcome.Miss || this.#gone()) return fetched
     // A put may have brought the page up here meanwhile, which took it away below.
-    return fetched === GetOutcome.Miss ? this.get(object, index, into) : fetched
+    return this.#engine.get(this.#number, object, index * this.#frames, this.#order, into, 0)
   }
 
   flushPage(object: ObjectId, index: number): void {
@@ -237,7 +244,8 @@ export class MemoryPool implements Pool {
   split(): MemoryPool | PoolRefusal {
     // Over another layer a page could lie half here and half there, and then neither would have it.
     if (this.#below !== undefined) return Refusal.Unsupported
-    return new MemoryPool(this.#engine, this.#number, { ...this.attributes, pageSize: basePageSize }, undefined)
+    const attributes = Object.freeze({ ...this.attributes, pageSize: basePageSize })
+    return new MemoryPool(this.#engine, this.#number, attributes, undefined, this.#generation)
   }
 
   freeze(): void {
