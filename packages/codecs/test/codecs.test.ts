@@ -32,9 +32,9 @@ describe.each(allSubjects())('$title', (subject) => {
   test.each([4095, 4096, 4097, 8192, 65_535, 65_536, 65_537, 262_144, MAX_BLOCK_BYTES])('%i bytes', (length) => {
     for (const [name, input] of inputs(length)) {
       const block = compressed(subject, input)
-      expect(same(decompressed(codec, block, length), input), name).toBe(true)
-      if (name === 'zeros') expect(block.length).toBeLessThan(length / 100)
+      expect(same(decompressed(codec, block, length), input), `${name}, ${length} bytes`).toBe(true)
     }
+    expect(compressed(subject, new Uint8Array(length)).length).toBeLessThan(length / 100)
   })
 
   test('source and destination anywhere in their arrays', () => {
@@ -69,8 +69,8 @@ describe.each(allSubjects())('$title', (subject) => {
         const written = codec.compress(input, 0, input.length, into.bytes, into.at, room)
         expect(into.intact(), `room ${room}`).toBe(true)
         expect(written).toBeLessThanOrEqual(room)
-        if (written === 0) expect(room).toBeLessThan(needed)
-        else expect(same(decompressed(codec, into.content(written), input.length), input)).toBe(true)
+        const back = written === 0 ? undefined : decompressed(codec, into.content(written), input.length)
+        expect(written === 0 ? room < needed : same(back, input), `room ${room} of ${needed}`).toBe(true)
       }
     }
   })
@@ -86,6 +86,7 @@ describe.each(allSubjects())('$title', (subject) => {
     const next = numbers(4711)
     let refused = 0
     let accepted = 0
+    const missed: string[] = []
     for (let round = 0; round < 1500; round++) {
       const length = 1 + next(next(5) === 0 ? 6000 : 300)
       const block = compressed(subject, likeMemory(length, round))
@@ -105,9 +106,10 @@ describe.each(allSubjects())('$title', (subject) => {
       expect(into.intact()).toBe(true)
       if (result === -1) refused++
       else accepted++
-      if (kind === 0 && claimed === length) expect(result, 'a block that was cut').toBe(-1)
-      if (kind === 1 && claimed === length) expect(result, 'a block with a byte too many').toBe(-1)
+      if (kind < 2 && claimed === length && result !== -1)
+        missed.push(`${kind === 0 ? 'cut' : 'longer'}, round ${round}`)
     }
+    expect(missed).toEqual([])
     // Both happen: changed literals are found out only by the checksum of the store.
     expect(refused).toBeGreaterThan(500)
     expect(accepted).toBeGreaterThan(subject.title === 'deflate' || subject.title === 'zstd' ? 0 : 20)
