@@ -216,6 +216,22 @@ test('a clean page whose copy is good is not stored again; a written one is', as
   })
 })
 
+test('an exclusive load leaves no second copy in memory, but one on disk', async () => {
+  await withStack([memory({ limitBytes: 64 * kib }), swapFile(64)], async (store) => {
+    const swapper = new Swapper({ pages: 64, frames: 4, store, cluster: 1 })
+    for (let page = 0; page < 64; page++) now(swapper.write(page, 0, Uint8Array.of(page)))
+    const gauges = (): Record<string, number> => swapper.stats().counters
+    const before = gauges()
+    // The first pages to go found room in memory, later ones only on disk.
+    now(swapper.fault(0))
+    expect(gauges()).toMatchObject({ dirty: before['dirty']!, swapCached: before['swapCached']! })
+    await swapper.fault(40)
+    expect(swapper.counters.majorFaults).toBe(1)
+    expect(gauges()['swapCached']).toBe(before['swapCached']! + 1)
+    expect([swapper.memory[swapper.resident(0)], swapper.memory[swapper.resident(40)]]).toEqual([0, 40])
+  })
+})
+
 test('the hand gives a touched page a second chance', async () => {
   await withStack([memory({ limitBytes: 256 * kib })], async (store) => {
     const swapper = new Swapper({ pages: 9, frames: 4, store, cluster: 1 })
