@@ -832,8 +832,11 @@ export class Zcache implements PageStore {
     const length = Math.min(pool.attributes.pageSize, segmentBytes)
     for (let segment = entry, to = at; ; segment = this.#links[segment]!, to += length) {
       const kind = this.#kinds[segment]!
-      if ((kind & SAME) !== 0) fill(bytes, to, length, this.#locations[segment]!, this.#checksums[segment]!)
-      else {
+      if ((kind & SAME) !== 0) {
+        // The last segment ends with the page; when it is also the first it may be larger than a segment.
+        const end = (kind & CHAIN) === 0 ? at + pool.attributes.pageSize : to + length
+        fill(bytes, to, end - to, this.#locations[segment]!, this.#checksums[segment]!)
+      } else {
         allocator.locate(this.#locations[segment]!)
         const codec = (kind >>> codecShift) & codecMask
         if (codec === 0) copyBytes.call(allocator.bytes, bytes, to, allocator.at, allocator.at + length)
@@ -883,8 +886,8 @@ export class Zcache implements PageStore {
  */
 function checksum(words: Int32Array, at: number, bytes: number, codec: number): number {
   let a = bytes | (codec << 24)
-  let b = 0x85ebca6b
-  let c = 0xc2b2ae35
+  let b = 0x85ebca6b | 0
+  let c = 0xc2b2ae35 | 0
   let d = 0x27d4eb2f
   const count = (bytes + 3) >>> 2
   const whole = at + (count & ~3)
