@@ -35,8 +35,6 @@ const largestChunkBytes = 64 * 1024 * 1024
 const smallestChunkBytes = 2 * 1024 * 1024
 /** Ephemeral pages that one put may evict beyond what it needs itself, before it gives up: refusing stays bounded. */
 const spareEvictions = 8
-/** Objects beyond one per this many frames are charged to the budget as they come. */
-const framesPerObject = 64
 /** Frames that the engine keeps ready beyond those in use: 64 MiB. */
 const readyFrames = 16384
 
@@ -130,8 +128,11 @@ const stateBytes = maxPools * poolWords * 4 + maxClients * clientWords * 4 + cou
 const fixedBytes = 24 * 1024
 
 export class Engine {
-  /** Bytes of metadata for each 4 KiB of capacity: handle, state byte, and room for one object per 64 frames. */
-  static readonly bytesPerFrame: number = HandleTable.bytesPerEntry + 1 + HandleTable.bytesPerObject / framesPerObject
+  /**
+   * Bytes of metadata that each 4 KiB of capacity may need: handle, state byte, and an object of its own. Objects are
+   * budgeted for the worst case, because chunks cannot shrink by a page when objects come late.
+   */
+  static readonly bytesPerFrame: number = HandleTable.bytesPerEntry + 1 + HandleTable.bytesPerObject
 
   readonly memory: EngineMemory
   readonly #limit: ByteLimit
@@ -143,8 +144,9 @@ export class Engine {
   readonly #pools: Int32Array
   readonly #clients: Int32Array
   readonly #counters: Float64Array
-  /** Accounts by client slot, as far as this thread has met them. */
-  readonly #account: (Account | undefined)[] = []
+  /** Accounts by client slot, as far as this thread has met them, and whose they are. */
+  readonly #account: Account[] = []
+  readonly #accountClient: Int32Array = new Int32Array(maxClients).fill(none)
   /** Who is asked before an ephemeral page is dropped and when persistent ones must go. */
   demotion: Demotion | undefined
   /** Scratch for one page: parts gathered, pages on their way down. */
@@ -255,7 +257,7 @@ export class Engine {
     while (number < maxPools && (pools[number * poolWords + GENERATION] & 1) !== 0) number++
     if (number === maxPools) return -Refusal.NoSlot
     if (attributes.pageSize > Engine.largestPageFor(this.#limit.maximumBytes)) return -Refusal.BadPageSize
-    if (attributes.pageSize > basePageSize && !this.#reserveScratch(attributes.pageSize)) return -Refusal.NoMemory
+    if (!this.prepare(attributes.pageSize)) return -Refusal.NoMemory
     const client = this.#openClient(attributes.client)
     if (client === none) return -Refusal.NoSlot
     const at = number * poolWords
@@ -273,7 +275,30 @@ export class Engine {
     return this.#pools[pool * poolWords + GENERATION]
   }
 
-  /** Scratch that large pages need in this thread, too. False when there is no memory. */
+  /** What a pool is, or `undefined` when there is none of that number. */
+  attributesOf(pool: number): PoolAttributes | undefined {
+    const at = pool * poolWords
+    if (!(pool >= 0 && pool < maxPools) || (this.#pools[at + GENERATION] & 1) === 0) return undefined
+    return Object.freeze({
+      client: this.#clients[this.#pools[at + CLIENT] * clientWords + CLIENT_ID],
+      persistent: (this.#pools[at + FLAGS] & PERSISTENT) !== 0,
+      shared: (this.#pools[at + FLAGS] & SHARED) !== 0,
+      pageSize: basePageSize << this.#pools[at + ORDER],
+    })
+  }
+
+  /** Removes all pools. */
+  destroyAll(): void {
+    for (let pool = 0; pool < maxPools; pool++)
+      if ((this.#pools[pool * poolWords + GENERATION] & 1) !== 0) this.destroyPool(pool)
+  }
+
+  /** Reserves what pages of that size need in this thread; false when there is no memory. */
+  prepare(pageSize: number): boolean {
+    return pageSize === basePageSize || this.#reserveScratch(pageSize)
+  }
+
+  /** Scratch for one page. False when there is no memory. */
   #reserveScratch(bytes: number): boolean {
     if (this.#scratch !== undefined && this.#scratch.length >= bytes) return true
     const memory = this.#allocator.allocate(bytes, 'memory.scratch')
@@ -847,10 +872,7 @@ export class Engine {
       const spent = this.#limit.maximumBytes - this.capacity * basePageSize
       this.#allowedFrames = Math.max(0, Math.min(this.capacity, Math.floor((bytes - spent) / basePageSize)))
     }
-    const objects = this.#table.objectWatermark - Math.floor(this.capacity / framesPerObject)
-    return objects < 0
-      ? this.#allowedFrames
-      : this.#allowedFrames - Math.ceil(((objects + 1) * HandleTable.bytesPerObject) / basePageSize)
+    return this.#allowedFrames
   }
 
   /** Evicts one ephemeral page; false when there is none. `client` is the slot that asks, or `none`. */
@@ -1015,17 +1037,17 @@ export class Engine {
     if (free === none) return none
     clients[free * clientWords + CLIENT_ID] = id
     clients[free * clientWords + CLIENT_POOLS] = 1
-    this.#account[free] = undefined
     return free
   }
 
   #accountOf(slot: number): Account {
-    let account = this.#account[slot]
-    if (account === undefined) {
-      account = this.#accounts.of(this.#clients[slot * clientWords + CLIENT_ID])
-      this.#account[slot] = account
+    const id = this.#clients[slot * clientWords + CLIENT_ID]
+    // Another thread may have given the slot to another client meanwhile.
+    if (this.#accountClient[slot] !== id) {
+      this.#account[slot] = this.#accounts.of(id)
+      this.#accountClient[slot] = id
     }
-    return account
+    return this.#account[slot]
   }
 
   #refuse(reason: PutOutcome): number {
@@ -1045,9 +1067,10 @@ export class Engine {
   }
 
   #metadataBytes(): number {
-    const objects = Math.max(this.#table.objectWatermark, Math.floor(this.capacity / framesPerObject))
-    return Math.ceil(
-      fixedBytes + this.capacity * (HandleTable.bytesPerEntry + 1) + objects * HandleTable.bytesPerObject,
+    return (
+      fixedBytes +
+      this.capacity * (HandleTable.bytesPerEntry + 1) +
+      this.#table.objectWatermark * HandleTable.bytesPerObject
     )
   }
 }
