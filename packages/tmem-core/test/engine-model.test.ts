@@ -1,0 +1,131 @@
+import fc from 'fast-check'
+import { expect, test } from 'vitest'
+import { compose } from '../src/compose.ts'
+import type { ByteLimit } from '../src/context.ts'
+import { MemoryStore, memory } from '../src/memory.ts'
+import type { Layer } from '../src/store.ts'
+import type { Operation, WorldOptions } from './reference.ts'
+import { operation, World } from './reference.ts'
+
+const KiB = 1024
+const MiB = 1024 * KiB
+
+/** The memory layer, with the store that it opens at hand. */
+const watched = (limit: ByteLimit, opened: MemoryStore[]): Layer => ({
+  ...memory({ limitBytes: limit }),
+  open: (next, context) => {
+    const store = new MemoryStore(limit, next, context)
+    opened.push(store)
+    return store
+  },
+})
+
+const start: readonly Operation[] = [
+  { do: 'newPool', client: 0, kind: 0, size: 0 },
+  { do: 'newPool', client: 1, kind: 1, size: 1 },
+  { do: 'newPool', client: 2, kind: 2, size: 2 },
+]
+
+async function explore(
+  make: () => WorldOptions,
+  settings: { seed: number; numRuns: number; length: number },
+): Promise<Map<string, number>> {
+  const seen = new Map<string, number>()
+  await fc.assert(
+    fc.asyncProperty(
+      fc.noBias(fc.array(operation, { minLength: 1, maxLength: settings.length, size: 'max' })),
+      async (operations) => {
+        const world = new World(make())
+        for (const one of start) await world.step(one)
+        for (const one of operations) await world.step(one)
+        await world.finish()
+        for (const [what, count] of world.seen) seen.set(what, (seen.get(what) ?? 0) + count)
+      },
+    ),
+    { seed: settings.seed, numRuns: settings.numRuns },
+  )
+  if (process.env['SEEN']) console.log(seen)
+  return seen
+}
+
+/** One memory store, itself. */
+const single = (limitBytes: number, pageSizes: readonly number[]) => (): WorldOptions => {
+  let store: MemoryStore
+  return {
+    limitBytes,
+    pageSizes,
+    open: (limit, allocator, accounts) => {
+      store = new MemoryStore(limit, undefined, { allocator, accounts })
+      return store
+    },
+    single: () => store,
+    check: () => store.check(),
+  }
+}
+
+const kinds = ['put Stored', 'put NoMemory', 'put Frozen', 'put Quota', 'put AllocationFailed', 'get Hit', 'get Miss']
+
+test('a store of one small chunk does what the reference does', async () => {
+  const seen = await explore(single(MiB, [4 * KiB, 8 * KiB, 64 * KiB]), { seed: 2, numRuns: 150, length: 100 })
+  expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted', 'frame put', 'frame taken']))
+})
+
+test('a store of several chunks, which come and go, does what the reference does', async () => {
+  const seen = await explore(single(6 * MiB + 100 * KiB, [4 * KiB, 8 * KiB, 64 * KiB, 256 * KiB]), {
+    seed: 3,
+    numRuns: 60,
+    length: 100,
+  })
+  expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted', 'frame put', 'frame taken']))
+})
+
+test('a store with pages of 4 KiB to 2 MiB side by side does what the reference does', async () => {
+  const seen = await explore(single(18 * MiB, [4 * KiB, 8 * KiB, 64 * KiB, 2 * MiB]), {
+    seed: 4,
+    numRuns: 30,
+    length: 60,
+  })
+  expect([...seen.keys()]).toEqual(expect.arrayContaining(['put Stored', 'put NoMemory', 'get Hit', 'evicted']))
+})
+
+test('a composed store keeps the rules of coherency, and does what the reference does', async () => {
+  const seen = await explore(
+    () => {
+      const opened: MemoryStore[] = []
+      return {
+        limitBytes: MiB,
+        pageSizes: [4 * KiB, 8 * KiB, 64 * KiB],
+        open: (limit, allocator, accounts) =>
+          compose([watched(limit, opened)], { allocator, accounts, check: 'model' }),
+        check: () => {
+          for (const store of opened) store.check()
+        },
+      }
+    },
+    { seed: 5, numRuns: 120, length: 100 },
+  )
+  expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted']))
+})
+
+test('memory over memory does what the reference does', async () => {
+  const seen = await explore(
+    () => {
+      const opened: MemoryStore[] = []
+      return {
+        limitBytes: MiB,
+        pageSizes: [4 * KiB, 8 * KiB, 64 * KiB],
+        open: (limit, allocator, accounts) =>
+          compose([watched(limit, opened), memory({ limitBytes: (3 * MiB) / 2 })], {
+            allocator,
+            accounts,
+            check: 'model',
+          }),
+        check: () => {
+          for (const store of opened) store.check()
+        },
+      }
+    },
+    { seed: 6, numRuns: 120, length: 100 },
+  )
+  expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted']))
+})
