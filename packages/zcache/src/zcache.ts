@@ -301,6 +301,8 @@ export class Zcache implements PageStore {
     const checked = checkedAttributes(attributes)
     if (this.#closing !== undefined) return PoolRefusal.Closed
     if (checked.persistent && checked.shared) return PoolRefusal.SharedPersistent
+    const { minPageSize, maxPageSize } = this.capabilities
+    if (checked.pageSize < minPageSize || checked.pageSize > maxPageSize) return PoolRefusal.BadPageSize
     const number = this.#pools.indexOf(undefined)
     if (number === none) return PoolRefusal.NoSlot
     if (!this.#prepareScratch(checked.pageSize)) return PoolRefusal.NoMemory
