@@ -1,1 +1,11 @@
-export const placeholder: string = '@tmem/conformance'
+/** The test suite that every store of pages and every stack passes, and what it is made of. */
+export type { AllocationReport, EveryAllocationOptions, Workload, WorkloadResult } from './allocations.ts'
+export { everyAllocation, regularWay } from './allocations.ts'
+export type { DrivenReason, Manifest, Refusal, Subject } from './harness.ts'
+export { Ledger } from './harness.ts'
+export type { PageKind } from './pages.ts'
+export { ConformanceError, makePage } from './pages.ts'
+export type { ReferenceOptions } from './reference.ts'
+export { reference } from './reference.ts'
+export type { Case, Runner } from './suite.ts'
+export { conformance, conformanceCases } from './suite.ts'

@@ -1,0 +1,64 @@
+import { afterAll, describe, it } from 'vitest'
+import { conformance } from '../src/index.ts'
+import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
+
+const folder = swapFolder()
+afterAll(() => folder.remove())
+
+await conformance(
+  stack('zcache', () => [layers.zcache()], {
+    refusals: {
+      Incompressible: { by: 'noise' },
+      NoMemory: { by: 'filling', bytes: 600 * MiB },
+      Quota: { by: 'quota', bytes: MiB },
+      AllocationFailed: { by: 'allocator', bytes: 64 * MiB },
+    },
+  }),
+  { describe, it },
+)
+await conformance(
+  stack('zcache with room for few pages', () => [layers.zcache(300_000)], {
+    steady: false,
+    pageSizes: small,
+    refusals: {
+      Incompressible: { by: 'noise' },
+      NoMemory: { by: 'filling', bytes: 20 * MiB },
+      Quota: { by: 'quota', bytes: MiB },
+    },
+  }),
+  { describe, it },
+)
+await conformance(
+  stack('zcache over memory', () => [layers.zcache(), layers.memory()], {
+    pageSizes: small,
+    refusals: {
+      NoMemory: { by: 'filling', bytes: 600 * MiB },
+      Quota: { by: 'quota', bytes: MiB },
+      AllocationFailed: { by: 'allocator', bytes: 64 * MiB },
+    },
+  }),
+  { describe, it },
+)
+await conformance(
+  stack('zcache over frontswap', () => [layers.zcache(MiB), layers.frontswap(folder.file())], {
+    pageSizes: small,
+    refusals: {
+      NoMemory: { by: 'filling', bytes: 60 * MiB },
+    },
+  }),
+  { describe, it },
+)
+await conformance(
+  stack(
+    'zcache over memory over frontswap',
+    () => [layers.zcache(300_000), layers.memory(200_000), layers.frontswap(folder.file())],
+    {
+      steady: false,
+      pageSizes: small,
+      refusals: {
+        NoMemory: { by: 'filling', bytes: 60 * MiB },
+      },
+    },
+  ),
+  { describe, it },
+)

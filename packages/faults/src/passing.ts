@@ -1,0 +1,180 @@
+/**
+ * What the layers of this package have in common: they pass every call on, and each changes only what it is there for.
+ *
+ * A layer of one's own is a `PassingStore` whose `wrap` puts a `PassingPool` around each pool; both can be overridden
+ * method by method.
+ */
+import type {
+  Borrower,
+  Budget,
+  Capabilities,
+  GetOutcome,
+  ObjectId,
+  PageBatch,
+  PageStore,
+  Pool,
+  PoolAttributes,
+  PoolRefusal,
+  Progress,
+  PutOutcome,
+  StatsNode,
+} from '@tmem/core'
+import { Pending, PutOutcome as Put, TmemError } from '@tmem/core'
+
+/** A pool that passes every call on to the pool below. */
+export abstract class PassingPool implements Pool {
+  readonly attributes: PoolAttributes
+  /** The pool below. */
+  readonly next: Pool
+
+  constructor(next: Pool) {
+    this.attributes = next.attributes
+    this.next = next
+  }
+
+  /** The same layer over another pool: over the parts of this one. */
+  abstract over(next: Pool): Pool
+
+  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.next.put(object, index, page)
+  }
+
+  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
+    return this.next.get(object, index, into)
+  }
+
+  fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    return this.next.fetch(object, index, into)
+  }
+
+  flushPage(object: ObjectId, index: number): void {
+    this.next.flushPage(object, index)
+  }
+
+  flushObject(object: ObjectId): void {
+    this.next.flushObject(object)
+  }
+
+  putMany(batch: PageBatch): number {
+    return this.next.putMany(batch)
+  }
+
+  getMany(batch: PageBatch): number {
+    return this.next.getMany(batch)
+  }
+
+  flushMany(batch: PageBatch): void {
+    this.next.flushMany(batch)
+  }
+
+  lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
+    return this.next.lend(object, index, use)
+  }
+
+  split(): Pool | PoolRefusal {
+    const parts = this.next.split()
+    return typeof parts === 'number' ? parts : this.over(parts)
+  }
+
+  freeze(): void {
+    this.next.freeze()
+  }
+
+  thaw(): void {
+    this.next.thaw()
+  }
+
+  destroy(): void {
+    this.next.destroy()
+  }
+}
+
+/** A store that passes every call on to the store below. */
+export abstract class PassingStore implements PageStore {
+  readonly name: string
+  readonly capabilities: Capabilities
+  /** The store below. */
+  readonly next: PageStore
+
+  constructor(name: string, capabilities: Capabilities, next: PageStore) {
+    this.name = name
+    this.capabilities = capabilities
+    this.next = next
+  }
+
+  /** The layer's own pool around a new pool of the store below, or why there can be none (the pool below is destroyed then). */
+  abstract wrap(pool: Pool): Pool | PoolRefusal
+
+  /** The layer's own counters. */
+  abstract counters(): Readonly<Record<string, number>>
+
+  newPool(attributes: PoolAttributes): Pool | PoolRefusal {
+    const below = this.next.newPool(attributes)
+    if (typeof below === 'number') return below
+    const pool = this.wrap(below)
+    if (typeof pool === 'number') below.destroy()
+    return pool
+  }
+
+  tick(budget: Budget): Progress {
+    return this.next.tick(budget)
+  }
+
+  stats(): StatsNode {
+    return { name: this.name, counters: this.counters(), children: [this.next.stats()] }
+  }
+
+  close(): Promise<void> {
+    return this.next.close()
+  }
+}
+
+/** The plan of a layer that keeps no pages: what is below, with the given changes. */
+export function passingPlan(
+  below: Capabilities | undefined,
+  changes: Partial<Capabilities> = {},
+): Capabilities | string {
+  if (below === undefined) return 'it keeps no pages itself and needs a layer below'
+  return Object.freeze({ ...below, ...changes })
+}
+
+/** Opening a layer that keeps no pages: `make` gets what it can do and the store below. Throws `TMEM_BAD_STACK` without one. */
+export function openPassing(
+  name: string,
+  next: PageStore | undefined,
+  changes: Partial<Capabilities>,
+  make: (capabilities: Capabilities, next: PageStore) => PageStore,
+): PageStore {
+  const capabilities = passingPlan(next?.capabilities, changes)
+  if (typeof capabilities === 'string')
+    throw new TmemError('TMEM_BAD_STACK', `${name} cannot be the last layer: ${capabilities}`, { layer: name })
+  return make(capabilities, next!)
+}
+
+/** Largest number of entries in a batch. */
+export const maxBatchEntries = 65_536
+
+/** Decides about one entry of a batch: `Stored` to pass it on, anything else to refuse it. */
+export interface BatchJudge {
+  judge(object: ObjectId, index: number): PutOutcome
+}
+
+/**
+ * Puts a batch of which this layer refuses some entries, in one crossing: the refused ones go down as `Stored` (taken
+ * above), which makes every layer below drop its copy, and get their reason afterwards. `marks` has room for
+ * `maxBatchEntries`.
+ */
+export function putRefusing(next: Pool, batch: PageBatch, marks: Uint8Array, judge: BatchJudge): number {
+  const { objects, indexes, outcomes, length } = batch
+  for (let i = 0; i < length; i++) {
+    marks[i] = outcomes[i] === Pending ? judge.judge(objects[i]!, indexes[i]!) : Put.Stored
+    if (marks[i] !== Put.Stored) outcomes[i] = Put.Stored
+  }
+  let stored = next.putMany(batch)
+  for (let i = 0; i < length; i++) {
+    if (marks[i] === Put.Stored) continue
+    outcomes[i] = marks[i]!
+    stored--
+  }
+  return stored
+}
