@@ -595,6 +595,8 @@ export class Engine {
   /** Throws unless the invariants hold; for tests. */
   check(): void {
     this.#frames.check()
+    const counted = new Int32Array(this.#pools.length)
+    const ephemeral = new Int32Array(maxClients)
     let entries = 0
     for (let chunk = 0; chunk < this.#frames.chunkCount; chunk++) {
       if (!this.#frames.has(chunk)) continue
@@ -605,12 +607,30 @@ export class Engine {
           const pool = this.#table.poolOf(frame)
           const found = this.#table.find(pool, this.#table.objectOf(frame), this.#table.indexOf(frame))
           if (found !== frame) throw new Error(`frame ${frame} is in use and its handle leads to ${found}`)
+          const at = pool * poolWords
+          counted[at + PAGES]++
+          if (this.#frames.orderOf(frame) !== this.#pools[at + ORDER]) counted[at + PARTS]++
+          if ((this.#pools[at + FLAGS] & PERSISTENT) === 0) ephemeral[this.#pools[at + CLIENT]]++
         }
         const next = frame + (1 << this.#frames.orderOf(frame))
         frame = next >= first + this.#frames.chunkFrames(chunk) ? none : this.#frames.nextUsed(next)
       }
     }
     if (entries !== this.#table.size) throw new Error(`${this.#table.size} handles for ${entries} runs of frames`)
+    for (let at = 0; at < this.#pools.length; at += poolWords)
+      if (counted[at + PAGES] !== this.#pools[at + PAGES] || counted[at + PARTS] !== this.#pools[at + PARTS])
+        throw new Error(`pool ${at / poolWords} counts other pages or parts than it has`)
+    for (let client = 0; client < maxClients; client++) {
+      let queued = 0
+      for (let entry = this.#table.oldest(client); entry !== none; entry = this.#table.newer(entry)) {
+        const at = this.#table.poolOf(entry) * poolWords
+        if ((this.#pools[at + FLAGS] & PERSISTENT) !== 0 || this.#pools[at + CLIENT] !== client || queued > entries)
+          throw new Error(`frame ${entry} is in the queue of client slot ${client}`)
+        queued++
+      }
+      if (queued !== ephemeral[client] || queued !== this.#table.queued(client))
+        throw new Error(`client slot ${client} has ${ephemeral[client]} ephemeral pages, ${queued} in its queue`)
+    }
     if (this.bytes > this.#limit.maximumBytes)
       throw new Error(`${this.bytes} bytes held, the limit is ${this.#limit.maximumBytes}`)
   }
