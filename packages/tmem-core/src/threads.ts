@@ -30,7 +30,7 @@ import type {
   Progress,
   StatsNode,
 } from './store.ts'
-import { assertBatch, assertIndex, assertPage, basePageSize, checkedAttributes, idle } from './store.ts'
+import { assertBatch, assertIndex, assertObject, assertPage, basePageSize, checkedAttributes, idle } from './store.ts'
 
 /** Settings of a store for several threads. */
 export interface SharedMemoryOptions {
@@ -111,10 +111,12 @@ class SharedAccount implements Account {
 
   charge(bytes: number): boolean {
     const frames = bytes / basePageSize
-    const before = Atomics.add(this.#words, this.#charged, frames)
-    if (before + frames <= noMaximum - Atomics.load(this.#words, this.#maximum)) return true
-    Atomics.sub(this.#words, this.#charged, frames)
-    return false
+    // Never charged beyond the maximum, not even for a moment: another thread's charge that fits would be refused.
+    for (;;) {
+      const before = Atomics.load(this.#words, this.#charged)
+      if (before + frames > noMaximum - Atomics.load(this.#words, this.#maximum)) return false
+      if (Atomics.compareExchange(this.#words, this.#charged, before, before + frames) === before) return true
+    }
   }
 
   release(bytes: number): void {
@@ -132,6 +134,8 @@ export class SharedMemoryStore implements PageStore {
   readonly #locks: Int32Array
   readonly #accounts: SharedAccounts
   readonly #owner: boolean
+  /** The word that says that the owner has closed the store: beside the last lock, under which it changes. */
+  readonly #closedAt: number
   #closed = false
   /** The shard that this thread is in, or -1: a borrower that calls the store would wait for itself. */
   #inside = -1
@@ -148,6 +152,7 @@ export class SharedMemoryStore implements PageStore {
     this.#locks = new Int32Array(handle.locks)
     this.#accounts = accounts
     this.#owner = owner
+    this.#closedAt = engines.length * lockWords + 1
     this.capabilities = {
       ephemeral: true,
       persistent: true,
@@ -198,27 +203,26 @@ export class SharedMemoryStore implements PageStore {
   newPool(attributes: PoolAttributes): SharedMemoryPool | PoolRefusal {
     const checked = checkedAttributes(attributes)
     if (this.#closed) return Refusal.Closed
-    return this.#exclusively(this.#engines.length, () => {
-      const made: number[] = []
-      for (let shard = 0; shard < this.#engines.length; shard++) {
+    return this.#exclusively(() => {
+      if (this.#locks[this.#closedAt] !== 0) return Refusal.Closed
+      if (checked.pageSize > this.capabilities.maxPageSize) return Refusal.BadPageSize
+      // First all that could fail in one shard only: the shards count their pools' generations together.
+      for (const engine of this.#engines) if (!engine.prepare(checked.pageSize)) return Refusal.NoMemory
+      const made = this.#locked(0, () => this.#engines[0].newPool(checked))
+      if (made < 0) return refusalOf(made)
+      for (let shard = 1; shard < this.#engines.length; shard++) {
         const number = this.#locked(shard, () => this.#engines[shard].newPool(checked))
-        if (number < 0) {
-          for (let undo = 0; undo < shard; undo++) this.#locked(undo, () => this.#engines[undo].destroyPool(made[undo]))
-          return refusalOf(number)
-        }
-        made.push(number)
-        // Pools are made and destroyed in all shards together, under this lock.
-        if (number !== made[0])
-          throw new TmemError('TMEM_BROKEN', `pool ${made[0]} is pool ${number} in shard ${shard}`, { layer: 'memory' })
+        if (number !== made)
+          throw new TmemError('TMEM_BROKEN', `pool ${made} is pool ${number} in shard ${shard}`, { layer: 'memory' })
       }
-      return new SharedMemoryPool(this, this.#engines, made[0], checked)
+      return new SharedMemoryPool(this, this.#engines, made, checked)
     })
   }
 
   /** A pool that another thread made, by its `number`; `Unsupported` when there is none. */
   openPool(number: number): SharedMemoryPool | PoolRefusal {
     if (this.#closed) return Refusal.Closed
-    return this.#locked(0, () => {
+    return this.#exclusively(() => {
       const attributes = this.#engines[0].attributesOf(number)
       return attributes === undefined
         ? Refusal.Unsupported
@@ -226,13 +230,16 @@ export class SharedMemoryStore implements PageStore {
     })
   }
 
-  /** Largest persistent memory of a client in this store, in bytes. */
+  /** Largest persistent memory of a client in this store, in bytes; `Infinity` is none. */
   setMaximum(client: number, bytes: number): void {
-    this.#accounts.of(client).maximum = Math.floor(bytes / basePageSize)
+    if (!(bytes >= 0)) throw new RangeError(`the maximum must not be negative, got ${bytes}`)
+    this.#accounts.of(client).maximum = Math.min(noMaximum, Math.floor(bytes / basePageSize))
   }
 
-  /** Weight of a client: its share of ephemeral memory relative to the others. */
+  /** Weight of a client, an integer: its share of ephemeral memory relative to the others. */
   setWeight(client: number, weight: number): void {
+    if (!(Number.isInteger(weight) && weight >= 0 && weight <= 0x7fffffff))
+      throw new RangeError(`a weight must be an integer from 0 to 2147483647, got ${weight}`)
     this.#accounts.of(client).weight = weight
   }
 
@@ -269,10 +276,15 @@ export class SharedMemoryStore implements PageStore {
   /** Ends this thread's use; in the thread that made the store, the end of all pools. */
   async close(): Promise<void> {
     if (this.#closed) return
+    this.#assertOutside()
     this.#closed = true
     if (!this.#owner) return
-    for (let shard = 0; shard < this.#engines.length; shard++)
-      this.#locked(shard, () => this.#engines[shard].destroyAll())
+    // Not while another thread is half way through making a pool; and none makes one afterwards.
+    this.#exclusively(() => {
+      this.#locks[this.#closedAt] = 1
+      for (let shard = 0; shard < this.#engines.length; shard++)
+        this.#locked(shard, () => this.#engines[shard].destroyAll())
+    })
   }
 
   /** Throws unless the invariants of every shard hold; for tests. */
@@ -282,7 +294,7 @@ export class SharedMemoryStore implements PageStore {
 
   /** Takes the lock of a shard. For the pools of this store. */
   enter(shard: number): void {
-    if (this.#inside !== -1) throw new TypeError('the store was called from inside one of its own callbacks')
+    this.#assertOutside()
     const at = shard * lockWords
     for (let i = 0; i < spins; i++)
       if (Atomics.compareExchange(this.#locks, at, UNLOCKED, LOCKED) === UNLOCKED) {
@@ -291,6 +303,10 @@ export class SharedMemoryStore implements PageStore {
       }
     while (Atomics.exchange(this.#locks, at, CONTENDED) !== UNLOCKED) Atomics.wait(this.#locks, at, CONTENDED)
     this.#inside = shard
+  }
+
+  #assertOutside(): void {
+    if (this.#inside !== -1) throw new TypeError('the store was called from inside one of its own callbacks')
   }
 
   /** Gives the lock of a shard back. For the pools of this store. */
@@ -302,10 +318,11 @@ export class SharedMemoryStore implements PageStore {
 
   /** Runs `work` with nobody else making or destroying pools. */
   exclusively(work: () => void): void {
-    this.#exclusively(this.#engines.length, work)
+    this.#exclusively(work)
   }
 
-  #exclusively<T>(lock: number, work: () => T): T {
+  #exclusively<T>(work: () => T): T {
+    const lock = this.#engines.length
     this.enter(lock)
     // Below this lock come those of the shards.
     this.#inside = -1
@@ -341,19 +358,20 @@ export class SharedMemoryPool implements Pool {
   readonly #wholeFrames: number
   readonly #shardMask: number
 
-  /** Made by the store. */
+  /** Made by the store and by `split`; a view in parts is of the generation of its pool, also when that is gone. */
   constructor(
     store: SharedMemoryStore,
     engines: readonly Engine[],
     number: number,
     attributes: PoolAttributes,
     wholeFrames: number = attributes.pageSize / basePageSize,
+    generation: number = engines[0].generation(number),
   ) {
     this.attributes = attributes
     this.number = number
     this.#store = store
     this.#engines = engines
-    this.#generation = engines[0].generation(number)
+    this.#generation = generation
     this.#pageSize = attributes.pageSize
     this.#order = orderOf(attributes.pageSize)
     this.#frames = 1 << this.#order
@@ -481,8 +499,15 @@ export class SharedMemoryPool implements Pool {
   }
 
   split(): SharedMemoryPool {
-    const attributes = { ...this.attributes, pageSize: basePageSize }
-    return new SharedMemoryPool(this.#store, this.#engines, this.number, attributes, this.#wholeFrames)
+    const attributes = Object.freeze({ ...this.attributes, pageSize: basePageSize })
+    return new SharedMemoryPool(
+      this.#store,
+      this.#engines,
+      this.number,
+      attributes,
+      this.#wholeFrames,
+      this.#generation,
+    )
   }
 
   freeze(): void {
@@ -513,12 +538,17 @@ export class SharedMemoryPool implements Pool {
   }
 
   #shardOf(object: ObjectId, index: number): number {
-    const low = typeof object === 'number' ? object | 0 : Number(BigInt.asIntN(32, object))
+    const low = typeof object === 'number' ? object | 0 : lowWord(object)
     const page = this.#frames === this.#wholeFrames ? index : Math.floor(index / this.#wholeFrames)
     // Other factors than in the handle table, so that one shard's handles still scatter there.
     const mixed = Math.imul(low ^ Math.imul(page, 0x27d4eb2f), 0x165667b1)
     return (mixed ^ (mixed >>> 15)) & this.#shardMask
   }
+}
+
+function lowWord(object: bigint): number {
+  assertObject(object)
+  return Number(BigInt.asIntN(32, object))
 }
 
 function defaultShards(limitBytes: number): number {
