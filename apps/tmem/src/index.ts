@@ -1,11 +1,13 @@
-/** The program `tmem`: reads the command line, runs one command, and ends with its exit code. */
+/**
+ * The program `tmem`: reads the command line, runs one command, and ends with its exit code.
+ *
+ * A command's own code is loaded when it runs: help and mistakes are answered at once.
+ */
 import { readFileSync } from 'node:fs'
 import { parseBytes } from '@tmem/core'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
-import { bench, suites } from './bench/suites.ts'
-import { defaultSeed, demo } from './demo/demo.ts'
+import { runSuite, suites } from './bench/suites.ts'
 import { BadInput, endingOf } from './ending.ts'
-import { stack } from './layers.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
 
 /**
@@ -60,19 +62,17 @@ function program(terminal: Terminal): Command {
     .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or what the input has)', bytes)
     .option('--budget <bytes>', 'how much of the memory is given to tmem (default: half of --size)', bytes)
     .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
-    .addOption(
-      new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(defaultSeed),
-    )
+    .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
     .addOption(json())
-    .action((options) => demo(options, terminal))
+    .action(async (options) => (await import('./demo/demo.ts')).demo(options, terminal))
 
   tmem
     .command('bench')
     .description('measure tmem and a reference in the same run')
-    .addArgument(new Argument('<suite>', suites.map((suite) => `${suite.name}: ${suite.summary}`).join('; ')))
+    .addArgument(new Argument('<suite>', 'what to measure').choices(Object.keys(suites)))
     .option('--quick', 'about a tenth of the work; figures are rougher')
     .addOption(json())
-    .action((suite, options) => bench(suite, options, terminal))
+    .action(async (suite, options) => runSuite(await suites[suite]!(), options, terminal))
 
   tmem
     .command('stack')
@@ -80,7 +80,7 @@ function program(terminal: Terminal): Command {
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')
     .option('--file <path>', 'read the stack from a YAML file')
     .addOption(json())
-    .action((text, options) => stack(text, options, terminal))
+    .action(async (text, options) => (await import('./layers.ts')).stack(text, options, terminal))
 
   return tmem
 }

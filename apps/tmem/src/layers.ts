@@ -14,7 +14,6 @@ import {
 import { frontswapFactory } from '@tmem/frontswap'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
-import { parse, YAMLParseError } from 'yaml'
 import { BadInput } from './ending.ts'
 import type { Terminal } from './terminal.ts'
 
@@ -22,7 +21,9 @@ import type { Terminal } from './terminal.ts'
 export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory]
 
 /** Reads a YAML file: a list of layers with their options, or the text of a stack. */
-export function stackFromFile(path: string): Layer[] {
+export async function stackFromFile(path: string): Promise<Layer[]> {
+  // Only needed here, and slow to load.
+  const { parse, YAMLParseError } = await import('yaml')
   let text: string
   try {
     text = readFileSync(path, 'utf8')
@@ -40,7 +41,11 @@ export function stackFromFile(path: string): Layer[] {
 }
 
 /** `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand. */
-export function stack(text: string | undefined, options: { file?: string; json?: true }, terminal: Terminal): void {
+export async function stack(
+  text: string | undefined,
+  options: { file?: string; json?: true },
+  terminal: Terminal,
+): Promise<void> {
   const json = options.json === true
   if (text !== undefined && options.file !== undefined)
     throw new BadInput('give the text of a stack or --file, not both')
@@ -50,7 +55,7 @@ export function stack(text: string | undefined, options: { file?: string; json?:
     )
     return
   }
-  const layers = text === undefined ? stackFromFile(options.file!) : parseStack(text, layerFactories)
+  const layers = text === undefined ? await stackFromFile(options.file!) : parseStack(text, layerFactories)
   const capabilities = planStack(layers)
   const names = layers.map((layer) => layer.name)
   if (json) terminal.print(JSON.stringify({ stack: names, capabilities }))

@@ -3,8 +3,8 @@
  *
  * Progress is a bar where standard error is a terminal, and otherwise a line for each part that is done.
  */
+import { stripVTControlCharacters } from 'node:util'
 import { Presets, SingleBar } from 'cli-progress'
-import Table from 'cli-table3'
 import pc from 'picocolors'
 
 /** How far a part of the work is. */
@@ -60,26 +60,19 @@ function barFor(label: string): SingleBar {
   return bar
 }
 
-const lines = ['top', 'bottom', 'mid', 'left', 'right'].flatMap((side) => [
-  side,
-  `${side}-mid`,
-  `${side}-left`,
-  `${side}-right`,
-])
-const withoutLines = Object.freeze({ ...Object.fromEntries(lines.map((line) => [line, ''])), middle: '  ' })
-
-/** A table without vertical lines: head in bold, all columns but the first to the right unless `align` says otherwise. */
+/** A table without lines: head in bold, all columns but the first to the right unless `align` says otherwise. */
 export function tableOf(
   head: readonly string[],
   rows: readonly (readonly string[])[],
-  align?: readonly ('left' | 'right')[],
+  align: readonly ('left' | 'right')[] = head.map((_, column) => (column === 0 ? 'left' : 'right')),
 ): string {
-  const table = new Table({
-    head: head.map((cell) => pc.bold(cell)),
-    colAligns: align?.slice() ?? head.map((_, column) => (column === 0 ? 'left' : 'right')),
-    chars: withoutLines,
-    style: { head: [], border: [], 'padding-left': 0, 'padding-right': 0 },
-  })
-  for (const row of rows) table.push(row.slice())
-  return table.toString()
+  const all = [head.map((cell) => pc.bold(cell)), ...rows]
+  // Colour codes take no place on the screen.
+  const widthOf = (cell: string): number => stripVTControlCharacters(cell).length
+  const widths = head.map((_, column) => Math.max(...all.map((row) => widthOf(row[column]!))))
+  const padded = (cell: string, column: number): string => {
+    const space = ' '.repeat(widths[column]! - widthOf(cell))
+    return align[column] === 'left' ? cell + space : space + cell
+  }
+  return all.map((row) => row.map(padded).join('  ').trimEnd()).join('\n')
 }

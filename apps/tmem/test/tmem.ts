@@ -1,9 +1,10 @@
-/** Runs the built program as a user would. */
+/** Runs the built program as a user would, and gives its parts a terminal that nobody reads. */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { onTestFinished } from 'vitest'
+import type { Terminal } from '../src/terminal.ts'
 
 const bin = new URL('../dist/bin.js', import.meta.url).pathname
 
@@ -14,24 +15,18 @@ export interface Ended {
   readonly stderr: string
 }
 
-/** Runs `tmem WORDS…`; `during` gets the running process. */
-export async function tmem(
-  words: readonly string[],
-  during?: (running: ChildProcessWithoutNullStreams) => void | Promise<void>,
-): Promise<Ended> {
-  return ended(spawn(process.execPath, [bin, ...words], { env: { ...process.env, NO_COLOR: '1' } }), during)
+/** How it is run. */
+export interface RunOptions {
+  /** A program and its first arguments that run the rest of their arguments. */
+  readonly through?: readonly string[]
+  /** Called with the running process. */
+  readonly during?: (running: ChildProcessWithoutNullStreams) => Promise<void>
 }
 
-/** The same through a shell line in which `$tmem` stands for the program. */
-export async function shell(line: string): Promise<Ended> {
-  const env = { ...process.env, NO_COLOR: '1', tmem: `${process.execPath} ${bin}` }
-  return ended(spawn('sh', ['-c', line], { env }))
-}
-
-async function ended(
-  running: ChildProcessWithoutNullStreams,
-  during?: (running: ChildProcessWithoutNullStreams) => void | Promise<void>,
-): Promise<Ended> {
+/** Runs `tmem WORDS…`. */
+export async function tmem(words: readonly string[], { through = [], during }: RunOptions = {}): Promise<Ended> {
+  const [command, ...rest] = [...through, process.execPath, bin, ...words]
+  const running = spawn(command!, rest, { env: { ...process.env, NO_COLOR: '1' } })
   let stdout = ''
   let stderr = ''
   running.stdout.setEncoding('utf8').on('data', (text: string) => {
@@ -44,7 +39,12 @@ async function ended(
     running.on('close', resolve)
     running.on('error', reject)
   })
-  await during?.(running)
+  try {
+    await during?.(running)
+  } catch (error) {
+    running.kill('SIGKILL')
+    throw error
+  }
   return { code: await closed, stdout, stderr }
 }
 
@@ -54,3 +54,11 @@ export function temporaryDirectory(): string {
   onTestFinished(() => rmSync(path, { recursive: true, force: true }))
   return path
 }
+
+/** A terminal that nobody reads. */
+export const silentTerminal = (signal: AbortSignal = new AbortController().signal): Terminal => ({
+  signal,
+  print: () => undefined,
+  note: () => undefined,
+  progress: () => ({ at: () => undefined, end: () => undefined }),
+})

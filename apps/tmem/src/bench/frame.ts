@@ -74,9 +74,9 @@ const rounded = (value: number): number => Number(value.toPrecision(4))
 /** One of the functions that are compared. */
 export interface Subject {
   /** Does `operations` operations in its own loop. A promise is awaited within the measured time. */
-  run(operations: number): void | Promise<void>
+  readonly run: (operations: number) => void | Promise<void>
   /** Brings things into the state in which `run` begins, before each round and outside of the measured time. */
-  prepare?(operations: number): void | Promise<void>
+  readonly prepare?: (operations: number) => void | Promise<void>
 }
 
 /** How much is measured. */

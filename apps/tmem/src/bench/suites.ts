@@ -1,13 +1,19 @@
 /** `tmem bench SUITE`: the suites that there are, and how their answers are shown. */
 import { formatBytes } from '@tmem/core'
 import pc from 'picocolors'
-import { BadInput } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
-import { core } from './core.ts'
 import { createBench, describeMachine, type MachineDescription, type Row, type Suite } from './frame.ts'
 
-/** All suites, in the order in which help lists them. */
-export const suites: readonly Suite[] = [core]
+/** All suites by name. A suite is loaded when it runs, with the references that it measures. */
+export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
+  core: async () => (await import('./core.ts')).core,
+})
+
+/** Options of the command. */
+export interface BenchOptions {
+  readonly json?: true
+  readonly quick?: true
+}
 
 /** The JSON document of `tmem bench SUITE --json`: a contract. */
 export interface BenchAnswer {
@@ -17,18 +23,15 @@ export interface BenchAnswer {
   readonly rows: readonly Row[]
 }
 
-/** Runs the suite and prints its answer. */
-export async function bench(name: string, options: { json?: true; quick?: true }, terminal: Terminal): Promise<void> {
-  const suite = suites.find((known) => known.name === name)
-  if (suite === undefined)
-    throw new BadInput(`no suite is named ${name}; there is: ${suites.map((known) => known.name).join(', ')}`)
+/** Runs a suite and prints its answer. */
+export async function runSuite(suite: Suite, options: BenchOptions, terminal: Terminal): Promise<void> {
   const quick = options.quick === true
   const rows = await suite.run(createBench(terminal, quick))
   const answer: BenchAnswer = { suite: suite.name, quick, machine: describeMachine(), rows }
-  terminal.print(options.json === true ? JSON.stringify(answer) : shown(answer))
+  terminal.print(options.json === true ? JSON.stringify(answer) : shown(answer, suite.summary))
 }
 
-function shown({ suite, quick, machine, rows }: BenchAnswer): string {
+function shown({ suite, quick, machine, rows }: BenchAnswer, summary: string): string {
   const cells = rows.map((row) =>
     'skipped' in row
       ? [row.name, '', '', '', '', pc.dim(`skipped: ${row.skipped}`)]
@@ -43,7 +46,7 @@ function shown({ suite, quick, machine, rows }: BenchAnswer): string {
   )
   const align = ['left', 'right', 'right', 'right', 'right', 'left'] as const
   return [
-    `${pc.bold(`tmem bench ${suite}`)}${quick ? ' --quick (rough figures)' : ''}`,
+    `${pc.bold(`tmem bench ${suite}`)}: ${summary}${quick ? ' --quick (rough figures)' : ''}`,
     `${machine.cpu}, ${machine.cores} cores, ${formatBytes(Math.round(machine.memoryBytes / 2 ** 30) * 2 ** 30)}, ${machine.platform} ${machine.kernel} ${machine.arch}, Node ${machine.node}`,
     '',
     tableOf(['what', 'ours', 'reference', 'ratio', 'goal', ''], cells, align),

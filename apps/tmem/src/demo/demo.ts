@@ -38,8 +38,6 @@ export interface DemoOptions {
   readonly json?: true
 }
 
-/** The seed when the user gives none. */
-export const defaultSeed = 1
 const defaultBytes = 256 * 2 ** 20
 /** Enough pages that half of them are more than the smallest zcache. */
 const minPages = 256

@@ -1,0 +1,286 @@
+import { chmodSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { compose, memory, PutOutcome } from '@tmem/core'
+import { corrupt, refuse } from '@tmem/faults'
+import { describe, expect, test } from 'vitest'
+import { z } from 'zod'
+import { requires } from '../../../tools/requires.ts'
+import { type Input, readInput } from '../src/demo/input.ts'
+import { runMachine } from '../src/demo/machine.ts'
+import { timed } from '../src/demo/timed.ts'
+import { createStream } from '../src/demo/workload.ts'
+import { BadInput, endingOf, Failed, Interrupted } from '../src/ending.ts'
+import { silentTerminal, temporaryDirectory, tmem } from './tmem.ts'
+
+const count = z.number().int().nonnegative()
+const machine = (name: string) =>
+  z.strictObject({
+    name: z.literal(name),
+    seconds: z.number().positive(),
+    slowdown: z.number().positive(),
+    swapOuts: count,
+    swapIns: count,
+    diskWrites: count,
+    diskReads: count,
+    diskBytes: count,
+    refusals: z.record(z.string(), z.number().int().positive()),
+    tmem: z.strictObject({
+      pages: count,
+      bytes: count,
+      ratio: z.number().positive(),
+      cpuSeconds: z.number().nonnegative(),
+    }),
+  })
+const report = z.strictObject({
+  input: z.strictObject({
+    pages: count,
+    sources: z.array(z.strictObject({ path: z.string(), bytes: count })).nonempty(),
+  }),
+  settings: z.strictObject({
+    seed: count,
+    memoryBytes: count,
+    budgetBytes: count,
+    references: count,
+    directIo: z.boolean(),
+  }),
+  machines: z.tuple([machine('memory'), machine('tmem'), machine('swap')]),
+  diskIoAvoided: z.number().min(0).max(1),
+  wrongBytes: z.literal(0),
+})
+
+describe('tmem demo', () => {
+  test('prints one JSON document, in which things add up, and leaves nothing behind', async () => {
+    const directory = temporaryDirectory()
+    const { code, stdout, stderr } = await tmem(['demo', '--size', '8MiB', '--seed', '5', '--dir', directory, '--json'])
+    expect({ code, lines: stdout.split('\n').length }).toEqual({ code: 0, lines: 2 })
+    for (const name of ['memory', 'tmem', 'swap'])
+      expect(stderr).toMatch(new RegExp(`^${name} machine: \\d+\\.\\d\\d s$`, 'm'))
+    expect(readdirSync(directory)).toEqual([])
+
+    const found = report.parse(JSON.parse(stdout))
+    const [all, part, swap] = found.machines
+    expect(found.settings).toMatchObject({ seed: 5, memoryBytes: 2 ** 23, budgetBytes: 2 ** 22 })
+    expect(found.input.pages).toBe(2048)
+    expect(found.input.sources.reduce((sum, { bytes }) => sum + bytes, 0)).toBe(2 ** 23)
+    expect(all).toMatchObject({ slowdown: 1, swapOuts: 0, swapIns: 0, diskWrites: 0, diskReads: 0, diskBytes: 0 })
+    expect(all).toMatchObject({ refusals: {}, tmem: { pages: 0, bytes: 0, ratio: 1, cpuSeconds: 0 } })
+    expect(part.slowdown).toBeCloseTo(part.seconds / all.seconds, 9)
+
+    // On the swap machine every page that goes or comes is I/O.
+    expect(swap.swapOuts).toBeGreaterThan(1024)
+    expect(swap.diskReads).toBe(swap.swapIns)
+    expect(swap.diskBytes).toBe((swap.swapOuts + swap.swapIns) * 4096)
+    expect(swap.refusals).toEqual({})
+    // With tmem only refused pages are.
+    const refused = Object.values(part.refusals).reduce((sum, pages) => sum + pages, 0)
+    expect(part.diskBytes).toBe((refused + part.diskReads) * 4096)
+    expect(found.diskIoAvoided).toBeCloseTo(
+      1 - (part.diskReads + part.diskWrites) / (swap.diskReads + swap.diskWrites),
+      9,
+    )
+    expect(found.diskIoAvoided).toBeGreaterThan(0.5)
+    expect(part.tmem.pages).toBeGreaterThan(0)
+    expect(part.tmem.bytes).toBeLessThanOrEqual(2 ** 22)
+    expect(part.tmem.ratio).toBeCloseTo((part.tmem.pages * 4096) / part.tmem.bytes, 9)
+    expect(part.tmem.cpuSeconds).toBeGreaterThan(0)
+  })
+
+  test('prints a table and how to go on, from the files that it was given', async () => {
+    const input = temporaryDirectory()
+    const dir = temporaryDirectory()
+    mkdirSync(join(input, 'below'))
+    writeFileSync(join(input, 'below', 'text'), 'some text that compresses. '.repeat(60_000))
+    const words = ['demo', '--input', input, process.execPath, '--size', '3MiB', '--budget', '512KiB', '--dir', dir]
+    const { code, stdout } = await tmem(words)
+    expect(code).toBe(0)
+    for (const part of [
+      '768 pages (3MiB)',
+      `  ${input} (`,
+      `  ${process.execPath} (`,
+      'slowdown',
+      'swap-outs',
+      'disk I/O avoided',
+      'compression ratio',
+      'CPU in tmem',
+      ': 0 wrong bytes.',
+      'tmem demo --help',
+      'README.md',
+    ])
+      expect(stdout).toContain(part)
+    expect(stdout).toMatch(/^memory +3\.0 MiB +2\.5 MiB +2\.5 MiB$/m)
+  })
+
+  test('takes what there is when no size is given', async () => {
+    const input = temporaryDirectory()
+    writeFileSync(join(input, 'file'), 'abcdefgh'.repeat(2 ** 17 + 100))
+    const { code, stdout } = await tmem(['demo', '--input', join(input, 'file'), '--json'])
+    expect(code).toBe(0)
+    expect(report.parse(JSON.parse(stdout)).input).toEqual({
+      pages: 256,
+      sources: [{ path: join(input, 'file'), bytes: 2 ** 20 }],
+    })
+  })
+})
+
+describe('bad input ends with exit code 2, one line, and nothing left behind', () => {
+  test.each([
+    [['--input', '/nowhere/at-all'], 'cannot read the input /nowhere/at-all: ENOENT'],
+    [['--input', '/dev/null'], 'cannot use /dev/null as input: it is neither a file nor a directory'],
+    [['--input', 'DIR'], 'too little input: DIR has 0 bytes, at least 1MiB are needed'],
+    [['--input', 'DIR/small', '--size', '1MiB'], 'too little input: DIR/small has 5 bytes, --size is 1MiB'],
+    [['--input', 'DIR/loop'], 'cannot read the input DIR/loop: ELOOP'],
+    [['--size', 'many'], "option '--size <bytes>' argument 'many' is invalid."],
+    [['--size', '8KiB'], '--size is 8KiB; at least 1MiB are needed'],
+    [['--size', '1000TiB'], '--size 1000TiB is too large: the demo takes twice as much memory'],
+    [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB leaves nothing of the memory of 2MiB'],
+    [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB leaves nothing of the memory of 2MiB'],
+    [['--size', '2MiB', '--budget', '4KiB'], '--budget 4KiB is too small: zcache needs 256KiB'],
+    [['--size', '2MiB', '--dir', '/nowhere/at-all'], 'cannot make a swap file in /nowhere/at-all: ENOENT'],
+    [['--size', '2MiB', '--dir', 'DIR/small'], 'cannot make a swap file in DIR/small: it is no directory'],
+  ])('tmem demo %j', async (words, message) => {
+    const directory = temporaryDirectory()
+    const input = join(directory, 'input')
+    const swap = join(directory, 'swap')
+    mkdirSync(input)
+    mkdirSync(swap)
+    const named = words.map((word) => word.replace('DIR', input))
+    if (words.some((word) => word.includes('small'))) writeFileSync(join(input, 'small'), 'small')
+    if (words.some((word) => word.includes('loop'))) symlinkSync('loop', join(input, 'loop'))
+    const place = words.includes('--dir') ? [] : ['--dir', swap]
+    const { code, stdout, stderr } = await tmem(['demo', ...named, ...place, '--json'])
+    expect({ code, stdout, lines: stderr.split('\n').length }).toEqual({ code: 2, stdout: '', lines: 2 })
+    expect(stderr).toContain(`tmem: ${message.replace('DIR', input)}`)
+    expect(readdirSync(swap)).toEqual([])
+  })
+
+  test('no space for the swap file', async (ctx) => {
+    requires(ctx, { commands: ['unshare', 'mount'], root: true })
+    const directory = temporaryDirectory()
+    // A file system of 2 MiB, in a mount name space of its own that goes away with the program.
+    const mount = `mount -t tmpfs -o size=2m tmpfs ${directory} && exec "$@"`
+    const { code, stdout, stderr } = await tmem(['demo', '--size', '4MiB', '--dir', directory], {
+      through: ['unshare', '--mount', 'sh', '-c', mount, 'sh'],
+    })
+    expect({ code, stdout, lines: stderr.split('\n').length }).toEqual({ code: 2, stdout: '', lines: 2 })
+    expect(stderr).toContain(`tmem: no space for the swap file: ${directory} has 2MiB free, 4MiB are needed`)
+  })
+
+  test('a file that may not be read', async () => {
+    const directory = temporaryDirectory()
+    const path = join(directory, 'secret')
+    writeFileSync(path, Buffer.alloc(2 ** 20))
+    chmodSync(directory, 0o755)
+    chmodSync(path, 0)
+    const root = process.geteuid?.() === 0
+    try {
+      if (root) process.seteuid!(65534)
+      const reading = readInput({ paths: [directory], defaultBytes: 2 ** 20, minPages: 1 }, silentTerminal())
+      await expect(reading).rejects.toThrow(
+        new BadInput(`cannot read the input ${path}: EACCES: permission denied, open '${path}'`),
+      )
+    } finally {
+      if (root) process.seteuid!(0)
+    }
+  })
+})
+
+describe('interrupted, it ends with exit code 130 and leaves nothing behind', () => {
+  test.each(['SIGINT', 'SIGTERM'] as const)('%s', async (signal) => {
+    const directory = temporaryDirectory()
+    const ended = await tmem(['demo', '--size', '32MiB', '--dir', directory, '--json'], {
+      during: async (running) => {
+        // The first swap file is the second machine's.
+        for (let wait = 0; wait < 500 && !readdirSync(directory, { recursive: true }).some(isSwapFile); wait++)
+          await setTimeout(10)
+        expect(readdirSync(directory, { recursive: true }).some(isSwapFile)).toBe(true)
+        running.kill(signal)
+      },
+    })
+    expect(ended).toEqual({ code: 130, stdout: '', stderr: expect.stringMatching(/^tmem: interrupted$/m) })
+    expect(readdirSync(directory)).toEqual([])
+  })
+
+  const isSwapFile = (name: string | Buffer): boolean => String(name).endsWith('swap.img')
+})
+
+describe('reading input', () => {
+  const read = (paths: string[], size: number): Promise<Input> =>
+    readInput({ paths, size, defaultBytes: 0, minPages: 1 }, silentTerminal())
+
+  test('lays files one behind the other, without .git and .cache', async () => {
+    const directory = temporaryDirectory()
+    for (const name of ['.git', '.cache', 'b']) mkdirSync(join(directory, name))
+    writeFileSync(join(directory, '.git', 'pack'), 'x'.repeat(10_000))
+    writeFileSync(join(directory, '.cache', 'junk'), 'x'.repeat(10_000))
+    writeFileSync(join(directory, 'c'), 'c'.repeat(5000))
+    writeFileSync(join(directory, 'b', 'inner'), 'b'.repeat(3000))
+    writeFileSync(join(directory, 'a'), 'a'.repeat(192))
+    const { pages, bytes, sources } = await read([directory], 8192)
+    expect(pages).toBe(2)
+    expect(bytes.toString()).toBe('a'.repeat(192) + 'b'.repeat(3000) + 'c'.repeat(5000))
+    expect(sources).toEqual([{ path: directory, bytes: 8192 }])
+  })
+
+  test('takes pieces at even distances when there is more than is wanted', async () => {
+    const path = join(temporaryDirectory(), 'large')
+    const words = new Uint32Array(2 ** 20).map((_, word) => word)
+    writeFileSync(path, words)
+    const { bytes } = await read([path], 2 ** 17)
+    const seen = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+    // 8 pieces of 16 KiB, one from each 512 KiB.
+    for (let word = 0; word < seen.length; word++)
+      expect(seen[word]).toBe(Math.floor(word / 4096) * (2 ** 20 / 8) + (word % 4096))
+  })
+})
+
+describe('a machine', () => {
+  const input: Input = {
+    pages: 64,
+    bytes: Buffer.from(new Uint8Array(64 * 4096).map((_, at) => (at >>> 12) + (at & 4095) * 7)),
+    sources: [],
+  }
+  const stream = createStream({ pages: 64, references: 2000, exponent: 1.1, writes: 0.3, seed: 3 })
+  const run = async (layers: Parameters<typeof compose>[0], signal?: AbortSignal): Promise<void> => {
+    const store = compose(layers)
+    try {
+      await runMachine({ name: 'test', frames: 20, store, input, stream }, () => undefined, silentTerminal(signal))
+    } finally {
+      await store.close()
+    }
+  }
+
+  test('ends at the first wrong byte, with page and offset, and exit code 1', async () => {
+    await run([memory({ limitBytes: 2 ** 20 })])
+    const wrong =
+      /^wrong data on the test machine: page \d+, offset \d+: got 0x[0-9a-f]{2}, last written was 0x[0-9a-f]{2}$/
+    const failure = await run([corrupt({ every: 100 }), memory({ limitBytes: 2 ** 20 })]).catch(
+      (error: unknown) => error,
+    )
+    expect(failure).toBeInstanceOf(Failed)
+    expect(endingOf(failure)).toEqual({ code: 1, message: expect.stringMatching(wrong) })
+  })
+
+  test('ends when interrupted', async () => {
+    const interruption = new AbortController()
+    interruption.abort()
+    await expect(run([memory({ limitBytes: 2 ** 20 })], interruption.signal)).rejects.toBeInstanceOf(Interrupted)
+  })
+})
+
+test('the time of a layer is its own, without that of the layers below', async () => {
+  // A clock that goes on by a millisecond whenever somebody looks: a call takes as long as there are looks within it.
+  let clock = 0
+  const now = (): number => ++clock
+  const above = timed(refuse({ every: 2 }), now)
+  const below = timed(memory({ limitBytes: 2 ** 20 }), now)
+  const store = compose([above, below])
+  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
+  if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
+  const page = new Uint8Array(4096)
+  const before = [above.seconds(), below.seconds()]
+  expect(pool.put(0, 0, page)).toBe(PutOutcome.Stored)
+  // Looks: above, its way down, below, and the three again on the way back.
+  expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.002, 0.001])
+  await store.close()
+})
