@@ -2,7 +2,8 @@
  * The explorer: visits every state that a scenario can reach, breadth first, and reports the first thing that is wrong.
  *
  * Violations: a step throws a RuleViolation; an invariant does not hold; nobody can go on though somebody has not ended
- * (deadlock); a check at the end fails; a state from which no end can be reached any more (livelock: retries for ever).
+ * (deadlock); a check at the end fails; no end can be reached any more (livelock: retries for ever; the history leads to
+ * the loop that is never left).
  *
  * Partial-order reduction. In a state, the actors P are enough to expand if no step that the other actors could still
  * take, ever, conflicts with the next steps of P (closure over declared footprints: persistent sets). So that no
@@ -66,7 +67,7 @@ export interface Violated extends Counts {
   readonly name: string
   readonly message: string
   readonly history: readonly HistoryStep[]
-  /** Whether no shorter history leads to a violation. False only if the second search met a bound. */
+  /** Whether no shorter history leads to it. False only if the second search met a bound. */
   readonly shortest: boolean
 }
 
@@ -384,7 +385,11 @@ function search<S extends object>(program: Program<S>, limits: Limits): Explorat
   return { kind: 'holds', histories: countHistories(nodes), ...counts() }
 }
 
-/** The first state from which no end can be reached, or -1. Nodes are in breadth-first order. */
+/**
+ * If no end can be reached from some state: the nearest state of a loop that is never left, or -1. The first state that
+ * is trapped would be nearer, but there much may still happen, and one would not see why it is in vain. Nodes are in
+ * breadth-first order.
+ */
 function firstTrapped<S>(nodes: readonly Node<S>[], ends: readonly number[]): number {
   const before: number[][] = nodes.map(() => [])
   nodes.forEach((node, from) => {
@@ -392,7 +397,28 @@ function firstTrapped<S>(nodes: readonly Node<S>[], ends: readonly number[]): nu
   })
   const ending = new Set(ends)
   for (const at of ending) for (const from of before[at] as number[]) ending.add(from)
-  return nodes.findIndex((_, index) => !ending.has(index))
+  const trapped = nodes.findIndex((_, index) => !ending.has(index))
+  return trapped < 0 ? -1 : Math.min(...loopBelow(nodes, trapped))
+}
+
+/** States that reach each other and nothing else, reachable from a state that reaches no end. */
+function loopBelow<S>(nodes: readonly Node<S>[], from: number): Set<number> {
+  const reach = (start: number): Set<number> => {
+    const seen = new Set([start])
+    for (const at of seen) for (const to of nodes[at]?.successors ?? []) seen.add(to)
+    return seen
+  }
+  let loop = reach(from)
+  for (let smaller: Set<number> | null = loop; smaller !== null; ) {
+    loop = smaller
+    smaller = null
+    for (const at of loop) {
+      const inner = reach(at)
+      if (inner.size < loop.size) smaller = inner
+      if (smaller !== null) break
+    }
+  }
+  return loop
 }
 
 /** The number of paths from the initial state to an end, null if there is a cycle. */

@@ -183,7 +183,7 @@ export interface Edit<S extends object> {
   readonly without?: readonly string[]
   /** Moves a step to just before another one. */
   readonly move?: { readonly step: string; readonly before: string }
-  /** Replaces parts of a step. */
+  /** Replaces parts of a step. A new guard, action or jump takes the footprint away, unless it brings one. */
   readonly change?: { readonly step: string; readonly to: Partial<Step<S, object>> }
 }
 
@@ -214,8 +214,12 @@ function editSteps<S extends object>(one: Actor<S>, edit: Edit<S>): readonly Ste
     steps.splice(find(steps, edit.move.before), 0, moved as Step<S, object>)
   }
   if (edit.change !== undefined) {
-    const index = find(steps, edit.change.step)
-    steps = steps.with(index, { ...(steps[index] as Step<S, object>), ...edit.change.to })
+    const { step, to } = edit.change
+    const index = find(steps, step)
+    const { touches, ...old } = steps[index] as Step<S, object>
+    // What the changed step touches is not known, unless the edit says it.
+    const known = to.run === undefined && to.when === undefined && to.jump === undefined && touches !== undefined
+    steps = steps.with(index, { ...old, ...(known ? { touches } : {}), ...to })
   }
   return steps
 }

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { actor, type Check, type Exploration, explore, type Scenario, type Step } from '../src/index.ts'
+import { actor, type Check, type Exploration, edited, explore, type Scenario, type Step } from '../src/index.ts'
 import { encodePlain } from '../src/plain.ts'
 
 /** A random program over a few small variables, with exact footprints. */
@@ -196,6 +196,12 @@ describe('the audit of footprints', () => {
     }
     expect(() => audit({ touches: { reads: ['v.x'] }, run: drop })).toThrow(/writes v.x/)
     expect(() => audit({ touches: { writes: ['v.x'] }, run: ({ v }) => void ('y' in v) })).toThrow(/reads v.y/)
+  })
+
+  test('does not hold a changed step to the footprint of the old one', () => {
+    const before = scenario({ touches: { reads: ['v.y'] }, run: () => {} })
+    const change = { step: 'step', to: { run: (state: Vars) => void (state.v['x'] = 1) } }
+    expect(explore(edited(before, { actor: 'one', change }), { auditFootprints: true }).kind).toBe('holds')
   })
 
   test('accepts what was declared, exactly or further out', () => {

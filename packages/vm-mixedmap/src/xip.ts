@@ -120,14 +120,14 @@ export type XipMemory = { kind: 'frame'; pfn: number } | { kind: '-ENODATA' } | 
  * (-ENOSPC: none left; -EROFS: read-only file system).
  */
 export function getXipMem(world: XipWorld, file: XipFile, offset: number, create: 'create' | 'look'): XipMemory {
-  const { fs, machine } = world
+  const { fs } = world
   const pfn = file.blocks[natural('offset', offset)] ?? -1
   if (pfn >= 0) return { kind: 'frame', pfn }
   if (create === 'look') return { kind: '-ENODATA' }
   if (fs.readOnly) return { kind: '-EROFS' }
   const block = fs.freeBlocks.shift()
   if (block === undefined) return { kind: '-ENOSPC' }
-  Object.assign(frameOf(machine, block), { content: 0, tail: 0 })
+  Object.assign(frameOf(world.machine, block), { content: 0, tail: 0 })
   while (file.blocks.length <= offset) file.blocks.push(-1)
   file.blocks[offset] = block
   return { kind: 'frame', pfn: block }
@@ -211,6 +211,14 @@ export type SecondaryOf = (world: XipWorld) => SecondaryMmus
 
 const nobody: SecondaryOf = () => NO_SECONDARY_MMUS
 
+/** A footprint, unless secondary MMUs are told: what they touch is not known here. */
+function touching(
+  secondary: SecondaryOf,
+  touches: NonNullable<XipStep['touches']>,
+): { readonly touches?: NonNullable<XipStep['touches']> } {
+  return secondary === nobody ? { touches } : {}
+}
+
 /**
  * A fault in an XIP area, as a program: look for the block; a store into a hole of a shared writable mapping allocates
  * one; any other access to a hole gets the zero page. Locks, walks and looks are steps of their own.
@@ -241,7 +249,7 @@ export function xipFaultProgram(at: XipFault, secondary: SecondaryOf = nobody): 
     {
       label: `fault: ${at.access} page ${at.vpn}`,
       at: 'fault',
-      touches: { reads: ['fs'], writes: ['machine'] },
+      ...touching(secondary, { reads: ['fs'], writes: ['machine'] }),
       run: (world, me) => {
         me.outcome = beginFault(world, target(world), at, secondary)
       },
@@ -417,7 +425,7 @@ function fillHole(thread: string, file: (world: XipWorld) => [XipFile, number], 
     },
     {
       label: 'unmap the zero page everywhere',
-      touches: { writes: ['machine'], reads: ['fs'] },
+      ...touching(secondary, { writes: ['machine'], reads: ['fs'] }),
       run: (world) => unmapZeroPage(world, ...file(world), secondary(world)),
     },
     {
@@ -430,7 +438,7 @@ function fillHole(thread: string, file: (world: XipWorld) => [XipFile, number], 
     { ...lockSparse(thread), label: 'lock sparse for a second walk' },
     {
       label: 'unmap the zero page once more',
-      touches: { writes: ['machine'], reads: ['fs'] },
+      ...touching(secondary, { writes: ['machine'], reads: ['fs'] }),
       run: (world) => unmapZeroPage(world, ...file(world), secondary(world)),
     },
     { ...unlockSparse(thread), label: 'unlock sparse after the second walk' },
@@ -508,7 +516,7 @@ export function xipTruncateProgram(
     },
     {
       label: 'unmap beyond the end',
-      touches: { writes: ['machine'], reads: ['fs.files'] },
+      ...touching(secondary, { writes: ['machine'], reads: ['fs.files'] }),
       run: (world) => unmapFileFrom(world, at.file, kept, secondary(world)),
     },
     {
