@@ -188,6 +188,30 @@ test('blocks inside the arena, from the arena and to the arena', () => {
   expect(same(decompressed(codec, bytes.subarray(100_000 - length), 4096), input)).toBe(true)
 })
 
+test('a hostile block does not reach what lies behind the scratch memory', () => {
+  const { bytes, codec } = createLz4Arena(40 * 1024 * 1024)
+  const short = Array.from({ length: 600_000 }, () => [0x0e, 1, 0]).flat()
+  const many = new Uint8Array(1_600_000).fill(255)
+  const hostile: [string, Uint8Array][] = [
+    ['short matches', Uint8Array.from([[0x1e, 1, 1, 0], short].flat())],
+    ['one run of 400 MB', many.with(0, 0xf0)],
+  ]
+  hostile.push([
+    'one match of 400 MB',
+    Buffer.concat([Uint8Array.of(0x1f, 1, 1, 0), many, Uint8Array.of(0, 0x50, 1, 2, 3, 4, 5)]),
+  ])
+  const into = new Uint8Array(MAX_BLOCK_BYTES)
+  bytes.fill(0x77)
+  for (const [name, block] of hostile) {
+    bytes.set(block)
+    const before = bytes.slice()
+    expect(codec.decompress(bytes, 0, block.length, into, 0, MAX_BLOCK_BYTES), name).toBe(-1)
+    expect(codec.decompress(block, 0, block.length, into, 0, MAX_BLOCK_BYTES), name).toBe(-1)
+    expect(same(bytes, before), name).toBe(true)
+  }
+  expect(into.every((value) => value === 0)).toBe(true)
+})
+
 test('many instances live side by side', () => {
   const input = likeMemory(4096, 5)
   const many = Array.from({ length: 200 }, () => createCodec('lz4'))

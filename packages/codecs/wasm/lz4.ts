@@ -217,6 +217,7 @@ function search(length: usize, bits: u32, indexBits: u32): usize {
         } else ip += 1;
       }
       const from = PAGE + <usize>(found & positions);
+      // Other bytes with the same hash, or an entry of an earlier block that matches by chance: it may point anywhere.
       if (load<u32>(from) != load<u32>(ip)) {
         ip++;
         continue;
