@@ -26,9 +26,15 @@ const start: readonly Operation[] = [
   { do: 'newPool', client: 2, kind: 2, size: 2 },
 ]
 
+/** Pages of every kind in all chunks of a store, with gaps. */
+const crowded: readonly Operation[] = [0, 1, 2, 1, 0, 2].flatMap((pool, i): Operation[] => [
+  { do: 'fill', at: { pool, object: i % 2, page: 0, part: undefined }, pages: 250 },
+  { do: 'thin', at: { pool, object: i % 2, page: 0, part: undefined }, step: 2 + (i % 3) },
+])
+
 async function explore(
   make: () => WorldOptions,
-  settings: { seed: number; numRuns: number; length: number },
+  settings: { seed: number; numRuns: number; length: number; before?: readonly Operation[] },
 ): Promise<Map<string, number>> {
   const seen = new Map<string, number>()
   await fc.assert(
@@ -36,7 +42,7 @@ async function explore(
       fc.noBias(fc.array(operation, { minLength: 1, maxLength: settings.length, size: 'max' })),
       async (operations) => {
         const world = new World(make())
-        for (const one of start) await world.step(one)
+        for (const one of [...start, ...(settings.before ?? [])]) await world.step(one)
         for (const one of operations) await world.step(one)
         await world.finish()
         for (const [what, count] of world.seen) seen.set(what, (seen.get(what) ?? 0) + count)
@@ -44,7 +50,6 @@ async function explore(
     ),
     { seed: settings.seed, numRuns: settings.numRuns },
   )
-  if (process.env['SEEN']) console.log(seen)
   return seen
 }
 
@@ -73,17 +78,20 @@ test('a store of one small chunk does what the reference does', async () => {
 test('a store of several chunks, which come and go, does what the reference does', async () => {
   const seen = await explore(single(6 * MiB + 100 * KiB, [4 * KiB, 8 * KiB, 64 * KiB, 256 * KiB]), {
     seed: 3,
-    numRuns: 60,
-    length: 100,
+    numRuns: 100,
+    length: 70,
+    before: crowded,
   })
   expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted', 'frame put', 'frame taken']))
+  expect(seen.get('moved')).toBeGreaterThan(100)
 })
 
 test('a store with pages of 4 KiB to 2 MiB side by side does what the reference does', async () => {
   const seen = await explore(single(18 * MiB, [4 * KiB, 8 * KiB, 64 * KiB, 2 * MiB]), {
     seed: 4,
-    numRuns: 30,
+    numRuns: 40,
     length: 60,
+    before: crowded,
   })
   expect([...seen.keys()]).toEqual(expect.arrayContaining(['put Stored', 'put NoMemory', 'get Hit', 'evicted']))
 })
@@ -102,7 +110,7 @@ test('a composed store keeps the rules of coherency, and does what the reference
         },
       }
     },
-    { seed: 5, numRuns: 120, length: 100 },
+    { seed: 5, numRuns: 60, length: 100 },
   )
   expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted']))
 })
@@ -125,7 +133,8 @@ test('memory over memory does what the reference does', async () => {
         },
       }
     },
-    { seed: 6, numRuns: 120, length: 100 },
+    { seed: 6, numRuns: 100, length: 100 },
   )
   expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted']))
+  expect(seen.get('demoted')).toBeGreaterThan(1000)
 })

@@ -83,6 +83,8 @@ export type Operation =
       readonly entries: readonly (readonly [object: number, page: number, state: number])[]
     }
   | { readonly do: 'fill'; readonly at: Where; readonly pages: number }
+  | { readonly do: 'thin'; readonly at: Where; readonly step: number }
+  | { readonly do: 'shrink'; readonly quarter: number; readonly ticks: number; readonly pages: number }
   | { readonly do: 'reserveFrame'; readonly pool: number }
   | { readonly do: 'putFrame' | 'takeFrame'; readonly at: Where; readonly frame: number }
   | { readonly do: 'freeFrame' | 'misuseFrame'; readonly frame: number }
@@ -129,6 +131,16 @@ export const operation: fc.Arbitrary<Operation> = fc.oneof(
     }),
   },
   { weight: 5, arbitrary: fc.record({ do: one('fill'), at: where, pages: fc.integer({ min: 1, max: 300 }) }) },
+  { weight: 2, arbitrary: fc.record({ do: one('thin'), at: where, step: fc.integer({ min: 2, max: 5 }) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: one('shrink'),
+      quarter: fc.integer({ min: 1, max: 3 }),
+      ticks: fc.integer({ min: 1, max: 4 }),
+      pages: fc.constantFrom(5, 600),
+    }),
+  },
   { weight: 3, arbitrary: fc.record({ do: one('reserveFrame'), pool: fc.nat(4) }) },
   { weight: 8, arbitrary: fc.record({ do: one('putFrame', 'takeFrame'), at: where, frame: fc.nat(3) }) },
   { weight: 1, arbitrary: fc.record({ do: one('freeFrame', 'misuseFrame'), frame: fc.nat(9) }) },
@@ -214,6 +226,14 @@ export class World {
         break
       case 'fill':
         this.#fill(operation.at, operation.pages)
+        break
+      case 'thin':
+        this.#thin(operation.at, operation.step)
+        break
+      case 'shrink':
+        this.limit.bytes = Math.floor((this.limit.maximumBytes * operation.quarter) / 4)
+        for (let tick = 0; tick < operation.ticks; tick++) this.#tick(operation.pages)
+        this.limit.bytes = this.limit.maximumBytes
         break
       case 'reserveFrame':
         this.#reserveFrame(operation.pool)
@@ -567,6 +587,19 @@ export class World {
     if (losses !== this.#losses) this.#uncertain()
   }
 
+  /** Leaves one of `step` pages of those that `fill` puts: what makes free runs short and chunks half empty. */
+  #thin(at: Where, step: number): void {
+    const common = this.#find({ ...at, page: 0, part: undefined })
+    if (common === undefined) return
+    const batch = new PageBatch(400, common.pool.pageSize, new Uint8Array(common.pool.pageSize))
+    for (let i = 0; i < 400; i++) {
+      if (i % step === 0) continue
+      batch.push(common.object, i + 20, 0)
+      this.#forget({ ...common, index: i + 20, first: (i + 20) * common.count })
+    }
+    common.pool.real.flushMany(batch)
+  }
+
   #reserveFrame(number: number): void {
     const pool = this.#pools[number]
     if (pool?.frames === undefined || this.#lent.length === 6) return
@@ -788,6 +821,9 @@ export class World {
 
   /** Reads back everything that must be there, and ends. */
   async finish(): Promise<void> {
+    const counters = this.store.stats().counters
+    this.seen.set('moved', counters.moved_pages)
+    this.seen.set('demoted', counters.demoted_pages)
     this.#memoryFails = false
     for (const pool of this.#pools)
       for (const [object, pages] of pool.objects)
