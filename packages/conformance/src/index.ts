@@ -3,6 +3,8 @@ export type { AllocationReport, EveryAllocationOptions, Workload, WorkloadResult
 export { everyAllocation, regularWay } from './allocations.ts'
 export type { DrivenReason, Manifest, Refusal, Subject } from './harness.ts'
 export { Ledger } from './harness.ts'
+export type { Contradiction, PageModel } from './linearizability.ts'
+export { contradictionIn, expectLinearizable, History, PageOperation, pageModels } from './linearizability.ts'
 export type { PageKind } from './pages.ts'
 export { ConformanceError, makePage } from './pages.ts'
 export type { ReferenceOptions } from './reference.ts'
