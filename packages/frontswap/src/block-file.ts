@@ -18,6 +18,7 @@ import {
   closeSync,
   constants,
   fstatSync,
+  fsyncSync,
   lstatSync,
   openSync,
   read,
@@ -173,11 +174,15 @@ class NodeBlockFile implements BlockFile {
   alignedFrom = 0
   readonly #request: BlockFileRequest
   readonly #made: boolean
+  /** The first descriptor stays open: on a block device it is what keeps others out. */
+  readonly #first: number
+  /** Where transfers go: the first descriptor, or one with direct I/O. */
   #descriptor: number
   #closed = false
 
   constructor(request: BlockFileRequest, descriptor: number, made: boolean) {
     this.#request = request
+    this.#first = descriptor
     this.#descriptor = descriptor
     this.#made = made
   }
@@ -185,42 +190,42 @@ class NodeBlockFile implements BlockFile {
   /** Goes over to direct I/O where that works, finds the aligned place, and writes the header to slot 0. */
   prepare(header: Uint8Array): void {
     const { memory } = this.#request
-    if (!this.#goDirect(header)) {
-      memory.set(header, 0)
-      this.write(0, slotBytes, 0)
-    }
+    if (this.#goDirect(header)) return
+    memory.set(header, 0)
+    this.write(0, slotBytes, 0)
   }
 
   #goDirect(header: Uint8Array): boolean {
     const { memory, file } = this.#request
     // Without O_DIRECT in the constants the platform has none (macOS, Windows).
     const flag: number | undefined = constants.O_DIRECT
-    if (flag === undefined || memoryFileSystems.has(statfsSync(file).type)) return false
-    let spare: number
+    const first = fstatSync(this.#first)
+    // The node of a device lies in a file system in memory, the device does not.
+    if (flag === undefined || (first.isFile() && memoryFileSystems.has(statfsSync(file).type))) return false
+    let direct: number
     try {
-      spare = openSync(file, constants.O_RDWR | flag)
+      direct = openSync(file, constants.O_RDWR | flag)
     } catch (error) {
       if (hasCode(error, 'EINVAL')) return false
       throw error
     }
+    let taken = false
     try {
-      const wanted = fstatSync(this.#descriptor)
-      const got = fstatSync(spare)
-      if (wanted.ino !== got.ino || wanted.dev !== got.dev)
+      const second = fstatSync(direct)
+      if (first.ino !== second.ino || first.dev !== second.dev)
         throw failure(this.#request, 'somebody else replaced it while it was being opened')
-      for (let at = 0; at < slotBytes; at += 16) {
+      let at = 0
+      for (; at < slotBytes && !taken; at += 16) {
         memory.set(header, at)
-        if (!takes(spare, memory, at)) continue
-        const cached = this.#descriptor
-        this.#descriptor = spare
-        spare = cached
-        this.directIo = true
-        this.alignedFrom = at
-        return true
+        taken = takes(direct, memory, at)
       }
-      return false
+      if (!taken) return false
+      this.#descriptor = direct
+      this.directIo = true
+      this.alignedFrom = at - 16
+      return true
     } finally {
-      closeSync(spare)
+      if (!taken) closeSync(direct)
     }
   }
 
@@ -231,6 +236,8 @@ class NodeBlockFile implements BlockFile {
     memory.fill(0)
     for (let position = slotBytes; position < bytes; position += chunk)
       this.write(this.alignedFrom, Math.min(chunk, bytes - position), position)
+    // What goes through a cache may find the disk full later than now.
+    if (!this.directIo) fsyncSync(this.#descriptor)
   }
 
   write(at: number, length: number, position: number): void {
@@ -258,12 +265,13 @@ class NodeBlockFile implements BlockFile {
     const { file, keep } = this.#request
     try {
       if (!this.#made || keep) return
-      const ours = fstatSync(this.#descriptor)
+      const ours = fstatSync(this.#first)
       const there = lstatSync(file, { throwIfNoEntry: false })
       // Only what was made here is removed: somebody may have put another file in its place.
       if (there !== undefined && there.ino === ours.ino && there.dev === ours.dev) unlinkSync(file)
     } finally {
-      closeSync(this.#descriptor)
+      if (this.#descriptor !== this.#first) closeSync(this.#descriptor)
+      closeSync(this.#first)
     }
   }
 }

@@ -25,6 +25,7 @@ import {
   GetOutcome,
   type PageBatch,
   type PageStore,
+  Pending,
   type Pool,
   type PoolAttributes,
   PutOutcome,
@@ -35,6 +36,8 @@ import { noSlot, type SwapArea } from './swap-area.ts'
 
 /** Largest number of swap types (areas) at once. */
 export const maxTypes = 32
+/** Most entries that a `PageBatch` can have. */
+const largestBatch = 65_536
 /** No swap entry: slot 0 of type 0 is a header. */
 export const noEntry = 0
 
@@ -130,6 +133,8 @@ export class Frontswap {
   readonly #order: number[] = []
   readonly #owners: (Owner | undefined)[] = []
   #backend: PageStore | undefined
+  /** Scratch: the entries of a batch that were offered. */
+  readonly #offered: Uint16Array = new Uint16Array(largestBatch)
 
   constructor(options: FrontswapOptions) {
     this.#allocator = options.allocator
@@ -264,13 +269,18 @@ export class Frontswap {
    */
   storeMany(batch: PageBatch, entries: Uint32Array, owner = 0): void {
     const pool = this.#owners[owner]?.pool
-    if (pool === undefined) {
-      batch.outcomes.fill(PutOutcome.Unavailable, 0, batch.length)
-      return
+    let offered = 0
+    for (let n = 0; n < batch.length; n++) {
+      if (batch.outcomes[n] !== Pending) continue
+      if (pool === undefined || this.#type(entries[n]!).map === undefined) batch.outcomes[n] = PutOutcome.Unavailable
+      else this.#offered[offered++] = n
     }
+    if (pool === undefined || offered === 0) return
     pool.putMany(batch)
-    for (let n = 0; n < batch.length; n++)
+    for (let place = 0; place < offered; place++) {
+      const n = this.#offered[place]!
       batch.outcomes[n] = this.#stored(entries[n]!, batch.outcomes[n] as PutOutcome, pool)
+    }
   }
 
   /**
@@ -319,7 +329,7 @@ export class Frontswap {
     found.writable = false
     let done = false
     try {
-      const pages = Math.ceil(found.area.usedSlots)
+      const pages = found.area.usedSlots
       if (unuse.mayCommit?.(pages) === false) return false
       done = !(await this.#unuse(type, unuse, false, 0)).outOfMemory
       if (!done) return false

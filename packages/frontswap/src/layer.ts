@@ -44,6 +44,7 @@ import {
   PoolRefusal,
   type Progress,
   PutOutcome,
+  planStack,
   type StatsNode,
   TmemError,
 } from '@tmem/core'
@@ -105,13 +106,25 @@ export function frontswap(options: FrontswapFileOptions | FrontswapAreasOptions)
   })
   return Object.freeze({
     name: 'frontswap',
-    plan: (below: Capabilities | undefined): Capabilities | string =>
-      below === undefined
-        ? capabilities
-        : 'it is the end of a stack: what it takes goes to its own file, and nothing further',
+    plan: (below: Capabilities | undefined): Capabilities | string => {
+      if (below !== undefined)
+        return 'it is the end of a stack: what it takes goes to its own file, and nothing further'
+      return frontTrouble(front) ?? capabilities
+    },
     open: (_next: PageStore | undefined, context: LayerContext): PageStore =>
       new FrontswapStore(areas, front, options.writethrough ?? false, capabilities, context),
   })
+}
+
+/** Why a stack cannot be in front of the areas, if it cannot. */
+function frontTrouble(front: readonly Layer[]): string | undefined {
+  if (front.length === 0) return undefined
+  try {
+    return planStack(front).persistent ? undefined : 'the stack in front of it does not keep persistent pages'
+  } catch (error) {
+    if (error instanceof TmemError) return `the stack in front of it cannot be built: ${error.message}`
+    throw error
+  }
 }
 
 /** `frontswap(file=/tmp/swap.img,size=1GiB)` in the text of a stack. */

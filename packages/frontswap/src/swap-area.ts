@@ -343,22 +343,29 @@ export class SwapArea {
       this.#checksums[slot] = crc32(bytes)
       this.touch(slot)
     }
-    if (this.#transfer(this.#gatheredSlots[from]!, this.#writeAt, to - from) === undefined) {
-      this.#gatheredFailed.fill(0, from, to)
-      return 0
-    }
+    const error = this.#transfer(this.#gatheredSlots[from]!, this.#writeAt, to - from)
+    if (error !== undefined && to - from === 1) return this.#fail(from, error)
+    this.#gatheredFailed.fill(0, from, to)
+    if (error === undefined) return 0
     let failures = 0
     // One slot of the cluster may have spoilt it for all.
     for (let n = from; n < to; n++) {
-      const slot = this.#gatheredSlots[n]!
-      const error = this.#transfer(slot, this.#writeAt + (n - from) * slotBytes, 1)
-      this.#gatheredFailed[n] = error === undefined ? 0 : 1
-      if (error === undefined) continue
-      failures++
-      // A full disk or quota may pass; anything else is the medium.
-      if (!hasCode(error, 'ENOSPC') && !hasCode(error, 'EDQUOT')) this.#retire(slot)
+      const alone = this.#transfer(this.#gatheredSlots[n]!, this.#writeAt + (n - from) * slotBytes, 1)
+      if (alone !== undefined) failures += this.#fail(n, alone)
     }
     return failures
+  }
+
+  /** Notes that the n-th gathered slot could not be written; answers 1. */
+  #fail(n: number, error: Error): number {
+    this.#gatheredFailed[n] = 1
+    const slot = this.#gatheredSlots[n]!
+    // A full disk or quota may pass; anything else is the medium.
+    if (!hasCode(error, 'ENOSPC') && !hasCode(error, 'EDQUOT') && !this.isBad(slot)) {
+      this.#bad[slot >>> 5] = this.#bad[slot >>> 5]! | (1 << (slot & 31))
+      this.#badSlots++
+    }
+    return 1
   }
 
   #transfer(slot: number, at: number, count: number): Error | undefined {
@@ -373,12 +380,6 @@ export class SwapArea {
     if (count > 1) counters.clusteredWrites++
     counters.diskBytesWritten += count * slotBytes
     return undefined
-  }
-
-  #retire(slot: number): void {
-    if (this.isBad(slot)) return
-    this.#bad[slot >>> 5] = this.#bad[slot >>> 5]! | (1 << (slot & 31))
-    this.#badSlots++
   }
 
   #isStale(first: number, stamp: number): boolean {
