@@ -46,6 +46,7 @@ const report = z.strictObject({
   }),
   machines: z.tuple([machine('memory'), machine('tmem'), machine('swap')]),
   diskIoAvoided: z.number().min(0).max(1),
+  comparedBytes: count,
   wrongBytes: z.literal(0),
 })
 
@@ -62,6 +63,9 @@ describe('tmem demo', () => {
     const [all, part, swap] = found.machines
     expect(found.settings).toMatchObject({ seed: 5, memoryBytes: 2 ** 23, budgetBytes: 2 ** 22 })
     expect(found.input.pages).toBe(2048)
+    // Seven references in ten are reads, and at the end each page is read once more; on three machines.
+    expect(found.comparedBytes / 4096 / 3).toBeGreaterThan(0.69 * found.settings.references + 2048)
+    expect(found.comparedBytes / 4096 / 3).toBeLessThan(0.71 * found.settings.references + 2048)
     expect(found.input.sources.reduce((sum, { bytes }) => sum + bytes, 0)).toBe(2 ** 23)
     expect(all).toMatchObject({ slowdown: 1, swapOuts: 0, swapIns: 0, diskWrites: 0, diskReads: 0, diskBytes: 0 })
     expect(all).toMatchObject({ refusals: {}, tmem: { pages: 0, bytes: 0, ratio: 1, cpuSeconds: 0 } })
@@ -111,6 +115,13 @@ describe('tmem demo', () => {
     expect(stdout).toMatch(/^memory +3\.0 MiB +2\.5 MiB +2\.5 MiB$/m)
   })
 
+  test('says so when the swap file is not on a disk', async (ctx) => {
+    requires(ctx, { paths: ['/dev/shm'] })
+    const { code, stdout } = await tmem(['demo', '--size', '1MiB', '--dir', '/dev/shm'])
+    expect(code).toBe(0)
+    expect(stdout).toContain('The file system refused direct I/O')
+  })
+
   test('takes what there is when no size is given', async () => {
     const input = temporaryDirectory()
     writeFileSync(join(input, 'file'), 'abcdefgh'.repeat(2 ** 17 + 100))
@@ -132,7 +143,7 @@ describe('bad input ends with exit code 2, one line, and nothing left behind', (
     [['--input', 'DIR/loop'], 'cannot read the input DIR/loop: ELOOP'],
     [['--size', 'many'], "option '--size <bytes>' argument 'many' is invalid."],
     [['--size', '8KiB'], '--size is 8KiB; at least 1MiB are needed'],
-    [['--size', '1000TiB'], '--size 1000TiB is too large: the demo takes twice as much memory'],
+    [['--size', '1000TiB'], '--size 1000TiB is too large: the demo needs a little more than twice as much memory'],
     [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB leaves nothing of the memory of 2MiB'],
     [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB leaves nothing of the memory of 2MiB'],
     [['--size', '2MiB', '--budget', '4KiB'], '--budget 4KiB is too small: zcache needs 256KiB'],

@@ -67,12 +67,12 @@ function checkSizes({ size = defaultBytes, budget }: DemoOptions): void {
   if (size < minPages * basePageSize)
     throw new BadInput(`--size is ${formatBytes(size)}; at least ${formatBytes(minPages * basePageSize)} are needed`)
   if (budget !== undefined) checkBudget(budget, size)
-  // The input, and at most as much again for the machine that runs.
-  const needed = 2 * size
+  // The input, at most as much again for the machine that runs, and the stream.
+  const needed = 2 * size + (size / basePageSize) * referencesPerPage * Uint32Array.BYTES_PER_ELEMENT
   const available = process.availableMemory()
   if (size > constants.MAX_LENGTH || needed > available)
     throw new BadInput(
-      `--size ${formatBytes(size)} is too large: the demo takes twice as much memory, and there is ${formatBytes(Math.floor(available / 2 ** 20) * 2 ** 20)}`,
+      `--size ${formatBytes(size)} is too large: the demo needs a little more than twice as much memory, and there is ${formatBytes(Math.floor(available / 2 ** 20) * 2 ** 20)}`,
     )
 }
 
@@ -100,6 +100,7 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   const stream = createStream({ pages, references, exponent, writes, seed })
   const machines: MachineReport[] = []
   let directIo = true
+  let comparedBytes = 0
   const run = async (
     name: MachineReport['name'],
     frames: number,
@@ -109,24 +110,31 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
     const store = open(layers)
     try {
       let stats = store.stats()
+      let cpu = 0
       const atEnd = (): void => {
         stats = store.stats()
+        cpu = cpuSeconds()
       }
-      const { seconds, swapOuts, swapIns } = await runMachine({ name, frames, store, input, stream }, atEnd, terminal)
-      const disk = find(stats, 'frontswap')?.counters ?? {}
+      const { seconds, swapOuts, swapIns, comparedPages } = await runMachine(
+        { name, frames, store, input, stream },
+        atEnd,
+        terminal,
+      )
+      comparedBytes += comparedPages * basePageSize
+      const disk = find(stats, 'frontswap')?.counters ?? noDisk
       const held = find(stats, 'zcache')?.counters
-      if (disk['directIo'] === 0) directIo = false
+      if (counterOf(disk, 'directIo') === 0) directIo = false
       machines.push({
         name,
         seconds,
         slowdown: seconds / (machines[0]?.seconds ?? seconds),
         swapOuts,
         swapIns,
-        diskWrites: disk['diskWrites'] ?? 0,
-        diskReads: disk['diskReads'] ?? 0,
-        diskBytes: (disk['diskBytesWritten'] ?? 0) + (disk['diskBytesRead'] ?? 0),
+        diskWrites: counterOf(disk, 'diskWrites'),
+        diskReads: counterOf(disk, 'diskReads'),
+        diskBytes: counterOf(disk, 'diskBytesWritten') + counterOf(disk, 'diskBytesRead'),
         refusals: held === undefined ? {} : refusalsOf(held),
-        tmem: held === undefined ? noTmem : tmemOf(held, cpuSeconds()),
+        tmem: held === undefined ? noTmem : tmemOf(held, cpu),
       })
     } finally {
       await store.close()
@@ -144,8 +152,8 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
   const diskIoAvoided = io(withSwap) === 0 ? 0 : 1 - io(withTmem) / io(withSwap)
   const settings = { seed, memoryBytes, budgetBytes, references, directIo }
-  // A wrong byte never comes this far: `runMachine` throws.
-  return { input: { pages, sources }, settings, machines, diskIoAvoided, wrongBytes: 0 }
+  // `runMachine` throws at the first wrong byte: whoever gets here has seen none.
+  return { input: { pages, sources }, settings, machines, diskIoAvoided, comparedBytes, wrongBytes: 0 }
 }
 
 /** A store that is only there because a machine has one: all pages of the first machine find frames. */
@@ -166,21 +174,37 @@ const noTmem: TmemReport = Object.freeze({ pages: 0, bytes: 0, ratio: 1, cpuSeco
 
 type Counters = Readonly<Record<string, number>>
 
+/** Counters of a machine without a swap file. */
+const noDisk: Counters = Object.freeze({
+  directIo: 1,
+  diskWrites: 0,
+  diskReads: 0,
+  diskBytesWritten: 0,
+  diskBytesRead: 0,
+})
+
+/** A counter that must be there: a layer that calls it otherwise would look as if it had done nothing. */
+function counterOf(counters: Counters, name: string): number {
+  const value = counters[name]
+  if (value === undefined) throw new Error(`there is no counter ${name} among ${Object.keys(counters).join(', ')}`)
+  return value
+}
+
 function tmemOf(counters: Counters, cpuSeconds: number): TmemReport {
-  const pages = counters['live'] ?? 0
-  const bytes = counters['used_bytes'] ?? 0
+  const pages = counterOf(counters, 'live')
+  const bytes = counterOf(counters, 'used_bytes')
   return { pages, bytes, ratio: bytes === 0 ? 1 : (pages * basePageSize) / bytes, cpuSeconds }
 }
 
 /** What zcache refused, by reason; what has no counter of its own was refused because the budget was used up. */
 function refusalsOf(counters: Counters): Record<string, number> {
   const refusals: Record<string, number> = {
-    Incompressible: (counters['compress_poor'] ?? 0) + (counters['mean_compress_poor'] ?? 0),
-    Quota: counters['rejected_quota'] ?? 0,
-    AllocationFailed: counters['failed_alloc'] ?? 0,
+    Incompressible: counterOf(counters, 'compress_poor') + counterOf(counters, 'mean_compress_poor'),
+    Quota: counterOf(counters, 'rejected_quota'),
+    AllocationFailed: counterOf(counters, 'failed_alloc'),
   }
   const known = Object.values(refusals).reduce((sum, count) => sum + count)
-  refusals['NoMemory'] = (counters['failed_pers_puts'] ?? 0) - known
+  refusals['NoMemory'] = counterOf(counters, 'failed_pers_puts') - known
   return Object.fromEntries(Object.entries(refusals).filter(([, count]) => count > 0))
 }
 

@@ -30,6 +30,8 @@ export interface MachineRun {
   readonly seconds: number
   readonly swapOuts: number
   readonly swapIns: number
+  /** Pages that were compared with what was last written, all of them right. */
+  readonly comparedPages: number
 }
 
 /** References between two looks at the signal and at the clock. */
@@ -73,7 +75,7 @@ export async function runMachine(options: MachineOptions, atEnd: () => void, ter
     program.checkResident()
     await inChunks(pages, pages + stream.length, (from, to) => program.checkRest(from, to))
     result = `${seconds.toFixed(2)} s`
-    return { seconds, swapOuts, swapIns }
+    return { seconds, swapOuts, swapIns, comparedPages: program.comparedPages }
   } finally {
     progress.end(result)
     swapper.close()
@@ -89,6 +91,7 @@ class Program {
   /** By page: the page of the input that it holds. */
   readonly #holds: Uint32Array
   readonly #checked: Uint8Array
+  comparedPages = 0
 
   constructor(name: string, swapper: Swapper, input: Input) {
     const { buffer, byteOffset, length } = swapper.memory
@@ -155,6 +158,7 @@ class Program {
   #compare(page: number, at: number): void {
     const source = this.#holds[page]! * basePageSize
     const { bytes } = this.#input
+    this.comparedPages++
     if (this.#memory.compare(bytes, source, source + basePageSize, at, at + basePageSize) === 0) return
     let offset = 0
     while (this.#memory[at + offset] === bytes[source + offset]) offset++

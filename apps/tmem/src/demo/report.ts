@@ -49,7 +49,10 @@ export interface DemoReport {
   readonly machines: readonly MachineReport[]
   /** The part of the swap machine's disk I/O operations that the tmem machine did without. */
   readonly diskIoAvoided: number
-  readonly wrongBytes: number
+  /** Bytes that were read and compared with what was last written there, on all machines. */
+  readonly comparedBytes: number
+  /** A wrong byte ends the run: there is no report with another number. */
+  readonly wrongBytes: 0
 }
 
 /** The table, and what to do next. */
@@ -100,7 +103,7 @@ export function shown(report: DemoReport): string {
     '',
     tableOf(['', 'all the memory', 'part + tmem', 'part + swap'], rows),
     '',
-    `Every page that was read was compared with what was last written: ${report.wrongBytes} wrong bytes.`,
+    `${(report.comparedBytes / 2 ** 30).toFixed(1)} GiB that were read were compared with what was last written: ${report.wrongBytes} wrong bytes.`,
     ...(settings.directIo
       ? []
       : [
