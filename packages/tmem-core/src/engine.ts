@@ -559,7 +559,7 @@ export class Engine {
 
   /** True while chunks or pages are held beyond the limit, or frames can still be made ready. */
   get pending(): boolean {
-    return this.#frames.used > this.#allowed() || this.#behind()
+    return this.#frames.used > this.#allowed() || this.#chunkToEmpty() !== none || this.#behind()
   }
 
   /** Bytes held now: chunks and metadata. */
@@ -974,9 +974,7 @@ export class Engine {
   #compact(budget: number): number {
     const frames = this.#frames
     let moved = 0
-    while (this.bytes > this.#limit.bytes && frames.chunks > 0) {
-      const chunk = this.#emptiestChunk()
-      if (chunk === none || !this.#fitsElsewhere(chunk)) break
+    for (let chunk = this.#chunkToEmpty(); chunk !== none; chunk = this.#chunkToEmpty()) {
       frames.fence(chunk)
       const first = chunk << this.memory.chunkShift
       let stuck = false
@@ -985,8 +983,12 @@ export class Engine {
         if (moved === budget || frames.isLent(frame)) stuck = true
         else {
           const to = frames.allocate(order)
-          if (to === none) stuck = true
-          else {
+          if (to === none) {
+            // The free frames elsewhere are enough, but in shorter runs: the page goes on in parts.
+            const pool = this.#table.poolOf(frame)
+            if (order === 0) stuck = true
+            else this.#split(frame, pool, pool * poolWords)
+          } else {
             this.#moveRun(frame, to, order)
             frames.freeFenced(frame)
             moved++
@@ -998,6 +1000,13 @@ export class Engine {
       frames.dropChunk(chunk)
     }
     return moved
+  }
+
+  /** The chunk to give back: the emptiest, when there are bytes beyond the limit and its pages fit elsewhere; or `none`. */
+  #chunkToEmpty(): number {
+    if (this.#fixed || this.bytes <= this.#limit.bytes) return none
+    const chunk = this.#emptiestChunk()
+    return chunk !== none && this.#fitsElsewhere(chunk) ? chunk : none
   }
 
   /** Whether the other chunks have as many free frames as this one has in use. */
@@ -1033,7 +1042,11 @@ export class Engine {
     let done = 0
     for (; done < budget && this.#behind(); done++) {
       const chunk = this.#touched >>> this.memory.chunkShift
-      if (!this.#frames.has(chunk) && !this.#grow(chunk)) break
+      if (!this.#frames.has(chunk)) {
+        // A chunk beyond the limit would be given back by the next tick, and so on for ever.
+        if (this.bytes + this.#frames.chunkFrames(chunk) * basePageSize > this.#limit.bytes) break
+        if (!this.#grow(chunk)) break
+      }
       this.#frames.touch(this.#touched++)
     }
     return done
