@@ -1,14 +1,13 @@
 import { chmodSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { compose, memory, PutOutcome } from '@tmem/core'
-import { corrupt, refuse } from '@tmem/faults'
+import { compose, memory } from '@tmem/core'
+import { corrupt } from '@tmem/faults'
 import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { requires } from '../../../tools/requires.ts'
 import { type Input, readInput } from '../src/demo/input.ts'
 import { runMachine } from '../src/demo/machine.ts'
-import { timed } from '../src/demo/timed.ts'
 import { createStream } from '../src/demo/workload.ts'
 import { BadInput, endingOf, Failed, Interrupted } from '../src/ending.ts'
 import { silentTerminal, temporaryDirectory, tmem } from './tmem.ts'
@@ -277,21 +276,4 @@ describe('a machine', () => {
     interruption.abort()
     await expect(run([memory({ limitBytes: 2 ** 20 })], interruption.signal)).rejects.toBeInstanceOf(Interrupted)
   })
-})
-
-test('the time of a layer is its own, without that of the layers below', async () => {
-  // A clock that goes on by a millisecond whenever somebody looks: a call takes as long as there are looks within it.
-  let clock = 0
-  const now = (): number => ++clock
-  const above = timed(refuse({ every: 2 }), now)
-  const below = timed(memory({ limitBytes: 2 ** 20 }), now)
-  const store = compose([above, below])
-  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
-  if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
-  const page = new Uint8Array(4096)
-  const before = [above.seconds(), below.seconds()]
-  expect(pool.put(0, 0, page)).toBe(PutOutcome.Stored)
-  // Looks: above, its way down, below, and the three again on the way back.
-  expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.002, 0.001])
-  await store.close()
 })
