@@ -205,9 +205,9 @@ test('a hostile block does not reach what lies behind the scratch memory', () =>
   for (const [name, block] of hostile) {
     bytes.set(block)
     const before = bytes.slice()
-    expect(codec.decompress(bytes, 0, block.length, into, 0, MAX_BLOCK_BYTES), name).toBe(-1)
-    expect(codec.decompress(block, 0, block.length, into, 0, MAX_BLOCK_BYTES), name).toBe(-1)
-    expect(same(bytes, before), name).toBe(true)
+    expect(codec.decompress(bytes, 0, block.length, into, 0, MAX_BLOCK_BYTES), `${name}`).toBe(-1)
+    expect(codec.decompress(block, 0, block.length, into, 0, MAX_BLOCK_BYTES), `${name}`).toBe(-1)
+    expect(same(bytes, before), `${name}`).toBe(true)
   }
   expect(into.every((value) => value === 0)).toBe(true)
 })
