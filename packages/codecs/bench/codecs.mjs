@@ -27,6 +27,13 @@ try {
   skipped.push({ name: 'liblz4', skipped: `needs gcc and liblz4.so.1: ${String(error).split('\n')[0]}` })
 }
 try {
+  subjects.push(
+    codecSubject('liblz4 through koffi', await koffiCodec(), corpus, new Uint8Array(storeBytes(lz4, corpus))),
+  )
+} catch (error) {
+  skipped.push({ name: 'liblz4 through koffi', skipped: String(error).split('\n')[0] })
+}
+try {
   subjects.push(napiSubject(await import('lz4-napi'), corpus))
 } catch (error) {
   skipped.push({ name: 'lz4-napi', skipped: String(error) })
@@ -72,4 +79,19 @@ if (values.json) {
   cells.unshift(['codec', 'compress ns', 'decompress ns', 'size', 'size/C', 'comp/C', 'dec/C', 'comp/napi', 'dec/napi'])
   for (const row of cells) console.log(row.map((cell, i) => (i ? String(cell).padStart(14) : cell.padEnd(30))).join(''))
   for (const { name, skipped: reason } of skipped) console.log(`${name}: skipped, ${reason}`)
+}
+
+/** The library as a codec, as far as codecSubject() needs one: views instead of offsets. */
+async function koffiCodec() {
+  const { default: koffi } = await import('koffi')
+  const library = koffi.load('liblz4.so.1')
+  const compress = library.func('int LZ4_compress_default(const uint8_t *, uint8_t *, int, int)')
+  const decompress = library.func('int LZ4_decompress_safe(const uint8_t *, uint8_t *, int, int)')
+  return {
+    bound: lz4.bound,
+    compress: (src, _srcAt, srcLength, dst, dstAt, dstRoom) =>
+      compress(src, dst.subarray(dstAt, dstAt + dstRoom), srcLength, dstRoom),
+    decompress: (src, srcAt, srcLength, dst, _dstAt, dstLength) =>
+      decompress(src.subarray(srcAt, srcAt + srcLength), dst, srcLength, dstLength),
+  }
 }
