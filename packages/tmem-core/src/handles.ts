@@ -64,6 +64,8 @@ const FREE_OBJECT = 2
 const OBJECT_WATERMARK = 3
 const OBJECTS = 4
 const ENTRIES = 5
+/** Changes of the page slots, so that what a search remembers can be told to be out of date. */
+const VERSION = 6
 const stateWords = 8
 
 /** What a table is made for. */
@@ -190,6 +192,14 @@ export class HandleTable {
   readonly #id: Int32Array = new Int32Array(6)
   /** 1 when any of the upper four words of the scratch id is set. */
   #wide = 0
+  /** Where the page found last was: a hint, always checked against the memory. */
+  #foundAt = 0
+  /** Where the search for the page missed last ended, and with how many changes before. */
+  #missedSlot = none
+  #missedIndex = 0
+  #missedAt = 0
+  #missedDistance = 0
+  #missedVersion = none
   /** The object found last: a hint, always checked against the memory. */
   #hint = 0
 
@@ -322,8 +332,7 @@ export class HandleTable {
     const objects = this.#objects
     const at = entry * entryWords
     const objectAt = slot * objectWords
-    const pushedOut = this.#addPage(objects[objectAt + OFFSET], index, entry)
-    if (pushedOut !== none) {
+    if (!this.#addPage(slot, index, entry)) {
       if (objects[objectAt + PAGES] === 0) this.#removeObject(slot)
       return false
     }
@@ -347,7 +356,7 @@ export class HandleTable {
     const at = entry * entryWords
     const slot = this.#objectSlotOf(entry)
     const objectAt = slot * objectWords
-    this.#removePage(objects[objectAt + OFFSET], entries[at + INDEX], entry)
+    this.#removePage(slot, entries[at + INDEX], entry)
     const previous = entries[at + PREVIOUS_PAGE] & numberMask
     const next = entries[at + NEXT_PAGE] & numberMask
     if (previous === nil) objects[objectAt + FIRST_PAGE] = linked(next)
@@ -364,7 +373,7 @@ export class HandleTable {
     const entries = this.#entries
     const source = from * entryWords
     const slot = this.#objectSlotOf(from)
-    const position = this.#positionOf(this.#objects[slot * objectWords + OFFSET], entries[source + INDEX], from)
+    const position = this.#positionOf(slot, entries[source + INDEX], from)
     this.#slots[position * 2] = (this.#slots[position * 2] & topByte) | to
     entries.copyWithin(to * entryWords, source, source + entryWords)
     const previous = entries[source + PREVIOUS_PAGE] & numberMask
@@ -528,8 +537,18 @@ export class HandleTable {
     let position = this.#home(this.#objects[slot * objectWords + OFFSET], word)
     for (let distance = 1; ; distance++) {
       const resident = slots[position * 2]
-      if (slots[position * 2 + 1] === word && resident >>> 24 === distance) return resident & numberMask
-      if (resident >>> 24 < distance) return none
+      if (slots[position * 2 + 1] === word && resident >>> 24 === distance) {
+        this.#foundAt = position
+        return resident & numberMask
+      }
+      if (resident >>> 24 < distance) {
+        this.#missedSlot = slot
+        this.#missedIndex = word
+        this.#missedAt = position
+        this.#missedDistance = distance
+        this.#missedVersion = this.#state[VERSION]
+        return none
+      }
       if (++position === size) position = 0
     }
   }
@@ -541,54 +560,50 @@ export class HandleTable {
   }
 
   /** Position of an entry that is there. */
-  #positionOf(offset: number, index: number, entry: number): number {
+  #positionOf(slot: number, index: number, entry: number): number {
     const slots = this.#slots
-    let position = this.#home(offset, index)
+    // Most entries are removed right after they were found.
+    let position = this.#foundAt
+    if ((slots[position * 2] & numberMask) === entry && slots[position * 2] !== 0) return position
+    position = this.#home(this.#objects[slot * objectWords + OFFSET], index)
     // An empty slot reads as number 0; its distance tells it from entry 0.
     while ((slots[position * 2] & numberMask) !== entry || slots[position * 2] === 0)
       if (++position === this.#slotCount) position = 0
     return position
   }
 
-  /** Enters a page. `none`, or, with everything as it was, the entry that found no place within the largest distance. */
-  #addPage(offset: number, index: number, entry: number): number {
+  /** Enters a page; false, and nothing changed, when that would move any page further than the largest distance. */
+  #addPage(slot: number, index: number, entry: number): boolean {
     const slots = this.#slots
-    const size = this.#slotCount
-    let position = this.#home(offset, index)
-    let carried = step | entry
-    let carriedIndex = index | 0
-    for (;;) {
-      const resident = slots[position * 2]
-      if (resident === 0) {
-        slots[position * 2] = carried
-        slots[position * 2 + 1] = carriedIndex
-        return none
-      }
-      if (resident >>> 24 < carried >>> 24) {
-        const residentIndex = slots[position * 2 + 1]
-        slots[position * 2] = carried
-        slots[position * 2 + 1] = carriedIndex
-        carried = resident
-        carriedIndex = residentIndex
-      }
-      if (carried >>> 24 === maxDistance) break
-      carried += step
-      if (++position === size) position = 0
+    const last = this.#slotCount - 1
+    // Where the search for it ended is where it belongs; most pages are entered right after they were missed.
+    if (this.#missedVersion !== this.#state[VERSION] || this.#missedSlot !== slot || this.#missedIndex !== (index | 0))
+      this.#findPage(slot, index)
+    const position = this.#missedAt
+    if (this.#missedDistance > maxDistance) return false
+    let end = position
+    for (let resident = slots[end * 2]; resident !== 0; resident = slots[end * 2]) {
+      if (resident >>> 24 === maxDistance) return false
+      end = end === last ? 0 : end + 1
     }
-    const pushedOut = carried & numberMask
-    if (pushedOut !== entry) {
-      // Without the new page the pushed one finds its old place again: Robin Hood order keeps distances unique up to ties.
-      this.#removePage(offset, index, entry)
-      this.#addPage(this.#objects[this.#objectSlotOf(pushedOut) * objectWords + OFFSET], carriedIndex, pushedOut)
+    while (end !== position) {
+      const before = end === 0 ? last : end - 1
+      slots[end * 2] = slots[before * 2] + step
+      slots[end * 2 + 1] = slots[before * 2 + 1]
+      end = before
     }
-    return pushedOut
+    slots[position * 2] = (this.#missedDistance * step) | entry
+    slots[position * 2 + 1] = index
+    this.#state[VERSION]++
+    return true
   }
 
-  #removePage(offset: number, index: number, entry: number): void {
+  #removePage(slot: number, index: number, entry: number): void {
     const slots = this.#slots
-    let position = this.#positionOf(offset, index, entry)
+    const last = this.#slotCount - 1
+    let position = this.#positionOf(slot, index, entry)
     for (;;) {
-      const next = position + 1 === this.#slotCount ? 0 : position + 1
+      const next = position === last ? 0 : position + 1
       const resident = slots[next * 2]
       if (resident >>> 24 <= 1) break
       slots[position * 2] = resident - step
@@ -596,6 +611,7 @@ export class HandleTable {
       position = next
     }
     slots[position * 2] = 0
+    this.#state[VERSION]++
   }
 
   /** Sets one link of an entry. */
