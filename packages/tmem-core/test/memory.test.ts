@@ -166,6 +166,20 @@ describe('eviction', () => {
       expect(pools.map((pool, i) => heldOf(pool, counts[i]).length)).toEqual([counts[0] - 1, counts[1] - 1, counts[2]])
     })
 
+    test('the most pages per weight is not the most pages', () => {
+      const { store, accounts, capacity } = open(MiB)
+      const pools = [1, 2, 3].map((client) => poolOf(store, 'shared', 4096, client))
+      accounts.setWeight(1, 3)
+      accounts.setWeight(2, 1)
+      accounts.setWeight(3, 1)
+      const most = Math.floor(capacity * 0.6)
+      putAll(pools[0], most)
+      putAll(pools[1], capacity - most)
+      expect(pools[2].put(1, 0, pageOf(9, 1))).toBe(PutOutcome.Stored)
+      expect(heldOf(pools[0], most).length).toBe(most)
+      expect(heldOf(pools[1], capacity)).toEqual(range(1, capacity - most))
+    })
+
     test('DEVIATION: without weights the client with the most pages pays, whoever’s page is the oldest', () => {
       const { store, capacity } = open(MiB)
       const small = poolOf(store, 'shared', 4096, 1)
@@ -488,6 +502,8 @@ describe('the byte limit', () => {
         }
       for (let i = 0; i < 40; i++) if (i % 8 !== 0) large.flushPage(0, i)
       for (let i = 0; i < 160; i++) if (i % 16 !== 5) parts.flushPage(0, i)
+      // All memory is touched, so that nothing but compaction is left to do.
+      settle(store, 5000)
       const chunks = counter(store, 'chunks')
       expect(chunks).toBeGreaterThan(4)
       limit.bytes = 4 * MiB
@@ -519,13 +535,16 @@ describe('the byte limit', () => {
     const pool = poolOf(store, 'persistent')
     putAll(pool, 512)
     const frame = pool.reserveFrame()
+    putAll(pool, 20, 9000, 1)
     const at = pool.frameOffset(frame)
     const bytes = pool.frameBytes(frame)
     bytes.set(pageOf(77, 1), at)
-    pool.flushObject(0)
-    limit.bytes = 0
+    for (let i = 100; i < 512; i++) pool.flushPage(0, i)
+    limit.bytes = 3 * MiB
     settle(store, 100)
-    expect(counter(store, 'chunks')).toBe(1)
+    store.check()
+    expect(counter(store, 'chunks')).toBe(2)
+    expect(heldOf(pool, 20, 9000, 1)).toEqual(range(0, 20))
     limit.bytes = limit.maximumBytes
     putAll(pool, 600)
     expect(pool.frameBytes(frame)).toBe(bytes)
@@ -938,6 +957,16 @@ describe('lending', () => {
     })
     expect(pool.get(2, 2, Buffer.alloc(4096))).toBe(GetOutcome.Hit)
     expect(counter(store, 'pages')).toBe(0)
+    pool.put(1, 1, pageOf(5, 1))
+    pool.lend(1, 1, () => {
+      // The same handle, another page in another frame.
+      pool.flushPage(1, 1)
+      pool.put(2, 2, pageOf(6, 1))
+      pool.put(1, 1, pageOf(7, 1))
+    })
+    const into = Buffer.alloc(4096)
+    expect(pool.get(1, 1, into)).toBe(GetOutcome.Hit)
+    expect(into.equals(pageOf(7, 1))).toBe(true)
   })
 })
 
