@@ -150,7 +150,7 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
 
   const [, withTmem, withSwap] = machines as [MachineReport, MachineReport, MachineReport]
   const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
-  const diskIoAvoided = io(withSwap) === 0 ? 0 : 1 - io(withTmem) / io(withSwap)
+  const diskIoAvoided = io(withSwap) === 0 ? 0 : Math.max(0, 1 - io(withTmem) / io(withSwap))
   const settings = { seed, memoryBytes, budgetBytes, references, directIo }
   // `runMachine` throws at the first wrong byte: whoever gets here has seen none.
   return { input: { pages, sources }, settings, machines, diskIoAvoided, comparedBytes, wrongBytes: 0 }
@@ -193,7 +193,7 @@ function counterOf(counters: Counters, name: string): number {
 function tmemOf(counters: Counters, cpuSeconds: number): TmemReport {
   const pages = counterOf(counters, 'live')
   const bytes = counterOf(counters, 'used_bytes')
-  return { pages, bytes, ratio: bytes === 0 ? 1 : (pages * basePageSize) / bytes, cpuSeconds }
+  return { pages, bytes, ratio: pages === 0 ? 1 : (pages * basePageSize) / bytes, cpuSeconds }
 }
 
 /** What zcache refused, by reason; what has no counter of its own was refused because the budget was used up. */

@@ -20,7 +20,7 @@ export interface MachineReport {
   readonly diskBytes: number
   /** Pages that tmem refused and that went to the swap file instead, by reason. */
   readonly refusals: Readonly<Record<string, number>>
-  /** At the end of the stream. All zero, with ratio 1, where the machine has no tmem. */
+  /** At the end of the stream. All zero but the ratio where the machine has no tmem. */
   readonly tmem: TmemReport
 }
 
@@ -29,7 +29,7 @@ export interface TmemReport {
   readonly pages: number
   /** Memory that it used, metadata included. */
   readonly bytes: number
-  /** Bytes of the pages over the bytes used. */
+  /** Bytes of the pages over the bytes used; 1 when there are no pages. */
   readonly ratio: number
   readonly cpuSeconds: number
 }
@@ -47,7 +47,7 @@ export interface DemoReport {
     readonly directIo: boolean
   }
   readonly machines: readonly MachineReport[]
-  /** The part of the swap machine's disk I/O operations that the tmem machine did without. */
+  /** The part of the swap machine's disk I/O operations that the tmem machine did without; 0 if it did more. */
   readonly diskIoAvoided: number
   /** Bytes that were read and compared with what was last written there, on all machines. */
   readonly comparedBytes: number
