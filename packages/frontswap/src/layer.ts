@@ -190,7 +190,10 @@ class FrontswapStore implements PageStore {
         areas.push(area)
         this.swap.swapon(area)
       }
-      this.#reservedBytes = areas.reduce((sum, area) => sum + area.reservedBytes, capacity * (5 + tableBytes))
+      this.#reservedBytes = areas.reduce(
+        (sum, area) => sum + area.reservedBytes,
+        Math.ceil(capacity * (5 + tableBytes)),
+      )
       // Last: a store can only be closed by waiting, and nothing after it may fail.
       this.#backend = front.length === 0 ? undefined : compose(front, context)
       if (this.#backend !== undefined) this.swap.register(this.#backend)
