@@ -56,8 +56,11 @@ export type Exploration = Holds | Violated | Unfinished
 /** Every reachable state was visited (or shown not to matter) and nothing was wrong. */
 export interface Holds extends Counts {
   readonly kind: 'holds'
-  /** How many different complete histories there are; null if some loop makes them infinitely many. */
-  readonly histories: bigint | null
+  /**
+   * How many different complete histories there are, in decimal digits (there can be very many); null if some loop makes
+   * them infinitely many.
+   */
+  readonly histories: string | null
 }
 
 export interface Violated extends Counts {
@@ -422,7 +425,7 @@ function loopBelow<S>(nodes: readonly Node<S>[], from: number): Set<number> {
 }
 
 /** The number of paths from the initial state to an end, null if there is a cycle. */
-function countHistories<S>(nodes: readonly Node<S>[]): bigint | null {
+function countHistories<S>(nodes: readonly Node<S>[]): string | null {
   const missing = nodes.map(() => 0)
   for (const node of nodes) for (const to of node.successors) missing[to] = (missing[to] as number) + 1
   const ways: bigint[] = nodes.map((_, index) => (index === 0 ? 1n : 0n))
@@ -437,7 +440,7 @@ function countHistories<S>(nodes: readonly Node<S>[]): bigint | null {
       if (missing[to] === 0) ready.push(to)
     }
   }
-  return ready.length === nodes.length ? total : null
+  return ready.length === nodes.length ? String(total) : null
 }
 
 /** Labels and remarks along a path. The last step may be the one that throws. */

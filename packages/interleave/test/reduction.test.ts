@@ -147,8 +147,8 @@ describe('the reduction', () => {
       initial: () => ({ v: { x: 0, y: 0, z: 0, w: 0 } }),
       actors: names.map(add),
     }
-    expect(explore(apart, { reduction: 'none' })).toMatchObject({ states: 16, histories: 24n })
-    expect(explore(apart)).toMatchObject({ states: 5, histories: 1n })
+    expect(explore(apart, { reduction: 'none' })).toMatchObject({ states: 16, histories: '24' })
+    expect(explore(apart)).toMatchObject({ states: 5, histories: '1' })
     // An invariant over one variable makes only that step visible; it still has to be tried before the others.
     const watched = { ...apart, invariants: [{ name: 'x', reads: ['v.x'], check: () => null }] }
     expect(explore(watched).states).toBeLessThan(16)
@@ -157,7 +157,7 @@ describe('the reduction', () => {
       ...one,
       steps: one.steps.map(({ touches: _touches, ...step }) => step),
     }))
-    expect(explore({ ...apart, actors: silent })).toMatchObject({ states: 16, histories: 24n })
+    expect(explore({ ...apart, actors: silent })).toMatchObject({ states: 16, histories: '24' })
   })
 
   test('does not put an actor off for ever behind a loop of another', () => {
@@ -200,7 +200,10 @@ describe('the audit of footprints', () => {
 
   test('does not hold a changed step to the footprint of the old one', () => {
     const before = scenario({ touches: { reads: ['v.y'] }, run: () => {} })
-    const change = { step: 'step', to: { run: (state: Vars) => void (state.v['x'] = 1) } }
+    const write = (state: Vars) => {
+      state.v['x'] = 1
+    }
+    const change = { step: 'step', to: { run: write } }
     expect(explore(edited(before, { actor: 'one', change }), { auditFootprints: true }).kind).toBe('holds')
   })
 

@@ -1,1 +1,27 @@
-export const placeholder: string = '@tmem/mmu-notifier'
+/** MMU notifiers as an executable model, and the catalogue of page-mapping rules. See the README. */
+import { type Catalogue, catalogue, type RuleEntry } from '@tmem/interleave'
+import { gupRules } from './scenarios/gup.ts'
+import { intervalRules } from './scenarios/interval.ts'
+import { listRules } from './scenarios/list.ts'
+import { mappingRules } from './scenarios/mapping.ts'
+import { xipRules } from './scenarios/xip.ts'
+
+export * from './clients.ts'
+export * from './notifier.ts'
+export * from './workload.ts'
+
+/** Every rule of page mapping with its scenario and its mutant. */
+export const pageMappingRules: readonly RuleEntry[] = [
+  ...listRules,
+  ...intervalRules,
+  ...mappingRules,
+  ...xipRules,
+  ...gupRules,
+]
+
+/**
+ * The catalogue of all rules. `pageMapping.listScenarios()` explores them all (some seconds) and gives the table of rule,
+ * states and whether the mutant was caught; `pageMapping.explore(name)` gives both explorations of one rule and, as
+ * `text`, the chart of its mutant's shortest history.
+ */
+export const pageMapping: Catalogue = catalogue(pageMappingRules)

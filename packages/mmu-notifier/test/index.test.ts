@@ -1,6 +1,0 @@
-import { expect, test } from 'vitest'
-import { placeholder } from '../src/index.ts'
-
-test('the package loads', () => {
-  expect(placeholder).toBe('@tmem/mmu-notifier')
-})
