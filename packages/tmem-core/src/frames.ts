@@ -175,7 +175,9 @@ export class Frames {
     let k = order
     while (state[CHAINS + k] === none) if (++k > this.chunkShift) return none
     const frame = state[CHAINS + k]
-    this.#unlink(frame, k)
+    const next = this.#words[frame * this.#stride + NEXT]
+    state[CHAINS + k] = next
+    if (next !== none) this.#words[next * this.#stride + PREVIOUS] = none
     while (k > order) {
       k--
       this.#push(frame + (1 << k), k)

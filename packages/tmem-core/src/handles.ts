@@ -94,7 +94,10 @@ export interface HandleTableMemory {
   readonly objectSlots: ArrayBufferLike
 }
 
-const slotsFor = (capacity: number): number => Math.ceil(capacity * 1.25) + 1
+/** Homes for so many numbers: at most three quarters of them are taken. */
+const homesFor = (capacity: number): number => Math.ceil(capacity * 1.33) + 1
+/** Slots for so many homes: nothing lies further from home than `maxDistance`, so the last home needs that many more. */
+const slotsFor = (capacity: number): number => homesFor(capacity) + maxDistance + 5
 
 /** Scatters a word over 32 bits, one to one (the finaliser of MurmurHash3). */
 function scatter(word: number): number {
@@ -169,9 +172,9 @@ class Slots {
 
 export class HandleTable {
   /** Bytes reserved for one entry: its words and its share of the index. */
-  static readonly bytesPerEntry: number = entryWords * 4 + 10
+  static readonly bytesPerEntry: number = Math.ceil(entryWords * 4 + 10.64)
   /** Bytes used by one object: its words and its share of the index. */
-  static readonly bytesPerObject: number = objectWords * 4 + 5
+  static readonly bytesPerObject: number = Math.ceil(objectWords * 4 + 5.32)
 
   readonly capacity: number
   readonly queues: number
@@ -183,7 +186,7 @@ export class HandleTable {
   readonly #objects: Int32Array
   /** Two words per slot: number and distance, index. */
   readonly #slots: Int32Array
-  readonly #slotCount: number
+  readonly #homes: number
   readonly #slotScale: number
   /** Object slot × this, modulo the number of slots, is the object's offset: different for different objects. */
   readonly #multiplier: number
@@ -212,9 +215,9 @@ export class HandleTable {
     this.#entries = new Int32Array(memory.entries)
     this.#objects = new Int32Array(memory.objects)
     this.#slots = new Int32Array(memory.slots)
-    this.#slotCount = slotsFor(memory.capacity)
-    this.#slotScale = this.#slotCount / 2 ** 32
-    this.#multiplier = multiplierFor(this.#slotCount)
+    this.#homes = homesFor(memory.capacity)
+    this.#slotScale = this.#homes / 2 ** 32
+    this.#multiplier = multiplierFor(this.#homes)
     this.#objectSlots = new Slots(memory.objectSlots, memory.capacity)
   }
 
@@ -530,33 +533,60 @@ export class HandleTable {
     }
   }
 
+  /**
+   * The entry of a page, or `none`. Four slots are judged at a time without a branch between them: how far a page is from
+   * home cannot be predicted, and a wrong guess costs more than judging all four.
+   */
   #findPage(slot: number, index: number): number {
     const slots = this.#slots
-    const size = this.#slotCount
     const word = index | 0
-    let position = this.#home(this.#objects[slot * objectWords + OFFSET], word)
-    for (let distance = 1; ; distance++) {
-      const resident = slots[position * 2]
-      if (slots[position * 2 + 1] === word && resident >>> 24 === distance) {
-        this.#foundAt = position
-        return resident & numberMask
+    const home = this.#home(this.#objects[slot * objectWords + OFFSET], word)
+    for (let position = home, distance = 1; ; position += 4, distance += 4) {
+      const at = position * 2
+      const first = slots[at]
+      const second = slots[at + 2]
+      const third = slots[at + 4]
+      const fourth = slots[at + 6]
+      // Zero where the page is: its index, at its distance.
+      const inFirst = (slots[at + 1] ^ word) | ((first >>> 24) ^ distance)
+      const inSecond = (slots[at + 3] ^ word) | ((second >>> 24) ^ (distance + 1))
+      const inThird = (slots[at + 5] ^ word) | ((third >>> 24) ^ (distance + 2))
+      const inFourth = (slots[at + 7] ^ word) | ((fourth >>> 24) ^ (distance + 3))
+      // All ones where it is, else zero.
+      const isFirst = ~((inFirst | -inFirst) >> 31)
+      const isSecond = ~((inSecond | -inSecond) >> 31)
+      const isThird = ~((inThird | -inThird) >> 31)
+      const isFourth = ~((inFourth | -inFourth) >> 31)
+      if ((isFirst | isSecond | isThird | isFourth) !== 0) {
+        this.#foundAt = position + (isSecond & 1) + (isThird & 2) + (isFourth & 3)
+        return ((first & isFirst) | (second & isSecond) | (third & isThird) | (fourth & isFourth)) & numberMask
       }
-      if (resident >>> 24 < distance) {
-        this.#missedSlot = slot
-        this.#missedIndex = word
-        this.#missedAt = position
-        this.#missedDistance = distance
-        this.#missedVersion = this.#state[VERSION]
+      // The page would have pushed aside whoever is nearer to home than it would be.
+      const ends =
+        ((first >>> 24) - distance) |
+        ((second >>> 24) - distance - 1) |
+        ((third >>> 24) - distance - 2) |
+        ((fourth >>> 24) - distance - 3)
+      if (ends < 0) {
+        this.#missed(slot, word, position, distance)
         return none
       }
-      if (++position === size) position = 0
     }
   }
 
-  /** Home of a page: its object's offset plus its scattered index, modulo the number of slots. */
+  /** Remembers where a page that was not found belongs: the first slot from `position` on that is nearer to home. */
+  #missed(slot: number, word: number, position: number, distance: number): void {
+    this.#missedSlot = slot
+    this.#missedIndex = word
+    this.#missedAt = position
+    this.#missedDistance = distance
+    this.#missedVersion = this.#state[VERSION]
+  }
+
+  /** Home of a page: its object's offset plus its scattered index, modulo the number of homes. */
   #home(offset: number, index: number): number {
     const position = (((scatter(index) >>> 0) * this.#slotScale) | 0) + offset
-    return position < this.#slotCount ? position : position - this.#slotCount
+    return position < this.#homes ? position : position - this.#homes
   }
 
   /** Position of an entry that is there. */
@@ -567,50 +597,47 @@ export class HandleTable {
     if ((slots[position * 2] & numberMask) === entry && slots[position * 2] !== 0) return position
     position = this.#home(this.#objects[slot * objectWords + OFFSET], index)
     // An empty slot reads as number 0; its distance tells it from entry 0.
-    while ((slots[position * 2] & numberMask) !== entry || slots[position * 2] === 0)
-      if (++position === this.#slotCount) position = 0
+    while ((slots[position * 2] & numberMask) !== entry || slots[position * 2] === 0) position++
     return position
   }
 
   /** Enters a page; false, and nothing changed, when that would move any page further than the largest distance. */
   #addPage(slot: number, index: number, entry: number): boolean {
     const slots = this.#slots
-    const last = this.#slotCount - 1
     // Where the search for it ended is where it belongs; most pages are entered right after they were missed.
     if (this.#missedVersion !== this.#state[VERSION] || this.#missedSlot !== slot || this.#missedIndex !== (index | 0))
       this.#findPage(slot, index)
-    const position = this.#missedAt
-    if (this.#missedDistance > maxDistance) return false
-    let end = position
-    for (let resident = slots[end * 2]; resident !== 0; resident = slots[end * 2]) {
+    let at = this.#missedAt * 2
+    let distance = this.#missedDistance
+    while (slots[at] >>> 24 >= distance) {
+      at += 2
+      distance++
+    }
+    if (distance > maxDistance) return false
+    let end = at
+    for (let resident = slots[end]; resident !== 0; resident = slots[end]) {
       if (resident >>> 24 === maxDistance) return false
-      end = end === last ? 0 : end + 1
+      end += 2
     }
-    while (end !== position) {
-      const before = end === 0 ? last : end - 1
-      slots[end * 2] = slots[before * 2] + step
-      slots[end * 2 + 1] = slots[before * 2 + 1]
-      end = before
+    for (; end !== at; end -= 2) {
+      slots[end] = slots[end - 2] + step
+      slots[end + 1] = slots[end - 1]
     }
-    slots[position * 2] = (this.#missedDistance * step) | entry
-    slots[position * 2 + 1] = index
+    slots[at] = (distance * step) | entry
+    slots[at + 1] = index
     this.#state[VERSION]++
     return true
   }
 
   #removePage(slot: number, index: number, entry: number): void {
     const slots = this.#slots
-    const last = this.#slotCount - 1
-    let position = this.#positionOf(slot, index, entry)
-    for (;;) {
-      const next = position === last ? 0 : position + 1
-      const resident = slots[next * 2]
-      if (resident >>> 24 <= 1) break
-      slots[position * 2] = resident - step
-      slots[position * 2 + 1] = slots[next * 2 + 1]
-      position = next
+    let at = this.#positionOf(slot, index, entry) * 2
+    for (let next = slots[at + 2]; next >>> 24 > 1; next = slots[at + 2]) {
+      slots[at] = next - step
+      slots[at + 1] = slots[at + 3]
+      at += 2
     }
-    slots[position * 2] = 0
+    slots[at] = 0
     this.#state[VERSION]++
   }
 
@@ -658,7 +685,7 @@ export class HandleTable {
     objects[at + FIRST_PAGE] = none
     objects[at + PAGES] = 0
     // Below 2^24 × 2^25 the product is exact.
-    objects[at + OFFSET] = (slot * this.#multiplier) % this.#slotCount
+    objects[at + OFFSET] = (slot * this.#multiplier) % this.#homes
     const pushedOut = this.#objectSlots.add(this.#idHash(pool), slot)
     if (pushedOut !== none) {
       if (pushedOut !== slot) {
