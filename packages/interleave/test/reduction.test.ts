@@ -99,7 +99,7 @@ function scenarioOf({ actors, watched }: Random, atEnd: Check<Vars>[] = []): Sce
 }
 
 describe('the reduction', () => {
-  test('finds what the full exploration finds, on random programs', () => {
+  test('finds what the full exploration finds, on random programs', { timeout: 60_000 }, () => {
     let violated = 0
     let smaller = 0
     fc.assert(
@@ -113,14 +113,14 @@ describe('the reduction', () => {
         if (full.kind === 'violated') violated++
         else if (reduced.states < full.states) smaller++
       }),
-      { seed: 7, numRuns: 1500 },
+      { seed: 7, numRuns: 500 },
     )
     // The property says nothing if one of these does not happen.
-    expect(violated).toBeGreaterThan(200)
-    expect(smaller).toBeGreaterThan(100)
+    expect(violated).toBeGreaterThan(100)
+    expect(smaller).toBeGreaterThan(30)
   })
 
-  test('reaches the same ends, on random programs', () => {
+  test('reaches the same ends, on random programs', { timeout: 60_000 }, () => {
     const endsOf = (random: Random, reduction: 'none' | 'persistent-sets'): string[] | null => {
       const ends = new Set<string>()
       const collect: Check<Vars> = {
@@ -137,7 +137,7 @@ describe('the reduction', () => {
       fc.property(program, (random) => {
         expect(endsOf(random, 'persistent-sets')).toEqual(endsOf(random, 'none'))
       }),
-      { seed: 8, numRuns: 800 },
+      { seed: 8, numRuns: 300 },
     )
   })
 
@@ -158,6 +158,17 @@ describe('the reduction', () => {
       steps: one.steps.map(({ touches: _touches, ...step }) => step),
     }))
     expect(explore({ ...apart, actors: silent })).toMatchObject({ states: 16, histories: '24' })
+  })
+
+  test.each(names)('sees a state in which only %s has been set, if an invariant asks for it', (name) => {
+    const add = (own: string) => actor<Vars>(own, {}, [compile({ kind: 'add', a: own, b: own, n: 0 }, 0)])
+    const only: Check<Vars> = {
+      name: 'only',
+      reads: ['v'],
+      check: ({ v }) => (names.every((one) => v[one] === (one === name ? 1 : 0)) ? 'seen' : null),
+    }
+    const scenario = { initial: () => ({ v: { x: 0, y: 0, z: 0, w: 0 } }), actors: names.map(add), invariants: [only] }
+    expect(explore(scenario)).toMatchObject({ kind: 'violated', name: 'only' })
   })
 
   test('does not put an actor off for ever behind a loop of another', () => {

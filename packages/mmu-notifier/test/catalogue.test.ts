@@ -16,7 +16,7 @@ describe('every rule', () => {
   })
 })
 
-test('the table', () => {
+test('the table', { timeout: 60_000 }, () => {
   const { scenarios } = pageMapping.listScenarios()
   expect(scenarios.length).toBeGreaterThanOrEqual(100)
   expect(scenarios.filter(({ mutantCaught }) => !mutantCaught)).toEqual([])
