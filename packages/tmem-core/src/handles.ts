@@ -94,8 +94,8 @@ export interface HandleTableMemory {
   readonly objectSlots: ArrayBufferLike
 }
 
-/** Homes for so many numbers: at most three quarters of them are taken. */
-const homesFor = (capacity: number): number => Math.ceil(capacity * 1.33) + 1
+/** Homes for so many numbers: at most four fifths of them are taken. */
+const homesFor = (capacity: number): number => Math.ceil(capacity * 1.25) + 1
 /** Slots for so many homes: nothing lies further from home than `maxDistance`, so the last home needs that many more. */
 const slotsFor = (capacity: number): number => homesFor(capacity) + maxDistance + 5
 
@@ -172,9 +172,9 @@ class Slots {
 
 export class HandleTable {
   /** Bytes reserved for one entry: its words and its share of the index. */
-  static readonly bytesPerEntry: number = Math.ceil(entryWords * 4 + 10.64)
+  static readonly bytesPerEntry: number = entryWords * 4 + 10
   /** Bytes used by one object: its words and its share of the index. */
-  static readonly bytesPerObject: number = Math.ceil(objectWords * 4 + 5.32)
+  static readonly bytesPerObject: number = objectWords * 4 + 5
 
   readonly capacity: number
   readonly queues: number
