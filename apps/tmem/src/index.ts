@@ -75,6 +75,14 @@ function program(terminal: Terminal): Command {
     .action(async (suite, options) => runSuite(await suites[suite]!(), options, terminal))
 
   tmem
+    .command('explore')
+    .description('run small concurrent programs through all their interleavings, with a rule kept and broken')
+    .argument('[scenario]', 'the scenario to show (default: a table of all)')
+    .option('--list', 'the table of all')
+    .addOption(json())
+    .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
+
+  tmem
     .command('stack')
     .description('list the layers that stacks are made of, or check a stack')
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
-const commands = ['demo', 'bench', 'stack']
+const commands = ['demo', 'bench', 'explore', 'stack']
 
 describe('help', () => {
   test('lists every command, and each has its own', async () => {
@@ -45,6 +45,11 @@ describe('bad usage ends with exit code 2 and one line', () => {
     ],
     [['bench'], "missing required argument 'suite'"],
     [['bench', 'cor'], "command-argument value 'cor' is invalid for argument 'suite'. Allowed choices are core."],
+    [['explore', 'x', '--list'], 'give a name or --list, not both'],
+    [
+      ['explore', 'nothing-like-it'],
+      /^tmem: no scenario "nothing-like-it"; nearest: .*; tmem explore --list shows all\n$/,
+    ],
     [['stack', 'memory', '--file', 'x'], 'give the text of a stack or --file, not both'],
     [['stack', '--file', '/nowhere/stack.yaml'], /^tmem: cannot read the stack in \/nowhere\/stack.yaml: ENOENT/],
     [
@@ -94,5 +99,31 @@ describe('tmem stack', () => {
     const broken = await tmem(['stack', '--file', file])
     expect(broken).toMatchObject({ code: 2, stdout: '' })
     expect(broken.stderr).toMatch(/^tmem: .*stack.yaml is not YAML: .*line 2.*\n$/)
+  })
+})
+
+describe('tmem explore', () => {
+  test('lists the rules, all of whose mutants are caught, and shows one as a chart', { timeout: 60_000 }, async () => {
+    const rule = z.strictObject({
+      name: z.string(),
+      rule: z.string(),
+      source: z.string(),
+      states: z.number().int().positive(),
+      mutantCaught: z.literal(true),
+    })
+    const listed = await tmem(['explore', '--list', '--json'])
+    expect(listed).toMatchObject({ code: 0, stderr: '' })
+    const { scenarios } = z.strictObject({ scenarios: z.array(rule).nonempty() }).parse(JSON.parse(listed.stdout))
+    const [{ name, rule: text }] = scenarios
+    const shown = await tmem(['explore', name])
+    expect(shown).toMatchObject({ code: 0, stderr: '' })
+    expect(shown.stdout).toContain(`${name}: ${text}\n`)
+    expect(shown.stdout).toMatch(/^ *1 \| /m)
+    const one = await tmem(['explore', name, '--json'])
+    expect(JSON.parse(one.stdout)).toMatchObject({
+      ...scenarios[0],
+      kept: { kind: 'holds' },
+      broken: { kind: 'violated' },
+    })
   })
 })
