@@ -355,6 +355,34 @@ const tasks = {
     return { made, refusal }
   },
 
+  /** Makes pools and destroys them again, a few at a time; each holds this thread's page. */
+  churn({ store: handle, rounds, seed, gate, threads }) {
+    const store = SharedMemoryStore.attach(handle)
+    const random = randomOf(seed)
+    const pools = []
+    const page = new Uint8Array(4096)
+    gather(gate, threads)
+    for (let round = 0; round < rounds; round++) {
+      progress[thread * 2] = round
+      const which = random(4)
+      const old = pools[which]
+      if (old !== undefined) {
+        const outcome = old.pool.get(which, 7, page)
+        if (outcome !== GetOutcome.Hit || readPage(page) !== old.value)
+          throw new Error(`the page of pool ${old.pool.number} is not there: ${outcome}`)
+        old.pool.destroy()
+      }
+      const pool = store.newPool({ client: thread, persistent: true, shared: false, pageSize: 4096 })
+      if (typeof pool === 'number') throw new Error(`a pool was refused: ${pool}`)
+      const value = thread * 2 ** 22 + round
+      fillPage(page, value)
+      const outcome = pool.put(which, 7, page)
+      if (outcome !== PutOutcome.Stored) throw new Error(`a put into pool ${pool.number} was refused: ${outcome}`)
+      pools[which] = { pool, value }
+    }
+    return pools.filter((one) => one !== undefined).length
+  },
+
   /** Opens pools of another thread, reads their pages, and destroys some. */
   visitPools({ store: handle, whose, made, destroy, gate, threads }) {
     const store = SharedMemoryStore.attach(handle)

@@ -39,6 +39,14 @@ const shared = (words: number): Int32Array => new Int32Array(new SharedArrayBuff
 const contradiction = (history: History, modelOf: PageModel | ((page: number) => PageModel)): string | undefined =>
   contradictionIn(history, modelOf)?.text
 
+/** Lets other things happen until a condition holds, at most five seconds. */
+async function until(condition: () => boolean): Promise<void> {
+  for (let tries = 0; !condition(); tries++) {
+    if (tries === 1000) throw new Error('the threads did not come so far')
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}
+
 const check = (handle: SharedMemoryHandle): Promise<Record<string, number>> => crew.run(0, 'check', { store: handle })
 
 const kinds: readonly { attributes: PoolAttributes; model: PageModel }[] = [
@@ -231,6 +239,20 @@ describe('pools', () => {
     await check(handle)
   })
 
+  test('made and destroyed all the time do not get mixed up', async () => {
+    const { handle } = storeWith({ limitBytes: 16 * MiB, shards: 4 })
+    const gate = shared(1)
+    const left = await crew.all<number>(3, 'churn', (thread) => ({
+      store: handle,
+      rounds: 1500,
+      seed: thread + 1,
+      gate,
+      threads: 3,
+    }))
+    expect(left).toEqual([4, 4, 4])
+    expect((await check(handle)).pages).toBe(12)
+  })
+
   test('that are frozen take no new page from any thread, and thawed they do again', async () => {
     const { handle, numbers } = storeWith({ limitBytes: 16 * MiB, shards: 4 }, attributesOf())
     const common = {
@@ -277,7 +299,7 @@ describe('pools', () => {
       client: 7,
       maximum,
       seed: thread + 1,
-      operations: 2000,
+      operations: 80_000,
       gate,
       threads: 3,
     }))
@@ -380,7 +402,7 @@ describe('the life of a store', () => {
       attributes: attributesOf(),
       words,
     })
-    while (Atomics.load(words, 0) === 0) await new Promise((resolve) => setTimeout(resolve, 5))
+    await Promise.race([stays, until(() => Atomics.load(words, 0) === 1)])
     await store.close()
     Atomics.store(words, 1, 1)
     Atomics.notify(words, 1)
