@@ -236,7 +236,6 @@ export type Blocking = 'blockable' | 'non-blockable'
  *
  * -EAGAIN (non-blockable only): a client would have to wait. Those that had accepted have had their end; the caller must
  * not call invalidateRangeEnd() for this round.
- * @throws RuleViolation "blockable-start-failed" if a client refuses a blockable start.
  */
 export function invalidateRangeStart(
   world: NotifierWorld,

@@ -1,10 +1,13 @@
-/** What the explorer says beyond the rules: things that are not in the sources, or that the sources got wrong. */
+/** What the explorer says beyond the rules: bad luck, and things that the sources do not say or got wrong. */
 import { actor, edited, explore, type Scenario } from '@tmem/interleave'
 import {
+  auditMachine,
+  auditXip,
   createMachine,
   createSpace,
   createXipFile,
   createXipFilesystem,
+  munmap,
   readPte,
   spaceOf,
   type XipRegisters,
@@ -52,6 +55,44 @@ test('with blocks allocated under the mutex, the second walk of the unmapper is 
   expect(explore(outside).kind).toBe('holds')
   expect(explore(edited(outside, { actor: 'write', change: once })).kind).toBe('violated')
 })
+
+test.each(['read', 'write'] as const)(
+  'an area unmapped during a fault (%s): no entry is left, nothing is lost',
+  (access) => {
+    const scenario: Scenario<XipWorld> = {
+      initial: () => {
+        const made = fileWorld()
+        spaceOf(made.machine, 0).vmas = []
+        xipMmap(spaceOf(made.machine, 0), made.fs.files[0]!, {
+          first: 0,
+          pages: 1,
+          shared: true,
+          write: access === 'write',
+        })
+        return made
+      },
+      actors: [
+        actor('fault', xipRegisters(), [
+          ...xipFaultProgram({ thread: 'fault', space: 0, vpn: 0, access }),
+          { label: 'done', run: () => {} },
+        ]),
+        actor('munmap', {}, [
+          { label: 'munmap', run: ({ machine }: XipWorld) => munmap(machine, spaceOf(machine, 0), 0, 1) },
+        ]),
+      ],
+      atEnd: [
+        {
+          name: 'nothing left',
+          check: (world) =>
+            [...auditMachine(world.machine), ...auditXip(world)][0] ??
+            (readPte(world.machine, spaceOf(world.machine, 0), 0) === null ? null : 'an entry is left') ??
+            (world.fs.locks.sparse === '' ? null : 'the mutex is still held'),
+        },
+      ],
+    }
+    expect(explore(scenario)).toMatchObject({ kind: 'holds' })
+  },
+)
 
 test('nothing keeps an XIP fault that has found its block from mapping it after a truncate has freed it', () => {
   const scenario: Scenario<XipWorld> = {

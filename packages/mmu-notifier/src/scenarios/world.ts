@@ -27,7 +27,6 @@ import {
 import {
   addClient,
   type Client,
-  type ClientId,
   clientInvalidatePage,
   clientRangeEnd,
   clientRangeStart,
@@ -103,11 +102,6 @@ export function step<L extends object = object>(
   return { label, run, ...more }
 }
 
-export const mark =
-  (name: string) =>
-  ({ marks }: World): number =>
-    marks[name] ?? 0
-
 export function setMark(name: string, value: number): (world: World) => void {
   return ({ marks }) => {
     marks[name] = value
@@ -135,8 +129,6 @@ export function vm(name: string, steps: readonly VmStep[]): Actor<World> {
 export function device(name: string, steps: readonly FaultStep[]): Actor<World> {
   return actor<World, ReturnType<typeof faultRegisters>>(name, faultRegisters(), steps)
 }
-
-const nameOf = (id: ClientId, names: readonly string[]): string => names[id] ?? 'kvm'
 
 /** Calls one client, as soon as its lock is free. */
 export function callback(label: string, name: string, run: (world: World, client: Client) => void): VmStep {
@@ -193,10 +185,10 @@ export function unmapRange(
   end: number = vpn + 1,
 ): VmStep[] {
   return [
-    ...names.map((_, id) => startStep(first, end, nameOf(id, names))),
+    ...names.map((name) => startStep(first, end, name)),
     clearStep(vpn),
     freeStep(),
-    ...names.map((_, id) => endStep(first, end, nameOf(id, names))),
+    ...names.map((name) => endStep(first, end, name)),
   ]
 }
 
@@ -205,7 +197,7 @@ export const pageStep = (vpn: number, name = 'kvm'): VmStep =>
 
 /** Unmaps one page with the callback for single pages: clear, notify, free. */
 export function unmapPage(vpn: number, names: readonly string[] = ['kvm']): VmStep[] {
-  return [clearStep(vpn), ...names.map((_, id) => pageStep(vpn, nameOf(id, names))), freeStep()]
+  return [clearStep(vpn), ...names.map((name) => pageStep(vpn, name)), freeStep()]
 }
 
 /** No secondary MMU refers to free memory: in every state. */
