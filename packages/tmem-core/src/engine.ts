@@ -399,68 +399,76 @@ export class Engine {
 
   /**
    * Puts every `Pending` entry of a batch; those without a place stay `Pending`, unless `final`, and then get their
-   * refusal. Copies of neighbours to neighbouring frames become one copy.
+   * refusal. First all places are found and then all pages copied, so that neither waits for the other's cache misses.
    */
   putMany(pool: number, batch: PageBatch, order: number, final: boolean): void {
-    const { objects, indexes, offsets, outcomes, bytes, length } = batch
-    const frames = this.#frames
-    const size = basePageSize << order
+    const { objects, indexes, outcomes, scratch, length } = batch
     const scale = 1 << order
-    let runFrame = 0
-    let runAt = 0
-    let runBytes = 0
+    let copied = 0
     for (let i = 0; i < length; i++) {
+      scratch[i] = none
       if (outcomes[i] !== Pending) {
         // A layer above took it: then it is not ours any more.
         if (outcomes[i] === PutOutcome.Stored) this.flushPage(pool, objects[i], indexes[i] * scale, order)
         continue
       }
-      // A page on its way down must have its bytes.
-      if (runBytes !== 0 && this.demotion !== undefined) {
-        frames.copyIn(runFrame, bytes, runAt, runBytes)
-        runBytes = 0
-      }
       const frame = this.#place(pool, objects[i], indexes[i] * scale, order)
-      if (frame < 0) {
-        let outcome = -frame as PutOutcome
-        if (frame === scattered) {
-          // It may evict, reuse and fill a frame of the run, whose bytes must not come after.
-          if (runBytes !== 0) frames.copyIn(runFrame, bytes, runAt, runBytes)
-          runBytes = 0
-          outcome = this.#putScattered(pool, objects[i], indexes[i] * scale, order, bytes, offsets[i])
-        }
-        if (final || outcome === PutOutcome.Stored) outcomes[i] = outcome
+      if (frame >= 0) {
+        scratch[i] = frame
+        outcomes[i] = PutOutcome.Stored
+        // A page on its way down must have its bytes.
+        if (this.demotion !== undefined) copied = this.#copyInMany(batch, order, copied, i + 1)
         continue
       }
-      outcomes[i] = PutOutcome.Stored
-      const at = offsets[i]
-      if (
-        runBytes !== 0 &&
-        at === runAt + runBytes &&
-        frame === runFrame + runBytes / basePageSize &&
-        frames.sameChunk(frame, runFrame)
-      ) {
-        runBytes += size
-        continue
+      let outcome = -frame as PutOutcome
+      if (frame === scattered) {
+        // It may evict, reuse and fill a frame whose older copy must not come after.
+        copied = this.#copyInMany(batch, order, copied, i)
+        outcome = this.#putScattered(pool, objects[i], indexes[i] * scale, order, batch.bytes, batch.offsets[i])
       }
-      if (runBytes !== 0) frames.copyIn(runFrame, bytes, runAt, runBytes)
-      runFrame = frame
-      runAt = at
-      runBytes = size
+      if (final || outcome === PutOutcome.Stored) outcomes[i] = outcome
     }
-    if (runBytes !== 0) frames.copyIn(runFrame, bytes, runAt, runBytes)
+    this.#copyInMany(batch, order, copied, length)
   }
 
-  /** Gets every `Pending` entry of a batch; misses stay `Pending`, unless `final`. */
+  /** Copies the pages of entries `from` to `to`-1 to their places in `scratch`; neighbours to neighbours in one copy. */
+  #copyInMany(batch: PageBatch, order: number, from: number, to: number): number {
+    const { offsets, scratch } = batch
+    const frames = this.#frames
+    for (let i = from; i < to; i++) {
+      const frame = scratch[i]
+      if (frame === none) continue
+      const run = i + 1 < to && scratch[i + 1] === frame + (1 << order) ? this.#runOf(batch, order, i, to) : 1
+      if (run === 1) frames.fill(frame, 0, batch.page(i))
+      else frames.copyIn(frame, batch.bytes, offsets[i], (run * basePageSize) << order)
+      i += run - 1
+    }
+    return to
+  }
+
+  /** Number of entries from `first` on whose pages and places lie side by side. */
+  #runOf({ offsets, scratch }: PageBatch, order: number, first: number, to: number): number {
+    const size = basePageSize << order
+    const frame = scratch[first]
+    let run = 1
+    while (
+      first + run < to &&
+      scratch[first + run] === frame + (run << order) &&
+      offsets[first + run] === offsets[first] + run * size &&
+      this.#frames.sameChunk(scratch[first + run], frame)
+    )
+      run++
+    return run
+  }
+
+  /** Gets every `Pending` entry of a batch; misses stay `Pending`, unless `final`. First all are found, then copied. */
   getMany(pool: number, batch: PageBatch, order: number, final: boolean): void {
-    const { objects, indexes, offsets, outcomes, bytes, length } = batch
+    const { objects, indexes, offsets, outcomes, scratch, bytes, length } = batch
     const frames = this.#frames
     const size = basePageSize << order
     const scale = 1 << order
-    let runFrame = 0
-    let runAt = 0
-    let runBytes = 0
     for (let i = 0; i < length; i++) {
+      scratch[i] = none
       if (outcomes[i] !== Pending) continue
       const key = indexes[i] * scale
       this.#counters[GETS]++
@@ -471,25 +479,18 @@ export class Engine {
       }
       this.#counters[SUCC_GETS]++
       outcomes[i] = GetOutcome.Hit
-      const at = offsets[i]
-      if (frame === scattered) this.#gather(pool, objects[i], key, order, bytes, at)
-      else if (
-        runBytes !== 0 &&
-        at === runAt + runBytes &&
-        frame === runFrame + runBytes / basePageSize &&
-        frames.sameChunk(frame, runFrame)
-      )
-        runBytes += size
-      else {
-        if (runBytes !== 0) frames.copyOut(runFrame, 0, bytes, runAt, runBytes)
-        runFrame = frame
-        runAt = at
-        runBytes = size
-      }
+      if (frame === scattered) this.#gather(pool, objects[i], key, order, bytes, offsets[i])
+      else scratch[i] = frame
       // Freed frames keep their bytes until the next put, which cannot come before the copies below.
       this.#afterGet(pool, objects[i], key, order, frame)
     }
-    if (runBytes !== 0) frames.copyOut(runFrame, 0, bytes, runAt, runBytes)
+    for (let i = 0; i < length; i++) {
+      const frame = scratch[i]
+      if (frame === none) continue
+      const run = i + 1 < length && scratch[i + 1] === frame + scale ? this.#runOf(batch, order, i, length) : 1
+      frames.copyOut(frame, 0, bytes, offsets[i], run * size)
+      i += run - 1
+    }
   }
 
   /** Takes a scrubbed run of frames out for the caller, or (negative) the refusal. */

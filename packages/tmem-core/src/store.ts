@@ -235,14 +235,18 @@ export interface LayerFactory {
 export class PageBatch {
   readonly capacity: number
   readonly pageSize: number
-  /** Where the pages lie. May be replaced by the caller between batches. */
-  bytes: Uint8Array
   /** Entries in use. */
   length = 0
   readonly objects: ObjectId[]
   readonly indexes: Uint32Array
   readonly offsets: Float64Array
   readonly outcomes: Uint8Array
+  /** A number per entry for whoever works on the batch, during a call. */
+  readonly scratch: Int32Array
+  #bytes: Uint8Array
+  /** Where the page ends that lies furthest on. */
+  #end = 0
+  readonly #pages: (Uint8Array | undefined)[]
 
   /**
    * @param capacity entries, 1 to 65536
@@ -255,16 +259,44 @@ export class PageBatch {
     assertPageSize(pageSize)
     this.capacity = capacity
     this.pageSize = pageSize
-    this.bytes = bytes ?? new Uint8Array(capacity * pageSize)
+    this.#bytes = bytes ?? new Uint8Array(capacity * pageSize)
+    this.#pages = new Array(capacity).fill(undefined)
+    this.scratch = new Int32Array(capacity)
     this.objects = new Array<ObjectId>(capacity).fill(0)
     this.indexes = new Uint32Array(capacity)
     this.offsets = new Float64Array(capacity)
     this.outcomes = new Uint8Array(capacity)
   }
 
+  /** Whether all pages lie inside of `bytes`: not so when `bytes` was replaced by something too short. */
+  get fits(): boolean {
+    return this.#end <= this.#bytes.length
+  }
+
+  /** Where the pages lie. May be replaced between batches. */
+  get bytes(): Uint8Array {
+    return this.#bytes
+  }
+
+  set bytes(bytes: Uint8Array) {
+    this.#bytes = bytes
+    this.#pages.fill(undefined)
+  }
+
+  /** The page of an entry: a view that is made once and serves again while the entry's offset stays the same. */
+  page(entry: number): Uint8Array {
+    const at = this.#bytes.byteOffset + this.offsets[entry]
+    const made = this.#pages[entry]
+    if (made !== undefined && made.byteOffset === at) return made
+    const page = new Uint8Array(this.#bytes.buffer, at, this.pageSize)
+    this.#pages[entry] = page
+    return page
+  }
+
   /** Empties the batch; the memory stays. */
   clear(): void {
     this.length = 0
+    this.#end = 0
   }
 
   /** Adds an entry in state `Pending` and returns its number. The page lies at `at`, by default back to back. */
@@ -277,6 +309,7 @@ export class PageBatch {
     this.objects[entry] = object
     this.indexes[entry] = index
     this.offsets[entry] = at
+    if (at + this.pageSize > this.#end) this.#end = at + this.pageSize
     this.outcomes[entry] = Pending
     this.length = entry + 1
     return entry
@@ -328,6 +361,7 @@ export function assertBatch(batch: PageBatch, pageSize: number): void {
   if (!(batch instanceof PageBatch)) throw new TypeError('batch must be a PageBatch')
   if (batch.pageSize !== pageSize)
     throw new RangeError(`batch has pages of ${batch.pageSize} bytes, the pool has pages of ${pageSize}`)
+  if (!batch.fits) throw new RangeError(`pages of the batch lie outside of its ${batch.bytes.length} bytes`)
 }
 
 /** Throws `TypeError` or `RangeError` unless every entry names an object, an index and a place inside of the batch's bytes. */
