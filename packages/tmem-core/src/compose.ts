@@ -246,7 +246,8 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const outcome = this.#pool.put(object, index, page)
-    if (outcome >>> 0 >= putOutcomeCount) state.break(`put answered ${outcome}`, handleName(object, index))
+    if (outcome >>> 0 !== outcome || outcome >= putOutcomeCount)
+      state.break(`put answered ${outcome}`, handleName(object, index))
     const complaint = this.#model?.put(object, index, page, 0, outcome)
     if (complaint !== undefined) state.break(complaint, handleName(object, index))
     return outcome
@@ -259,7 +260,8 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const outcome = this.#pool.get(object, index, into)
-    if (outcome >>> 0 >= getOutcomeCount) state.break(`get answered ${outcome}`, handleName(object, index))
+    if (outcome >>> 0 !== outcome || outcome >= getOutcomeCount)
+      state.break(`get answered ${outcome}`, handleName(object, index))
     if (outcome === Got.Deferred && !this.#capabilities.deferred)
       state.break('get answered Deferred, which its capabilities exclude', handleName(object, index))
     const complaint = this.#model?.got(object, index, into, 0, outcome)
@@ -362,7 +364,7 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const model = this.#model
-    if (model === undefined) return this.#pool.lend(object, index, use)
+    if (model === undefined) return this.#lent(this.#pool.lend(object, index, use), object, index)
     // The borrower sees a copy that is overwritten afterwards: keeping the view shows at once.
     let copy: Uint8Array | undefined
     const outcome = this.#pool.lend(object, index, (bytes, at, length) => {
@@ -370,6 +372,7 @@ class BoundaryPool implements Pool {
       copy = new Uint8Array(length)
       copy.set(bytes.subarray(at, at + length))
     })
+    this.#lent(outcome, object, index)
     if ((outcome === Got.Hit) !== (copy !== undefined))
       state.break(
         `lend answered ${getOutcomeName(outcome)} and ${copy ? 'lent' : 'did not lend'}`,
@@ -381,6 +384,14 @@ class BoundaryPool implements Pool {
       use(copy, 0, copy.length)
       copy.fill(0xdb)
     }
+    return outcome
+  }
+
+  #lent(outcome: GetOutcome, object: ObjectId, index: number): GetOutcome {
+    if (outcome >>> 0 !== outcome || outcome >= getOutcomeCount)
+      this.#state.break(`lend answered ${outcome}`, handleName(object, index))
+    if (outcome === Got.Deferred && !this.#capabilities.deferred)
+      this.#state.break('lend answered Deferred, which its capabilities exclude', handleName(object, index))
     return outcome
   }
 

@@ -967,6 +967,7 @@ describe('lending', () => {
     const into = Buffer.alloc(4096)
     expect(pool.get(1, 1, into)).toBe(GetOutcome.Hit)
     expect(into.equals(pageOf(7, 1))).toBe(true)
+    expect(pool.get(2, 2, into)).toBe(GetOutcome.Hit)
   })
 })
 
