@@ -60,7 +60,7 @@ export interface Manifest {
   readonly pageSizes?: readonly number[]
   /** How the store is brought to each of its refusals (default: by freezing a pool, and nothing else). */
   readonly refusals?: Readonly<Partial<Record<DrivenReason, Refusal>>>
-  /** Runs of the property test (default 60) and its seed (default 1). */
+  /** Runs of the property test (default 100) and its seed (default 1). */
   readonly property?: { readonly runs?: number; readonly seed?: number }
 }
 
@@ -209,6 +209,11 @@ export class Hands {
     } else for (const [object, index, page] of entries) outcomes.push(this.pool.put(object, index, page))
     for (const [i, [object, index]] of entries.entries()) this.note(object, index, outcomes[i]!)
     return outcomes
+  }
+
+  /** True when the last put under this handle was refused. */
+  wasRefused(object: ObjectId, index: number): boolean {
+    return this.#refused.has(`${object}/${index}`)
   }
 
   /** Remembers the outcome of a put. */

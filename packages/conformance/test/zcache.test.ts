@@ -42,9 +42,8 @@ await conformance(
 await conformance(
   stack('zcache over frontswap', () => [layers.zcache(MiB), layers.frontswap(folder.file())], {
     pageSizes: small,
-    refusals: {
-      NoMemory: { by: 'filling', bytes: 60 * MiB },
-    },
+    refusals: { NoMemory: { by: 'filling', bytes: 60 * MiB } },
+    property: { runs: 40 },
   }),
   { describe, it },
 )

@@ -39,7 +39,15 @@ import {
   TmemError,
 } from '@tmem/core'
 import type { BatchJudge } from './passing.ts'
-import { maxBatchEntries, openPassing, PassingPool, PassingStore, passingPlan, putRefusing } from './passing.ts'
+import {
+  decidedAbove,
+  maxBatchEntries,
+  openPassing,
+  PassingPool,
+  PassingStore,
+  passingPlan,
+  putRefusing,
+} from './passing.ts'
 
 const assertPositive = (what: string, value: number): void => {
   if (!Number.isInteger(value) || value < 1) throw new RangeError(`${what} must be a positive integer, got ${value}`)
@@ -203,6 +211,8 @@ class DelayStore extends PassingStore {
   readonly book: HandleTable
   readonly marks: Uint8Array
   readonly used = new Uint8Array(delayPools)
+  /** Puts so far: tells whether there was one while something waited. */
+  changes = 0
   deferred = 0
   fetches = 0
   refused = 0
@@ -308,6 +318,7 @@ class DelayPool extends PassingPool implements BatchJudge {
       this.next.flushPage(object, index)
       return verdict
     }
+    this.#store.changes++
     const outcome = this.next.put(object, index, page)
     if (outcome !== PutOutcome.Stored && !this.#gone) this.#strike(object, index)
     return outcome
@@ -316,11 +327,15 @@ class DelayPool extends PassingPool implements BatchJudge {
   override putMany(batch: PageBatch): number {
     const stored = putRefusing(this.next, batch, this.#store.marks, this)
     if (this.#gone) return stored
+    this.#store.changes++
     // In order, because a batch may name a handle twice. What is entered here again had its place a moment ago.
+    const { marks } = this.#store
     const { objects, indexes, outcomes, length } = batch
-    for (let i = 0; i < length; i++)
-      if (outcomes[i] === PutOutcome.Stored) this.#enter(objects[i]!, indexes[i]!)
-      else this.#strike(objects[i]!, indexes[i]!)
+    for (let i = 0; i < length; i++) {
+      const stored = outcomes[i] === PutOutcome.Stored
+      if (marks[i] === PutOutcome.Stored && stored) this.#enter(objects[i]!, indexes[i]!)
+      else if (marks[i] !== decidedAbove || stored) this.#strike(objects[i]!, indexes[i]!)
+    }
     return stored
   }
 
@@ -351,7 +366,13 @@ class DelayPool extends PassingPool implements BatchJudge {
   override async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     this.#store.fetches++
     await this.#store.turn()
-    return this.next.fetch(object, index, into)
+    const { changes } = this.#store
+    const outcome = await this.next.fetch(object, index, into)
+    const { persistent, shared } = this.attributes
+    const taken = outcome === GetOutcome.Miss || (!persistent && !shared)
+    // After a put in between the page may be a new one: then it stays in the book, and the next fetch settles it.
+    if (taken && changes === this.#store.changes && !this.#gone) this.#strike(object, index)
+    return outcome
   }
 
   override flushPage(object: ObjectId, index: number): void {

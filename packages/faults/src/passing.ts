@@ -159,20 +159,25 @@ export interface BatchJudge {
   judge(object: ObjectId, index: number): PutOutcome
 }
 
+/** Mark of an entry that was decided above. */
+export const decidedAbove = 254
+
 /**
  * Puts a batch of which this layer refuses some entries, in one crossing: the refused ones go down as `Stored` (taken
  * above), which makes every layer below drop its copy, and get their reason afterwards. `marks` has room for
- * `maxBatchEntries`.
+ * `maxBatchEntries`; afterwards it holds the judgement of each entry, or `decidedAbove`.
  */
 export function putRefusing(next: Pool, batch: PageBatch, marks: Uint8Array, judge: BatchJudge): number {
   const { objects, indexes, outcomes, length } = batch
   for (let i = 0; i < length; i++) {
-    marks[i] = outcomes[i] === Pending ? judge.judge(objects[i]!, indexes[i]!) : Put.Stored
-    if (marks[i] !== Put.Stored) outcomes[i] = Put.Stored
+    const pending = outcomes[i] === Pending
+    const mark = pending ? judge.judge(objects[i]!, indexes[i]!) : decidedAbove
+    marks[i] = mark
+    if (pending && mark !== Put.Stored) outcomes[i] = Put.Stored
   }
   let stored = next.putMany(batch)
   for (let i = 0; i < length; i++) {
-    if (marks[i] === Put.Stored) continue
+    if (marks[i] === Put.Stored || marks[i] === decidedAbove) continue
     outcomes[i] = marks[i]!
     stored--
   }

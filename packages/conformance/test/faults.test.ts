@@ -1,0 +1,106 @@
+import type { Layer } from '@tmem/core'
+import { PutOutcome } from '@tmem/core'
+import { corrupt, count, delay, discard, refuse, TraceLog, trace } from '@tmem/faults'
+import { afterAll, describe, expect, it, test } from 'vitest'
+import { conformance, conformanceCases, type Manifest } from '../src/index.ts'
+import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
+
+const folder = swapFolder()
+afterAll(() => folder.remove())
+
+/** A turn is a few microtasks: the same number each time. */
+const turn = async (): Promise<void> => {
+  for (let i = 0; i < 3; i++) await undefined
+}
+const later = (): Layer => delay({ turn, pages: 20_000 })
+const room = (): Layer => layers.memory(8 * MiB)
+const inMemory: Manifest['refusals'] = {
+  NoMemory: { by: 'filling', bytes: 10 * MiB },
+  Quota: { by: 'quota', bytes: MiB },
+  AllocationFailed: { by: 'allocator', bytes: 10 * MiB },
+}
+const runner = { describe, it }
+
+await conformance(
+  stack('refuse every second put, over memory', () => [refuse({ every: 2 }), room()], {
+    steady: false,
+    pageSizes: small,
+    refusals: { ...inMemory, NoMemory: { by: 'filling', bytes: 20 * MiB }, Policy: { by: 'filling', bytes: MiB } },
+  }),
+  runner,
+)
+await conformance(
+  stack(
+    'refuse all as unavailable, over memory',
+    () => [refuse({ every: 1, reason: PutOutcome.Unavailable }), room()],
+    {
+      steady: false,
+      pageSizes: small,
+      refusals: { Frozen: 'it refuses for its own reason', Unavailable: { by: 'filling', bytes: MiB } },
+    },
+  ),
+  runner,
+)
+await conformance(
+  stack('zcache over refuse over memory', () => [layers.zcache(300_000), refuse({ every: 3 }), room()], {
+    steady: false,
+    pageSizes: small,
+    refusals: { ...inMemory, NoMemory: { by: 'filling', bytes: 40 * MiB }, Policy: { by: 'noise' } },
+  }),
+  runner,
+)
+await conformance(
+  stack('delay over memory', () => [later(), room()], { pageSizes: small, refusals: inMemory }),
+  runner,
+)
+await conformance(
+  stack(
+    'zcache over delay over refuse over memory',
+    () => [layers.zcache(300_000), later(), refuse({ every: 5 }), room()],
+    {
+      steady: false,
+      pageSizes: small,
+      refusals: {
+        ...inMemory,
+        NoMemory: { by: 'filling', bytes: 40 * MiB },
+        Policy: { by: 'filling', bytes: 40 * MiB },
+      },
+    },
+  ),
+  runner,
+)
+await conformance(
+  stack('memory over delay over frontswap', () => [layers.memory(200_000), later(), layers.frontswap(folder.file())], {
+    pageSizes: small,
+    refusals: { NoMemory: { by: 'filling', bytes: 6 * MiB } },
+    property: { runs: 40 },
+  }),
+  runner,
+)
+await conformance(
+  stack('count over trace over memory', () => [count(), trace({ log: new TraceLog({ operations: 64 }) }), room()], {
+    pageSizes: small,
+    refusals: inMemory,
+  }),
+  runner,
+)
+await conformance(
+  stack('discard', () => [discard()], {
+    steady: false,
+    pageSizes: small,
+    refusals: { Policy: { by: 'filling', bytes: MiB } },
+  }),
+  runner,
+)
+await conformance(
+  stack('discard that loses', () => [discard({ mode: 'lose' })], { steady: false }),
+  runner,
+)
+
+test('the suite and the model boundary catch a layer that corrupts', async () => {
+  const failed: string[] = []
+  const subject = stack('corrupt', () => [corrupt({ every: 5, seed: 3 }), room()], { pageSizes: [4096], steady: false })
+  for (const one of await conformanceCases(subject)) await one.run().catch((error: Error) => failed.push(error.message))
+  expect(failed.length).toBeGreaterThan(5)
+  expect(failed.filter((message) => message.includes('the bytes are not those of the last put'))).not.toEqual([])
+})
