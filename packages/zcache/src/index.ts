@@ -1,2 +1,3 @@
 /** zcache: a layer that keeps compressed pages in bounded memory. */
-export { maxPagesFor, minLimitBytes, type ZcacheOptions, zcache, zcacheFactory } from './zcache.ts'
+export { type AllocatorName, minLimitBytes, type ZcacheOptions, zcache, zcacheFactory } from './layer.ts'
+export { maxPagesFor } from './zcache.ts'

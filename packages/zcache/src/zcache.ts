@@ -2,34 +2,34 @@
  * zcache: compressed pages in bounded memory.
  *
  * A put compresses straight from the caller's page; what is copied afterwards is the compressed page, to a place of
- * exactly its size class. A page that repeats one 8-byte word needs no place at all. A get decompresses straight into the
+ * exactly its size. A page that repeats one 8-byte word needs no place at all. A get decompresses straight into the
  * caller's page, after the length and the checksum of what rests here were found right.
  *
- * Per page there are 12 bytes here (location, checksum, kind) beside the table of handles, and one word (the owner) in
- * front of the compressed bytes. A page of more than 64 KiB is kept in segments of 64 KiB: each has an entry number of its
- * own, linked to the next.
+ * Per page there are 12 bytes here (location, checksum, kind) beside the table of handles, and one word (the owner) beside
+ * the compressed bytes. A page that is larger than a block (64 KiB, or 4 KiB with the allocators that know only page frames)
+ * is kept in segments of a block: each has an entry number of its own, linked to the next.
+ *
+ * Memory is had before a put changes anything (`preload`); after that a put only evicts, moves, and refuses. A put that is
+ * refused is a flush.
  *
  * Invariants:
- *  - `budget.used` counts chunks, scratch, tables as far as they were ever touched; it never passes the limit in force
- *    (a limit lowered later is reached by `tick` and by eviction, persistent pages stay);
- *  - an entry has a place in the arena exactly when its kind is not `SAME`;
- *  - ephemeral entries are in queue 0, persistent ones in queue 1, both in the order in which they were stored;
- *  - pages stored = live + replaced + taken by gets + flushed + evicted + dropped as corrupt + put_to_flush.
+ *  - `budget.used` counts chunks, scratch, and tables as far as they were ever touched; it never passes the limit in force
+ *    (a limit lowered later is reached by `tick`);
+ *  - an entry in use has a kind that is not zero, and a place exactly when that is not `SAME`;
+ *  - ephemeral pages are in queue 0, persistent ones in queue 1, both in the order in which they were stored;
+ *  - pages stored = live + replaced + taken by gets + flushed + evicted + dropped as corrupt + put_to_flush + written back.
  *
  * Sources: zcache of Linux 2.6.39 to 3.10 (limits, mean rule, who evicts whom, names of the counters), zswap (same-filled
- * pages).
+ * pages, hysteresis), zram (recompression of idle pages).
  */
-import { type Codec, type CodecName, createCodec } from '@tmem/codecs'
+import { type Codec, CodecError, type CodecName, createCodec } from '@tmem/codecs'
 import type {
-  Account,
   Borrower,
   Budget,
+  ByteLimit,
   Capabilities,
-  Layer,
   LayerContext,
-  LayerFactory,
   ObjectId,
-  PageBatch,
   PageStore,
   Pool,
   PoolAttributes,
@@ -37,200 +37,113 @@ import type {
   StatsNode,
 } from '@tmem/core'
 import {
-  assertBatch,
-  assertIndex,
-  assertPage,
-  ByteLimit,
   basePageSize,
   checkedAttributes,
-  GetOutcome,
   HandleTable,
   idle,
   maxEntries,
-  maxPageSize,
-  Pending,
   PoolRefusal,
   PutOutcome,
   TmemError,
 } from '@tmem/core'
-import { Arena, ByteBudget, none } from './arena.ts'
-import { type ZAllocator, Zsmalloc } from './zsmalloc.ts'
+import { Arena, ByteBudget, granuleBytes, none, type ZAllocator } from './arena.ts'
+import { checksum, copyBytes, fillSame, isSameFilled, wordAt } from './bytes.ts'
+import type { AllocatorName } from './layer.ts'
+import { EPHEMERAL, PERSISTENT, ZcachePool } from './pool.ts'
+import { Xvmalloc } from './xvmalloc.ts'
+import { Zbud } from './zbud.ts'
+import { Zsmalloc } from './zsmalloc.ts'
 
-/** Settings of a zcache. */
-export interface ZcacheOptions {
-  /**
-   * Bytes that the layer may use, metadata and scratch included: a number of at least 256 KiB, or a `ByteLimit` that can
-   * be changed while the layer is in use.
-   */
-  readonly limitBytes: number | ByteLimit
-  /** Codec for new pages (default `lz4`). */
-  readonly codec?: CodecName
-  /** Largest compressed persistent page, in bytes per 4 KiB of page (default 3584, as zv_max_zsize). 1 to 4096. */
-  readonly zvMaxZsize?: number
-  /**
-   * A persistent page that compresses to more than this is refused while the mean is above it, too; in bytes per 4 KiB of
-   * page (default 2560, as zv_max_mean_zsize). 1 to 4096.
-   */
-  readonly zvMaxMeanZsize?: number
-  /** What becomes of a page that does not shrink enough: `refuse` (default) or `keep` it uncompressed. */
-  readonly incompressible?: 'refuse' | 'keep'
+/** Settings after their defaults were filled in; see `ZcacheOptions`. */
+export interface Settings {
+  readonly limit: ByteLimit
+  readonly codec: CodecName
+  readonly recompress: CodecName | undefined
+  readonly allocator: AllocatorName
+  readonly zvMaxZsize: number
+  readonly zvMaxMeanZsize: number
+  readonly zvPageCountPolicyPercent: number | undefined
+  readonly acceptThresholdPercent: number
+  readonly keepsRaw: boolean
 }
-
-/** Smallest limit: below it the tables would leave no room for pages. */
-export const minLimitBytes: number = 256 * 1024
 
 /** Largest number of pages that a zcache of that limit holds: one per 512 bytes, at most 2^24-1. */
 export const maxPagesFor = (limitBytes: number): number => Math.min(maxEntries, Math.floor(limitBytes / 512))
 
 /** Largest compressed ephemeral page per 4 KiB (zcache2). */
 const ephemeralMaxZsize = 4000
-/** Pages are compressed in segments of at most this many bytes: LZ4 sees no further back. */
-const segmentBytes = 64 * 1024
-
+/** LZ4 sees no further back than this, and whole blocks must find a place in one piece. */
+const largestBlock = 64 * 1024
 /** Pools at once. */
 const maxPools = 256
-const EPHEMERAL = 0
-const PERSISTENT = 1
 
-/** Kind of an entry: the low 24 bits are its compressed bytes, then four bits of codec id, then flags. */
-const sizeMask = 0xffffff
-const codecShift = 24
+/** Words of an entry: location or low word of a same-filled page, checksum or high word, kind, entry of the next segment. */
+const LOCATION = 0
+const CHECKSUM = 1
+const KIND = 2
+const LINK = 3
+const entryWords = 4
+
+/** Kind: bytes at rest (20 bits), id of their codec (4 bits, 0 is raw), flags. */
+const sizeMask = 0xfffff
+const codecShift = 20
 const codecMask = 15
-const SAME = 1 << 28
-/** Another segment of the page follows: its entry is in the links. */
-const CHAIN = 1 << 29
+const SAME = 1 << 24
+/** Another segment of the page follows. */
+const CHAIN = 1 << 25
+/** Not a page that could be evicted by its place: a further segment, or a page that is being stored. */
+const PINNED = 1 << 26
+/** Not touched since the recompression passed by. */
+const UNTOUCHED = 1 << 27
+/** Recompression found nothing to gain. */
+const TRIED = 1 << 28
 
-/** Bytes of metadata of one entry here; the table of handles has its own. The last word is touched for segments only. */
-const ownBytesPerEntry = 16
-const bytesPerEntry = HandleTable.bytesPerEntry + ownBytesPerEntry
+/** Bytes of metadata of one entry; its link is touched only by pages of several segments. */
+const bytesPerEntry = HandleTable.bytesPerEntry + entryWords * 4
 
-/** Views of the runtime's own memory functions that take offsets, so that no page operation makes a view. */
-const copyBytes: (
-  this: Uint8Array,
-  target: Uint8Array,
-  targetStart: number,
-  sourceStart: number,
-  sourceEnd: number,
-) => number = Buffer.prototype.copy
-const compareBytes: (
-  this: Uint8Array,
-  target: Uint8Array,
-  targetStart: number,
-  targetEnd: number,
-  sourceStart: number,
-  sourceEnd: number,
-) => number = Buffer.prototype.compare
+/** Units in which sizes are counted by the histograms of persistent pages: 64 to a block. */
+const distUnits = 64
 
-/** Makes a zcache layer. Throws `RangeError` for settings that make no sense. */
-export function zcache(options: ZcacheOptions): Layer {
-  const { limitBytes, codec = 'lz4', zvMaxZsize = 3584, zvMaxMeanZsize = 2560, incompressible = 'refuse' } = options
-  const limit = typeof limitBytes === 'number' ? limitBytes : limitBytes.maximumBytes
-  if (!Number.isSafeInteger(limit) || limit < minLimitBytes)
-    throw new RangeError(`zcache needs a limit of at least ${minLimitBytes} bytes, got ${limit}`)
-  for (const [name, value] of [
-    ['zvMaxZsize', zvMaxZsize],
-    ['zvMaxMeanZsize', zvMaxMeanZsize],
-  ] as const)
-    if (!Number.isInteger(value) || value < 1 || value > basePageSize)
-      throw new RangeError(`${name} must be an integer from 1 to ${basePageSize}, got ${value}`)
-  if (incompressible !== 'refuse' && incompressible !== 'keep')
-    throw new RangeError(`incompressible must be refuse or keep, got ${String(incompressible)}`)
-  const plan = (below: Capabilities | undefined): Capabilities =>
-    Object.freeze({
-      ephemeral: true,
-      persistent: below?.persistent ?? true,
-      shared: true,
-      minPageSize: below?.minPageSize ?? basePageSize,
-      maxPageSize: below?.maxPageSize ?? maxPageSize,
-      deferred: below?.deferred ?? false,
-      split: false,
-      reservedBytes: below?.reservedBytes ?? 0,
-    })
-  return Object.freeze({
-    name: 'zcache',
-    plan,
-    open: (next: PageStore | undefined, context: LayerContext): PageStore =>
-      new Zcache(
-        { limitBytes, codec, zvMaxZsize, zvMaxMeanZsize, incompressible },
-        plan(next?.capabilities),
-        next,
-        context,
-      ),
-  })
-}
-
-/** The layer in the textual form of a stack: `zcache(limit=64MiB,codec=lz4)`. */
-export const zcacheFactory: LayerFactory = Object.freeze({
-  name: 'zcache',
-  summary: 'compressed pages in bounded memory',
-  options: Object.freeze({
-    limit: {
-      kind: 'bytes',
-      summary: 'memory that it may use, metadata included',
-      required: true,
-      minimum: minLimitBytes,
-    },
-    codec: { kind: 'text', summary: 'codec for new pages (default lz4)', choices: ['lz4', 'lz4js'] },
-    zvMaxZsize: {
-      kind: 'integer',
-      summary: 'largest compressed persistent page, per 4 KiB (default 3584)',
-      minimum: 1,
-      maximum: basePageSize,
-    },
-    zvMaxMeanZsize: {
-      kind: 'integer',
-      summary: 'mean above which larger persistent pages are refused, per 4 KiB (default 2560)',
-      minimum: 1,
-      maximum: basePageSize,
-    },
-    incompressible: {
-      kind: 'text',
-      summary: 'pages that do not shrink enough: refuse (default) or keep them uncompressed',
-      choices: ['refuse', 'keep'],
-    },
-  }),
-  create: (options) => {
-    const { limit, ...rest } = options
-    return zcache({ limitBytes: limit as number, ...(rest as Omit<ZcacheOptions, 'limitBytes'>) })
-  },
-} satisfies LayerFactory)
-
-/** The opened layer. Exported for this package's tests; from outside it is a `PageStore`. */
+/** The opened layer. From outside it is a `PageStore`; `check` is for tests. */
 export class Zcache implements PageStore {
   readonly name = 'zcache'
   readonly capabilities: Capabilities
-  readonly next: PageStore | undefined
-  readonly context: LayerContext
-  readonly #options: Required<ZcacheOptions>
+  readonly #next: PageStore | undefined
+  readonly #context: LayerContext
+  readonly #settings: Settings
   readonly #budget: ByteBudget
   readonly #table: HandleTable
   readonly #arena: Arena
-  readonly #allocator: ZAllocator
-  readonly #locations: Uint32Array
-  readonly #checksums: Int32Array
-  readonly #kinds: Uint32Array
-  readonly #links: Int32Array
-  readonly #keepsRaw: boolean
+  /** By queue; may be one and the same. */
+  readonly #allocators: readonly [ZAllocator, ZAllocator]
+  readonly #blockBytes: number
+  readonly #meta: Int32Array
   readonly #codec: Codec
+  readonly #strong: Codec | undefined
   /** By id, for decoding. */
   readonly #codecs: (Codec | undefined)[] = []
   readonly #pools: (ZcachePool | undefined)[] = new Array<ZcachePool | undefined>(maxPools).fill(undefined)
   readonly #moved: (owner: number, from: number, to: number) => void
+  /** Bytes that were in the budget before the first page. */
+  readonly #fixedBytes: number
   /** Entries in use: pages and their further segments. */
   #entries = 0
   /** Entries and objects whose metadata is in the budget: as many as were ever touched. */
   #countedEntries = 0
   #countedObjects = 0
-  /** Where pages are compressed to, and pages of a lend. */
+  /** Where blocks are compressed to, where they are decompressed to be compressed again, and where whole pages are shown. */
   #scratch: Uint8Array = new Uint8Array(0)
-  #lendScratch: Uint8Array = new Uint8Array(0)
+  #block: Uint8Array = new Uint8Array(0)
+  #page: Uint8Array = new Uint8Array(0)
   #lending = false
   #closing: Promise<void> | undefined
-  /** Result of `#sameFilled`. */
-  #sameLow = 0
-  #sameHigh = 0
-  /** Result of `#pack`. */
+  /** Codec of what `#pack` left in the scratch. */
   #packedCodec = 0
+  /** Bytes that were live when the limit was hit, until they have fallen to the threshold; otherwise 0. */
+  #fullBytes = 0
+  /** Recompression: the entry that it looks at next, and how many it may look at. */
+  #scanAt = 0
+  #scanCredit = 0
 
   // Counters. `stored` and what became of it first; then those with historical names.
   #stored = 0
@@ -240,14 +153,14 @@ export class Zcache implements PageStore {
   #evicted = 0
   #corruptDropped = 0
   #putToFlush = 0
+  #writtenBack = 0
   #gets = 0
   #hits = 0
   #flushTotal = 0
   #flushFound = 0
   #flobjTotal = 0
   #flobjFound = 0
-  #failedEphPuts = 0
-  #failedPersPuts = 0
+  readonly #failedPuts: [number, number] = [0, 0]
   #failedAlloc = 0
   #compressPoor = 0
   #meanCompressPoor = 0
@@ -255,46 +168,58 @@ export class Zcache implements PageStore {
   #ephAteTailFailed = 0
   #persAteEph = 0
   #persAteEphFailed = 0
+  #evictedPageframes = 0
   #rejectedQuota = 0
-  #rawPages = 0
-  #sameFilledPages = 0
-  /** Pages with compressed bytes, those bytes, and the pages' own, per queue. */
-  readonly #zpages = [0, 0]
-  readonly #zbytes = [0, 0]
-  readonly #pageBytes = [0, 0]
+  #rejectedFull = 0
+  #rejectedPageCount = 0
+  #poolLimitHit = 0
+  #recompressed = 0
+  #recompressPoor = 0
+  #recompressSaved = 0
+  #decompressFail = 0
+  #raw = 0
+  #same = 0
+  #sameMax = 0
+  /** By queue: blocks with bytes at rest, those bytes, the bytes that they were; and the largest values. */
+  readonly #zpages: [number, number] = [0, 0]
+  readonly #zbytes: [number, number] = [0, 0]
+  readonly #blockTotal: [number, number] = [0, 0]
+  readonly #zpagesMax: [number, number] = [0, 0]
+  readonly #zbytesMax: [number, number] = [0, 0]
+  readonly #cumulZpages: [number, number] = [0, 0]
+  readonly #cumulZbytes: [number, number] = [0, 0]
+  /** Uncompressed bytes of persistent pages, same-filled ones included. */
+  #persistentBytes = 0
+  /** Persistent blocks by size, now and ever. */
+  readonly #distribution: Int32Array = new Int32Array(distUnits + 1)
+  readonly #cumulDistribution: Float64Array = new Float64Array(distUnits + 1)
 
-  constructor(
-    options: Required<ZcacheOptions>,
-    capabilities: Capabilities,
-    next: PageStore | undefined,
-    context: LayerContext,
-  ) {
+  constructor(settings: Settings, capabilities: Capabilities, next: PageStore | undefined, context: LayerContext) {
     this.capabilities = capabilities
-    this.next = next
-    this.context = context
-    this.#options = options
-    const limit = typeof options.limitBytes === 'number' ? new ByteLimit(options.limitBytes) : options.limitBytes
-    this.#budget = new ByteBudget(limit)
-    const capacity = maxPagesFor(limit.maximumBytes)
+    this.#next = next
+    this.#context = context
+    this.#settings = settings
+    this.#codec = openCodec(settings.codec)
+    this.#strong = settings.recompress === undefined ? undefined : openCodec(settings.recompress)
+    this.#codecs[this.#codec.id] = this.#codec
+    if (this.#strong !== undefined) this.#codecs[this.#strong.id] = this.#strong
+    this.#budget = new ByteBudget(settings.limit)
+    const capacity = maxPagesFor(settings.limit.maximumBytes)
     const { allocator } = context
     this.#table = HandleTable.create({ capacity, queues: 2, pools: maxPools, allocator, site: 'zcache.handles' })
-    const metadata = allocator.allocate(capacity * ownBytesPerEntry, 'zcache.entries')
-    if (metadata === undefined)
+    const memory = allocator.allocate(capacity * entryWords * 4, 'zcache.entries')
+    if (memory === undefined)
       throw new TmemError('TMEM_NO_MEMORY', `zcache: no memory for ${capacity} entries: give a smaller limit`, {
         layer: 'zcache',
       })
-    this.#locations = new Uint32Array(metadata, 0, capacity)
-    this.#checksums = new Int32Array(metadata, capacity * 4, capacity)
-    this.#kinds = new Uint32Array(metadata, capacity * 8, capacity)
-    this.#links = new Int32Array(metadata, capacity * 12, capacity)
-    this.#keepsRaw = options.incompressible === 'keep'
+    this.#meta = new Int32Array(memory, 0, capacity * entryWords)
     this.#arena = new Arena(allocator, this.#budget)
-    this.#allocator = new Zsmalloc(this.#arena, allocator)
-    this.#codec = createCodec(options.codec)
-    this.#codecs[this.#codec.id] = this.#codec
+    this.#allocators = openAllocators(settings.allocator, this.#arena)
+    this.#blockBytes = settings.allocator === 'zsmalloc' ? largestBlock : basePageSize
     this.#moved = (owner, _from, to) => {
-      this.#locations[owner] = to
+      this.#meta[owner * entryWords + LOCATION] = to
     }
+    this.#fixedBytes = this.#budget.used
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {
@@ -303,35 +228,72 @@ export class Zcache implements PageStore {
     if (checked.persistent && checked.shared) return PoolRefusal.SharedPersistent
     const { minPageSize, maxPageSize } = this.capabilities
     if (checked.pageSize < minPageSize || checked.pageSize > maxPageSize) return PoolRefusal.BadPageSize
+    if (!this.#prepareScratch(checked.pageSize)) return PoolRefusal.NoMemory
     const number = this.#pools.indexOf(undefined)
     if (number === none) return PoolRefusal.NoSlot
-    if (!this.#prepareScratch(checked.pageSize)) return PoolRefusal.NoMemory
-    const below = this.next?.newPool(checked)
+    const below = this.#next?.newPool(checked)
     // Ephemeral pages need nothing below: what is refused here is then really dropped.
     if (typeof below === 'number' && (below !== PoolRefusal.Unsupported || checked.persistent)) return below
-    const pool = new ZcachePool(this, number, checked, typeof below === 'number' ? undefined : below, this.context)
+    const pool = new ZcachePool(this, number, checked, typeof below === 'number' ? undefined : below, this.#context)
     this.#pools[number] = pool
     return pool
   }
 
+  /** Comes down to the limit, moves pages together, gives empty chunks back, compresses idle pages again. */
   tick(budget: Budget): Progress {
     if (this.#closing !== undefined) return idle
-    let pages = 0
-    while (this.#budget.used > this.#budget.limit.bytes && pages < budget.pages) {
-      this.#arena.trim()
-      if (this.#budget.used <= this.#budget.limit.bytes || this.#table.oldest(EPHEMERAL) === none) break
-      this.#evict()
-      pages++
-    }
-    pages += this.#allocator.compact(budget.pages - pages, this.#moved)
-    const pending = pages >= budget.pages
-    if (this.next === undefined) return { pages, pending }
-    const below = this.next.tick({ pages: budget.pages - pages })
+    let pages = this.#shrink(budget.pages)
+    // Half of what is left, when somebody else is waiting for it.
+    const share = this.#strong === undefined ? budget.pages - pages : Math.ceil((budget.pages - pages) / 2)
+    pages += this.#compact(share)
+    if (this.#strong !== undefined) pages += this.#recompress(this.#strong, budget.pages - pages)
+    const pending = pages > 0 && pages >= budget.pages
+    if (this.#next === undefined) return { pages, pending }
+    const below = this.#next.tick({ pages: budget.pages - pages })
     return { pages: pages + below.pages, pending: pending || below.pending }
   }
 
   stats(): StatsNode {
     const table = this.#table
+    const arena = this.#arena
+    const [ephemeral, persistent] = this.#allocators
+    const children: StatsNode[] =
+      ephemeral === persistent ? [sectionOf(ephemeral)] : [sectionOf(ephemeral), sectionOf(persistent)]
+    children.push(
+      {
+        name: 'zv',
+        counters: {
+          curr_zpages: this.#zpages[PERSISTENT],
+          curr_zbytes: this.#zbytes[PERSISTENT],
+          max_zsize: this.#settings.zvMaxZsize,
+          max_mean_zsize: this.#settings.zvMaxMeanZsize,
+          curr_mean_zsize:
+            this.#blockTotal[PERSISTENT] === 0
+              ? 0
+              : Math.round((this.#zbytes[PERSISTENT] * basePageSize) / this.#blockTotal[PERSISTENT]),
+        },
+        children: [
+          { name: 'curr_dist_counts', counters: histogram(this.#distribution), children: [] },
+          { name: 'cumul_dist_counts', counters: histogram(this.#cumulDistribution), children: [] },
+        ],
+      },
+      {
+        name: 'arena',
+        counters: {
+          chunks: arena.chunks,
+          chunk_bytes: arena.chunks * arena.chunkBytes,
+          spare_chunks: arena.spares,
+          chunks_taken: arena.chunksTaken,
+          chunks_returned: arena.chunksReturned,
+          runs: arena.runCount,
+          run_bytes: arena.usedGranules * granuleBytes,
+          runs_moved: arena.runsMoved,
+          wasted_bytes: arena.chunks * arena.chunkBytes - this.#slotBytes(),
+        },
+        children: [],
+      },
+    )
+    if (this.#next !== undefined) children.push(this.#next.stats())
     return {
       name: 'zcache',
       counters: {
@@ -343,6 +305,7 @@ export class Zcache implements PageStore {
         evicted_eph_zpages: this.#evicted,
         corrupt_dropped: this.#corruptDropped,
         put_to_flush: this.#putToFlush,
+        writtenback_pages: this.#writtenBack,
         gets: this.#gets,
         hits: this.#hits,
         obj_count: table.objects,
@@ -351,9 +314,9 @@ export class Zcache implements PageStore {
         flush_found: this.#flushFound,
         flobj_total: this.#flobjTotal,
         flobj_found: this.#flobjFound,
-        failed_eph_puts: this.#failedEphPuts,
-        failed_pers_puts: this.#failedPersPuts,
-        failed_getfreepages: this.#arena.failures,
+        failed_eph_puts: this.#failedPuts[EPHEMERAL],
+        failed_pers_puts: this.#failedPuts[PERSISTENT],
+        failed_getfreepages: arena.failures,
         failed_alloc: this.#failedAlloc,
         compress_poor: this.#compressPoor,
         mean_compress_poor: this.#meanCompressPoor,
@@ -361,24 +324,38 @@ export class Zcache implements PageStore {
         eph_ate_tail_failed: this.#ephAteTailFailed,
         pers_ate_eph: this.#persAteEph,
         pers_ate_eph_failed: this.#persAteEphFailed,
+        evicted_eph_pageframes: this.#evictedPageframes,
+        pool_limit_hit: this.#poolLimitHit,
+        rejected_full: this.#rejectedFull,
+        rejected_page_count: this.#rejectedPageCount,
         rejected_quota: this.#rejectedQuota,
+        decompress_fail: this.#decompressFail,
+        recompressed_pages: this.#recompressed,
+        recompress_poor: this.#recompressPoor,
+        recompress_saved_bytes: this.#recompressSaved,
         eph_pages: table.queued(EPHEMERAL),
         pers_pages: table.queued(PERSISTENT),
-        eph_zpages: this.#zpages[EPHEMERAL]!,
-        pers_zpages: this.#zpages[PERSISTENT]!,
-        eph_zbytes: this.#zbytes[EPHEMERAL]!,
-        pers_zbytes: this.#zbytes[PERSISTENT]!,
-        same_filled_pages: this.#sameFilledPages,
-        raw_pages: this.#rawPages,
+        eph_zpages: this.#zpages[EPHEMERAL],
+        eph_zpages_max: this.#zpagesMax[EPHEMERAL],
+        pers_zpages: this.#zpages[PERSISTENT],
+        pers_zpages_max: this.#zpagesMax[PERSISTENT],
+        eph_zbytes: this.#zbytes[EPHEMERAL],
+        eph_zbytes_max: this.#zbytesMax[EPHEMERAL],
+        pers_zbytes: this.#zbytes[PERSISTENT],
+        pers_zbytes_max: this.#zbytesMax[PERSISTENT],
+        eph_cumul_zpages: this.#cumulZpages[EPHEMERAL],
+        pers_cumul_zpages: this.#cumulZpages[PERSISTENT],
+        eph_cumul_zbytes: this.#cumulZbytes[EPHEMERAL],
+        pers_cumul_zbytes: this.#cumulZbytes[PERSISTENT],
+        same_filled_pages: this.#same,
+        same_filled_pages_max: this.#sameMax,
+        raw_pages: this.#raw,
         used_bytes: this.#budget.used,
         limit_bytes: this.#budget.limit.bytes,
-        metadata_bytes: this.#budget.used - this.#arena.chunks * this.#arena.chunkBytes,
+        metadata_bytes: this.#budget.used - arena.chunks * arena.chunkBytes,
         max_pages: table.capacity,
       },
-      children: [
-        { name: this.#allocator.name, counters: this.#allocator.counters(), children: [] },
-        ...(this.next === undefined ? [] : [this.next.stats()]),
-      ],
+      children,
     }
   }
 
@@ -391,65 +368,37 @@ export class Zcache implements PageStore {
     for (const pool of this.#pools) pool?.retire()
     this.#arena.close()
     this.#scratch = new Uint8Array(0)
-    this.#lendScratch = new Uint8Array(0)
-    await this.next?.close()
+    this.#block = new Uint8Array(0)
+    this.#page = new Uint8Array(0)
+    await this.#next?.close()
   }
 
-  /**
-   * Throws an `Error` that names a broken invariant of the memory behind the pages, of the table or of the counters.
-   * For tests: it visits everything.
-   */
-  check(): void {
-    const table = this.#table
-    const places = new Map<number, number>()
-    const zbytes = [0, 0]
-    let entries = 0
-    for (const queue of [EPHEMERAL, PERSISTENT])
-      for (let entry = table.oldest(queue); entry !== none; entry = table.newer(entry)) {
-        if (this.#pools[table.poolOf(entry)]!.queue !== queue)
-          throw new Error(`zcache: entry ${entry} is in the wrong queue`)
-        for (let segment = entry; ; segment = this.#links[segment]!) {
-          const kind = this.#kinds[segment]!
-          entries++
-          if ((kind & SAME) === 0) {
-            zbytes[queue]! += kind & sizeMask
-            places.set(this.#locations[segment]!, segment)
-          }
-          if ((kind & CHAIN) === 0) break
-        }
-      }
-    if (entries !== this.#entries) throw new Error(`zcache: ${entries} entries, counted ${this.#entries}`)
-    let owned = 0
-    this.#allocator.check((owner, location) => {
-      owned++
-      return places.get(location) === owner
-    })
-    if (owned !== places.size) throw new Error(`zcache: ${places.size} places, the allocator knows ${owned}`)
-    if (zbytes[0] !== this.#zbytes[0] || zbytes[1] !== this.#zbytes[1])
-      throw new Error(`zcache: ${zbytes.join('+')} compressed bytes, counted ${this.#zbytes.join('+')}`)
-    const gone = this.#replaced + this.#got + this.#flushed + this.#evicted + this.#corruptDropped + this.#putToFlush
-    if (this.#stored !== table.size + gone)
-      throw new Error(`zcache: stored ${this.#stored}, live ${table.size} and gone ${gone} do not add up`)
+  /** Gets memory for a put, before anything is half done. What the allocator does meanwhile may use this store. */
+  preload(pool: ZcachePool): void {
+    const { longestRun } = this.#allocators[pool.queue]
+    const { pageSize } = pool
+    this.#arena.preload(longestRun, pageSize <= basePageSize ? longestRun : pageSize + (pageSize >>> 2))
   }
 
   /** Stores the page at `bytes[at]`. Anything but `Stored` leaves no copy here. */
   put(pool: ZcachePool, object: ObjectId, index: number, bytes: Uint8Array, at: number): PutOutcome {
     const table = this.#table
     const existing = table.find(pool.number, object, index)
-    if (existing === none && pool.frozen) return PutOutcome.Frozen
+    this.#scanCredit++
+    let outcome: PutOutcome
     if (existing !== none) {
       // The old page may not survive, whatever comes of the new one: its memory serves the new one.
       this.#dropData(pool, existing)
       table.unlink(pool.queue, existing)
-    }
-    const outcome = this.#store(pool, existing, object, index, bytes, at)
+      outcome = this.#store(pool, existing, object, index, bytes, at)
+    } else if (pool.frozen) return PutOutcome.Frozen
+    else outcome = this.#refusal(pool) ?? this.#store(pool, none, object, index, bytes, at)
     if (outcome === PutOutcome.Stored) {
       this.#stored++
       if (existing !== none) this.#replaced++
       return outcome
     }
-    if (pool.queue === PERSISTENT) this.#failedPersPuts++
-    else this.#failedEphPuts++
+    this.#failedPuts[pool.queue]++
     if (existing !== none) {
       table.remove(existing)
       this.#release(existing)
@@ -462,33 +411,36 @@ export class Zcache implements PageStore {
   get(pool: ZcachePool, object: ObjectId, index: number, bytes: Uint8Array, at: number): boolean {
     const entry = this.#table.find(pool.number, object, index)
     this.#gets++
+    this.#scanCredit++
     if (entry === none || !this.#decode(pool, entry, bytes, at)) return false
     this.#hits++
     if (pool.queue === EPHEMERAL) {
-      if (pool.attributes.shared) {
-        this.#table.unlink(EPHEMERAL, entry)
-        this.#table.append(EPHEMERAL, entry)
-      } else {
+      if (!pool.attributes.shared) {
         this.#removeEntry(pool, entry)
         this.#got++
+        return true
       }
+      this.#table.unlink(EPHEMERAL, entry)
+      this.#table.append(EPHEMERAL, entry)
     }
+    const kind = this.#meta[entry * entryWords + KIND]!
+    if ((kind & UNTOUCHED) !== 0) this.#meta[entry * entryWords + KIND] = kind & ~UNTOUCHED
     return true
   }
 
   /** Lends the page; false when it is not here. The view is a scratch page: a lend inside of a lend throws `TypeError`. */
   lend(pool: ZcachePool, object: ObjectId, index: number, use: Borrower): boolean {
     if (this.#lending) throw new TypeError('zcache: lend inside of a lend: copy the page out with get instead')
-    const { pageSize } = pool.attributes
-    const scratch = this.#lendScratch
-    if (!this.get(pool, object, index, scratch, 0)) return false
+    const { pageSize } = pool
+    const page = this.#page
+    if (!this.get(pool, object, index, page, 0)) return false
     this.#lending = true
     try {
-      use(scratch, 0, pageSize)
+      use(page, 0, pageSize)
     } finally {
       this.#lending = false
       // The next borrower may be another client.
-      scratch.fill(0, 0, pageSize)
+      page.fill(0, 0, pageSize)
     }
     return true
   }
@@ -514,7 +466,7 @@ export class Zcache implements PageStore {
   }
 
   /** Empties a pool and frees its number. */
-  destroy(pool: ZcachePool): void {
+  forget(pool: ZcachePool): void {
     for (let entry = this.#table.firstOfPool(pool.number); entry !== none; ) {
       this.#removeEntry(pool, entry)
       this.#flushed++
@@ -523,23 +475,140 @@ export class Zcache implements PageStore {
     this.#pools[pool.number] = undefined
   }
 
+  /**
+   * Throws an `Error` that names a broken invariant of the memory behind the pages, of the table or of the counters.
+   * For tests: it visits everything.
+   */
+  check(): void {
+    const table = this.#table
+    const meta = this.#meta
+    const places: [Map<number, number>, Map<number, number>] = [new Map(), new Map()]
+    const zbytes = [0, 0]
+    let entries = 0
+    let persistentBytes = 0
+    for (const queue of [EPHEMERAL, PERSISTENT] as const)
+      for (let entry = table.oldest(queue); entry !== none; entry = table.newer(entry)) {
+        const pool = this.#pools[table.poolOf(entry)]!
+        if (pool.queue !== queue) throw new Error(`zcache: entry ${entry} is in the wrong queue`)
+        if (queue === PERSISTENT) persistentBytes += pool.pageSize
+        for (let segment = entry; ; segment = meta[segment * entryWords + LINK]!) {
+          const kind = meta[segment * entryWords + KIND]!
+          entries++
+          if (kind === 0 || ((kind & PINNED) !== 0) !== (segment !== entry))
+            throw new Error(`zcache: entry ${segment} has kind ${kind}`)
+          if ((kind & SAME) === 0) {
+            zbytes[queue]! += kind & sizeMask
+            places[queue].set(this.#location(segment), segment)
+          }
+          if ((kind & CHAIN) === 0) break
+        }
+      }
+    if (entries !== this.#entries) throw new Error(`zcache: ${entries} entries, counted ${this.#entries}`)
+    let inUse = 0
+    for (let entry = 0; entry < table.entryWatermark; entry++) if (meta[entry * entryWords + KIND] !== 0) inUse++
+    if (inUse !== entries) throw new Error(`zcache: ${inUse} entries are marked as in use, ${entries} are`)
+    const runs = new Set<number>()
+    let owned = 0
+    for (const queue of [EPHEMERAL, PERSISTENT] as const) {
+      if (queue === PERSISTENT && this.#allocators[0] === this.#allocators[1]) break
+      this.#allocators[queue].check((owner, location) => {
+        owned++
+        const found = places[queue].get(location) ?? places[PERSISTENT].get(location)
+        return found === owner
+      }, runs)
+    }
+    this.#arena.check(runs)
+    if (owned !== places[0].size + places[1].size)
+      throw new Error(`zcache: ${places[0].size + places[1].size} places, the allocators know ${owned}`)
+    if (zbytes[0] !== this.#zbytes[0] || zbytes[1] !== this.#zbytes[1])
+      throw new Error(`zcache: ${zbytes.join('+')} bytes at rest, counted ${this.#zbytes.join('+')}`)
+    if (persistentBytes !== this.#persistentBytes)
+      throw new Error(`zcache: ${persistentBytes} bytes of persistent pages, counted ${this.#persistentBytes}`)
+    const distributed = this.#distribution.reduce((sum, blocks) => sum + blocks, 0)
+    if (distributed !== this.#zpages[PERSISTENT]) throw new Error(`zcache: ${distributed} blocks in the histogram`)
+    const gone =
+      this.#replaced +
+      this.#got +
+      this.#flushed +
+      this.#evicted +
+      this.#corruptDropped +
+      this.#putToFlush +
+      this.#writtenBack
+    if (this.#stored !== table.size + gone)
+      throw new Error(`zcache: stored ${this.#stored}, live ${table.size} and gone ${gone} do not add up`)
+    const used =
+      this.#fixedBytes +
+      this.#scratch.length +
+      this.#block.length +
+      this.#page.length +
+      this.#countedEntries * bytesPerEntry +
+      this.#countedObjects * HandleTable.bytesPerObject +
+      this.#arena.bytesInBudget()
+    if (used !== this.#budget.used) throw new Error(`zcache: ${used} bytes in use, counted ${this.#budget.used}`)
+  }
+
   /** Makes the scratch memory large enough for pages of that size. */
   #prepareScratch(pageSize: number): boolean {
-    const grow = (old: Uint8Array, bytes: number, site: string): Uint8Array | undefined => {
-      if (old.length >= bytes) return old
-      if (!this.#budget.take(bytes - old.length)) return undefined
-      const memory = this.context.allocator.allocate(bytes, site)
-      if (memory !== undefined) return new Uint8Array(memory, 0, bytes)
-      this.#budget.give(bytes - old.length)
-      return undefined
-    }
-    const scratch = grow(this.#scratch, this.#codec.bound(Math.min(pageSize, segmentBytes)), 'zcache.scratch')
+    const block = Math.min(pageSize, this.#blockBytes)
+    const bound = Math.max(this.#codec.bound(block), this.#strong?.bound(block) ?? 0)
+    const scratch = this.#grown(this.#scratch, bound, 'zcache.scratch')
     if (scratch === undefined) return false
     this.#scratch = scratch
-    const lendScratch = grow(this.#lendScratch, pageSize, 'zcache.lend')
-    if (lendScratch === undefined) return false
-    this.#lendScratch = lendScratch
+    const page = this.#grown(this.#page, pageSize, 'zcache.page')
+    if (page === undefined) return false
+    this.#page = page
+    if (this.#strong === undefined) return true
+    const copy = this.#grown(this.#block, block, 'zcache.block')
+    if (copy === undefined) return false
+    this.#block = copy
     return true
+  }
+
+  #grown(old: Uint8Array, bytes: number, site: string): Uint8Array | undefined {
+    if (old.length >= bytes) return old
+    if (!this.#budget.take(bytes - old.length)) return undefined
+    const memory = this.#context.allocator.allocate(bytes, site)
+    if (memory !== undefined) return new Uint8Array(memory, 0, bytes)
+    this.#budget.give(bytes - old.length)
+    return undefined
+  }
+
+  /** Why a new page of this pool is not even looked at, if there is a reason. */
+  #refusal(pool: ZcachePool): PutOutcome | undefined {
+    if (pool.queue !== PERSISTENT) return undefined
+    const { zvPageCountPolicyPercent } = this.#settings
+    const limit = this.#budget.limit.bytes
+    if (
+      zvPageCountPolicyPercent !== undefined &&
+      (this.#persistentBytes + pool.pageSize) * 100 > zvPageCountPolicyPercent * limit
+    ) {
+      this.#rejectedPageCount++
+      return PutOutcome.Policy
+    }
+    if (this.#fullBytes === 0) return undefined
+    if (this.#table.oldest(EPHEMERAL) !== none || !this.#aboveThreshold()) {
+      this.#fullBytes = 0
+      return undefined
+    }
+    this.#rejectedFull++
+    return PutOutcome.Policy
+  }
+
+  /** Bytes of places and metadata in use. */
+  #liveBytes(): number {
+    const metadata = this.#entries * bytesPerEntry + this.#table.objects * HandleTable.bytesPerObject
+    return this.#slotBytes() + metadata
+  }
+
+  /** Whether what is live is still above its share of what it was when the limit was hit. */
+  #aboveThreshold(): boolean {
+    return this.#liveBytes() * 100 > this.#fullBytes * this.#settings.acceptThresholdPercent
+  }
+
+  /** Bytes of all places in use. */
+  #slotBytes(): number {
+    const [ephemeral, persistent] = this.#allocators
+    return ephemeral === persistent ? ephemeral.slotBytes : ephemeral.slotBytes + persistent.slotBytes
   }
 
   /** The put proper: `existing` is an entry without data and outside of the queues, or `none`. */
@@ -551,28 +620,29 @@ export class Zcache implements PageStore {
     bytes: Uint8Array,
     at: number,
   ): PutOutcome {
-    const { pageSize } = pool.attributes
+    const { pageSize } = pool
     const table = this.#table
-    const same = this.#sameFilled(bytes, at, pageSize)
-    const oneBlock = pageSize <= segmentBytes
+    const same = isSameFilled(bytes, at, pageSize)
+    const oneBlock = pageSize <= this.#blockBytes
     let packed = 0
     if (!same && oneBlock) {
-      packed = this.#pack(pool, bytes, at, pageSize)
+      packed = this.#pack(pool, bytes, at)
       if (packed === 0) return PutOutcome.Incompressible
     }
     const entry = existing !== none ? existing : this.#acquire(pool, object)
-    if (entry === none) return this.#allocationOutcome()
+    if (entry === none) return this.#noRoom(pool)
     const outcome = same
-      ? this.#placeSame(pool, entry)
+      ? this.#placeSame(pool, entry, bytes, at)
       : oneBlock
         ? this.#place(pool, entry, packed, pageSize)
         : this.#placeSegments(pool, entry, object, bytes, at)
     if (outcome === PutOutcome.Stored) {
       if (existing !== none || table.insert(entry, pool.number, object, index)) {
         table.append(pool.queue, entry)
+        if (pool.queue === PERSISTENT) this.#persistentBytes += pageSize
         return outcome
       }
-      this.#dropData(pool, entry)
+      this.#freeData(pool, entry)
     }
     if (existing !== none) return outcome
     this.#release(entry)
@@ -580,28 +650,30 @@ export class Zcache implements PageStore {
     return outcome === PutOutcome.Stored ? PutOutcome.NoMemory : outcome
   }
 
-  /** Compressed bytes that are accepted from a page of this pool. */
+  /** Bytes at rest that are accepted from a page of this pool. */
   #maxZsize(pool: ZcachePool): number {
-    const perBase = pool.queue === PERSISTENT ? this.#options.zvMaxZsize : ephemeralMaxZsize
-    return Math.floor((perBase * pool.attributes.pageSize) / basePageSize)
+    const perBase = pool.queue === PERSISTENT ? this.#settings.zvMaxZsize : ephemeralMaxZsize
+    return Math.floor((perBase * pool.pageSize) / basePageSize)
   }
 
   /**
    * Compresses a page of one block to the scratch. Returns the bytes, or 0 when they are too many and the page is not
    * to be kept raw. `#packedCodec` is the codec's id, or 0 for raw (the page is in the scratch then, too).
    */
-  #pack(pool: ZcachePool, bytes: Uint8Array, at: number, pageSize: number): number {
-    const packed = this.#codec.compress(bytes, at, pageSize, this.#scratch, 0, this.#maxZsize(pool))
+  #pack(pool: ZcachePool, bytes: Uint8Array, at: number): number {
+    const { pageSize } = pool
+    const room = Math.min(this.#maxZsize(pool), this.#allocators[pool.queue].maxSize)
+    const packed = this.#codec.compress(bytes, at, pageSize, this.#scratch, 0, room)
     if (packed !== 0) {
       this.#packedCodec = this.#codec.id
       return this.#meanIsPoor(pool) && this.#aboveMean(pool, packed) ? 0 : packed
     }
-    if (!this.#keepsRaw) {
+    if (!this.#settings.keepsRaw) {
       this.#compressPoor++
       return 0
     }
     this.#packedCodec = 0
-    copyBytes.call(bytes, this.#scratch, 0, at, at + pageSize)
+    copyBytes(bytes, at, pageSize, this.#scratch, 0)
     return pageSize
   }
 
@@ -609,13 +681,13 @@ export class Zcache implements PageStore {
   #meanIsPoor(pool: ZcachePool): boolean {
     return (
       pool.queue === PERSISTENT &&
-      this.#zbytes[PERSISTENT]! * basePageSize > this.#options.zvMaxMeanZsize * this.#pageBytes[PERSISTENT]!
+      this.#zbytes[PERSISTENT] * basePageSize > this.#settings.zvMaxMeanZsize * this.#blockTotal[PERSISTENT]
     )
   }
 
   /** The other half: whether a result is above that limit, too. Counts the refusal. */
   #aboveMean(pool: ZcachePool, packed: number): boolean {
-    if (packed * basePageSize <= this.#options.zvMaxMeanZsize * pool.attributes.pageSize) return false
+    if (packed * basePageSize <= this.#settings.zvMaxMeanZsize * pool.pageSize) return false
     this.#meanCompressPoor++
     return true
   }
@@ -623,14 +695,12 @@ export class Zcache implements PageStore {
   /** A number for a new entry, with room for its metadata (and its object's), or `none`. */
   #acquire(pool: ZcachePool, object: ObjectId): number {
     const table = this.#table
-    this.#arena.refusedByAllocator = false
     for (;;) {
       const entryBytes = this.#entries === this.#countedEntries ? bytesPerEntry : 0
       const objectBytes =
         table.objects === this.#countedObjects && !table.hasObject(pool.number, object) ? HandleTable.bytesPerObject : 0
       const bytes = entryBytes + objectBytes
-      const fits = this.#budget.take(bytes) || (this.#arena.trim() > 0 && this.#budget.take(bytes))
-      if (fits) {
+      if (this.#budget.take(bytes) || (this.#arena.trim() > 0 && this.#budget.take(bytes))) {
         const entry = table.acquire()
         if (entry !== none) {
           this.#entries++
@@ -645,128 +715,171 @@ export class Zcache implements PageStore {
   }
 
   #release(entry: number): void {
+    this.#meta[entry * entryWords + KIND] = 0
     this.#entries--
     this.#table.release(entry)
   }
 
-  #placeSame(pool: ZcachePool, entry: number): PutOutcome {
+  #location(entry: number): number {
+    return this.#meta[entry * entryWords + LOCATION]! >>> 0
+  }
+
+  #placeSame(pool: ZcachePool, entry: number, bytes: Uint8Array, at: number): PutOutcome {
     if (!pool.charge(bytesPerEntry)) {
       this.#rejectedQuota++
       return PutOutcome.Quota
     }
-    this.#locations[entry] = this.#sameLow
-    this.#checksums[entry] = this.#sameHigh
-    this.#kinds[entry] = SAME
-    this.#sameFilledPages++
+    const meta = this.#meta
+    const word = entry * entryWords
+    meta[word + LOCATION] = wordAt(bytes, at)
+    meta[word + CHECKSUM] = wordAt(bytes, at + 4)
+    meta[word + KIND] = SAME
+    if (++this.#same > this.#sameMax) this.#sameMax = this.#same
     return PutOutcome.Stored
   }
 
   /** Gives the `packed` bytes in the scratch, which were `length` bytes of page, a place. */
   #place(pool: ZcachePool, entry: number, packed: number, length: number): PutOutcome {
-    const allocator = this.#allocator
+    const allocator = this.#allocators[pool.queue]
     const charge = bytesPerEntry + allocator.slotSize(packed)
     if (!pool.charge(charge)) {
       this.#rejectedQuota++
       return PutOutcome.Quota
     }
-    const location = this.#allocate(pool, packed, entry)
+    const location = this.#allocate(pool, allocator, packed, entry)
     if (location === none) {
       pool.giveBack(charge)
-      return this.#allocationOutcome()
+      return this.#noRoom(pool)
     }
+    this.#write(allocator, entry, location, packed, this.#packedCodec, 0)
+    this.#count(pool, packed, length)
+    if (this.#packedCodec === 0) this.#raw++
+    return PutOutcome.Stored
+  }
+
+  /** Copies the scratch to its place and notes in the entry what is there. */
+  #write(allocator: ZAllocator, entry: number, location: number, packed: number, codec: number, flags: number): void {
     allocator.locate(location)
     const { bytes, words, at } = allocator
-    copyBytes.call(this.#scratch, bytes, at, 0, packed)
+    copyBytes(this.#scratch, 0, packed, bytes, at)
     // The checksum is taken over whole words.
     for (let end = at + packed; (end & 3) !== 0; end++) bytes[end] = 0
-    this.#locations[entry] = location
-    this.#checksums[entry] = checksum(words, at >>> 2, packed, this.#packedCodec)
-    this.#kinds[entry] = packed | (this.#packedCodec << codecShift)
-    this.#count(pool, packed, length, 1)
-    if (this.#packedCodec === 0) this.#rawPages++
-    return PutOutcome.Stored
+    const meta = this.#meta
+    const word = entry * entryWords
+    meta[word + LOCATION] = location
+    meta[word + CHECKSUM] = checksum(words, at >>> 2, packed, codec)
+    meta[word + KIND] = packed | (codec << codecShift) | flags
   }
 
   /** Stores a page of several segments; `head` is the entry of the page and of its first segment. */
   #placeSegments(pool: ZcachePool, head: number, object: ObjectId, bytes: Uint8Array, at: number): PutOutcome {
-    const { pageSize } = pool.attributes
-    const meanIsPoor = !this.#keepsRaw && this.#meanIsPoor(pool)
-    const maxZsize = this.#keepsRaw ? pageSize : this.#maxZsize(pool)
+    const { pageSize } = pool
+    const { keepsRaw } = this.#settings
+    const block = this.#blockBytes
+    const meanIsPoor = !keepsRaw && this.#meanIsPoor(pool)
+    const maxZsize = keepsRaw ? pageSize : this.#maxZsize(pool)
+    const { maxSize } = this.#allocators[pool.queue]
     let total = 0
     let last = none
-    let outcome: PutOutcome = PutOutcome.Stored
-    for (let from = at; from < at + pageSize; from += segmentBytes) {
-      const same = this.#sameFilled(bytes, from, segmentBytes)
+    for (let from = at; from < at + pageSize; from += block) {
+      const same = isSameFilled(bytes, from, block)
       let packed = 0
       if (!same) {
-        // A segment that does not shrink is kept raw: the page is judged as a whole.
+        // A segment that does not shrink is kept raw, if it can be: the page is judged as a whole.
+        packed = this.#codec.compress(bytes, from, block, this.#scratch, 0, Math.min(block - 1, maxSize))
         this.#packedCodec = this.#codec.id
-        packed = this.#codec.compress(bytes, from, segmentBytes, this.#scratch, 0, segmentBytes - 1)
         if (packed === 0) {
           this.#packedCodec = 0
-          packed = segmentBytes
-          copyBytes.call(bytes, this.#scratch, 0, from, from + segmentBytes)
+          packed = block
+          copyBytes(bytes, from, block, this.#scratch, 0)
         }
         total += packed
       }
-      if (total > maxZsize) {
+      let outcome: PutOutcome
+      if (total > maxZsize || packed > maxSize) {
         this.#compressPoor++
         outcome = PutOutcome.Incompressible
       } else if (meanIsPoor && this.#aboveMean(pool, total)) outcome = PutOutcome.Incompressible
       else {
         const entry = last === none ? head : this.#acquire(pool, object)
-        if (entry === none) outcome = this.#allocationOutcome()
+        if (entry === none) outcome = this.#noRoom(pool)
         else {
-          outcome = same ? this.#placeSame(pool, entry) : this.#place(pool, entry, packed, segmentBytes)
-          if (outcome !== PutOutcome.Stored && last !== none) this.#release(entry)
-        }
-        if (outcome === PutOutcome.Stored) {
-          if (last !== none) {
-            this.#kinds[last] = this.#kinds[last]! | CHAIN
-            this.#links[last] = entry
-          }
-          last = entry
+          outcome = same ? this.#placeSame(pool, entry, bytes, from) : this.#place(pool, entry, packed, block)
+          if (outcome === PutOutcome.Stored) {
+            // The head, too, until the page is whole: nobody may evict it now.
+            this.#meta[entry * entryWords + KIND]! |= PINNED
+            if (last !== none) {
+              this.#meta[last * entryWords + KIND]! |= CHAIN
+              this.#meta[last * entryWords + LINK] = entry
+            }
+            last = entry
+          } else if (last !== none) this.#release(entry)
         }
       }
       if (outcome !== PutOutcome.Stored) {
-        if (last !== none) this.#dropData(pool, head)
+        if (last !== none) this.#freeData(pool, head)
         return outcome
       }
     }
-    return outcome
+    this.#meta[head * entryWords + KIND]! &= ~PINNED
+    return PutOutcome.Stored
   }
 
-  /** Counts one block in (`sign` 1) or out (-1). */
-  #count(pool: ZcachePool, packed: number, length: number, sign: 1 | -1): void {
+  /** Counts a block in. */
+  #count(pool: ZcachePool, packed: number, length: number): void {
     const { queue } = pool
-    this.#zpages[queue]! += sign
-    this.#zbytes[queue]! += sign * packed
-    this.#pageBytes[queue]! += sign * length
+    const zpages = ++this.#zpages[queue]
+    this.#zbytes[queue] += packed
+    const zbytes = this.#zbytes[queue]
+    this.#blockTotal[queue] += length
+    if (zpages > this.#zpagesMax[queue]) this.#zpagesMax[queue] = zpages
+    if (zbytes > this.#zbytesMax[queue]) this.#zbytesMax[queue] = zbytes
+    this.#cumulZpages[queue]++
+    this.#cumulZbytes[queue] += packed
+    if (queue !== PERSISTENT) return
+    const unit = Math.ceil((packed * distUnits) / length)
+    this.#distribution[unit]!++
+    this.#cumulDistribution[unit]!++
+  }
+
+  /** Counts a block out. */
+  #discount(pool: ZcachePool, packed: number, length: number): void {
+    const { queue } = pool
+    this.#zpages[queue]--
+    this.#zbytes[queue] -= packed
+    this.#blockTotal[queue] -= length
+    if (queue === PERSISTENT) this.#distribution[Math.ceil((packed * distUnits) / length)]!--
   }
 
   /** A place for `size` bytes, evicting ephemeral pages as needed; `none` when that does not help. */
-  #allocate(pool: ZcachePool, size: number, entry: number): number {
-    const allocator = this.#allocator
-    this.#arena.refusedByAllocator = false
-    if (size > allocator.maxSize) return none
+  #allocate(pool: ZcachePool, allocator: ZAllocator, size: number, entry: number): number {
     let location = allocator.alloc(size, entry)
     // An evicted page frees a slot, a run needs several: enough evictions for a few runs of this size, then it is given up.
     for (let left = 64 + (size >>> 8); location === none && left > 0; left--) {
-      if (!allocator.compactOne(256, this.#moved) && !this.#evictFor(pool)) return none
+      const arena = this.#arena
+      const runs = arena.runCount
+      allocator.compact(256, this.#moved)
+      // Moving a chunk together costs as much as copying it: not for the last hole.
+      if (arena.runCount === runs && !arena.defragment(4 * allocator.longestRun) && !this.#evictFor(pool)) return none
       location = allocator.alloc(size, entry)
     }
     return location
   }
 
-  #allocationOutcome(): PutOutcome {
+  /** The outcome of a put that found no room. */
+  #noRoom(pool: ZcachePool): PutOutcome {
     if (this.#arena.refusedByAllocator) {
       this.#failedAlloc++
       return PutOutcome.AllocationFailed
     }
+    if (pool.queue === PERSISTENT) {
+      this.#poolLimitHit++
+      if (this.#settings.acceptThresholdPercent < 100) this.#fullBytes = this.#liveBytes()
+    }
     return PutOutcome.NoMemory
   }
 
-  /** Evicts the oldest ephemeral page for a put of this pool; false when there is none. */
+  /** Evicts an ephemeral page for a put of this pool; false when there is none. */
   #evictFor(pool: ZcachePool): boolean {
     const evicted = this.#table.oldest(EPHEMERAL) !== none
     if (evicted) this.#evict()
@@ -778,8 +891,25 @@ export class Zcache implements PageStore {
     return evicted
   }
 
+  /** Evicts the ephemeral page that the allocator likes best, or the oldest, and what leaves with it. There is one. */
   #evict(): void {
-    const entry = this.#table.oldest(EPHEMERAL)
+    const allocator = this.#allocators[EPHEMERAL]
+    const runs = this.#arena.runCount
+    const victim = allocator.victim()
+    const entry = this.#isPage(victim) ? victim : this.#table.oldest(EPHEMERAL)
+    const kind = this.#meta[entry * entryWords + KIND]!
+    const neighbour = (kind & (SAME | CHAIN)) === 0 ? allocator.neighbour(this.#location(entry)) : none
+    this.#drop(entry)
+    if (this.#isPage(neighbour)) this.#drop(neighbour)
+    this.#evictedPageframes += runs - this.#arena.runCount
+  }
+
+  #isPage(entry: number): boolean {
+    return entry !== none && (this.#meta[entry * entryWords + KIND]! & PINNED) === 0
+  }
+
+  /** Evicts one ephemeral page. */
+  #drop(entry: number): void {
     this.#removeEntry(this.#pools[this.#table.poolOf(entry)]!, entry)
     this.#evicted++
   }
@@ -792,25 +922,54 @@ export class Zcache implements PageStore {
     this.#release(entry)
   }
 
-  /** Frees what an entry holds and what its owner was charged, further segments included; the entry itself stays. */
+  /** Frees the data of a whole page; the entry stays. */
   #dropData(pool: ZcachePool, entry: number): void {
-    const length = Math.min(pool.attributes.pageSize, segmentBytes)
+    this.#freeData(pool, entry)
+    if (pool.queue === PERSISTENT) this.#persistentBytes -= pool.pageSize
+  }
+
+  /** Frees what an entry holds and what its owner was charged, further segments included; the entry itself stays. */
+  #freeData(pool: ZcachePool, entry: number): void {
+    const meta = this.#meta
+    const allocator = this.#allocators[pool.queue]
+    const length = Math.min(pool.pageSize, this.#blockBytes)
     for (let segment = entry; ; ) {
-      const kind = this.#kinds[segment]!
+      const kind = meta[segment * entryWords + KIND]!
       let slot = 0
-      if ((kind & SAME) !== 0) this.#sameFilledPages--
+      if ((kind & SAME) !== 0) this.#same--
       else {
         const size = kind & sizeMask
-        slot = this.#allocator.slotSize(size)
-        this.#count(pool, size, length, -1)
-        if (((kind >>> codecShift) & codecMask) === 0) this.#rawPages--
-        this.#allocator.free(this.#locations[segment]!)
+        slot = allocator.slotSize(size)
+        this.#discount(pool, size, length)
+        if (((kind >>> codecShift) & codecMask) === 0) this.#raw--
+        allocator.free(this.#location(segment))
       }
       pool.giveBack(bytesPerEntry + slot)
-      const next = (kind & CHAIN) === 0 ? none : this.#links[segment]!
+      const next = (kind & CHAIN) === 0 ? none : meta[segment * entryWords + LINK]!
       if (segment !== entry) this.#release(segment)
       if (next === none) return
       segment = next
+    }
+  }
+
+  /** Whether the bytes of an entry are those that were stored. */
+  #isSound(allocator: ZAllocator, entry: number, kind: number): boolean {
+    allocator.locate(this.#location(entry))
+    const sum = checksum(allocator.words, allocator.at >>> 2, kind & sizeMask, (kind >>> codecShift) & codecMask)
+    return sum === this.#meta[entry * entryWords + CHECKSUM]
+  }
+
+  /** Decodes the located bytes of one block. */
+  #unpack(pool: ZcachePool, entry: number, kind: number, bytes: Uint8Array, at: number, length: number): void {
+    const allocator = this.#allocators[pool.queue]
+    const codec = (kind >>> codecShift) & codecMask
+    if (codec === 0) copyBytes(allocator.bytes, allocator.at, length, bytes, at)
+    else if (
+      this.#codecs[codec]!.decompress(allocator.bytes, allocator.at, kind & sizeMask, bytes, at, length) !== length
+    ) {
+      // The memory is sound, the checksum says so: this codec cannot read what it wrote.
+      this.#decompressFail++
+      throw this.#corruption(pool, entry, `codec ${this.#codecs[codec]!.name} cannot decode its own block`)
     }
   }
 
@@ -820,33 +979,34 @@ export class Zcache implements PageStore {
    * A damaged page is found before the caller's page is touched.
    */
   #decode(pool: ZcachePool, entry: number, bytes: Uint8Array, at: number): boolean {
-    const allocator = this.#allocator
-    for (let segment = entry; ; segment = this.#links[segment]!) {
-      const kind = this.#kinds[segment]!
-      if ((kind & SAME) === 0) {
-        allocator.locate(this.#locations[segment]!)
-        const codec = (kind >>> codecShift) & codecMask
-        if (checksum(allocator.words, allocator.at >>> 2, kind & sizeMask, codec) !== this.#checksums[segment])
-          return this.#corrupt(pool, entry)
-      }
+    const meta = this.#meta
+    const kind = meta[entry * entryWords + KIND]!
+    if ((kind & CHAIN) !== 0) return this.#decodeSegments(pool, entry, bytes, at)
+    if ((kind & SAME) !== 0) {
+      fillSame(bytes, at, pool.pageSize, meta[entry * entryWords + LOCATION]!, meta[entry * entryWords + CHECKSUM]!)
+      return true
+    }
+    if (!this.#isSound(this.#allocators[pool.queue], entry, kind)) return this.#corrupt(pool, entry)
+    this.#unpack(pool, entry, kind, bytes, at, pool.pageSize)
+    return true
+  }
+
+  #decodeSegments(pool: ZcachePool, entry: number, bytes: Uint8Array, at: number): boolean {
+    const meta = this.#meta
+    const allocator = this.#allocators[pool.queue]
+    for (let segment = entry; ; segment = meta[segment * entryWords + LINK]!) {
+      const kind = meta[segment * entryWords + KIND]!
+      if ((kind & SAME) === 0 && !this.#isSound(allocator, segment, kind)) return this.#corrupt(pool, entry)
       if ((kind & CHAIN) === 0) break
     }
-    const length = Math.min(pool.attributes.pageSize, segmentBytes)
-    for (let segment = entry, to = at; ; segment = this.#links[segment]!, to += length) {
-      const kind = this.#kinds[segment]!
-      if ((kind & SAME) !== 0) {
-        // The last segment ends with the page; when it is also the first it may be larger than a segment.
-        const end = (kind & CHAIN) === 0 ? at + pool.attributes.pageSize : to + length
-        fill(bytes, to, end - to, this.#locations[segment]!, this.#checksums[segment]!)
-      } else {
-        allocator.locate(this.#locations[segment]!)
-        const codec = (kind >>> codecShift) & codecMask
-        if (codec === 0) copyBytes.call(allocator.bytes, bytes, to, allocator.at, allocator.at + length)
-        else if (
-          this.#codecs[codec]!.decompress(allocator.bytes, allocator.at, kind & sizeMask, bytes, to, length) !== length
-        )
-          // The memory is sound, the checksum says so: this codec cannot read what it wrote.
-          throw this.#corruption(pool, entry, `codec ${this.#codecs[codec]!.name} cannot decode its own block`)
+    const length = this.#blockBytes
+    for (let segment = entry, to = at; ; segment = meta[segment * entryWords + LINK]!, to += length) {
+      const word = segment * entryWords
+      const kind = meta[word + KIND]!
+      if ((kind & SAME) !== 0) fillSame(bytes, to, length, meta[word + LOCATION]!, meta[word + CHECKSUM]!)
+      else {
+        allocator.locate(this.#location(segment))
+        this.#unpack(pool, entry, kind, bytes, to, length)
       }
       if ((kind & CHAIN) === 0) return true
     }
@@ -869,217 +1029,183 @@ export class Zcache implements PageStore {
     )
   }
 
-  /** Whether the page repeats one 8-byte word; then it is in `#sameLow` and `#sameHigh`. */
-  #sameFilled(bytes: Uint8Array, at: number, length: number): boolean {
-    // Most pages differ at one of these; only what does not is compared as a whole with itself, a word further on.
-    const half = at + (length >>> 1)
-    const end = at + length - 8
-    for (let i = 0; i < 8; i++) if (bytes[at + i] !== bytes[end + i] || bytes[at + i] !== bytes[half + i]) return false
-    if (compareBytes.call(bytes, bytes, at, end, at + 8, at + length) !== 0) return false
-    this.#sameLow = bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)
-    this.#sameHigh = bytes[at + 4]! | (bytes[at + 5]! << 8) | (bytes[at + 6]! << 16) | (bytes[at + 7]! << 24)
+  /**
+   * Comes down to the limit: empty chunks first, then pages together, then ephemeral pages are given up; persistent
+   * ones go to the layer below, which also makes room for new ones after the limit was hit. Returns the pages touched.
+   */
+  #shrink(pages: number): number {
+    let done = 0
+    while (done < pages && this.#budget.used > this.#budget.limit.bytes) {
+      this.#arena.trim()
+      const moved = this.#compact(pages - done)
+      done += moved
+      if (moved > 0 || this.#budget.used <= this.#budget.limit.bytes) continue
+      if (this.#table.oldest(EPHEMERAL) !== none) {
+        this.#evict()
+        done++
+      } else if (this.#writeBack()) done++
+      else return done
+    }
+    while (done < pages && this.#fullBytes > 0 && this.#aboveThreshold()) {
+      if (!this.#writeBack()) break
+      done++
+    }
+    return done
+  }
+
+  /** Passes the oldest persistent page with bytes at rest down; false when none goes. */
+  #writeBack(): boolean {
+    if (this.#lending || this.#next === undefined) return false
+    const table = this.#table
+    let entry = table.oldest(PERSISTENT)
+    // A same-filled page would free nothing worth the way.
+    while (entry !== none && (this.#meta[entry * entryWords + KIND]! & (SAME | CHAIN)) === SAME)
+      entry = table.newer(entry)
+    if (entry === none) return false
+    const pool = this.#pools[table.poolOf(entry)]!
+    const page = this.#page.subarray(0, pool.pageSize)
+    this.#decode(pool, entry, page, 0)
+    // The place below is safe before this one is given up.
+    const stored = pool.next!.put(table.objectOf(entry), table.indexOf(entry), page) === PutOutcome.Stored
+    page.fill(0)
+    if (!stored) return false
+    this.#removeEntry(pool, entry)
+    this.#writtenBack++
+    return true
+  }
+
+  /** Moves objects and runs together and gives empty chunks back. Returns the pages moved. */
+  #compact(pages: number): number {
+    const [ephemeral, persistent] = this.#allocators
+    let done = ephemeral.compact(pages, this.#moved)
+    if (persistent !== ephemeral) done += persistent.compact(pages - done, this.#moved)
+    while (done < pages) {
+      const moved = this.#arena.compact(pages - done)
+      if (moved === 0) {
+        this.#arena.trim()
+        break
+      }
+      done += moved
+    }
+    return done
+  }
+
+  /**
+   * Compresses pages again that were not touched while the scan passed all others. The scan goes as far as there were puts
+   * and gets since the last time, and as the budget allows: so a page is idle when it was not touched in about as
+   * many operations as there are pages, or, on a quiet store, in two rounds of ticks.
+   */
+  #recompress(strong: Codec, pages: number): number {
+    const table = this.#table
+    const watermark = table.entryWatermark
+    let credit = Math.min(watermark, this.#scanCredit + pages)
+    this.#scanCredit = 0
+    let done = 0
+    for (; credit > 0 && done < pages; credit--) {
+      const entry = this.#scanAt < watermark ? this.#scanAt : 0
+      this.#scanAt = entry + 1
+      const word = entry * entryWords + KIND
+      const kind = this.#meta[word]!
+      // Neither free entries, nor further segments, nor pages without bytes at rest.
+      if (kind === 0 || (kind & (PINNED | TRIED)) !== 0 || (kind & (SAME | CHAIN)) === SAME) continue
+      if ((kind & UNTOUCHED) === 0) {
+        this.#meta[word] = kind | UNTOUCHED
+        continue
+      }
+      const pool = this.#pools[table.poolOf(entry)]!
+      this.preload(pool)
+      // The allocator may have used the store meanwhile.
+      if (this.#meta[word] === kind) this.#recompressPage(strong, pool, entry)
+      done++
+    }
+    return done
+  }
+
+  #recompressPage(strong: Codec, pool: ZcachePool, entry: number): void {
+    const meta = this.#meta
+    const length = Math.min(pool.pageSize, this.#blockBytes)
+    const saved = this.#recompressSaved
+    for (let segment = entry; ; segment = meta[segment * entryWords + LINK]!) {
+      const kind = meta[segment * entryWords + KIND]!
+      if ((kind & SAME) === 0 && ((kind >>> codecShift) & codecMask) !== strong.id)
+        if (!this.#recompressBlock(strong, pool, segment, kind, length))
+          // No room now for the shorter one: there may be, the next time.
+          return
+      if ((kind & CHAIN) === 0) break
+    }
+    meta[entry * entryWords + KIND]! |= TRIED
+    if (this.#recompressSaved > saved) this.#recompressed++
+    else this.#recompressPoor++
+  }
+
+  /** Replaces the bytes of a block by stronger compressed ones, if that frees anything; false when there was no room. */
+  #recompressBlock(strong: Codec, pool: ZcachePool, entry: number, kind: number, length: number): boolean {
+    const allocator = this.#allocators[pool.queue]
+    // Damage is for a get to report, or to drop.
+    if (!this.#isSound(allocator, entry, kind)) return true
+    this.#unpack(pool, entry, kind, this.#block, 0, length)
+    const size = kind & sizeMask
+    const packed = strong.compress(this.#block, 0, length, this.#scratch, 0, size - 1)
+    const before = allocator.slotSize(size)
+    if (packed === 0 || allocator.slotSize(packed) >= before) return true
+    const location = allocator.alloc(packed, entry)
+    if (location === none) return false
+    allocator.free(this.#location(entry))
+    this.#write(allocator, entry, location, packed, strong.id, kind & ~(sizeMask | (codecMask << codecShift)))
+    this.#discount(pool, size, length)
+    this.#count(pool, packed, length)
+    if (((kind >>> codecShift) & codecMask) === 0) this.#raw--
+    const saved = before - allocator.slotSize(packed)
+    pool.giveBack(saved)
+    this.#recompressSaved += saved
     return true
   }
 }
 
-/**
- * Checksum of compressed bytes: four lanes of xor and multiply over whole words (the last one padded with zeros), with length
- * and codec mixed in. Each step is a bijection of its lane, so that no damage within one word goes unseen.
- */
-function checksum(words: Int32Array, at: number, bytes: number, codec: number): number {
-  let a = bytes | (codec << 24)
-  let b = 0x85ebca6b | 0
-  let c = 0xc2b2ae35 | 0
-  let d = 0x27d4eb2f
-  const count = (bytes + 3) >>> 2
-  const whole = at + (count & ~3)
-  let i = at
-  for (; i < whole; i += 4) {
-    a = Math.imul(a ^ words[i]!, 0x9e3779b1)
-    b = Math.imul(b ^ words[i + 1]!, 0x85ebca77)
-    c = Math.imul(c ^ words[i + 2]!, 0xc2b2ae3d)
-    d = Math.imul(d ^ words[i + 3]!, 0x27d4eb2f)
+/** Makes a codec, or throws `TmemError` (`TMEM_UNSUPPORTED`) where this runtime lacks it. */
+function openCodec(name: CodecName): Codec {
+  try {
+    return createCodec(name)
+  } catch (error) {
+    if (error instanceof CodecError)
+      throw new TmemError('TMEM_UNSUPPORTED', `zcache: ${error.message}`, { layer: 'zcache', cause: error })
+    throw error
   }
-  for (; i < at + count; i++) a = Math.imul(a ^ words[i]!, 0x9e3779b1)
-  // Multiplication carries upwards only: fold the upper bits down and rotate the lanes apart.
-  a ^= a >>> 15
-  b ^= b >>> 13
-  c ^= c >>> 16
-  d ^= d >>> 14
-  return a ^ ((b << 8) | (b >>> 24)) ^ ((c << 16) | (c >>> 16)) ^ ((d << 24) | (d >>> 8))
 }
 
-/** Fills a page with a repeated 8-byte word. */
-function fill(bytes: Uint8Array, at: number, length: number, low: number, high: number): void {
-  const byte = low & 0xff
-  if ((low | 0) === (high | 0) && (low | 0) === Math.imul(byte, 0x01010101)) {
-    bytes.fill(byte, at, at + length)
-    return
-  }
-  for (let i = 0; i < 4; i++) {
-    bytes[at + i] = low >>> (8 * i)
-    bytes[at + 4 + i] = high >>> (8 * i)
-  }
-  for (let done = 8; done < length; done *= 2) bytes.copyWithin(at + done, at, at + done)
-}
-
-/** One pool: checks arguments, decides what goes on to the pool below. */
-class ZcachePool implements Pool {
-  readonly attributes: PoolAttributes
-  readonly number: number
-  /** Queue of its pages: `PERSISTENT` or `EPHEMERAL`. */
-  readonly queue: number
-  frozen = false
-  readonly #store: Zcache
-  readonly #next: Pool | undefined
-  readonly #account: Account | undefined
-  #gone = false
-
-  constructor(
-    store: Zcache,
-    number: number,
-    attributes: PoolAttributes,
-    next: Pool | undefined,
-    context: LayerContext,
-  ) {
-    this.attributes = attributes
-    this.number = number
-    this.queue = attributes.persistent ? PERSISTENT : EPHEMERAL
-    this.#store = store
-    this.#next = next
-    // Ephemeral pages are the host's: they can be taken away at any time.
-    this.#account = attributes.persistent ? context.accounts.of(attributes.client) : undefined
-  }
-
-  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
-    assertPage(page, this.attributes.pageSize)
-    assertIndex(index, this.attributes.pageSize)
-    if (this.#gone) return PutOutcome.PoolGone
-    const outcome = this.#store.put(this, object, index, page, 0)
-    if (this.#next === undefined) return outcome
-    if (outcome !== PutOutcome.Stored) return this.#next.put(object, index, page)
-    this.#next.flushPage(object, index)
-    return outcome
-  }
-
-  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
-    assertPage(into, this.attributes.pageSize)
-    assertIndex(index, this.attributes.pageSize)
-    if (this.#gone) return GetOutcome.Miss
-    if (this.#store.get(this, object, index, into, 0)) return GetOutcome.Hit
-    return this.#next === undefined ? GetOutcome.Miss : this.#next.get(object, index, into)
-  }
-
-  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
-    assertPage(into, this.attributes.pageSize)
-    assertIndex(index, this.attributes.pageSize)
-    if (this.#gone) return GetOutcome.Miss
-    if (this.#store.get(this, object, index, into, 0)) return GetOutcome.Hit
-    if (this.#next === undefined) return GetOutcome.Miss
-    const outcome = await this.#next.fetch(object, index, into)
-    // It may have come up to here while the layer below was waiting.
-    if (outcome === GetOutcome.Miss && !this.#gone && this.#store.get(this, object, index, into, 0))
-      return GetOutcome.Hit
-    return outcome
-  }
-
-  flushPage(object: ObjectId, index: number): void {
-    assertIndex(index, this.attributes.pageSize)
-    if (this.#gone) return
-    this.#store.flushPage(this, object, index)
-    this.#next?.flushPage(object, index)
-  }
-
-  flushObject(object: ObjectId): void {
-    if (this.#gone) return
-    this.#store.flushObject(this, object)
-    this.#next?.flushObject(object)
-  }
-
-  putMany(batch: PageBatch): number {
-    assertBatch(batch, this.attributes.pageSize)
-    const { objects, indexes, offsets, outcomes, bytes, length } = batch
-    for (let i = 0; i < length; i++) {
-      if (this.#gone) {
-        if (outcomes[i] === Pending) outcomes[i] = PutOutcome.PoolGone
-      } else if (outcomes[i] === PutOutcome.Stored) this.#store.flushPage(this, objects[i]!, indexes[i]!)
-      else if (outcomes[i] === Pending) {
-        const outcome = this.#store.put(this, objects[i]!, indexes[i]!, bytes, offsets[i]!)
-        if (outcome === PutOutcome.Stored || this.#next === undefined) outcomes[i] = outcome
-      }
+function openAllocators(name: AllocatorName, arena: Arena): readonly [ZAllocator, ZAllocator] {
+  switch (name) {
+    case 'zsmalloc': {
+      const both = new Zsmalloc(arena)
+      return [both, both]
     }
-    if (this.#next !== undefined && !this.#gone) return this.#next.putMany(batch)
-    return count(batch, PutOutcome.Stored)
-  }
-
-  getMany(batch: PageBatch): number {
-    assertBatch(batch, this.attributes.pageSize)
-    const { objects, indexes, offsets, outcomes, bytes, length } = batch
-    for (let i = 0; i < length; i++) {
-      if (outcomes[i] !== Pending) continue
-      if (!this.#gone && this.#store.get(this, objects[i]!, indexes[i]!, bytes, offsets[i]!))
-        outcomes[i] = GetOutcome.Hit
-      else if (this.#gone || this.#next === undefined) outcomes[i] = GetOutcome.Miss
+    case 'xvmalloc': {
+      const both = new Xvmalloc(arena)
+      return [both, both]
     }
-    if (this.#next !== undefined && !this.#gone) return this.#next.getMany(batch)
-    return count(batch, GetOutcome.Hit)
-  }
-
-  flushMany(batch: PageBatch): void {
-    assertBatch(batch, this.attributes.pageSize)
-    if (this.#gone) return
-    for (let i = 0; i < batch.length; i++) this.#store.flushPage(this, batch.objects[i]!, batch.indexes[i]!)
-    this.#next?.flushMany(batch)
-  }
-
-  lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
-    assertIndex(index, this.attributes.pageSize)
-    if (this.#gone) return GetOutcome.Miss
-    if (this.#store.lend(this, object, index, use)) return GetOutcome.Hit
-    return this.#next === undefined ? GetOutcome.Miss : this.#next.lend(object, index, use)
-  }
-
-  /** Pages are compressed as a whole: there is no cheap view of their parts. */
-  split(): PoolRefusal {
-    return this.#gone ? PoolRefusal.Closed : PoolRefusal.Unsupported
-  }
-
-  freeze(): void {
-    this.frozen = true
-    this.#next?.freeze()
-  }
-
-  thaw(): void {
-    this.frozen = false
-    this.#next?.thaw()
-  }
-
-  destroy(): void {
-    if (this.#gone) return
-    this.retire()
-    this.#next?.destroy()
-  }
-
-  /** Removes the pages here and ends the pool, but not the one below. */
-  retire(): void {
-    this.#gone = true
-    this.#store.destroy(this)
-  }
-
-  /** Charges the owner; always true for an ephemeral pool. */
-  charge(bytes: number): boolean {
-    return this.#account === undefined || this.#account.charge(bytes)
-  }
-
-  /** Takes a charge back. */
-  giveBack(bytes: number): void {
-    this.#account?.release(bytes)
+    case 'zbud':
+      return [new Zbud(arena, 2, 'zbud_eph'), new Zbud(arena, 2, 'zbud_pers')]
+    case 'zcache1':
+      return [new Zbud(arena, 1, 'zbud'), new Xvmalloc(arena)]
   }
 }
 
-/** Entries of a batch with that outcome. */
-function count(batch: PageBatch, outcome: number): number {
-  let entries = 0
-  for (let i = 0; i < batch.length; i++) if (batch.outcomes[i] === outcome) entries++
-  return entries
+/** The statistics of an allocator: its counters, and the histograms of a zbud. */
+function sectionOf(allocator: ZAllocator): StatsNode {
+  const children: StatsNode[] = []
+  if (allocator instanceof Zbud) {
+    const { unbuddied, cumulative } = allocator.histograms()
+    children.push(
+      { name: 'unbuddied_list_counts', counters: unbuddied, children: [] },
+      { name: 'cumul_chunk_counts', counters: cumulative, children: [] },
+    )
+  }
+  return { name: allocator.name, counters: allocator.counters(), children }
+}
+
+/** Blocks by size: the key is the largest size in 64ths of the block; only what occurs. */
+function histogram(counts: Int32Array | Float64Array): Record<string, number> {
+  const record: Record<string, number> = {}
+  for (let unit = 1; unit < counts.length; unit++) if (counts[unit] !== 0) record[unit] = counts[unit]!
+  return record
 }

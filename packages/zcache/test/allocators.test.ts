@@ -1,0 +1,263 @@
+/** The finders of places, alone: random sequences, contents that stay what they were, invariants. */
+import { ByteLimit, systemAllocator } from '@tmem/core'
+import fc from 'fast-check'
+import { expect, test } from 'vitest'
+import { Arena, ByteBudget, none, type ZAllocator } from '../src/arena.ts'
+import { Xvmalloc } from '../src/xvmalloc.ts'
+import { Zbud } from '../src/zbud.ts'
+import { Zsmalloc } from '../src/zsmalloc.ts'
+import { MiB, random } from './pages.ts'
+
+const makers: readonly [string, (arena: Arena) => ZAllocator][] = [
+  ['zsmalloc', (arena) => new Zsmalloc(arena)],
+  ['xvmalloc', (arena) => new Xvmalloc(arena)],
+  ['zbud of generation 1', (arena) => new Zbud(arena, 1, 'zbud')],
+  ['zbud of generation 2', (arena) => new Zbud(arena, 2, 'zbud')],
+]
+
+/** An allocator, what is in it, and the operations of a caller that fills each object with its owner's number. */
+class World {
+  readonly arena: Arena
+  readonly allocator: ZAllocator
+  readonly objects: Map<number, { location: number; size: number }> = new Map()
+  next = 1
+
+  constructor(make: (arena: Arena) => ZAllocator, limit: number) {
+    this.arena = new Arena(systemAllocator, new ByteBudget(new ByteLimit(limit)))
+    this.allocator = make(this.arena)
+  }
+
+  alloc(size: number): boolean {
+    const { allocator } = this
+    this.arena.preload(allocator.longestRun, allocator.longestRun)
+    const owner = this.next
+    const location = allocator.alloc(size, owner)
+    if (location === none) return false
+    this.next++
+    allocator.locate(location)
+    for (let i = 0; i < size; i++) allocator.bytes[allocator.at + i] = owner + i
+    this.objects.set(owner, { location, size })
+    return true
+  }
+
+  free(nth: number): void {
+    const owner = [...this.objects.keys()][nth % this.objects.size]
+    if (owner === undefined) return
+    this.allocator.free(this.objects.get(owner)!.location)
+    this.objects.delete(owner)
+  }
+
+  compact(objects: number): number {
+    const moved = this.allocator.compact(objects, (owner, from, to) => {
+      const object = this.objects.get(owner)!
+      if (object.location !== from) throw new Error(`object ${owner} was not there`)
+      object.location = to
+    })
+    const runs = this.arena.compact(objects)
+    if (moved > objects || runs > objects) throw new Error(`${moved} and ${runs} moved, allowed were ${objects}`)
+    return moved + runs
+  }
+
+  check(): void {
+    const { allocator, objects } = this
+    const runs = new Set<number>()
+    let owned = 0
+    allocator.check((owner, location) => {
+      owned++
+      return objects.get(owner)?.location === location
+    }, runs)
+    this.arena.check(runs)
+    if (owned !== objects.size) throw new Error(`${objects.size} objects, ${owned} owned`)
+    let slots = 0
+    for (const [owner, { location, size }] of objects) {
+      allocator.locate(location)
+      slots += allocator.slotSize(size)
+      const { bytes, words, at } = allocator
+      if (at % 4 !== 0 || words.buffer !== bytes.buffer) throw new Error(`object ${owner} is not where words are`)
+      for (let i = 0; i < size; i++)
+        if (bytes[at + i] !== ((owner + i) & 0xff)) throw new Error(`byte ${i} of object ${owner} was changed`)
+    }
+    if (allocator.slotBytes !== slots) throw new Error(`${slots} bytes in slots, counted ${allocator.slotBytes}`)
+  }
+}
+
+test.each(makers)('%s: any sequence keeps contents and invariants', (_name, make) => {
+  const operation = fc.oneof(
+    { weight: 6, arbitrary: fc.record({ alloc: fc.integer({ min: 1, max: 3900 }) }) },
+    {
+      weight: 2,
+      arbitrary: fc.record({ alloc: fc.constantFrom(1, 27, 28, 29, 64, 2016, 2017, 2048, 3840, 3904, 4000) }),
+    },
+    { weight: 5, arbitrary: fc.record({ free: fc.nat(10_000) }) },
+    { weight: 1, arbitrary: fc.record({ compact: fc.nat(40) }) },
+  )
+  fc.assert(
+    fc.property(fc.array(operation, { maxLength: 400, size: 'max' }), (operations) => {
+      const world = new World(make, MiB)
+      for (const each of operations) {
+        if ('alloc' in each) {
+          if (each.alloc <= world.allocator.maxSize) world.alloc(each.alloc)
+        } else if ('free' in each) world.free(each.free)
+        else world.compact(each.compact)
+      }
+      world.check()
+      while (world.objects.size > 0) world.free(0)
+      world.check()
+      expect(world.arena.usedGranules).toBe(0)
+      world.arena.trim()
+      expect(world.arena.chunks).toBe(0)
+    }),
+    { numRuns: 40, seed: 3 },
+  )
+})
+
+test.each(makers)('%s: what is full says so, and takes again what was freed', (_name, make) => {
+  const world = new World(make, MiB)
+  const size = Math.min(1700, world.allocator.maxSize)
+  while (world.alloc(size));
+  const full = world.objects.size
+  // At least every second frame's worth of the chunks is in use by objects.
+  expect(full * size).toBeGreaterThan((world.arena.chunks * world.arena.chunkBytes) / 2)
+  for (let i = 0; i < 50; i++) world.free(i * 7)
+  for (let i = 0; i < 50; i++) expect(world.alloc(size)).toBe(true)
+  expect(world.alloc(size)).toBe(false)
+  expect(world.objects.size).toBe(full)
+  world.check()
+})
+
+test('zsmalloc: compaction leaves one zspage per class that is not full, and the arena no chunk that it could empty', () => {
+  const world = new World((arena) => new Zsmalloc(arena), 16 * MiB)
+  const next = random(11)
+  while (world.alloc(200 + Math.floor(next() * 3400)));
+  for (const owner of Array.from(world.objects.keys()))
+    if (next() < 0.9) {
+      world.allocator.free(world.objects.get(owner)!.location)
+      world.objects.delete(owner)
+    }
+  const before = world.arena.chunks
+  for (let rounds = 0; world.compact(100) > 0; rounds++) expect(rounds).toBeLessThan(500)
+  world.check()
+  world.arena.trim()
+  const bytes = world.arena.chunks * world.arena.chunkBytes
+  expect(before * world.arena.chunkBytes).toBeGreaterThan(7 * bytes)
+  // Half a zspage per class and half a chunk are what may be left over.
+  expect(bytes - world.allocator.slotBytes).toBeLessThan(1.2 * MiB)
+})
+
+test('zsmalloc: a raw page and its neighbours in size share zspages; larger objects have their own', () => {
+  const world = new World((arena) => new Zsmalloc(arena), 2 * MiB)
+  for (const size of [4095, 4096, 4124, 4125, 10_000, 65_536]) expect(world.alloc(size)).toBe(true)
+  expect(world.allocator.counters()).toMatchObject({ large_objects: 3 })
+  expect(world.allocator.slotSize(65_536)).toBe(65_664)
+  world.check()
+  while (world.objects.size > 0) world.free(0)
+  world.check()
+})
+
+test('zbud: the limits of both generations, and who shares a frame', () => {
+  for (const [generation, largest] of [
+    [1, 3904],
+    [2, 4000],
+  ] as const) {
+    const world = new World((arena) => new Zbud(arena, generation, 'zbud'), MiB)
+    const { allocator } = world
+    expect(allocator.maxSize).toBe(largest)
+    expect(world.alloc(largest)).toBe(true)
+    // Nothing fits beside the largest but one unit; the fullest partner with room is taken first.
+    for (const size of [1000, 2000, 3000]) expect(world.alloc(size)).toBe(true)
+    expect(allocator.counters()).toMatchObject({ pageframes: 3, zpages: 4, buddied_count: 1 })
+    expect(world.alloc(900)).toBe(true)
+    expect(allocator.counters()).toMatchObject({ pageframes: 3, buddied_count: 2 })
+    world.check()
+    const [, first, second, third] = [...world.objects.keys()]
+    expect(allocator.neighbour(world.objects.get(first!)!.location)).toBe(second)
+    expect(allocator.neighbour(world.objects.get(second!)!.location)).toBe(first)
+    world.free([...world.objects.keys()].indexOf(third!))
+    world.check()
+  }
+})
+
+test('zbud: each generation evicts in its own order', () => {
+  const order = (generation: 1 | 2): number[] => {
+    const world = new World((arena) => new Zbud(arena, generation, 'zbud'), MiB)
+    // Frames: {1: 3000} joined by 4; {2: 2900}; {3: 3800}.
+    for (const size of [3000, 2900, 3800, 900]) expect(world.alloc(size)).toBe(true)
+    const victims: number[] = []
+    while (world.objects.size > 0) {
+      const victim = world.allocator.victim()
+      victims.push(victim)
+      const { location } = world.objects.get(victim)!
+      const neighbour = world.allocator.neighbour(location)
+      for (const owner of neighbour === none ? [victim] : [victim, neighbour]) {
+        world.allocator.free(world.objects.get(owner)!.location)
+        world.objects.delete(owner)
+      }
+    }
+    expect(world.allocator.victim()).toBe(none)
+    return victims
+  }
+  // The fewest units first, full frames last; against: the frame to which a buddy was added longest ago.
+  expect(order(1)).toEqual([2, 3, 1])
+  expect(order(2)).toEqual([2, 3, 1])
+})
+
+test('xvmalloc: cut and merged to the byte', () => {
+  const world = new World((arena) => new Xvmalloc(arena), MiB)
+  const { allocator } = world
+  expect(allocator.maxSize).toBe(4088)
+  expect([allocator.slotSize(1), allocator.slotSize(28), allocator.slotSize(29), allocator.slotSize(1000)]).toEqual([
+    36, 36, 40, 1008,
+  ])
+  // Three blocks of 1012 bytes in a frame of 4096; the rest is one free block.
+  for (const size of [1004, 1004, 1004]) expect(world.alloc(size)).toBe(true)
+  expect(allocator.counters()).toMatchObject({ pageframes: 1, free_blocks: 1 })
+  world.free(1)
+  expect(allocator.counters()).toMatchObject({ pageframes: 1, free_blocks: 2 })
+  world.check()
+  world.free(1)
+  expect(allocator.counters()).toMatchObject({ pageframes: 1, free_blocks: 1 })
+  expect(world.alloc(4096 - 1012 - 4 - 4)).toBe(true)
+  expect(allocator.counters()).toMatchObject({ pageframes: 1, free_blocks: 0 })
+  world.check()
+  // Above half a frame no two fit.
+  expect(world.alloc(2100)).toBe(true)
+  expect(world.alloc(2100)).toBe(true)
+  expect(allocator.counters()['pageframes']).toBe(3)
+})
+
+test('the arena: budget, allocator and preloading', () => {
+  const limit = new ByteLimit(MiB)
+  const budget = new ByteBudget(limit)
+  let refuse = true
+  const sites: string[] = []
+  const arena = new Arena(
+    {
+      allocate: (bytes, site) => {
+        sites.push(site)
+        return refuse && site === 'zcache.chunk' ? undefined : systemAllocator.allocate(bytes, site)
+      },
+    },
+    budget,
+  )
+  const before = budget.used
+  arena.preload(4096, 4096)
+  expect([arena.refusedByAllocator, arena.failures, arena.take(32, 1), budget.used]).toEqual([true, 1, none, before])
+  refuse = false
+  arena.preload(4096, 4096)
+  expect([arena.refusedByAllocator, arena.chunks, budget.used - before]).toEqual([false, 1, arena.chunkBytes])
+  const run = arena.take(32, 1)
+  expect(run).toBe(0)
+  const allocations = sites.length
+  // A chunk with enough room is enough.
+  arena.preload(4096, 4096)
+  expect(sites.length).toBe(allocations)
+  arena.preload(4096, 300_000)
+  expect(arena.spares).toBe(3)
+  limit.bytes = 0
+  arena.preload(4096, 4 * MiB)
+  expect(arena.chunks).toBe(4)
+  arena.free(run)
+  arena.trim()
+  expect([arena.chunks, arena.usedGranules]).toEqual([0, 0])
+  arena.check(new Set())
+})
