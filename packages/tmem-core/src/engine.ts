@@ -154,6 +154,10 @@ export class Engine {
   #seenLimit = -1
   #allowedFrames = 0
   #touched = 0
+  /** Entries that the batch at work still has, and the run of frames from which its new pages are served. */
+  #batchLeft = 0
+  #runNext = 0
+  #runEnd = 0
 
   private constructor(options: EngineOptions, memory: EngineMemory, table: HandleTable) {
     this.memory = memory
@@ -407,6 +411,7 @@ export class Engine {
     let copied = 0
     for (let i = 0; i < length; i++) {
       scratch[i] = none
+      this.#batchLeft = length - i
       if (outcomes[i] !== Pending) {
         // A layer above took it: then it is not ours any more.
         if (outcomes[i] === PutOutcome.Stored) this.flushPage(pool, objects[i], indexes[i] * scale, order)
@@ -429,6 +434,8 @@ export class Engine {
       if (final || outcome === PutOutcome.Stored) outcomes[i] = outcome
     }
     this.#copyInMany(batch, order, copied, length)
+    this.#batchLeft = 0
+    while (this.#runNext < this.#runEnd) this.#frames.free(this.#runNext++)
   }
 
   /** Copies the pages of entries `from` to `to`-1 to their places in `scratch`; neighbours to neighbours in one copy. */
@@ -855,6 +862,10 @@ export class Engine {
 
   /** A run of 2^order frames, evicting ephemeral pages where that helps; `scattered`, or a refusal. */
   #allocate(order: number, client: number): number {
+    if (order === 0 && this.#batchLeft > 1) {
+      if (this.#runNext === this.#runEnd) this.#startRun()
+      if (this.#runNext < this.#runEnd) return this.#runNext++
+    }
     const count = 1 << order
     const frames = this.#frames
     let refusal: PutOutcome = PutOutcome.NoMemory
@@ -873,6 +884,21 @@ export class Engine {
       }
       if (evictions === 0 || !this.#evict(client)) return this.#refuse(refusal)
     }
+  }
+
+  /**
+   * Takes a run for the new pages of a batch, where there is a long one: pages that come together lie side by side, are
+   * copied as one, and leave together as one run again.
+   */
+  #startRun(): void {
+    const frames = this.#frames
+    const order = Math.min(31 - Math.clz32(this.#batchLeft), this.memory.chunkShift)
+    if (frames.used + (1 << order) > this.#allowed()) return
+    const run = frames.allocate(order)
+    if (run === none) return
+    frames.shatter(run)
+    this.#runNext = run
+    this.#runEnd = run + (1 << order)
   }
 
   /** Makes a chunk present; false when the allocator has nothing. */
