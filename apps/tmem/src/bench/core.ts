@@ -2,8 +2,10 @@
  * `tmem bench core`: the store of plain memory against the copy of a page to a random place.
  *
  * The reference is the fastest way that JavaScript has to copy a page into, or out of, a random place of as much memory
- * as the store holds: `set`, `Buffer.copy` and `copyWithin` are all measured, in the same rounds, and the fastest of them counts. Both sides
- * see the same random order. The store is used as everybody uses it: composed, with its checked boundary.
+ * as the store holds: `set`, `Buffer.copy` and `copyWithin` are all measured, in the same rounds, and the fastest of them
+ * counts. Both sides see the same random order, in which no page comes twice, and take turns one by one, so that each
+ * begins with the other's memory in the caches and in the processor's address translation. The store is used as
+ * everybody uses it: composed, with its checked boundary.
  */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -156,38 +158,42 @@ async function residentRows(
   try {
     fill(pool, pages)
     const plain = new PlainPages(pages)
-    const order = randomOrder(pages, operations)
-    const once = shuffled(pages, operations)
+    const order = shuffled(pages, operations)
     const page = new Uint8Array(basePageSize).fill(9)
     const into = new Uint8Array(basePageSize)
+    const copyIntoPlain = copyInSubjects(plain, order)
+    const copyOutOfPlain = copyOutSubjects(plain, order)
     const ns = await bench.measure(
       `core: ${pages} pages of 4 KiB`,
       {
-        ...copyInSubjects(plain, order),
-        ...copyOutSubjects(plain, order),
+        set: copyIntoPlain.set,
         putNew: {
           prepare(count) {
-            for (let i = 0; i < count; i++) pool.flushPage(0, once[i])
+            for (let i = 0; i < count; i++) pool.flushPage(0, order[i])
           },
           run(count) {
-            for (let i = 0; i < count; i++) pool.put(0, once[i], page)
+            for (let i = 0; i < count; i++) pool.put(0, order[i], page)
           },
         },
+        copy: copyIntoPlain.copy,
         putReplace: {
           run(count) {
             for (let i = 0; i < count; i++) pool.put(0, order[i], page)
           },
         },
+        copyWithin: copyIntoPlain.copyWithin,
         get: {
           run(count) {
             for (let i = 0; i < count; i++) pool.get(0, order[i], into)
           },
         },
+        outSet: copyOutOfPlain.outSet,
         miss: {
           run(count) {
             for (let i = 0; i < count; i++) pool.get(0, pages + order[i], into)
           },
         },
+        outCopy: copyOutOfPlain.outCopy,
         flush: {
           run(count) {
             for (let i = 0; i < count; i++) pool.flushPage(0, pages + order[i])
@@ -205,7 +211,7 @@ async function residentRows(
       ratioRow(`put-replace-${size}`, 'ns/page', ns.putReplace, copyIn, copyInNs, goals.putReplace),
       ratioRow(`get-hit-${size}`, 'ns/page', ns.get, `${copyOut}-out`, copyOutNs, goals.get),
       ratioRow(`get-miss-${size}`, 'ns/page', ns.miss, `${copyOut}-out`, copyOutNs, goals.absent),
-      ratioRow(`flush-absent-${size}`, 'ns/page', ns.flush, `${copyIn}`, copyInNs, goals.absent),
+      ratioRow(`flush-absent-${size}`, 'ns/page', ns.flush, `${copyOut}-out`, copyOutNs, goals.absent),
       valueRow(`metadata-${size}`, 'bytes/page', counters.metadata_bytes / counters.pages, 32),
     ]
   } finally {
@@ -333,15 +339,22 @@ async function largePageRows(bench: Bench): Promise<Row[]> {
   }
 }
 
-/** Batches of 512 pages against the same pages one by one, from and to the same memory. */
+/** Batches of 512 pages against the same pages one by one, from and to the same memory: extents, then random pages. */
 async function batchRows(bench: Bench): Promise<Row[]> {
-  const pages = small
+  const count = 512 * (bench.quick ? 20 : 60)
+  const extents = new Uint32Array(count)
+  for (let i = 0; i < count; i++) extents[i] = i
+  return [
+    ...(await batchRowsOver(bench, 'extents', extents)),
+    ...(await batchRowsOver(bench, 'random', shuffled(small, count))),
+  ]
+}
+
+async function batchRowsOver(bench: Bench, what: string, order: Uint32Array): Promise<Row[]> {
   const perBatch = 512
-  const rounds = bench.quick ? 20 : 60
-  const { store, pool } = openStore(pages)
+  const { store, pool } = openStore(small)
   try {
-    fill(pool, pages)
-    const order = shuffled(pages, perBatch * rounds)
+    fill(pool, small)
     const batch = new PageBatch(perBatch, basePageSize, new Uint8Array(perBatch * basePageSize).fill(3))
     const views = Array.from({ length: perBatch }, (_, i) =>
       batch.bytes.subarray(i * basePageSize, (i + 1) * basePageSize),
@@ -354,45 +367,45 @@ async function batchRows(bench: Bench): Promise<Row[]> {
       for (let i = 0; i < order.length; i++) pool.flushPage(0, order[i])
     }
     const put: Subject = {
-      run(count) {
-        for (let i = 0; i < count; i++) pool.put(0, order[i], views[i % perBatch])
+      run(operations) {
+        for (let i = 0; i < operations; i++) pool.put(0, order[i], views[i % perBatch])
       },
     }
     const putMany: Subject = {
-      run(count) {
-        for (let first = 0; first < count; first += perBatch) {
+      run(operations) {
+        for (let first = 0; first < operations; first += perBatch) {
           load(first)
           pool.putMany(batch)
         }
       },
     }
     const ns = await bench.measure(
-      `core: batches of ${perBatch}`,
+      `core: batches of ${perBatch}, ${what}`,
       {
         putNew: { prepare: flushAll, run: put.run },
         putManyNew: { prepare: flushAll, run: putMany.run },
         put,
         putMany,
         get: {
-          run(count) {
-            for (let i = 0; i < count; i++) pool.get(0, order[i], views[i % perBatch])
+          run(operations) {
+            for (let i = 0; i < operations; i++) pool.get(0, order[i], views[i % perBatch])
           },
         },
         getMany: {
-          run(count) {
-            for (let first = 0; first < count; first += perBatch) {
+          run(operations) {
+            for (let first = 0; first < operations; first += perBatch) {
               load(first)
               pool.getMany(batch)
             }
           },
         },
       },
-      { operations: perBatch * rounds },
+      { operations: order.length },
     )
     return [
-      ratioRow('batch-512-put-new', 'ns/page', ns.putManyNew, 'single-puts', ns.putNew, 0.9),
-      ratioRow('batch-512-put-replace', 'ns/page', ns.putMany, 'single-puts', ns.put, 0.9),
-      ratioRow('batch-512-get', 'ns/page', ns.getMany, 'single-gets', ns.get, 0.9),
+      ratioRow(`batch-512-put-new-${what}`, 'ns/page', ns.putManyNew, 'single-puts', ns.putNew, 0.9),
+      ratioRow(`batch-512-put-replace-${what}`, 'ns/page', ns.putMany, 'single-puts', ns.put, 0.9),
+      ratioRow(`batch-512-get-${what}`, 'ns/page', ns.getMany, 'single-gets', ns.get, 0.9),
     ]
   } finally {
     await store.close()
