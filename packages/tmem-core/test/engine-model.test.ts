@@ -71,14 +71,14 @@ const single = (limitBytes: number, pageSizes: readonly number[]) => (): WorldOp
 const kinds = ['put Stored', 'put NoMemory', 'put Frozen', 'put Quota', 'put AllocationFailed', 'get Hit', 'get Miss']
 
 test('a store of one small chunk does what the reference does', async () => {
-  const seen = await explore(single(MiB, [4 * KiB, 8 * KiB, 64 * KiB]), { seed: 2, numRuns: 150, length: 100 })
+  const seen = await explore(single(MiB, [4 * KiB, 8 * KiB, 64 * KiB]), { seed: 2, numRuns: 100, length: 100 })
   expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted', 'frame put', 'frame taken']))
 })
 
 test('a store of several chunks, which come and go, does what the reference does', async () => {
   const seen = await explore(single(6 * MiB + 100 * KiB, [4 * KiB, 8 * KiB, 64 * KiB, 256 * KiB]), {
     seed: 3,
-    numRuns: 100,
+    numRuns: 70,
     length: 70,
     before: crowded,
   })
@@ -133,7 +133,7 @@ test('memory over memory does what the reference does', async () => {
         },
       }
     },
-    { seed: 6, numRuns: 100, length: 100 },
+    { seed: 6, numRuns: 70, length: 100 },
   )
   expect([...seen.keys()]).toEqual(expect.arrayContaining([...kinds, 'evicted']))
   expect(seen.get('demoted')).toBeGreaterThan(1000)
