@@ -60,6 +60,8 @@ export interface BlockFileRequest {
   readonly existing: boolean
   /** Leave a file that was made here in place. */
   readonly keep: boolean
+  /** Read in the calling thread, which may wait, instead of the runtime's pool of threads. */
+  readonly blockingReads: boolean
   /** The I/O memory: at least 8192 bytes. Every transfer is from or to it. */
   readonly memory: Uint8Array
   /** The header to write when the file is made here: 4096 bytes. */
@@ -246,10 +248,16 @@ class NodeBlockFile implements BlockFile {
       done += checked(writeSync(this.#descriptor, memory, at + done, length - done, position + done), 'write')
   }
 
-  read(at: number, length: number, position: number): Promise<void> {
-    return new Promise((resolve, reject) => {
+  async read(at: number, length: number, position: number): Promise<void> {
+    const { memory, blockingReads } = this.#request
+    if (blockingReads) {
+      for (let done = 0; done < length; )
+        done += checked(readSync(this.#descriptor, memory, at + done, length - done, position + done), 'read')
+      return
+    }
+    await new Promise<void>((resolve, reject) => {
       const next = (done: number): void =>
-        read(this.#descriptor, this.#request.memory, at + done, length - done, position + done, (error, bytes) => {
+        read(this.#descriptor, memory, at + done, length - done, position + done, (error, bytes) => {
           if (error !== null) reject(error)
           else if (bytes === 0) reject(new Error(`end of file at ${position + done}`))
           else if (done + bytes < length) next(done + bytes)

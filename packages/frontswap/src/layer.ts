@@ -136,15 +136,20 @@ export const frontswapFactory: LayerFactory = Object.freeze({
     size: { kind: 'bytes', summary: 'bytes of pages that it holds', required: true, minimum: slotBytes },
     existing: { kind: 'flag', summary: 'use a file or device made with mkswap (default: make the file)' },
     keep: { kind: 'flag', summary: 'leave the file in place at the end' },
+    blockingReads: {
+      kind: 'flag',
+      summary: 'read in the calling thread, which waits (default: in the pool of threads)',
+    },
   } as const),
   create: (options: Readonly<Record<string, OptionValue>>): Layer => {
-    const { file, size, existing, keep } = options
+    const { file, size, existing, keep, blockingReads } = options
     return frontswap({
       file: String(file),
       // A size need not be a whole number of pages in the text.
       sizeBytes: Math.floor(Number(size) / slotBytes) * slotBytes,
       existing: existing === true,
       keep: keep === true,
+      blockingReads: blockingReads === true,
     })
   },
 })
@@ -325,11 +330,7 @@ class FrontswapPool implements Pool {
       if (entry === none) return PutOutcome.NoMemory
     }
     const swapped = swapEntries[entry]!
-    if (swap.store(swapped, page, this.#number) === PutOutcome.Stored) {
-      // A read of the slot that is under way has been overtaken.
-      this.#area(swapped).touch(swapOffset(swapped))
-      return PutOutcome.Stored
-    }
+    if (swap.store(swapped, page, this.#number) === PutOutcome.Stored) return PutOutcome.Stored
     if (this.#area(swapped).write(swapOffset(swapped), page)) return PutOutcome.Stored
     this.#drop(entry)
     return PutOutcome.Unavailable

@@ -43,6 +43,11 @@ export interface SwapAreaOptions {
   readonly existing?: boolean
   /** True: leave a file that was made here in place at the end. */
   readonly keep?: boolean
+  /**
+   * Read in the calling thread, which waits, instead of the runtime's pool of threads: for a thread of its own on which threads of
+   * that pool may be waiting (a pager).
+   */
+  readonly blockingReads?: boolean
   /** Areas of higher priority are filled first, those of equal priority in turn: -32768 to 32767, default 0. */
   readonly priority?: number
   /** False: no page for this area is ever offered to frontswap. Default true. */
@@ -131,6 +136,7 @@ export class SwapArea {
       bytes: slots * slotBytes,
       existing: options.existing ?? false,
       keep: options.keep ?? false,
+      blockingReads: options.blockingReads ?? false,
       memory: this.#memory,
       header: header(slots),
     })
@@ -197,13 +203,13 @@ export class SwapArea {
     this.#next[last] = noSlot
     this.#used += count
     this.#heads[first >>> 5] = this.#heads[first >>> 5]! | (1 << (first & 31))
-    this.touch(first)
+    this.#touch(first)
     return first
   }
 
   /** Gives a page's slots back. A slot that went bad is kept out of use. */
   free(first: number): void {
-    this.touch(first)
+    this.#touch(first)
     this.#heads[first >>> 5] = this.#heads[first >>> 5]! & ~(1 << (first & 31))
     for (let slot = first; slot !== noSlot; slot = this.#next[slot]!) {
       this.#used--
@@ -228,11 +234,6 @@ export class SwapArea {
   /** Changes whenever the page of that first slot is written, freed or given out again (modulo 2^32). */
   stamp(first: number): number {
     return this.#stamps[first]!
-  }
-
-  /** Changes the stamp: the page of that first slot was replaced elsewhere, and a read of the slot is overtaken. */
-  touch(first: number): void {
-    this.#stamps[first] = this.#stamps[first]! + 1
   }
 
   /** Slots for which `gather` has room before the next `submit`. */
@@ -341,7 +342,7 @@ export class SwapArea {
       const bytes = source.subarray(this.#gatheredFrom[n]!, this.#gatheredFrom[n]! + slotBytes)
       memory.set(bytes, at)
       this.#checksums[slot] = crc32(bytes)
-      this.touch(slot)
+      this.#touch(slot)
     }
     const error = this.#transfer(this.#gatheredSlots[from]!, this.#writeAt, to - from)
     if (error !== undefined && to - from === 1) return this.#fail(from, error)
@@ -380,6 +381,10 @@ export class SwapArea {
     if (count > 1) counters.clusteredWrites++
     counters.diskBytesWritten += count * slotBytes
     return undefined
+  }
+
+  #touch(first: number): void {
+    this.#stamps[first] = this.#stamps[first]! + 1
   }
 
   #isStale(first: number, stamp: number): boolean {

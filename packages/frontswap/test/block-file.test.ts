@@ -71,6 +71,26 @@ test('pages go around the cache of the operating system where the file system le
   await area.close()
 })
 
+test('blocking reads need neither the pool of threads nor the event loop', async () => {
+  const file = folder.file()
+  const area = open({ file, sizeBytes: 64 * 4096, blockingReads: true })
+  const slot = area.allocate(2)
+  expect(area.write(slot, page(5, 8192))).toBe(true)
+  const into = page(0, 8192)
+  let answer: boolean | undefined
+  const reading = area.read(slot, into).then((read) => {
+    answer = read
+  })
+  // Microtasks only.
+  for (let n = 0; n < 50; n++) await Promise.resolve()
+  expect(answer).toBe(true)
+  expect(into).toEqual(page(5, 8192))
+  await reading
+  truncateSync(file, 4096)
+  await expect(area.read(slot, into)).rejects.toMatchObject({ code: 'TMEM_IO' })
+  await area.close()
+})
+
 test('tmpfs takes O_DIRECT and ignores it: directIo says no', async (ctx) => {
   requires(ctx, { paths: ['/dev/shm'] })
   if (statfsSync('/dev/shm').type !== 0x01021994) ctx.skip('needs a tmpfs at /dev/shm')

@@ -337,6 +337,15 @@ describe('with a store in front', () => {
     for (let index = 20; index < 50; index++) expect(await fetched(pool, index)).toBe(index)
     batch.rearm()
     expect(pool.getMany(batch)).toBe(20)
+    // The same handle twice: the page in front of the first slot must not be left behind.
+    pool.putMany(
+      batchOf([
+        [70, 1],
+        [70, 2],
+        [70, 3],
+      ]),
+    )
+    expect(await fetched(pool, 70)).toBe(3)
     pool.flushObject(1)
     expect([counter('curr_pages'), counter('used_slots')]).toEqual([0, 0])
     expect(store.stats().children.map(({ name }) => name)).toEqual(['area0', 'refuse'])

@@ -23,3 +23,33 @@ test('the example of the README works', async () => {
   expect(lines).toEqual([expect.stringMatching(/^transcendent memory - direct I\/O: (true|false)$/)])
   expect(existsSync(file)).toBe(false)
 })
+
+test('the core is used as the README says', async () => {
+  const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
+  const code = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)][1]![1]!
+  const store = core.compose([core.memory({ limitBytes: 2 ** 20 })])
+  const pulled: number[] = []
+  const run = runInThisContext(
+    `async (modules, file, sizeBytes, allocator, store, page, markDirty, unuse) => {
+      const { Frontswap, GetOutcome, PutOutcome, SwapArea, swapOffset } = modules; ${code}
+      return { swap, area, entry } }`,
+  )
+  const page = new Uint8Array(4096).fill(7)
+  const result: { swap: own.Frontswap; area: own.SwapArea; entry: number } = await run(
+    { ...core, ...own },
+    folder.file(),
+    64 * 4096,
+    core.systemAllocator,
+    store,
+    page,
+    (entry: number) => pulled.push(entry),
+    { frame: () => new Uint8Array(4096), done: () => pulled.push(0) },
+  )
+  const { swap, area, entry } = result
+  expect([own.swapType(entry), own.swapOffset(entry), swap.currPages, area.usedSlots]).toEqual([0, 1, 0, 0])
+  expect(swap.counters).toEqual({ loads: 1, succ_stores: 1, failed_stores: 0, invalidates: 1 })
+  expect(page).toEqual(new Uint8Array(4096).fill(7))
+  expect(pulled).toEqual([])
+  await area.close()
+  await store.close()
+})

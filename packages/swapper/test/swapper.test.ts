@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import {
+  ByteLimit,
   compose,
   type Layer,
   memory,
@@ -274,6 +275,59 @@ test('pages that the store refuses stay, and others go; when all are refused the
       expect(swapper.fault(4)).toBeUndefined()
     },
   )
+})
+
+test('a store that refuses is not asked for more than is needed', async () => {
+  await withStack([refuse({ every: 2 }), memory({ limitBytes: 256 * kib })], async (store) => {
+    const swapper = new Swapper({ pages: 40, frames: 16, store, cluster: 4 })
+    for (let page = 0; page < 17; page++) now(swapper.write(page, 0, Uint8Array.of(page + 1)))
+    expect(swapper.counters.swapOuts).toBe(2)
+    expect(swapper.stats().counters['refusedPolicy']).toBe(2)
+  })
+})
+
+test('a whole page that cannot be written leaves the old one', async () => {
+  const limitBytes = new ByteLimit(256 * kib)
+  await withStack([memory({ limitBytes })], async (store) => {
+    const swapper = new Swapper({ pages: 8, frames: 2, store })
+    for (let page = 0; page < 8; page++) now(swapper.write(page, 0, Uint8Array.of(page + 1)))
+    for (const page of [6, 7]) now(swapper.write(page, 0, Uint8Array.of(100 + page)))
+    limitBytes.bytes = 0
+    expect(codeOf(() => swapper.write(0, 0, new Uint8Array(4096).fill(55)))).toBe('TMEM_NO_MEMORY')
+    limitBytes.bytes = 256 * kib
+    const into = new Uint8Array(1)
+    for (const [page, wanted] of [
+      [0, 1],
+      [6, 106],
+      [7, 107],
+    ] as const) {
+      now(swapper.read(page, 0, into))
+      expect(into[0]).toBe(wanted)
+    }
+  })
+})
+
+test('a frame that waits for its page is not taken for another one', async () => {
+  let release = (): void => undefined
+  const turn = (): Promise<void> =>
+    new Promise((resolve) => {
+      release = resolve
+    })
+  await withStack([delay({ turn }), memory({ limitBytes: 256 * kib })], async (store) => {
+    const swapper = new Swapper({ pages: 12, frames: 3, store })
+    for (let page = 0; page < 4; page++) now(swapper.write(page, 9, Uint8Array.of(page + 1)))
+    const reading = swapper.fault(0)
+    // These go through the two other frames, several times.
+    for (let page = 4; page < 12; page++) now(swapper.write(page, 9, Uint8Array.of(page + 1)))
+    const others = [10, 11].map((page) => [page, swapper.resident(page)] as const)
+    release()
+    await reading
+    expect(swapper.memory[swapper.resident(0) + 9]).toBe(1)
+    for (const [page, at] of others) {
+      expect(swapper.resident(page)).toBe(at)
+      expect(swapper.memory[at + 9]).toBe(page + 1)
+    }
+  })
 })
 
 test('a store that loses a page is found out, and a fault that failed can be tried again', async () => {
