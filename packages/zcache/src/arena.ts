@@ -103,9 +103,13 @@ export class ByteBudget {
   }
 }
 
-/** Bytes of a chunk for a limit: a 64th of it, as a power of two from 128 KiB to 4 MiB. */
+/**
+ * Bytes of a chunk for a limit, a power of two: a 64th of it from 128 KiB to 1 MiB, so that a store that empties gives most
+ * of its memory back; above 1 GiB a 1024th up to 4 MiB, so that a search for a free run stays short.
+ */
 export function chunkBytesFor(limitBytes: number): number {
-  return 2 ** Math.min(22, Math.max(17, Math.floor(Math.log2(limitBytes / 64))))
+  const wanted = Math.max(Math.min(limitBytes / 64, 2 ** 20), limitBytes / 1024)
+  return 2 ** Math.min(22, Math.max(17, Math.floor(Math.log2(wanted))))
 }
 
 export class Arena {

@@ -1077,16 +1077,15 @@ export class Zcache implements PageStore {
   /** Moves objects and runs together and gives empty chunks back. Returns the pages moved. */
   #compact(pages: number): number {
     const [ephemeral, persistent] = this.#allocators
-    let done = ephemeral.compact(pages, this.#moved)
-    if (persistent !== ephemeral) done += persistent.compact(pages - done, this.#moved)
+    // Objects that move together make holes between runs: neither may starve the other.
+    let done = ephemeral.compact(Math.ceil(pages / 2), this.#moved)
+    if (persistent !== ephemeral) done += persistent.compact(Math.ceil(pages / 2) - done, this.#moved)
     while (done < pages) {
       const moved = this.#arena.compact(pages - done)
-      if (moved === 0) {
-        this.#arena.trim()
-        break
-      }
+      if (moved === 0) break
       done += moved
     }
+    if (done < pages) this.#arena.trim()
     return done
   }
 
