@@ -10,7 +10,7 @@ afterAll(() => folder.remove())
 
 /** A turn is a few microtasks: the same number each time. */
 const turn = async (): Promise<void> => {
-  for (let i = 0; i < 3; i++) await undefined
+  for (let i = 0; i < 3; i++) await Promise.resolve()
 }
 const later = (): Layer => delay({ turn, pages: 20_000 })
 const room = (): Layer => layers.memory(8 * MiB)

@@ -54,9 +54,8 @@ await conformance(
     {
       steady: false,
       pageSizes: small,
-      refusals: {
-        NoMemory: { by: 'filling', bytes: 60 * MiB },
-      },
+      refusals: { NoMemory: { by: 'filling', bytes: 60 * MiB } },
+      property: { runs: 40 },
     },
   ),
   { describe, it },
