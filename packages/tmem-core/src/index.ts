@@ -1,4 +1,5 @@
 /** Transcendent memory: pools, objects, pages, outcomes; composing stores; the memory store. */
+export * from './block.ts'
 export * from './compose.ts'
 export * from './context.ts'
 export {
