@@ -1,4 +1,5 @@
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import {
   existsSync,
   mkdirSync,
@@ -132,36 +133,48 @@ test('more than the disk has is refused before a byte is written, and nothing is
   expect(folder.files()).toEqual(before)
 })
 
-test('a disk that fills up while the file is made: refused, and nothing is left behind', (ctx) => {
-  requires(ctx, { root: true, commands: ['mount', 'umount', 'losetup', 'mkfs.ext2'] })
-  const outer = join(folder.path, 'outer')
-  const inner = join(folder.path, 'inner')
-  for (const at of [outer, inner]) mkdirSync(at)
+/**
+ * Mounts in a mount namespace that ends with this process, however it ends. Answers the path at which the mounts of
+ * that namespace are seen.
+ */
+async function confined(script: string): Promise<{ root: string; end: () => Promise<void> }> {
+  const holder = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-ec', `${script}\necho ready\ncat`])
+  const ended = new Promise<void>((resolve) => {
+    holder.once('exit', () => resolve())
+  })
+  let errors = ''
+  holder.stderr.on('data', (text: Buffer) => {
+    errors += text.toString()
+  })
+  const [said] = await Promise.race([once(holder.stdout, 'data'), ended.then(() => [errors])])
+  expect(String(said)).toBe('ready\n')
+  return {
+    root: `/proc/${holder.pid}/root`,
+    end: () => {
+      holder.stdin.end()
+      return ended
+    },
+  }
+}
+
+test('a disk that fills up while the file is made: refused, and nothing is left behind', async (ctx) => {
+  requires(ctx, { root: true, commands: ['unshare', 'mount', 'losetup', 'mkfs.ext2'], paths: ['/dev/loop-control'] })
+  const at = join(folder.path, 'mounted')
+  mkdirSync(at)
   // A file system of 64 MiB on a disk that has 4: the books say that there is room.
-  run('mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', outer)
-  const undo: (() => void)[] = [() => run('umount', outer)]
+  const { root, end } = await confined(`
+    mount -t tmpfs -o size=4m tmpfs ${at}
+    truncate -s 64M ${at}/disk
+    mkfs.ext2 -q ${at}/disk
+    mkdir ${at}/inner
+    mount -o loop ${at}/disk ${at}/inner`)
   try {
-    const disk = join(outer, 'disk')
-    writeFileSync(disk, '')
-    truncateSync(disk, 64 * 2 ** 20)
-    run('mkfs.ext2', '-q', disk)
-    const device = run('losetup', '--find', '--show', disk).trim()
-    undo.push(() => run('losetup', '--detach', device))
-    run('mount', device, inner)
-    undo.push(() => run('umount', inner))
-    const file = join(inner, 'swap.img')
+    const file = join(root, at, 'inner', 'swap.img')
     expect(refusal({ file, sizeBytes: 16 * 2 ** 20 })).toMatch(/cannot be written: E(IO|NOSPC)/)
     expect(existsSync(file)).toBe(false)
+    expect(refusal({ file, sizeBytes: 128 * 2 ** 20 })).toContain('are free')
   } finally {
-    const problems = undo.reverse().flatMap((step) => {
-      try {
-        step()
-        return []
-      } catch (error) {
-        return [error]
-      }
-    })
-    expect(problems).toEqual([])
+    await end()
   }
 })
 
@@ -241,30 +254,27 @@ test('the system takes our file as swap', async (ctx) => {
 })
 
 test('a block device is used directly, one user at a time', async (ctx) => {
-  requires(ctx, { root: true, commands: ['losetup', 'mkswap', 'mount', 'umount'] })
+  requires(ctx, { root: true, commands: ['losetup', 'mkswap'], paths: ['/dev/loop-control'] })
   const file = folder.file()
   writeFileSync(file, Buffer.alloc(256 * 4096))
-  let device = ''
+  run('mkswap', '-q', file)
+  const device = run('losetup', '--find', '--show', file).trim()
+  let area: SwapArea
   try {
-    device = run('losetup', '--find', '--show', file).trim()
-  } catch (error) {
-    ctx.skip(`needs loop devices: ${error instanceof Error ? error.message : ''}`)
-  }
-  try {
-    run('mkswap', '-q', device)
-    const area = open({ file: device, sizeBytes: 200 * 4096, existing: true })
-    expect(area.directIo).toBe(true)
-    expect(refusal({ file: device, sizeBytes: 200 * 4096, existing: true })).toContain('in use')
-    const slot = area.allocate(2)
-    area.write(slot, page(3, 8192))
-    const into = page(0, 8192)
-    expect(await area.read(slot, into)).toBe(true)
-    expect(into).toEqual(page(3, 8192))
-    await area.close()
-    expect(existsSync(device)).toBe(true)
+    area = open({ file: device, sizeBytes: 200 * 4096, existing: true })
   } finally {
+    // While it is open it only goes when the last one closes it, however that comes about.
     run('losetup', '--detach', device)
   }
+  expect(area.directIo).toBe(true)
+  expect(refusal({ file: device, sizeBytes: 200 * 4096, existing: true })).toContain('in use')
+  const slot = area.allocate(2)
+  area.write(slot, page(3, 8192))
+  const into = page(0, 8192)
+  expect(await area.read(slot, into)).toBe(true)
+  expect(into).toEqual(page(3, 8192))
+  await area.close()
+  expect(existsSync(device)).toBe(true)
 })
 
 test('close removes only the file that it made', async () => {
