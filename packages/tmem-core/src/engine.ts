@@ -154,6 +154,8 @@ export class Engine {
   #seenLimit = -1
   #allowedFrames = 0
   #touched = 0
+  /** The parts of one large page are being placed. */
+  #scattering = false
   /** Entries that the batch at work still has, and the run of frames from which its new pages are served. */
   #batchLeft = 0
   #runNext = 0
@@ -252,6 +254,12 @@ export class Engine {
     let pageSize = basePageSize
     while (pageSize < maxPageSize && (pageSize * 16) / basePageSize <= capacity) pageSize *= 2
     return pageSize
+  }
+
+  /** Gives the memory of all chunks back that hold no page and no frame of a caller's. */
+  release(): void {
+    for (let chunk = 0; chunk < this.#frames.chunkCount; chunk++)
+      if (this.#frames.has(chunk) && this.#frames.chunkUsed(chunk) === 0) this.#frames.dropChunk(chunk)
   }
 
   /** Makes a pool: its number, or (negative) the refusal. */
@@ -668,7 +676,7 @@ export class Engine {
         }
       } else known = this.#flushParts(pool, object, key, order)
     }
-    if ((pools[at + FLAGS] & FROZEN) !== 0 && !known) return this.#refuse(PutOutcome.Frozen)
+    if ((pools[at + FLAGS] & FROZEN) !== 0 && !known && !this.#scattering) return this.#refuse(PutOutcome.Frozen)
     const frame = this.#allocate(order, pools[at + CLIENT])
     if (frame < 0) return frame
     const entered = this.#enter(frame, pool, at, object, key, order)
@@ -850,7 +858,10 @@ export class Engine {
     at: number,
   ): PutOutcome {
     for (let part = 0; part < 1 << order; part++) {
+      // Whether the pool is frozen was asked for the whole page.
+      this.#scattering = true
       const frame = this.#place(pool, object, key + part, 0)
+      this.#scattering = false
       if (frame < 0) {
         this.#flushParts(pool, object, key, order)
         return -frame as PutOutcome

@@ -129,6 +129,7 @@ export class MemoryStore implements PageStore {
 
   async #close(): Promise<void> {
     for (const pool of this.#pools) pool?.destroy()
+    this.#engine.release()
     await this.#next?.close()
   }
 

@@ -121,7 +121,8 @@ export interface Pool {
   /**
    * Puts every entry of the batch whose outcome is `Pending`, in order. An entry that is already `Stored` was taken by
    * a layer above: any copy here or below is dropped. Other entries are left alone. Returns how many entries are now
-   * `Stored`. One crossing per layer and batch.
+   * `Stored`. One crossing per layer and batch. (So a layer that hands a page of the batch down meanwhile loses it: it
+   * does that with ephemeral pages only.)
    */
   putMany(batch: PageBatch): number
   /** Gets every entry whose outcome is `Pending`; afterwards none is. Returns the number of hits in the whole batch. */

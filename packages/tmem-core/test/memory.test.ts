@@ -407,6 +407,15 @@ describe('the byte limit', () => {
     expect(capacity * 4096).toBeGreaterThan(512 * MiB * 0.97)
   })
 
+  test('a closed store holds no chunk', async () => {
+    const { store } = open(8 * MiB)
+    const pool = poolOf(store, 'persistent')
+    for (let i = 0; i < 1000; i++) pool.put(0, i, pageOf(i, 1))
+    expect(counter(store, 'chunks')).toBeGreaterThan(0)
+    await store.close()
+    expect(counter(store, 'chunks')).toBe(0)
+  })
+
   test('memory reported is memory taken from the allocator', async () => {
     let allocated = 0
     const { store, limit } = open(6 * MiB, {
