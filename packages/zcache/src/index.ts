@@ -1,3 +1,5 @@
 /** zcache: a layer that keeps compressed pages in bounded memory. */
+
+export { Decision, Governor, type GovernorOptions, type HostMemory, type ReadText, readHostMemory } from './governor.ts'
 export { type AllocatorName, minLimitBytes, type ZcacheOptions, zcache, zcacheFactory } from './layer.ts'
 export { maxPagesFor } from './zcache.ts'
