@@ -1,0 +1,51 @@
+/**
+ * A process whose zcache takes all the memory it may have, under the governor. Arguments: seconds. Prints one JSON line per
+ * step: seconds, budget and use in bytes. Started by cgroup.test.ts inside of a control group with a limit.
+ */
+import { readFileSync } from 'node:fs'
+import { ByteLimit, compose } from '@tmem/core'
+import { Governor, readHostMemory, zcache } from '@tmem/zcache'
+
+const MiB = 2 ** 20
+const seconds = Number(process.argv[2])
+const read = (path) => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return undefined
+  }
+}
+const limitBytes = new ByteLimit(1024 * MiB)
+const governor = new Governor({
+  limit: limitBytes,
+  floorBytes: 8 * MiB,
+  reserveBytes: 96 * MiB,
+  growBytesPerSecond: 64 * MiB,
+  holdMs: 3000,
+})
+const store = compose([zcache({ limitBytes, incompressible: 'keep' })])
+const pool = store.newPool({ client: 0, persistent: false, shared: true, pageSize: 4096 })
+const page = new Uint8Array(4096)
+const start = performance.now()
+let index = 0
+let returned = 0
+for (;;) {
+  const ms = performance.now() - start
+  if (ms > seconds * 1000) break
+  const { counters, children } = store.stats()
+  governor.step(ms, counters.used_bytes, readHostMemory(read))
+  while (store.tick({ pages: 256 }).pending);
+  for (let i = 0; i < 2000; i++) {
+    // Noise: it fills the pool without compressing.
+    for (let at = 0; at < 4096; at += 64) page[at] = Math.imul(index + at, 0x9e3779b1) >>> 13
+    crypto.getRandomValues(page.subarray(0, 3000))
+    pool.put(0, index++, page)
+  }
+  const now = children.find(({ name }) => name === 'arena').counters.chunks_returned
+  // Chunks that were given back are the runtime's until it collects them.
+  if (now !== returned) globalThis.gc()
+  returned = now
+  console.log(JSON.stringify({ seconds: ms / 1000, budget: limitBytes.bytes, used: counters.used_bytes }))
+  await new Promise((resolve) => setTimeout(resolve, 50))
+}
+await store.close()
