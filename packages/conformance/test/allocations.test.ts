@@ -1,11 +1,11 @@
 import { existsSync, readdirSync, readlinkSync } from 'node:fs'
 import type { Capabilities, Layer, LayerContext, PageStore, Pool, PoolAttributes } from '@tmem/core'
-import { compose, GetOutcome, PutOutcome } from '@tmem/core'
-import { delay, refuse, TraceLog, trace } from '@tmem/faults'
+import { compose, GetOutcome, PutOutcome, systemAllocator } from '@tmem/core'
+import { delay, failingAllocator, refuse, TraceLog, trace } from '@tmem/faults'
 import { afterAll, describe, expect, test } from 'vitest'
 import { everyAllocation, makePage, type Workload } from '../src/index.ts'
 import { type ReferenceContents, ReferencePool, ReferenceStore, referenceCapabilities } from '../src/reference.ts'
-import { layers, swapFolder } from './subjects.ts'
+import { countersOf, layers, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
@@ -80,6 +80,41 @@ describe('every allocation fails once, and no byte is lost:', () => {
     expect(report.runs).toBeGreaterThanOrEqual(requests + report.sites.size)
     // A layer that reserves at the start does not open; one that asks later lets pages take the regular way.
     expect(report.notOpened + report.fellBack).toBeGreaterThan(0)
+  })
+})
+
+describe('without memory in zcache a page takes the regular way:', () => {
+  const pages = Array.from({ length: 20 }, (_, i) => makePage('text', i, 4096))
+
+  test('swap: it goes to the swap file, and comes back from there', async () => {
+    const allocator = failingAllocator(systemAllocator)
+    const store = compose([layers.zcache(300_000), swap()], { allocator, check: 'model' })
+    const pool = store.newPool({ client: 1, persistent: true, shared: false, pageSize: 4096 })
+    if (typeof pool === 'number') throw new Error('no pool')
+    allocator.fail('all')
+    for (const [i, page] of pages.entries()) expect(pool.put(1, i, page)).toBe(PutOutcome.Stored)
+    expect(allocator.failures).toBeGreaterThan(0)
+    expect(countersOf(store, 'frontswap')).toMatchObject([{ pages: pages.length, used_slots: pages.length }])
+    for (const [i, page] of pages.entries()) {
+      const into = new Uint8Array(4096)
+      expect(pool.get(1, i, into)).toBe(GetOutcome.Deferred)
+      expect(await pool.fetch(1, i, into)).toBe(GetOutcome.Hit)
+      expect(into).toEqual(page)
+    }
+    await store.close()
+  })
+
+  test('page cache: it is really freed', async () => {
+    const allocator = failingAllocator(systemAllocator)
+    const store = compose([layers.zcache(300_000)], { allocator, check: 'model' })
+    const pool = store.newPool({ client: 1, persistent: false, shared: false, pageSize: 4096 })
+    if (typeof pool === 'number') throw new Error('no pool')
+    allocator.fail('all')
+    for (const [i, page] of pages.entries()) expect(pool.put(1, i, page)).toBe(PutOutcome.AllocationFailed)
+    for (const i of pages.keys()) expect(pool.get(1, i, new Uint8Array(4096))).toBe(GetOutcome.Miss)
+    allocator.fail('none')
+    expect(pool.put(1, 0, pages[0]!)).toBe(PutOutcome.Stored)
+    await store.close()
   })
 })
 

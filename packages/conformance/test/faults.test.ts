@@ -1,9 +1,9 @@
 import type { Layer } from '@tmem/core'
-import { PutOutcome } from '@tmem/core'
+import { compose, GetOutcome, PageBatch, PutOutcome } from '@tmem/core'
 import { corrupt, count, delay, discard, refuse, TraceLog, trace } from '@tmem/faults'
 import { afterAll, describe, expect, it, test } from 'vitest'
-import { conformance, conformanceCases, type Manifest } from '../src/index.ts'
-import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
+import { conformance, conformanceCases, type Manifest, makePage } from '../src/index.ts'
+import { countersOf, layers, MiB, small, stack, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
@@ -93,7 +93,7 @@ await conformance(
   runner,
 )
 await conformance(
-  stack('discard that loses', () => [discard({ mode: 'lose' })], { steady: false }),
+  stack('discard that loses', () => [discard({ mode: 'lose' })], { steady: false, pageSizes: small }),
   runner,
 )
 
@@ -103,4 +103,28 @@ test('the suite and the model boundary catch a layer that corrupts', async () =>
   for (const one of await conformanceCases(subject)) await one.run().catch((error: Error) => failed.push(error.message))
   expect(failed.length).toBeGreaterThan(5)
   expect(failed.filter((message) => message.includes('the bytes are not those of the last put'))).not.toEqual([])
+})
+
+test('a batch crosses every layer of zcache over memory over frontswap once', async () => {
+  const store = compose(
+    [count(), layers.zcache(300_000), count(), layers.memory(200_000), count(), layers.frontswap(folder.file())],
+    { check: 'model' },
+  )
+  const pool = store.newPool({ client: 1, persistent: true, shared: false, pageSize: 4096 })
+  if (typeof pool === 'number') throw new Error('no pool')
+  const batch = new PageBatch(200)
+  for (let i = 0; i < 200; i++)
+    batch.bytes.set(makePage(i % 2 === 0 ? 'text' : 'noise', i, 4096), batch.offsets[batch.push(i >> 4, i)])
+  expect(pool.putMany(batch)).toBe(200)
+  batch.rearm()
+  const hits = pool.getMany(batch)
+  const deferred = batch.outcomes.filter((outcome) => outcome === GetOutcome.Deferred).length
+  expect(deferred).toBeGreaterThan(0)
+  expect(hits).toBe(200 - deferred)
+  pool.flushMany(batch)
+  const crossings = countersOf(store, 'count')
+  expect(crossings.length).toBe(3)
+  for (const layer of crossings)
+    expect(layer).toMatchObject({ putMany: 1, getMany: 1, flushMany: 1, put: 0, get: 0, fetch: 0, flushPage: 0 })
+  await store.close()
 })

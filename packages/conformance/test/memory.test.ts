@@ -1,9 +1,9 @@
 import { describe, it } from 'vitest'
 import { conformance } from '../src/index.ts'
-import { layers, MiB, stack } from './subjects.ts'
+import { layers, MiB, plainStack, stack } from './subjects.ts'
 
 await conformance(
-  stack('memory', () => [layers.memory()], {
+  plainStack('memory', () => [layers.memory()], {
     refusals: {
       NoMemory: { by: 'filling', bytes: 65 * MiB },
       Quota: { by: 'quota', bytes: 1 * MiB },

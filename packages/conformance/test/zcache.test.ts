@@ -1,12 +1,12 @@
 import { afterAll, describe, it } from 'vitest'
 import { conformance } from '../src/index.ts'
-import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
+import { layers, MiB, plainStack, small, stack, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
 
 await conformance(
-  stack('zcache', () => [layers.zcache()], {
+  plainStack('zcache', () => [layers.zcache()], {
     refusals: {
       Incompressible: { by: 'noise' },
       NoMemory: { by: 'filling', bytes: 600 * MiB },
