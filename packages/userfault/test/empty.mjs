@@ -1,0 +1,2 @@
+// A module without a layer.
+export const nothing = 1
