@@ -30,7 +30,16 @@ import type {
   Progress,
   StatsNode,
 } from './store.ts'
-import { assertBatch, assertIndex, assertObject, assertPage, basePageSize, checkedAttributes, idle } from './store.ts'
+import {
+  assertBatch,
+  assertEntries,
+  assertIndex,
+  assertObject,
+  assertPage,
+  basePageSize,
+  checkedAttributes,
+  idle,
+} from './store.ts'
 
 /** Settings of a store for several threads. */
 export interface SharedMemoryOptions {
@@ -153,7 +162,7 @@ export class SharedMemoryStore implements PageStore {
     this.#accounts = accounts
     this.#owner = owner
     this.#closedAt = engines.length * lockWords + 1
-    this.capabilities = {
+    this.capabilities = Object.freeze({
       ephemeral: true,
       persistent: true,
       shared: true,
@@ -163,7 +172,7 @@ export class SharedMemoryStore implements PageStore {
       split: true,
       // How many pages fit one shard depends on how the handles scatter.
       reservedBytes: 0,
-    }
+    })
   }
 
   /** Makes a store. Throws `RangeError` for impossible settings, `TmemError` (`TMEM_NO_MEMORY`) without memory. */
@@ -431,6 +440,7 @@ export class SharedMemoryPool implements Pool {
 
   putMany(batch: PageBatch): number {
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     const { objects, indexes, offsets, outcomes, bytes, length } = batch
     let stored = 0
     for (let i = 0; i < length; i++) {
@@ -454,6 +464,7 @@ export class SharedMemoryPool implements Pool {
 
   getMany(batch: PageBatch): number {
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     const { objects, indexes, offsets, outcomes, bytes, length } = batch
     let hits = 0
     for (let i = 0; i < length; i++) {
@@ -482,6 +493,7 @@ export class SharedMemoryPool implements Pool {
 
   flushMany(batch: PageBatch): void {
     assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
     for (let i = 0; i < batch.length; i++) this.flushPage(batch.objects[i], batch.indexes[i])
   }
 
