@@ -2,6 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { History, PageOperation } from '@tmem/conformance'
 import { GetOutcome, PageBatch, Pending, PutOutcome, SharedMemoryStore } from '@tmem/core'
+import { collectGarbage } from './garbage.mjs'
 
 const { thread, progress } = workerData
 /** Words in which the destroyer of pools and those who live in them tell each other how far they are. */
@@ -471,6 +472,37 @@ const tasks = {
     }
     for (let index = 0; index < maximum; index++) if (!have.has(index)) put(index)
     return { stored: have.size, refused }
+  },
+
+  /** Puts, gets and flushes pages in a pool of its own until it is told to stop. */
+  neighbour({ store: handle, seed, words }) {
+    const [STOP, BEGUN] = [0, 1]
+    const store = SharedMemoryStore.attach(handle)
+    const pool = store.newPool({ client: 60_000, persistent: true, shared: false, pageSize: 4096 })
+    bump(words, BEGUN)
+    if (typeof pool === 'number') throw new Error(`the pool was refused: ${pool}`)
+    const random = randomOf(seed)
+    const page = new Uint8Array(4096)
+    const held = new Map()
+    for (let operation = 1; Atomics.load(words, STOP) === 0; operation++) {
+      const index = random(16)
+      const kind = random(4)
+      if (kind < 2) {
+        fillPage(page, operation)
+        if (pool.put(1, index, page) === PutOutcome.Stored) held.set(index, operation)
+        else held.delete(index)
+      } else if (kind === 2) {
+        const found = pool.get(1, index, page) === GetOutcome.Hit ? readPage(page) : undefined
+        if (found !== held.get(index)) throw new Error(`page ${index} is ${found}, not ${held.get(index)}`)
+      } else {
+        pool.flushPage(1, index)
+        held.delete(index)
+      }
+      // Leaves the processor to others now and then.
+      if (operation % 200 === 0) Atomics.wait(words, STOP, 0, 0.2)
+    }
+    pool.destroy()
+    if (seed % 16 === 0) collectGarbage()
   },
 
   /** One put (or without a value get) of the page 0 of object 1; the outcome, and what was found. */
