@@ -14,6 +14,7 @@ import { LRUCache } from 'lru-cache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Bench, type Row, ratioRow, type Subject, type Suite, skippedRow, valueRow } from './frame.ts'
 import { measureMemcpy } from './memcpy.ts'
+import { threadRows } from './threads.ts'
 
 /** The suite. */
 export const core: Suite = {
@@ -38,6 +39,7 @@ async function coreRows(bench: Bench): Promise<readonly Row[]> {
     ...(await refusalRows(bench)),
     ...(await steadyRows(bench)),
     ...(await pauseRows(bench)),
+    ...(await threadRows(bench)),
     ...(await measureMemcpy(bench)),
   ]
 }
