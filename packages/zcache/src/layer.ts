@@ -2,6 +2,7 @@
 import type { CodecName } from '@tmem/codecs'
 import type { Capabilities, Layer, LayerContext, LayerFactory, PageStore } from '@tmem/core'
 import { ByteLimit, basePageSize, maxPageSize } from '@tmem/core'
+import { assertWriteback, type WritebackOptions } from './writeback.ts'
 import { Zcache } from './zcache.ts'
 
 /** Finders of places for compressed pages; see the README for which is chosen when. */
@@ -44,6 +45,11 @@ export interface ZcacheOptions {
   readonly acceptThresholdPercent?: number
   /** What becomes of a page that does not shrink enough: `refuse` (default) or `keep` it uncompressed (zsmalloc only). */
   readonly incompressible?: 'refuse' | 'keep'
+  /**
+   * A file for cold persistent pages of up to 64 KiB (default: none). Then a get may answer `Deferred`, and `tick` starts the
+   * writes.
+   */
+  readonly writeback?: WritebackOptions
 }
 
 /** Smallest limit: below it the tables would leave no room for pages. */
@@ -61,6 +67,7 @@ export function zcache(options: ZcacheOptions): Layer {
     zvPageCountPolicyPercent,
     acceptThresholdPercent = 100,
     incompressible = 'refuse',
+    writeback,
   } = options
   const limit = typeof limitBytes === 'number' ? limitBytes : limitBytes.maximumBytes
   if (!Number.isSafeInteger(limit) || limit < minLimitBytes)
@@ -75,6 +82,7 @@ export function zcache(options: ZcacheOptions): Layer {
     throw new RangeError(
       `incompressible pages can be kept with allocator zsmalloc only: ${allocator} has no room for 4 KiB`,
     )
+  if (writeback !== undefined) assertWriteback(writeback)
   const plan = (below: Capabilities | undefined): Capabilities =>
     Object.freeze({
       ephemeral: true,
@@ -82,7 +90,7 @@ export function zcache(options: ZcacheOptions): Layer {
       shared: true,
       minPageSize: below?.minPageSize ?? basePageSize,
       maxPageSize: below?.maxPageSize ?? maxPageSize,
-      deferred: below?.deferred ?? false,
+      deferred: writeback !== undefined || (below?.deferred ?? false),
       split: false,
       reservedBytes: below?.reservedBytes ?? 0,
     })
@@ -101,6 +109,7 @@ export function zcache(options: ZcacheOptions): Layer {
           zvPageCountPolicyPercent,
           acceptThresholdPercent,
           keepsRaw: incompressible === 'keep',
+          writeback,
         },
         plan(next?.capabilities),
         next,
@@ -170,9 +179,31 @@ export const zcacheFactory: LayerFactory = Object.freeze({
       summary: 'pages that do not shrink enough: refuse (default) or keep them uncompressed',
       choices: ['refuse', 'keep'],
     },
+    writebackFile: { kind: 'text', summary: 'file for cold persistent pages (default: none)' },
+    writebackSize: { kind: 'bytes', summary: 'size of that file', minimum: 128 * 1024 },
+    writebackPerHour: {
+      kind: 'bytes',
+      summary: 'most that is written to it in an hour (default: any)',
+      minimum: 128 * 1024,
+    },
   }),
   create: (options) => {
-    const { limit, ...rest } = options
-    return zcache({ limitBytes: limit as number, ...(rest as Omit<ZcacheOptions, 'limitBytes'>) })
+    const { limit, writebackFile, writebackSize, writebackPerHour, ...rest } = options
+    if ((writebackFile === undefined) !== (writebackSize === undefined))
+      throw new RangeError('zcache: writebackFile and writebackSize belong together')
+    const writeback: WritebackOptions | undefined =
+      writebackFile === undefined
+        ? undefined
+        : {
+            file: writebackFile as string,
+            sizeBytes: writebackSize as number,
+            ...(writebackPerHour === undefined ? {} : { bytesPerHour: writebackPerHour as number }),
+            clock: () => performance.now(),
+          }
+    return zcache({
+      limitBytes: limit as number,
+      ...(rest as Omit<ZcacheOptions, 'limitBytes'>),
+      ...(writeback === undefined ? {} : { writeback }),
+    })
   },
 } satisfies LayerFactory)

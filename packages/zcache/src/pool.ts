@@ -6,6 +6,8 @@ import type { Zcache } from './zcache.ts'
 /** Queues of the table of handles: pages that may vanish, and pages that may not. */
 export const EPHEMERAL = 0
 export const PERSISTENT = 1
+/** Persistent pages whose bytes are in the file. */
+export const ON_FILE = 2
 
 export class ZcachePool implements Pool {
   readonly attributes: PoolAttributes
@@ -51,21 +53,21 @@ export class ZcachePool implements Pool {
     assertPage(into, this.pageSize)
     assertIndex(index, this.pageSize)
     if (this.#gone) return GetOutcome.Miss
-    if (this.#store.get(this, object, index, into, 0)) return GetOutcome.Hit
-    return this.next === undefined ? GetOutcome.Miss : this.next.get(object, index, into)
+    const outcome = this.#store.get(this, object, index, into, 0)
+    if (outcome !== GetOutcome.Miss || this.next === undefined) return outcome
+    return this.next.get(object, index, into)
   }
 
   async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     assertPage(into, this.pageSize)
     assertIndex(index, this.pageSize)
-    if (this.#gone) return GetOutcome.Miss
-    if (this.#store.get(this, object, index, into, 0)) return GetOutcome.Hit
-    if (this.next === undefined) return GetOutcome.Miss
-    const outcome = await this.next.fetch(object, index, into)
-    // It may have come up to here while the layer below was waiting.
-    if (outcome === GetOutcome.Miss && !this.#gone && this.#store.get(this, object, index, into, 0))
-      return GetOutcome.Hit
-    return outcome
+    for (;;) {
+      const here = await this.#fetchHere(object, index, into)
+      if (here === GetOutcome.Hit || this.#gone || this.next === undefined) return here
+      const below = await this.next.fetch(object, index, into)
+      // It may have come up to here while the layer below was waiting.
+      if (below !== GetOutcome.Miss || this.#gone || !this.#store.has(this, object, index)) return below
+    }
   }
 
   flushPage(object: ObjectId, index: number): void {
@@ -101,9 +103,8 @@ export class ZcachePool implements Pool {
     const { objects, indexes, offsets, outcomes, bytes, length } = batch
     for (let i = 0; i < length; i++) {
       if (outcomes[i] !== Pending) continue
-      if (!this.#gone && this.#store.get(this, objects[i]!, indexes[i]!, bytes, offsets[i]!))
-        outcomes[i] = GetOutcome.Hit
-      else if (this.#gone || this.next === undefined) outcomes[i] = GetOutcome.Miss
+      const outcome = this.#gone ? GetOutcome.Miss : this.#store.get(this, objects[i]!, indexes[i]!, bytes, offsets[i]!)
+      if (outcome !== GetOutcome.Miss || this.#gone || this.next === undefined) outcomes[i] = outcome
     }
     if (this.next !== undefined && !this.#gone) return this.next.getMany(batch)
     return count(batch, GetOutcome.Hit)
@@ -119,8 +120,9 @@ export class ZcachePool implements Pool {
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     assertIndex(index, this.pageSize)
     if (this.#gone) return GetOutcome.Miss
-    if (this.#store.lend(this, object, index, use)) return GetOutcome.Hit
-    return this.next === undefined ? GetOutcome.Miss : this.next.lend(object, index, use)
+    const outcome = this.#store.lend(this, object, index, use)
+    if (outcome !== GetOutcome.Miss || this.next === undefined) return outcome
+    return this.next.lend(object, index, use)
   }
 
   /** Pages are compressed as a whole: there is no cheap view of their parts. */
@@ -158,6 +160,16 @@ export class ZcachePool implements Pool {
   /** Takes a charge back. */
   giveBack(bytes: number): void {
     this.#account?.release(bytes)
+  }
+
+  /** A get that waits for this layer's file. */
+  async #fetchHere(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    while (!this.#gone) {
+      const outcome = this.#store.get(this, object, index, into, 0)
+      if (outcome !== GetOutcome.Deferred || (await this.#store.fetch(this, object, index, into)))
+        return outcome === GetOutcome.Deferred ? GetOutcome.Hit : outcome
+    }
+    return GetOutcome.Miss
   }
 
   #put(object: ObjectId, index: number, bytes: Uint8Array, at: number): PutOutcome {

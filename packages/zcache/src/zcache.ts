@@ -16,7 +16,8 @@
  *  - `budget.used` counts chunks, scratch, and tables as far as they were ever touched; it never passes the limit in force
  *    (a limit lowered later is reached by `tick`);
  *  - an entry in use has a kind that is not zero, and a place exactly when that is not `SAME`;
- *  - ephemeral pages are in queue 0, persistent ones in queue 1, both in the order in which they were stored;
+ *  - ephemeral pages are in queue 0, persistent ones in queue 1, both in the order in which they were stored; persistent
+ *    pages whose bytes are in the file are in queue 2, and have no place in the arena;
  *  - pages stored = live + replaced + taken by gets + flushed + evicted + dropped as corrupt + put_to_flush + written back.
  *
  * Sources: zcache of Linux 2.6.39 to 3.10 (limits, mean rule, who evicts whom, names of the counters), zswap (same-filled
@@ -39,6 +40,7 @@ import type {
 import {
   basePageSize,
   checkedAttributes,
+  GetOutcome,
   HandleTable,
   idle,
   maxEntries,
@@ -49,7 +51,8 @@ import {
 import { Arena, ByteBudget, granuleBytes, none, type ZAllocator } from './arena.ts'
 import { checksum, copyBytes, fillSame, isSameFilled, wordAt } from './bytes.ts'
 import type { AllocatorName } from './layer.ts'
-import { EPHEMERAL, PERSISTENT, ZcachePool } from './pool.ts'
+import { EPHEMERAL, ON_FILE, PERSISTENT, ZcachePool } from './pool.ts'
+import { Writeback, type WritebackOptions } from './writeback.ts'
 import { Xvmalloc } from './xvmalloc.ts'
 import { Zbud } from './zbud.ts'
 import { Zsmalloc } from './zsmalloc.ts'
@@ -65,6 +68,7 @@ export interface Settings {
   readonly zvPageCountPolicyPercent: number | undefined
   readonly acceptThresholdPercent: number
   readonly keepsRaw: boolean
+  readonly writeback: WritebackOptions | undefined
 }
 
 /** Largest number of pages that a zcache of that limit holds: one per 512 bytes, at most 2^24-1. */
@@ -97,6 +101,12 @@ const PINNED = 1 << 26
 const UNTOUCHED = 1 << 27
 /** Recompression found nothing to gain. */
 const TRIED = 1 << 28
+/** The bytes are in the file; the location is there. */
+const ON_DISK = 1 << 29
+/** The bytes are being written to the file; they are here as well. */
+const WRITING = 1 << 30
+/** Read since writing back passed by. */
+const REFERENCED = 1 << 31
 
 /** Bytes of metadata of one entry; its link is touched only by pages of several segments. */
 const bytesPerEntry = HandleTable.bytesPerEntry + entryWords * 4
@@ -120,6 +130,7 @@ export class Zcache implements PageStore {
   readonly #meta: Int32Array
   readonly #codec: Codec
   readonly #strong: Codec | undefined
+  readonly #writeback: Writeback | undefined
   /** By id, for decoding. */
   readonly #codecs: (Codec | undefined)[] = []
   readonly #pools: (ZcachePool | undefined)[] = new Array<ZcachePool | undefined>(maxPools).fill(undefined)
@@ -154,6 +165,7 @@ export class Zcache implements PageStore {
   #corruptDropped = 0
   #putToFlush = 0
   #writtenBack = 0
+  #promoted = 0
   #gets = 0
   #hits = 0
   #flushTotal = 0
@@ -206,7 +218,7 @@ export class Zcache implements PageStore {
     this.#budget = new ByteBudget(settings.limit)
     const capacity = maxPagesFor(settings.limit.maximumBytes)
     const { allocator } = context
-    this.#table = HandleTable.create({ capacity, queues: 2, pools: maxPools, allocator, site: 'zcache.handles' })
+    this.#table = HandleTable.create({ capacity, queues: 3, pools: maxPools, allocator, site: 'zcache.handles' })
     const memory = allocator.allocate(capacity * entryWords * 4, 'zcache.entries')
     if (memory === undefined)
       throw new TmemError('TMEM_NO_MEMORY', `zcache: no memory for ${capacity} entries: give a smaller limit`, {
@@ -219,6 +231,10 @@ export class Zcache implements PageStore {
     this.#moved = (owner, _from, to) => {
       this.#meta[owner * entryWords + LOCATION] = to
     }
+    this.#writeback =
+      settings.writeback === undefined
+        ? undefined
+        : new Writeback(settings.writeback, this.#blockBytes, allocator, this.#budget)
     this.#fixedBytes = this.#budget.used
   }
 
@@ -242,7 +258,8 @@ export class Zcache implements PageStore {
   /** Comes down to the limit, moves pages together, gives empty chunks back, compresses idle pages again. */
   tick(budget: Budget): Progress {
     if (this.#closing !== undefined) return idle
-    let pages = this.#shrink(budget.pages)
+    let pages = this.#writeOut(budget.pages)
+    pages += this.#shrink(budget.pages - pages)
     // Half of what is left, when somebody else is waiting for it.
     const share = this.#strong === undefined ? budget.pages - pages : Math.ceil((budget.pages - pages) / 2)
     pages += this.#compact(share)
@@ -293,6 +310,8 @@ export class Zcache implements PageStore {
         children: [],
       },
     )
+    if (this.#writeback !== undefined)
+      children.push({ name: 'writeback', counters: this.#writeback.counters(), children: [] })
     if (this.#next !== undefined) children.push(this.#next.stats())
     return {
       name: 'zcache',
@@ -334,7 +353,9 @@ export class Zcache implements PageStore {
         recompress_poor: this.#recompressPoor,
         recompress_saved_bytes: this.#recompressSaved,
         eph_pages: table.queued(EPHEMERAL),
-        pers_pages: table.queued(PERSISTENT),
+        pers_pages: table.queued(PERSISTENT) + table.queued(ON_FILE),
+        pers_pages_on_file: table.queued(ON_FILE),
+        promoted_pages: this.#promoted,
         eph_zpages: this.#zpages[EPHEMERAL],
         eph_zpages_max: this.#zpagesMax[EPHEMERAL],
         pers_zpages: this.#zpages[PERSISTENT],
@@ -370,6 +391,7 @@ export class Zcache implements PageStore {
     this.#scratch = new Uint8Array(0)
     this.#block = new Uint8Array(0)
     this.#page = new Uint8Array(0)
+    await this.#writeback?.close()
     await this.#next?.close()
   }
 
@@ -388,8 +410,8 @@ export class Zcache implements PageStore {
     let outcome: PutOutcome
     if (existing !== none) {
       // The old page may not survive, whatever comes of the new one: its memory serves the new one.
+      table.unlink(this.#queueOf(pool, existing), existing)
       this.#dropData(pool, existing)
-      table.unlink(pool.queue, existing)
       outcome = this.#store(pool, existing, object, index, bytes, at)
     } else if (pool.frozen) return PutOutcome.Frozen
     else outcome = this.#refusal(pool) ?? this.#store(pool, none, object, index, bytes, at)
@@ -407,33 +429,77 @@ export class Zcache implements PageStore {
     return outcome
   }
 
-  /** Fills `bytes[at]` with the page; false when it is not here. Removes it where a get does so. */
-  get(pool: ZcachePool, object: ObjectId, index: number, bytes: Uint8Array, at: number): boolean {
+  /**
+   * Fills `bytes[at]` with the page (`Hit`), or says that it is in the file (`Deferred`) or not here (`Miss`). Removes it where
+   * a get does so.
+   */
+  get(pool: ZcachePool, object: ObjectId, index: number, bytes: Uint8Array, at: number): GetOutcome {
     const entry = this.#table.find(pool.number, object, index)
     this.#gets++
     this.#scanCredit++
-    if (entry === none || !this.#decode(pool, entry, bytes, at)) return false
+    if (entry === none) return GetOutcome.Miss
+    const word = entry * entryWords + KIND
+    if ((this.#meta[word]! & ON_DISK) !== 0) return GetOutcome.Deferred
+    if (!this.#decode(pool, entry, bytes, at)) return GetOutcome.Miss
     this.#hits++
     if (pool.queue === EPHEMERAL) {
       if (!pool.attributes.shared) {
         this.#removeEntry(pool, entry)
         this.#got++
-        return true
+        return GetOutcome.Hit
       }
       this.#table.unlink(EPHEMERAL, entry)
       this.#table.append(EPHEMERAL, entry)
     }
-    const kind = this.#meta[entry * entryWords + KIND]!
-    if ((kind & UNTOUCHED) !== 0) this.#meta[entry * entryWords + KIND] = kind & ~UNTOUCHED
-    return true
+    const kind = this.#meta[word]!
+    const touched = (kind & ~UNTOUCHED) | (this.#writeback === undefined ? 0 : REFERENCED)
+    if (touched !== kind) this.#meta[word] = touched
+    return GetOutcome.Hit
   }
 
-  /** Lends the page; false when it is not here. The view is a scratch page: a lend inside of a lend throws `TypeError`. */
-  lend(pool: ZcachePool, object: ObjectId, index: number, use: Borrower): boolean {
+  /**
+   * After a `Deferred`: reads the page from the file. Resolves to true when `into` was filled, to false when the page
+   * changed meanwhile and must be asked for again. Rejects with `TmemError` (`TMEM_IO`, `TMEM_CORRUPT`); the page stays.
+   */
+  fetch(pool: ZcachePool, object: ObjectId, index: number, into: Uint8Array): Promise<boolean> {
+    const file = this.#writeback!
+    const meta = this.#meta
+    const entry = this.#table.find(pool.number, object, index)
+    const word = entry * entryWords
+    const location = this.#location(entry)
+    const sum = meta[word + CHECKSUM]!
+    const size = meta[word + KIND]! & sizeMask
+    const codec = (meta[word + KIND]! >>> codecShift) & codecMask
+    return file.read(location, size, () => {
+      // Flushed, replaced, brought back by somebody else: then what was read is no page's any more.
+      if (
+        this.#pools[pool.number] !== pool ||
+        this.#table.find(pool.number, object, index) !== entry ||
+        (meta[word + KIND]! & ON_DISK) === 0 ||
+        this.#location(entry) !== location ||
+        meta[word + CHECKSUM] !== sum
+      )
+        return false
+      if (checksum(file.words, 0, size, codec) !== sum)
+        throw this.#corruption(pool, entry, 'what came back from the file is not what was written')
+      if (codec === 0) copyBytes(file.page, 0, pool.pageSize, into, 0)
+      else if (this.#codecs[codec]!.decompress(file.page, 0, size, into, 0, pool.pageSize) !== pool.pageSize) {
+        this.#decompressFail++
+        throw this.#corruption(pool, entry, `codec ${this.#codecs[codec]!.name} cannot decode its own block`)
+      }
+      this.#hits++
+      this.#promote(pool, entry, file)
+      return true
+    })
+  }
+
+  /** Lends the page; otherwise as `get`. The view is a scratch page: a lend inside of a lend throws `TypeError`. */
+  lend(pool: ZcachePool, object: ObjectId, index: number, use: Borrower): GetOutcome {
     if (this.#lending) throw new TypeError('zcache: lend inside of a lend: copy the page out with get instead')
     const { pageSize } = pool
     const page = this.#page
-    if (!this.get(pool, object, index, page, 0)) return false
+    const outcome = this.get(pool, object, index, page, 0)
+    if (outcome !== GetOutcome.Hit) return outcome
     this.#lending = true
     try {
       use(page, 0, pageSize)
@@ -442,7 +508,12 @@ export class Zcache implements PageStore {
       // The next borrower may be another client.
       page.fill(0, 0, pageSize)
     }
-    return true
+    return outcome
+  }
+
+  /** Whether the page is here. */
+  has(pool: ZcachePool, object: ObjectId, index: number): boolean {
+    return this.#table.find(pool.number, object, index) !== none
   }
 
   flushPage(pool: ZcachePool, object: ObjectId, index: number): void {
@@ -486,17 +557,21 @@ export class Zcache implements PageStore {
     const zbytes = [0, 0]
     let entries = 0
     let persistentBytes = 0
-    for (const queue of [EPHEMERAL, PERSISTENT] as const)
-      for (let entry = table.oldest(queue); entry !== none; entry = table.newer(entry)) {
+    const onFile: number[] = []
+    for (const inQueue of [EPHEMERAL, PERSISTENT, ON_FILE] as const)
+      for (let entry = table.oldest(inQueue); entry !== none; entry = table.newer(entry)) {
         const pool = this.#pools[table.poolOf(entry)]!
-        if (pool.queue !== queue) throw new Error(`zcache: entry ${entry} is in the wrong queue`)
+        const queue = inQueue === EPHEMERAL ? EPHEMERAL : PERSISTENT
+        if (pool.queue !== queue || this.#queueOf(pool, entry) !== inQueue)
+          throw new Error(`zcache: entry ${entry} is in the wrong queue`)
         if (queue === PERSISTENT) persistentBytes += pool.pageSize
         for (let segment = entry; ; segment = meta[segment * entryWords + LINK]!) {
           const kind = meta[segment * entryWords + KIND]!
           entries++
           if (kind === 0 || ((kind & PINNED) !== 0) !== (segment !== entry))
             throw new Error(`zcache: entry ${segment} has kind ${kind}`)
-          if ((kind & SAME) === 0) {
+          if ((kind & ON_DISK) !== 0) onFile.push(this.#location(segment))
+          else if ((kind & SAME) === 0) {
             zbytes[queue]! += kind & sizeMask
             places[queue].set(this.#location(segment), segment)
           }
@@ -518,6 +593,7 @@ export class Zcache implements PageStore {
       }, runs)
     }
     this.#arena.check(runs)
+    this.#writeback?.check(onFile)
     if (owned !== places[0].size + places[1].size)
       throw new Error(`zcache: ${places[0].size + places[1].size} places, the allocators know ${owned}`)
     if (zbytes[0] !== this.#zbytes[0] || zbytes[1] !== this.#zbytes[1])
@@ -914,10 +990,15 @@ export class Zcache implements PageStore {
     this.#evicted++
   }
 
+  /** The queue that an entry is in. */
+  #queueOf(pool: ZcachePool, entry: number): number {
+    return (this.#meta[entry * entryWords + KIND]! & ON_DISK) === 0 ? pool.queue : ON_FILE
+  }
+
   /** Takes an entry and its data out of everything. */
   #removeEntry(pool: ZcachePool, entry: number): void {
+    this.#table.unlink(this.#queueOf(pool, entry), entry)
     this.#dropData(pool, entry)
-    this.#table.unlink(pool.queue, entry)
     this.#table.remove(entry)
     this.#release(entry)
   }
@@ -937,6 +1018,7 @@ export class Zcache implements PageStore {
       const kind = meta[segment * entryWords + KIND]!
       let slot = 0
       if ((kind & SAME) !== 0) this.#same--
+      else if ((kind & ON_DISK) !== 0) this.#writeback!.release(this.#location(segment))
       else {
         const size = kind & sizeMask
         slot = allocator.slotSize(size)
@@ -1030,6 +1112,93 @@ export class Zcache implements PageStore {
   }
 
   /**
+   * Starts a write of cold pages to the file, while more is live than is wanted in memory: the oldest first, but for those
+   * that were read since they were passed by. Returns the pages looked at.
+   */
+  #writeOut(pages: number): number {
+    const file = this.#writeback
+    if (file === undefined || pages === 0) return 0
+    const wanted = (this.#budget.limit.bytes * file.startPercent) / 100
+    let excess = this.#fixedBytes + this.#liveBytes() - wanted
+    if (excess <= 0 || !file.begin()) return 0
+    const table = this.#table
+    const meta = this.#meta
+    const allocator = this.#allocators[PERSISTENT]
+    let done = 0
+    for (let left = table.queued(PERSISTENT); left > 0 && done < pages && excess > 0; left--) {
+      const entry = table.oldest(PERSISTENT)
+      const word = entry * entryWords + KIND
+      const kind = meta[word]!
+      // Whatever comes of it, it is not looked at again before all others.
+      table.unlink(PERSISTENT, entry)
+      table.append(PERSISTENT, entry)
+      done++
+      if ((kind & REFERENCED) !== 0) {
+        meta[word] = kind & ~REFERENCED
+        continue
+      }
+      if ((kind & (SAME | CHAIN)) !== 0 || !this.#isSound(allocator, entry, kind)) continue
+      const size = kind & sizeMask
+      if (!file.add(entry, allocator.bytes, allocator.at, size)) break
+      meta[word] = kind | WRITING
+      excess -= allocator.slotSize(size)
+    }
+    file.submit(
+      (entry, location) => this.#written(entry, location),
+      (entry) => {
+        meta[entry * entryWords + KIND]! &= ~WRITING
+      },
+    )
+    return done
+  }
+
+  /** A page is safe in the file: its place here is given up, unless it was flushed, replaced or read meanwhile. */
+  #written(entry: number, location: number): boolean {
+    const word = entry * entryWords
+    const kind = this.#meta[word + KIND]!
+    if ((kind & WRITING) === 0) return false
+    this.#meta[word + KIND] = kind & ~WRITING
+    if ((kind & REFERENCED) !== 0) return false
+    const pool = this.#pools[this.#table.poolOf(entry)]!
+    const allocator = this.#allocators[PERSISTENT]
+    const size = kind & sizeMask
+    allocator.free(this.#location(entry))
+    pool.giveBack(allocator.slotSize(size))
+    this.#discount(pool, size, pool.pageSize)
+    if (((kind >>> codecShift) & codecMask) === 0) this.#raw--
+    this.#table.unlink(PERSISTENT, entry)
+    this.#table.append(ON_FILE, entry)
+    this.#meta[word + LOCATION] = location
+    this.#meta[word + KIND] = (kind & ~WRITING) | ON_DISK
+    return true
+  }
+
+  /** Takes a page that was just read from the file back into memory, if there is room without giving anything up. */
+  #promote(pool: ZcachePool, entry: number, file: Writeback): void {
+    const word = entry * entryWords
+    const kind = this.#meta[word + KIND]!
+    const size = kind & sizeMask
+    const allocator = this.#allocators[PERSISTENT]
+    const slot = allocator.slotSize(size)
+    if (!pool.charge(slot)) return
+    const location = allocator.alloc(size, entry)
+    if (location === none) {
+      pool.giveBack(slot)
+      return
+    }
+    allocator.locate(location)
+    copyBytes(file.page, 0, (size + 3) & ~3, allocator.bytes, allocator.at)
+    file.release(this.#location(entry))
+    this.#table.unlink(ON_FILE, entry)
+    this.#table.append(PERSISTENT, entry)
+    this.#meta[word + LOCATION] = location
+    this.#meta[word + KIND] = (kind & ~ON_DISK) | REFERENCED
+    this.#count(pool, size, pool.pageSize)
+    if (((kind >>> codecShift) & codecMask) === 0) this.#raw++
+    this.#promoted++
+  }
+
+  /**
    * Comes down to the limit: empty chunks first, then pages together, then ephemeral pages are given up; persistent
    * ones go to the layer below, which also makes room for new ones after the limit was hit. Returns the pages touched.
    */
@@ -1106,7 +1275,8 @@ export class Zcache implements PageStore {
       const word = entry * entryWords + KIND
       const kind = this.#meta[word]!
       // Neither free entries, nor further segments, nor pages without bytes at rest.
-      if (kind === 0 || (kind & (PINNED | TRIED)) !== 0 || (kind & (SAME | CHAIN)) === SAME) continue
+      if (kind === 0 || (kind & (PINNED | TRIED | ON_DISK | WRITING)) !== 0 || (kind & (SAME | CHAIN)) === SAME)
+        continue
       if ((kind & UNTOUCHED) === 0) {
         this.#meta[word] = kind | UNTOUCHED
         continue
