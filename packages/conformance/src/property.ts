@@ -22,7 +22,7 @@ import {
 import fc from 'fast-check'
 import type { Kind, Ledger, Subject } from './harness.ts'
 import { openWorld, poolOf } from './harness.ts'
-import { ConformanceError, expect, expectSame, makePage, type PageKind } from './pages.ts'
+import { ConformanceError, expect, expectSame, firstDifference, makePage, type PageKind } from './pages.ts'
 import { pageAt, ReferenceStore } from './reference.ts'
 
 const objects: readonly ObjectId[] = [0, 5, 2n ** 64n, 2n ** 130n + 5n, maxObjectId]
@@ -51,6 +51,16 @@ interface Both {
   readonly model: ReferenceStore
   readonly ledger: Ledger
   readonly pairs: (Pair | undefined)[]
+  readonly fetches: Fetching[]
+}
+
+/** A fetch under way: its answer must be one of the states that the page had since it began. */
+interface Fetching {
+  readonly pair: Pair
+  readonly place: Place
+  readonly into: Uint8Array
+  readonly outcome: Promise<GetOutcome>
+  readonly states: (Uint8Array | undefined)[]
 }
 
 /** One operation of a history. */
@@ -69,6 +79,10 @@ class Step implements fc.AsyncCommand<object, Both> {
 
   async run(_model: object, both: Both): Promise<void> {
     await this.#run(both)
+    for (const { pair, place, states } of both.fetches) {
+      const state = look(pair, place)
+      if (!samePage(state, states.at(-1))) states.push(state)
+    }
   }
 
   toString(): string {
@@ -80,6 +94,41 @@ const objectName = (object: ObjectId): string => (typeof object === 'bigint' ? `
 const placeName = ({ object, index }: Place): string => `${objectName(object)}/${index}`
 const contentName = ({ kind, seed }: Content): string => `${kind}(${seed})`
 const contentOf = ({ kind, seed }: Content, size: number): Uint8Array => makePage(kind, seed, size)
+
+/** What the model holds under a handle of a pool in which a get takes nothing away. */
+function look({ model }: Pair, { object, index }: Place): Uint8Array | undefined {
+  let page: Uint8Array | undefined
+  model.lend(object, index, (bytes, at, length) => {
+    page = bytes.slice(at, at + length)
+  })
+  return page
+}
+
+const samePage = (a: Uint8Array | undefined, b: Uint8Array | undefined): boolean =>
+  a === b || (a !== undefined && b !== undefined && firstDifference(a, b) < 0)
+
+/** Begins a fetch that other operations overtake. (In a private ephemeral pool nobody could tell what it took away.) */
+function beginFetch(pair: Pair, place: Place, both: Both): void {
+  const { persistent, shared } = pair.real.attributes
+  if (!persistent && !shared) return
+  const into = buffer(pair.real)
+  const outcome = pair.real.fetch(place.object, place.index, into)
+  both.fetches.push({ pair, place, into, outcome, states: [look(pair, place)] })
+}
+
+/** Waits for every fetch under way, and compares their answers. */
+async function endFetches({ fetches }: Both): Promise<void> {
+  for (const { pair, place, into, outcome, states } of fetches.splice(0)) {
+    const name = `page ${placeName(place)} fetched beside other operations`
+    if ((await outcome) === GetOutcome.Hit) {
+      const known = states.some((state) => state !== undefined && samePage(state, into))
+      expect(known, `${name} is none of the ${states.length} that it was since the fetch began`)
+    } else {
+      expectSame(into, buffer(pair.real), `the buffer of ${name}, a miss`)
+      expect(states.includes(undefined) || !pair.real.attributes.persistent, `${name} is lost`)
+    }
+  }
+}
 
 /** Compares the outcome of a put, and tells the model. */
 function checkPut({ model }: Pair, { object, index }: Place, page: Uint8Array, outcome: number): void {
@@ -208,6 +257,11 @@ function steps(attributes: fc.Arbitrary<PoolAttributes>): fc.Arbitrary<Step>[] {
   const get = fc
     .tuple(slotOf, placeOf, fc.constantFrom('get', 'fetch', 'lend'))
     .map(([slot, place, how]) => on(slot, `${how} ${placeName(place)}`, (pair) => getBoth(pair, place, how)))
+  const begin = fc
+    .tuple(slotOf, placeOf)
+    .map(([slot, place]) =>
+      on(slot, `begin to fetch ${placeName(place)}`, (pair, both) => beginFetch(pair, place, both)),
+    )
   return [
     put,
     put,
@@ -218,6 +272,9 @@ function steps(attributes: fc.Arbitrary<PoolAttributes>): fc.Arbitrary<Step>[] {
     get,
     get,
     get,
+    begin,
+    begin,
+    fc.constant(0).map(() => new Step('wait for the fetches', endFetches)),
     fc.tuple(slotOf, placeOf).map(([slot, place]) =>
       on(slot, `flushPage ${placeName(place)}`, ({ real, model }) => {
         real.flushPage(place.object, place.index)
@@ -311,6 +368,7 @@ function steps(attributes: fc.Arbitrary<PoolAttributes>): fc.Arbitrary<Step>[] {
 
 /** After a history: every page of every pool is asked for, and closing gives everything back. */
 async function sweep(both: Both): Promise<void> {
+  await endFetches(both)
   for (const pair of both.pairs)
     if (pair !== undefined)
       // Each page twice: what the first get takes out must be gone.
@@ -353,12 +411,14 @@ export async function runProperty(
     async (pools, history) => {
       const { store, ledger } = await openWorld(subject.open)
       const model = new ReferenceStore({ allocator: systemAllocator, accounts: createAccounts() })
-      const both: Both = { store, model, ledger, pairs: [] }
+      const both: Both = { store, model, ledger, pairs: [], fetches: [] }
       try {
         for (const [slot, wanted] of pools.entries()) openPair(both, slot, wanted)
         await fc.asyncModelRun(() => ({ model: {}, real: both }), history)
         await sweep(both)
       } finally {
+        // A history that failed may have left fetches behind: what becomes of them is no longer looked at.
+        await Promise.allSettled(both.fetches.map(({ outcome }) => outcome))
         await store.close()
       }
     },

@@ -916,7 +916,7 @@ const pageMutants: readonly Mutant[] = [
   {
     wrong: 'has one buffer for all fetches',
     fails: ['several fetches at once are all answered right'],
-    history: false,
+    history: true,
     open: (context) => {
       const buffer = shared(() => new Uint8Array(65_536))
       return withPools(
@@ -956,7 +956,7 @@ const pageMutants: readonly Mutant[] = [
   {
     wrong: 'takes a page out while it is fetched, and then brings it back',
     fails: ['a flush during a fetch is for good'],
-    history: false,
+    history: true,
     open: withPools(
       class extends ReferencePool {
         override async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
@@ -973,7 +973,7 @@ const pageMutants: readonly Mutant[] = [
   {
     wrong: 'writes a fetched page back over a newer one',
     fails: ['a put during a fetch stays, and the fetch gives one of the two pages whole'],
-    history: false,
+    history: true,
     open: withPools(
       class extends ReferencePool {
         override async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
