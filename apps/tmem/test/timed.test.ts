@@ -1,6 +1,6 @@
 import { conformance } from '@tmem/conformance'
-import { compose, memory, PutOutcome } from '@tmem/core'
-import { refuse } from '@tmem/faults'
+import { compose, GetOutcome, memory, PutOutcome } from '@tmem/core'
+import { delay, refuse } from '@tmem/faults'
 import { describe, expect, it, test } from 'vitest'
 import { timed } from '../src/demo/timed.ts'
 
@@ -37,5 +37,21 @@ test('the time of a layer is its own, without that of the layers below', async (
   expect(pool.put(0, 0, page)).toBe(PutOutcome.Stored)
   // Looks: above, its way down, below, and the three again on the way back.
   expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.002, 0.001])
+  await store.close()
+})
+
+test('what a layer asks of the next one after a wait is not taken off its own time', async () => {
+  let clock = 0
+  const now = (): number => ++clock
+  // A fetch waits first, then asks the layer below.
+  const above = timed(delay({ turn: () => Promise.resolve() }), now)
+  const below = timed(memory({ limitBytes: 2 ** 20 }), now)
+  const store = compose([above, below])
+  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
+  if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
+  expect(pool.put(0, 0, new Uint8Array(4096))).toBe(PutOutcome.Stored)
+  const before = [above.seconds(), below.seconds()]
+  expect(await pool.fetch(0, 0, new Uint8Array(4096))).toBe(GetOutcome.Hit)
+  expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.001, 0.001])
   await store.close()
 })

@@ -29,8 +29,8 @@ export interface TimedLayer extends Layer {
 
 /** Takes the time of a layer. `now` is a clock in milliseconds. */
 export function timed(layer: Layer, now: () => number = () => performance.now()): TimedLayer {
-  const inside: Stopwatch = { now, elapsed: 0 }
-  const below: Stopwatch = { now, elapsed: 0 }
+  const inside = new Stopwatch(now)
+  const below = new Stopwatch(now, inside)
   return {
     name: layer.name,
     plan: (capabilities) => layer.plan(capabilities),
@@ -40,9 +40,29 @@ export function timed(layer: Layer, now: () => number = () => performance.now())
   }
 }
 
-interface Stopwatch {
-  readonly now: () => number
-  elapsed: number
+class Stopwatch {
+  /** Milliseconds between `start` and `stop`. */
+  elapsed = 0
+  #running = false
+  readonly #now: () => number
+  readonly #outer: Stopwatch | undefined
+
+  /** With `outer` only what happens while that one runs counts: a call to the next layer may come after a wait. */
+  constructor(now: () => number, outer?: Stopwatch) {
+    this.#now = now
+    this.#outer = outer
+  }
+
+  start(): number {
+    this.#running = true
+    return this.#now()
+  }
+
+  stop(start: number): void {
+    this.#running = false
+    const elapsed = this.#now() - start
+    if (this.#outer === undefined || this.#outer.#running) this.elapsed += elapsed
+  }
 }
 
 class TimedStore implements PageStore {
@@ -64,9 +84,9 @@ class TimedStore implements PageStore {
   }
 
   tick(budget: Budget): Progress {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const progress = this.#store.tick(budget)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return progress
   }
 
@@ -91,62 +111,62 @@ class TimedPool implements Pool {
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const outcome = this.#pool.put(object, index, page)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return outcome
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const outcome = this.#pool.get(object, index, into)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return outcome
   }
 
   fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const outcome = this.#pool.fetch(object, index, into)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return outcome
   }
 
   flushPage(object: ObjectId, index: number): void {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     this.#pool.flushPage(object, index)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
   }
 
   flushObject(object: ObjectId): void {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     this.#pool.flushObject(object)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
   }
 
   putMany(batch: PageBatch): number {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const stored = this.#pool.putMany(batch)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return stored
   }
 
   getMany(batch: PageBatch): number {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const hits = this.#pool.getMany(batch)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return hits
   }
 
   flushMany(batch: PageBatch): void {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     this.#pool.flushMany(batch)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
-    const start = this.#watch.now()
+    const start = this.#watch.start()
     const outcome = this.#pool.lend(object, index, use)
-    this.#watch.elapsed += this.#watch.now() - start
+    this.#watch.stop(start)
     return outcome
   }
 
