@@ -1134,6 +1134,25 @@ export const storeRules: readonly StoreRule[] = [
     },
   },
   {
+    name: 'every page finds a place up to the reserved bytes, each in an object of its own',
+    when: (can) => can.persistent && can.reservedBytes > 0,
+    async run({ open, capabilities, hands }) {
+      const { store } = await open()
+      const { pool, size } = hands(store)
+      // Of a large store the beginning must do.
+      const pages = Math.min(Math.floor(capabilities.reservedBytes / size), 2048)
+      for (let i = 0; i < pages; i++) {
+        const outcome = pool.put(i, i, makePage('noise', i, size))
+        expect(outcome === PutOutcome.Stored, `page ${i} of ${pages} was refused: ${putOutcomeName(outcome)}`)
+      }
+      for (let i = 0; i < pages; i += 97) {
+        const into = new Uint8Array(size)
+        if (pool.get(i, i, into) === GetOutcome.Deferred) await pool.fetch(i, i, into)
+        expectSame(into, makePage('noise', i, size), `page ${i}`)
+      }
+    },
+  },
+  {
     name: 'two stores in one process share nothing',
     async run({ open, hands }) {
       const a = await open()

@@ -1286,6 +1286,19 @@ const storeMutants: readonly Mutant[] = [
     ),
   },
   {
+    wrong: 'reserves less than it says',
+    fails: ['every page finds a place up to the reserved bytes, each in an object of its own'],
+    history: false,
+    open: withStore(
+      class extends ReferenceStore {
+        override readonly capabilities: Capabilities = Object.freeze({
+          ...referenceCapabilities,
+          reservedBytes: referenceLimit + basePageSize,
+        })
+      },
+    ),
+  },
+  {
     wrong: 'keeps its pools in its module',
     fails: ['two stores in one process share nothing'],
     history: false,
