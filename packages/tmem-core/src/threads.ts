@@ -43,7 +43,10 @@ import {
 
 /** Settings of a store for several threads. */
 export interface SharedMemoryOptions {
-  /** Budget in bytes, pages and metadata together, shared out evenly among the shards. */
+  /**
+   * Budget in bytes, pages and metadata together, shared out evenly among the shards. (768 KiB of accounts come on top,
+   * touched only where there are clients.)
+   */
   readonly limitBytes: number
   /** Shards: a power of two from 1 to 256 (default: 16, or fewer so that each has at least 4 MiB). */
   readonly shards?: number
@@ -64,8 +67,11 @@ const UNLOCKED = 0
 const LOCKED = 1
 /** Locked, and a thread may be asleep waiting for it. */
 const CONTENDED = 2
-/** Tries before a thread goes to sleep: about the copy of a page. */
-const spins = 100
+/**
+ * Tries before a thread goes to sleep: longer than the copy of a page, since waking up costs more. With 100 two threads had 1.4
+ * to 1.8 times the throughput of one (16 shards, 100,000 pages), with 2,000 1.8 to 1.9.
+ */
+const spins = 2000
 
 const clientCount = 65536
 const noMaximum = 0x7fffffff
