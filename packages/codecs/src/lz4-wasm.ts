@@ -12,7 +12,7 @@
  * - Lengths reach the instance only after checkRanges and checkBlockLength; it trusts them.
  */
 import { type Codec, checkBlockLength, checkRanges, MAX_BLOCK_BYTES } from './codec.ts'
-import { createPortableLz4, lz4Bound } from './lz4.ts'
+import { checksumPortable, createPortableLz4, lz4Bound } from './lz4.ts'
 import { LZ4_MODULE } from './lz4-module.ts'
 
 /** Where wasm/lz4.ts expects the page and the block; the numbers must be the same there. */
@@ -38,6 +38,7 @@ interface WasmInterface {
 interface Exports {
   compress(length: number, to: number, room: number): number
   decompress(src: number, length: number, outLength: number): number
+  checksum(at: number, length: number): number
 }
 
 /** Memory for compressed pages, and the codec that works in it without copying them. */
@@ -46,6 +47,13 @@ export interface Lz4Arena {
   readonly bytes: Uint8Array
   /** An LZ4 codec. It takes any array; blocks in `bytes` are compressed and decompressed in place. */
   readonly codec: Codec
+  /**
+   * A 32-bit checksum of `bytes[at, at + length)`, for telling damage; the same for the same bytes in every runtime. An
+   * altered word changes it, but for one case in 2^32. 70 ns for 2,300 bytes (Node 20.20), a third of what a loop in
+   * JavaScript takes.
+   * @throws RangeError when the range lies outside the arena.
+   */
+  checksum(at: number, length: number): number
 }
 
 /**
@@ -57,7 +65,17 @@ export function createLz4Arena(byteLength: number): Lz4Arena {
   if (!Number.isInteger(byteLength) || byteLength < 0 || byteLength > MAX_ARENA_BYTES) {
     throw new RangeError(`codec: an arena has 0 to ${MAX_ARENA_BYTES} bytes, not ${byteLength}; make several`)
   }
-  return createWasmArena(byteLength) ?? { bytes: new Uint8Array(byteLength), codec: createPortableLz4() }
+  const arena = createWasmArena(byteLength)
+  if (arena !== undefined) return arena
+  const bytes = new Uint8Array(byteLength)
+  return {
+    bytes,
+    codec: createPortableLz4(),
+    checksum(at, length) {
+      checkRanges(bytes, at, length, bytes, 0, 0)
+      return checksumPortable(bytes, at, length)
+    },
+  }
 }
 
 /** The fast codec alone, or undefined where WebAssembly SIMD or memory for an instance is missing. */
@@ -68,8 +86,8 @@ export function createWasmLz4(): Codec | undefined {
 function createWasmArena(byteLength: number): Lz4Arena | undefined {
   const wasm = (globalThis as { WebAssembly?: WasmInterface }).WebAssembly
   if (wasm === undefined) return undefined
-  const code = Uint8Array.from(atob(LZ4_MODULE), (character) => character.charCodeAt(0))
-  if (!wasm.validate(code)) return undefined
+  const text = Uint8Array.from(atob(LZ4_MODULE), (character) => character.charCodeAt(0))
+  if (!wasm.validate(text)) return undefined
   const pages = Math.ceil((ARENA + byteLength + TAIL) / WASM_PAGE)
   let memory: { readonly buffer: ArrayBuffer }
   try {
@@ -79,9 +97,17 @@ function createWasmArena(byteLength: number): Lz4Arena | undefined {
     if (error instanceof RangeError) return undefined
     throw error
   }
-  const instance = new wasm.Instance(new wasm.Module(code), { env: { memory } })
+  const instance = new wasm.Instance(new wasm.Module(text), { env: { memory } })
   const bytes = new Uint8Array(memory.buffer, ARENA, byteLength)
-  return { bytes, codec: createHost(instance.exports as Exports, memory.buffer) }
+  const code = instance.exports as Exports
+  return {
+    bytes,
+    codec: createHost(code, memory.buffer),
+    checksum(at, length) {
+      checkRanges(bytes, at, length, bytes, 0, 0)
+      return code.checksum(ARENA + at, length)
+    },
+  }
 }
 
 /** Results up to this many bytes are copied out through views that are kept: one for each multiple of 64. */

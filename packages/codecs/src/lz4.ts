@@ -77,6 +77,30 @@ export function isLz4Block(src: Uint8Array, at: number, length: number, decodedL
   }
 }
 
+/**
+ * A checksum of `bytes[at, at + length)` for telling damage: Fletcher's, over eight lanes of little-endian 32-bit words (the
+ * end is filled up with zeros), mixed into one word. The WebAssembly module has the same.
+ */
+export function checksumPortable(bytes: Uint8Array, at: number, length: number): number {
+  const sums = new Int32Array(16).fill(length, 0, 4).fill(~length, 4, 8)
+  for (let from = at; from < at + length; from += 32)
+    for (let lane = 0; lane < 8; lane++) {
+      let word = 0
+      for (let byte = 3; byte >= 0; byte--) {
+        const i = from + lane * 4 + byte
+        word = (word << 8) | (i < at + length ? (bytes[i] as number) : 0)
+      }
+      sums[lane] = (sums[lane] as number) + word
+      sums[lane + 8] = (sums[lane + 8] as number) + (sums[lane] as number)
+    }
+  let sum = 0
+  for (const lane of sums) {
+    sum = Math.imul(sum ^ lane, 0x9e3779b1)
+    sum = (sum << 13) | (sum >>> 19)
+  }
+  return sum
+}
+
 /** Bytes that a final sequence of `run` literals takes. */
 function literalsSize(run: number): number {
   return 1 + (run >= 15 ? Math.floor((run - 15) / 255) + 1 : 0) + run

@@ -1,6 +1,7 @@
 import { availableCodecs, CodecError, type CodecName, createCodec, createLz4Arena, MAX_BLOCK_BYTES } from '@tmem/codecs'
 import fc from 'fast-check'
 import { afterEach, describe, expect, test, vi } from 'vitest'
+import { checksumPortable } from '../src/lz4.ts'
 import {
   allSubjects,
   compressed,
@@ -186,6 +187,27 @@ test('blocks inside the arena, from the arena and to the arena', () => {
   expect(same(decompressed(codec, block.subarray(0, length), 4096), input)).toBe(true)
   bytes.set(block.subarray(0, length), 100_000 - length)
   expect(same(decompressed(codec, bytes.subarray(100_000 - length), 4096), input)).toBe(true)
+})
+
+test('checksums are those of the portable code, and any flipped bit changes them', () => {
+  const arena = createLz4Arena(10_000)
+  arena.bytes.set(likeMemory(9000, 5))
+  for (let length = 0; length < 300; length++) {
+    const at = (length * 7) % 61
+    expect(arena.checksum(at, length)).toBe(checksumPortable(arena.bytes, at, length))
+  }
+  const sum = arena.checksum(10, 1000)
+  expect(sum).toBe(checksumPortable(arena.bytes.slice(10, 1010), 0, 1000))
+  for (let bit = 0; bit < 8000; bit++) {
+    arena.bytes[10 + (bit >> 3)]! ^= 1 << (bit & 7)
+    expect(arena.checksum(10, 1000)).not.toBe(sum)
+    arena.bytes[10 + (bit >> 3)]! ^= 1 << (bit & 7)
+  }
+  // What lies beside the range does not count; what is shorter is another sum, even when only zeros are missing.
+  arena.bytes.fill(0, 1010, 1100)
+  expect(arena.checksum(10, 1000)).toBe(sum)
+  expect(arena.checksum(10, 1001)).not.toBe(sum)
+  expect(() => arena.checksum(9990, 11)).toThrow(RangeError)
 })
 
 test('a hostile block does not reach what lies behind the scratch memory', () => {

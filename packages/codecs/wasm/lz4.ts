@@ -358,3 +358,49 @@ export function decompress(src: usize, length: usize, outLength: usize): i32 {
     if (ip >= end) return -1;
   }
 }
+
+/** 32 bytes for the end of what is summed, below the constants. */
+const REST: usize = 0x200;
+
+// @ts-ignore: decorator
+@inline
+function mix(sum: u32, lane: u32): u32 {
+  return rotl<u32>((sum ^ lane) * 0x9e3779b1, 13);
+}
+
+// @ts-ignore: decorator
+@inline
+function mixAll(sum: u32, lanes: v128): u32 {
+  sum = mix(sum, i32x4.extract_lane(lanes, 0));
+  sum = mix(sum, i32x4.extract_lane(lanes, 1));
+  sum = mix(sum, i32x4.extract_lane(lanes, 2));
+  return mix(sum, i32x4.extract_lane(lanes, 3));
+}
+
+/**
+ * A checksum of `length` bytes: Fletcher's, over eight lanes of 32-bit words (the end is filled up with zeros), mixed into
+ * one word. checksumPortable() in src/lz4.ts is the same.
+ */
+export function checksum(at: usize, length: usize): u32 {
+  let a0 = i32x4.splat(<i32>length);
+  let a1 = i32x4.splat(<i32>~length);
+  let b0 = i32x4.splat(0);
+  let b1 = b0;
+  const end = at + (length & ~31);
+  for (; at < end; at += 32) {
+    a0 = i32x4.add(a0, v128.load(at));
+    a1 = i32x4.add(a1, v128.load(at, 16));
+    b0 = i32x4.add(b0, a0);
+    b1 = i32x4.add(b1, a1);
+  }
+  const rest = length & 31;
+  if (rest != 0) {
+    memory.fill(REST, 0, 32);
+    memory.copy(REST, at, rest);
+    a0 = i32x4.add(a0, v128.load(REST));
+    a1 = i32x4.add(a1, v128.load(REST, 16));
+    b0 = i32x4.add(b0, a0);
+    b1 = i32x4.add(b1, a1);
+  }
+  return mixAll(mixAll(mixAll(mixAll(0, a0), a1), b0), b1);
+}

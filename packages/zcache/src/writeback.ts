@@ -73,9 +73,8 @@ export class Writeback {
   /** Bytes of memory that it holds. */
   readonly memoryBytes: number
   readonly startPercent: number
-  /** The last page that was read, as bytes and as words. */
+  /** The last page that was read. */
   readonly page: Uint8Array
-  readonly words: Int32Array
   /** Clusters without a page, and not being written. */
   freeClusters: number
   pages = 0
@@ -124,7 +123,6 @@ export class Writeback {
       })
     this.#cluster = new Uint8Array(memory, 0, clusterBytes)
     this.page = new Uint8Array(memory, clusterBytes, maxBlockBytes)
-    this.words = new Int32Array(memory, clusterBytes, maxBlockBytes / 4)
     let at = clusterBytes + maxBlockBytes
     this.#places = new Float64Array(memory, at, unitsPerCluster)
     at += unitsPerCluster * 8
@@ -234,7 +232,6 @@ export class Writeback {
               return
             }
             this.reads++
-            for (let end = size; (end & 3) !== 0; end++) this.page[end] = 0
             try {
               resolve(use())
             } catch (thrown) {

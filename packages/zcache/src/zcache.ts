@@ -23,7 +23,7 @@
  * Sources: zcache of Linux 2.6.39 to 3.10 (limits, mean rule, who evicts whom, names of the counters), zswap (same-filled
  * pages, hysteresis), zram (recompression of idle pages).
  */
-import { type Codec, CodecError, type CodecName, createCodec } from '@tmem/codecs'
+import { type Codec, CodecError, type CodecName, createCodec, createLz4Arena, type Lz4Arena } from '@tmem/codecs'
 import type {
   Borrower,
   Budget,
@@ -49,7 +49,7 @@ import {
   TmemError,
 } from '@tmem/core'
 import { Arena, ByteBudget, granuleBytes, none, type ZAllocator } from './arena.ts'
-import { checksum, copyBytes, fillSame, isSameFilled, wordAt } from './bytes.ts'
+import { copyBytes, fillSame, isSameFilled, wordAt } from './bytes.ts'
 import type { AllocatorName } from './layer.ts'
 import { EPHEMERAL, ON_FILE, PERSISTENT, ZcachePool } from './pool.ts'
 import { Writeback, type WritebackOptions } from './writeback.ts'
@@ -127,6 +127,12 @@ export class Zcache implements PageStore {
   /** By queue; may be one and the same. */
   readonly #allocators: readonly [ZAllocator, ZAllocator]
   readonly #blockBytes: number
+  /**
+   * Memory in which the fast codec works without copying, and where sums are fast: blocks at rest pass through its start, on the
+   * way in and out; at `#blockAt` they are uncompressed to be compressed again.
+   */
+  readonly #home: Lz4Arena
+  readonly #blockAt: number
   readonly #meta: Int32Array
   readonly #codec: Codec
   readonly #strong: Codec | undefined
@@ -142,9 +148,9 @@ export class Zcache implements PageStore {
   /** Entries and objects whose metadata is in the budget: as many as were ever touched. */
   #countedEntries = 0
   #countedObjects = 0
-  /** Where blocks are compressed to, where they are decompressed to be compressed again, and where whole pages are shown. */
-  #scratch: Uint8Array = new Uint8Array(0)
-  #block: Uint8Array = new Uint8Array(0)
+  /** Bytes of the codec's home that pools of this store can touch. */
+  #homeBytes = 0
+  /** Where whole pages are shown. */
   #page: Uint8Array = new Uint8Array(0)
   #lending = false
   #closing: Promise<void> | undefined
@@ -211,8 +217,12 @@ export class Zcache implements PageStore {
     this.#next = next
     this.#context = context
     this.#settings = settings
-    this.#codec = openCodec(settings.codec)
-    this.#strong = settings.recompress === undefined ? undefined : openCodec(settings.recompress)
+    this.#blockBytes = settings.allocator === 'zsmalloc' ? largestBlock : basePageSize
+    // No codec makes more of a block than LZ4's bound and a kilobyte.
+    this.#blockAt = 2 * this.#blockBytes
+    this.#home = createLz4Arena(this.#blockAt + this.#blockBytes)
+    this.#codec = openCodec(settings.codec, this.#home)
+    this.#strong = settings.recompress === undefined ? undefined : openCodec(settings.recompress, this.#home)
     this.#codecs[this.#codec.id] = this.#codec
     if (this.#strong !== undefined) this.#codecs[this.#strong.id] = this.#strong
     this.#budget = new ByteBudget(settings.limit)
@@ -227,7 +237,6 @@ export class Zcache implements PageStore {
     this.#meta = new Int32Array(memory, 0, capacity * entryWords)
     this.#arena = new Arena(allocator, this.#budget)
     this.#allocators = openAllocators(settings.allocator, this.#arena)
-    this.#blockBytes = settings.allocator === 'zsmalloc' ? largestBlock : basePageSize
     this.#moved = (owner, _from, to) => {
       this.#meta[owner * entryWords + LOCATION] = to
     }
@@ -388,8 +397,6 @@ export class Zcache implements PageStore {
   async #close(): Promise<void> {
     for (const pool of this.#pools) pool?.retire()
     this.#arena.close()
-    this.#scratch = new Uint8Array(0)
-    this.#block = new Uint8Array(0)
     this.#page = new Uint8Array(0)
     await this.#writeback?.close()
     await this.#next?.close()
@@ -480,13 +487,10 @@ export class Zcache implements PageStore {
         meta[word + CHECKSUM] !== sum
       )
         return false
-      if (checksum(file.words, 0, size, codec) !== sum)
+      copyBytes(file.page, 0, size, this.#home.bytes, 0)
+      if (this.#sum(size, codec) !== sum)
         throw this.#corruption(pool, entry, 'what came back from the file is not what was written')
-      if (codec === 0) copyBytes(file.page, 0, pool.pageSize, into, 0)
-      else if (this.#codecs[codec]!.decompress(file.page, 0, size, into, 0, pool.pageSize) !== pool.pageSize) {
-        this.#decompressFail++
-        throw this.#corruption(pool, entry, `codec ${this.#codecs[codec]!.name} cannot decode its own block`)
-      }
+      this.#unpack(pool, entry, meta[word + KIND]!, into, 0, pool.pageSize)
       this.#hits++
       this.#promote(pool, entry, file)
       return true
@@ -614,8 +618,7 @@ export class Zcache implements PageStore {
       throw new Error(`zcache: stored ${this.#stored}, live ${table.size} and gone ${gone} do not add up`)
     const used =
       this.#fixedBytes +
-      this.#scratch.length +
-      this.#block.length +
+      this.#homeBytes +
       this.#page.length +
       this.#countedEntries * bytesPerEntry +
       this.#countedObjects * HandleTable.bytesPerObject +
@@ -625,28 +628,23 @@ export class Zcache implements PageStore {
 
   /** Makes the scratch memory large enough for pages of that size. */
   #prepareScratch(pageSize: number): boolean {
-    const block = Math.min(pageSize, this.#blockBytes)
-    const bound = Math.max(this.#codec.bound(block), this.#strong?.bound(block) ?? 0)
-    const scratch = this.#grown(this.#scratch, bound, 'zcache.scratch')
-    if (scratch === undefined) return false
-    this.#scratch = scratch
-    const page = this.#grown(this.#page, pageSize, 'zcache.page')
-    if (page === undefined) return false
-    this.#page = page
-    if (this.#strong === undefined) return true
-    const copy = this.#grown(this.#block, block, 'zcache.block')
-    if (copy === undefined) return false
-    this.#block = copy
+    // The codec's home is address space until it is touched: as far as pages of this size reach, it counts from now on.
+    const homeBytes = Math.min(pageSize, this.#blockBytes) * (this.#strong === undefined ? 1 : 2)
+    if (homeBytes > this.#homeBytes) {
+      if (!this.#budget.take(homeBytes - this.#homeBytes)) return false
+      this.#homeBytes = homeBytes
+    }
+    const before = this.#page.length
+    if (before >= pageSize) return true
+    if (!this.#budget.take(pageSize - before)) return false
+    const memory = this.#context.allocator.allocate(pageSize, 'zcache.page')
+    if (memory === undefined || this.#page.length !== before) {
+      this.#budget.give(pageSize - before)
+      // Whoever gave the memory may have made a pool of this size meanwhile.
+      return this.#page.length >= pageSize
+    }
+    this.#page = new Uint8Array(memory, 0, pageSize)
     return true
-  }
-
-  #grown(old: Uint8Array, bytes: number, site: string): Uint8Array | undefined {
-    if (old.length >= bytes) return old
-    if (!this.#budget.take(bytes - old.length)) return undefined
-    const memory = this.#context.allocator.allocate(bytes, site)
-    if (memory !== undefined) return new Uint8Array(memory, 0, bytes)
-    this.#budget.give(bytes - old.length)
-    return undefined
   }
 
   /** Why a new page of this pool is not even looked at, if there is a reason. */
@@ -739,7 +737,7 @@ export class Zcache implements PageStore {
   #pack(pool: ZcachePool, bytes: Uint8Array, at: number): number {
     const { pageSize } = pool
     const room = Math.min(this.#maxZsize(pool), this.#allocators[pool.queue].maxSize)
-    const packed = this.#codec.compress(bytes, at, pageSize, this.#scratch, 0, room)
+    const packed = this.#codec.compress(bytes, at, pageSize, this.#home.bytes, 0, room)
     if (packed !== 0) {
       this.#packedCodec = this.#codec.id
       return this.#meanIsPoor(pool) && this.#aboveMean(pool, packed) ? 0 : packed
@@ -749,7 +747,7 @@ export class Zcache implements PageStore {
       return 0
     }
     this.#packedCodec = 0
-    copyBytes(bytes, at, pageSize, this.#scratch, 0)
+    copyBytes(bytes, at, pageSize, this.#home.bytes, 0)
     return pageSize
   }
 
@@ -836,14 +834,11 @@ export class Zcache implements PageStore {
   /** Copies the scratch to its place and notes in the entry what is there. */
   #write(allocator: ZAllocator, entry: number, location: number, packed: number, codec: number, flags: number): void {
     allocator.locate(location)
-    const { bytes, words, at } = allocator
-    copyBytes(this.#scratch, 0, packed, bytes, at)
-    // The checksum is taken over whole words.
-    for (let end = at + packed; (end & 3) !== 0; end++) bytes[end] = 0
+    copyBytes(this.#home.bytes, 0, packed, allocator.bytes, allocator.at)
     const meta = this.#meta
     const word = entry * entryWords
     meta[word + LOCATION] = location
-    meta[word + CHECKSUM] = checksum(words, at >>> 2, packed, codec)
+    meta[word + CHECKSUM] = this.#sum(packed, codec)
     meta[word + KIND] = packed | (codec << codecShift) | flags
   }
 
@@ -862,12 +857,12 @@ export class Zcache implements PageStore {
       let packed = 0
       if (!same) {
         // A segment that does not shrink is kept raw, if it can be: the page is judged as a whole.
-        packed = this.#codec.compress(bytes, from, block, this.#scratch, 0, Math.min(block - 1, maxSize))
+        packed = this.#codec.compress(bytes, from, block, this.#home.bytes, 0, Math.min(block - 1, maxSize))
         this.#packedCodec = this.#codec.id
         if (packed === 0) {
           this.#packedCodec = 0
           packed = block
-          copyBytes(bytes, from, block, this.#scratch, 0)
+          copyBytes(bytes, from, block, this.#home.bytes, 0)
         }
         total += packed
       }
@@ -1034,22 +1029,26 @@ export class Zcache implements PageStore {
     }
   }
 
-  /** Whether the bytes of an entry are those that were stored. */
-  #isSound(allocator: ZAllocator, entry: number, kind: number): boolean {
-    allocator.locate(this.#location(entry))
-    const sum = checksum(allocator.words, allocator.at >>> 2, kind & sizeMask, (kind >>> codecShift) & codecMask)
-    return sum === this.#meta[entry * entryWords + CHECKSUM]
+  /** Checksum of the block at the start of the codec's home; the codec counts, so that no other decodes it. */
+  #sum(size: number, codec: number): number {
+    return this.#home.checksum(0, size) ^ Math.imul(codec, 0x9e3779b1)
   }
 
-  /** Decodes the located bytes of one block. */
+  /** Brings the bytes of an entry to the start of the codec's home; whether they are those that were stored. */
+  #bring(allocator: ZAllocator, entry: number, kind: number): boolean {
+    const size = kind & sizeMask
+    allocator.locate(this.#location(entry))
+    copyBytes(allocator.bytes, allocator.at, size, this.#home.bytes, 0)
+    return this.#sum(size, (kind >>> codecShift) & codecMask) === this.#meta[entry * entryWords + CHECKSUM]
+  }
+
+  /** Decodes the block at the start of the codec's home. */
   #unpack(pool: ZcachePool, entry: number, kind: number, bytes: Uint8Array, at: number, length: number): void {
-    const allocator = this.#allocators[pool.queue]
     const codec = (kind >>> codecShift) & codecMask
-    if (codec === 0) copyBytes(allocator.bytes, allocator.at, length, bytes, at)
-    else if (
-      this.#codecs[codec]!.decompress(allocator.bytes, allocator.at, kind & sizeMask, bytes, at, length) !== length
-    ) {
-      // The memory is sound, the checksum says so: this codec cannot read what it wrote.
+    const home = this.#home.bytes
+    if (codec === 0) copyBytes(home, 0, length, bytes, at)
+    else if (this.#codecs[codec]!.decompress(home, 0, kind & sizeMask, bytes, at, length) !== length) {
+      // The bytes are sound, the checksum says so: this codec cannot read what it wrote.
       this.#decompressFail++
       throw this.#corruption(pool, entry, `codec ${this.#codecs[codec]!.name} cannot decode its own block`)
     }
@@ -1068,7 +1067,7 @@ export class Zcache implements PageStore {
       fillSame(bytes, at, pool.pageSize, meta[entry * entryWords + LOCATION]!, meta[entry * entryWords + CHECKSUM]!)
       return true
     }
-    if (!this.#isSound(this.#allocators[pool.queue], entry, kind)) return this.#corrupt(pool, entry)
+    if (!this.#bring(this.#allocators[pool.queue], entry, kind)) return this.#corrupt(pool, entry)
     this.#unpack(pool, entry, kind, bytes, at, pool.pageSize)
     return true
   }
@@ -1078,7 +1077,7 @@ export class Zcache implements PageStore {
     const allocator = this.#allocators[pool.queue]
     for (let segment = entry; ; segment = meta[segment * entryWords + LINK]!) {
       const kind = meta[segment * entryWords + KIND]!
-      if ((kind & SAME) === 0 && !this.#isSound(allocator, segment, kind)) return this.#corrupt(pool, entry)
+      if ((kind & SAME) === 0 && !this.#bring(allocator, segment, kind)) return this.#corrupt(pool, entry)
       if ((kind & CHAIN) === 0) break
     }
     const length = this.#blockBytes
@@ -1087,7 +1086,7 @@ export class Zcache implements PageStore {
       const kind = meta[word + KIND]!
       if ((kind & SAME) !== 0) fillSame(bytes, to, length, meta[word + LOCATION]!, meta[word + CHECKSUM]!)
       else {
-        allocator.locate(this.#location(segment))
+        this.#bring(allocator, segment, kind)
         this.#unpack(pool, entry, kind, bytes, to, length)
       }
       if ((kind & CHAIN) === 0) return true
@@ -1137,9 +1136,9 @@ export class Zcache implements PageStore {
         meta[word] = kind & ~REFERENCED
         continue
       }
-      if ((kind & (SAME | CHAIN)) !== 0 || !this.#isSound(allocator, entry, kind)) continue
+      if ((kind & (SAME | CHAIN)) !== 0 || !this.#bring(allocator, entry, kind)) continue
       const size = kind & sizeMask
-      if (!file.add(entry, allocator.bytes, allocator.at, size)) break
+      if (!file.add(entry, this.#home.bytes, 0, size)) break
       meta[word] = kind | WRITING
       excess -= allocator.slotSize(size)
     }
@@ -1187,7 +1186,7 @@ export class Zcache implements PageStore {
       return
     }
     allocator.locate(location)
-    copyBytes(file.page, 0, (size + 3) & ~3, allocator.bytes, allocator.at)
+    copyBytes(file.page, 0, size, allocator.bytes, allocator.at)
     file.release(this.#location(entry))
     this.#table.unlink(ON_FILE, entry)
     this.#table.append(PERSISTENT, entry)
@@ -1311,10 +1310,10 @@ export class Zcache implements PageStore {
   #recompressBlock(strong: Codec, pool: ZcachePool, entry: number, kind: number, length: number): boolean {
     const allocator = this.#allocators[pool.queue]
     // Damage is for a get to report, or to drop.
-    if (!this.#isSound(allocator, entry, kind)) return true
-    this.#unpack(pool, entry, kind, this.#block, 0, length)
+    if (!this.#bring(allocator, entry, kind)) return true
+    this.#unpack(pool, entry, kind, this.#home.bytes, this.#blockAt, length)
     const size = kind & sizeMask
-    const packed = strong.compress(this.#block, 0, length, this.#scratch, 0, size - 1)
+    const packed = strong.compress(this.#home.bytes, this.#blockAt, length, this.#home.bytes, 0, size - 1)
     const before = allocator.slotSize(size)
     if (packed === 0 || allocator.slotSize(packed) >= before) return true
     const location = allocator.alloc(packed, entry)
@@ -1332,9 +1331,9 @@ export class Zcache implements PageStore {
 }
 
 /** Makes a codec, or throws `TmemError` (`TMEM_UNSUPPORTED`) where this runtime lacks it. */
-function openCodec(name: CodecName): Codec {
+function openCodec(name: CodecName, home: Lz4Arena): Codec {
   try {
-    return createCodec(name)
+    return name === 'lz4' ? home.codec : createCodec(name)
   } catch (error) {
     if (error instanceof CodecError)
       throw new TmemError('TMEM_UNSUPPORTED', `zcache: ${error.message}`, { layer: 'zcache', cause: error })

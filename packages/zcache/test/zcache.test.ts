@@ -208,7 +208,7 @@ test('no allocation and no page takes the layer over its limit', () => {
   let given = 0
   const allocator = {
     allocate: (bytes: number, site: string) => {
-      if (site === 'zcache.chunk' || site === 'zcache.scratch' || site === 'zcache.page') given += bytes
+      if (site === 'zcache.chunk' || site === 'zcache.page') given += bytes
       return systemAllocator.allocate(bytes, site)
     },
   }
@@ -520,7 +520,6 @@ test('every allocation site may fail: at the start the layer does not open, late
     'zcache.handles.objectSlots': 'TMEM_NO_MEMORY',
     'zcache.entries': 'TMEM_NO_MEMORY',
     'zcache.arena': 'TMEM_NO_MEMORY',
-    'zcache.scratch': 'NoMemory',
     'zcache.page': 'NoMemory',
     'zcache.chunk': 'AllocationFailed Miss Stored Hit 1',
     none: 'Stored Hit Stored Hit 0',
