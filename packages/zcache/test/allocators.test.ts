@@ -261,3 +261,52 @@ test('the arena: budget, allocator and preloading', () => {
   expect([arena.chunks, arena.usedGranules]).toEqual([0, 0])
   arena.check(new Set())
 })
+
+test('zsmalloc: a million random operations', () => {
+  const limit = new ByteLimit(16 * MiB)
+  const arena = new Arena(systemAllocator, new ByteBudget(limit))
+  const zsmalloc = new Zsmalloc(arena)
+  const next = random(2)
+  // By owner: location and size of what is there; owners are used again.
+  const locations = new Float64Array(12_000).fill(none)
+  const sizes = new Int32Array(locations.length)
+  const moved = (owner: number, from: number, to: number): void => {
+    if (locations[owner] !== from) throw new Error(`object ${owner} was not there`)
+    locations[owner] = to
+  }
+  const stampOf = (owner: number): number => Math.imul(owner + 1, 0x9e3779b1)
+  for (let step = 0; step < 1_000_000; step++) {
+    const owner = Math.floor(next() * locations.length)
+    const location = locations[owner]!
+    if (location === none) {
+      const size = 8 + Math.floor(next() * next() * 4088)
+      arena.preload(zsmalloc.longestRun, zsmalloc.longestRun)
+      const place = zsmalloc.alloc(size, owner)
+      if (place === none) continue
+      locations[owner] = place
+      sizes[owner] = size
+      zsmalloc.locate(place)
+      zsmalloc.words[zsmalloc.at >>> 2] = stampOf(owner)
+      zsmalloc.words[(zsmalloc.at + size - 4) >>> 2] = stampOf(owner)
+    } else {
+      zsmalloc.locate(location)
+      const { words, at } = zsmalloc
+      if (words[at >>> 2] !== stampOf(owner) || words[(at + sizes[owner]! - 4) >>> 2] !== stampOf(owner))
+        throw new Error(`object ${owner} is not what it was`)
+      zsmalloc.free(location)
+      locations[owner] = none
+    }
+    if (step % 500 === 0) {
+      zsmalloc.compact(100, moved)
+      arena.compact(100)
+    }
+    if (step % 100_000 === 99_999) {
+      const runs = new Set<number>()
+      zsmalloc.check((each, place) => locations[each] === place, runs)
+      arena.check(runs)
+    }
+  }
+  expect(zsmalloc.counters()['objects_moved']).toBeGreaterThan(10_000)
+  expect(arena.runsMoved).toBeGreaterThan(1000)
+  expect(arena.budget.used).toBeLessThanOrEqual(16 * MiB)
+})
