@@ -60,7 +60,7 @@ export interface Manifest {
   readonly pageSizes?: readonly number[]
   /** How the store is brought to each of its refusals (default: by freezing a pool, and nothing else). */
   readonly refusals?: Readonly<Partial<Record<DrivenReason, Refusal>>>
-  /** Runs of the property test (default 100) and its seed (default 1). */
+  /** Runs of the property test (default 60) and its seed (default 1). */
   readonly property?: { readonly runs?: number; readonly seed?: number }
 }
 

@@ -394,7 +394,7 @@ export async function runProperty(
   scope: { readonly kinds: readonly Kind[]; readonly sizes: readonly number[] },
   name: string,
 ): Promise<void> {
-  const { runs = 100, seed = 1 } = subject.manifest?.property ?? {}
+  const { runs = 60, seed = 1 } = subject.manifest?.property ?? {}
   const again = repetition()
   // Large pages would only make the same histories slow.
   const [smallest, ...larger] = scope.sizes.filter((size) => size <= 16 * basePageSize)

@@ -44,7 +44,7 @@ export interface Mutant {
 
 /** How the reference store is brought to its refusals. */
 export const referenceManifest: Manifest = {
-  pageSizes: [4096, 8192],
+  pageSizes: [8192],
   refusals: {
     NoMemory: { by: 'filling', bytes: 300_000 },
     Quota: { by: 'quota', bytes: 65_536 },
