@@ -44,7 +44,10 @@ describe('bad usage ends with exit code 2 and one line', () => {
       "option '--seed <number>' argument '-1' is invalid. Expected an integer from 0 to 4294967295.",
     ],
     [['bench'], "missing required argument 'suite'"],
-    [['bench', 'cor'], "command-argument value 'cor' is invalid for argument 'suite'. Allowed choices are core."],
+    [
+      ['bench', 'cor'],
+      "command-argument value 'cor' is invalid for argument 'suite'. Allowed choices are core, userfault.",
+    ],
     [['explore', 'x', '--list'], 'give a name or --list, not both'],
     [
       ['explore', 'nothing-like-it'],

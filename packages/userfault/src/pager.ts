@@ -244,8 +244,10 @@ class Pager {
 
   /** Evicts until there is room for the next faults, or the store refuses. */
   #makeRoom(): void {
-    const { limit } = this.#task
-    while (this.#resident > limit - headroom)
+    const { limit, pages } = this.#task
+    // With room for every page none has to go.
+    const most = limit === pages ? pages : limit - headroom
+    while (this.#resident > most)
       if (!this.#evict()) {
         if (this.#resident > limit) this.#limitExceeded++
         return

@@ -7,6 +7,7 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 /** All suites by name. A suite is loaded when it runs, with the references that it measures. */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   core: async () => (await import('./core.ts')).core,
+  userfault: async () => (await import('./userfault.ts')).userfault,
 })
 
 /** Options of the command. */
