@@ -1,0 +1,710 @@
+import { type Layer, memory, type PageStore, systemAllocator } from '@tmem/core'
+import { failingAllocator, refuse } from '@tmem/faults'
+import { zcache } from '@tmem/zcache'
+import { describe, expect, test } from 'vitest'
+import { type Ramzswap, type RamzswapOptions, ramzswap, virtswap } from '../src/index.ts'
+import {
+  backingFile,
+  bytesOf,
+  codeOf,
+  compressed,
+  expectBytes,
+  expectSums,
+  room,
+  same,
+  section,
+  systemError,
+} from './subject.ts'
+
+const pages = 64
+const sizeBytes = pages * 4096
+const page = (kind: Parameters<typeof bytesOf>[0], seed = 1): Uint8Array => bytesOf(kind, 4096, seed)
+
+async function contentOf(device: Ramzswap, at = 0, length = device.sizeBytes): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length).fill(0xee)
+  await device.read(at, bytes)
+  return bytes
+}
+
+function withFile(more: Partial<RamzswapOptions> = {}) {
+  const { layers, file } = backingFile(more.maxSizeBytes === undefined ? pages : more.maxSizeBytes / 4096)
+  const device = ramzswap({
+    name: 'dev',
+    sizeBytes,
+    compressed: compressed(),
+    backing: layers,
+    check: 'model',
+    ...more,
+  })
+  return { device, file: file() }
+}
+
+describe('a device', () => {
+  test('DEVIATION: what was never written reads as zeros; the original left the buffer as it was', async () => {
+    const { device } = withFile()
+    expectBytes(await contentOf(device), new Uint8Array(sizeBytes))
+    expect(device.ramzswapStats()).toMatchObject({ pages_stored: 0, good_compress_pct: 0, num_reads: pages })
+    await device.close()
+  })
+
+  test('a page that compresses is in memory and is read without waiting', async () => {
+    const { device } = withFile()
+    expect(device.write(4096, page('text'))).toBeUndefined()
+    const into = new Uint8Array(4096)
+    expect(device.read(4096, into)).toBeUndefined()
+    expect(into).toEqual(page('text'))
+    const stats = device.ramzswapStats()
+    expect(stats).toMatchObject({
+      disksize: sizeBytes,
+      num_reads: 1,
+      num_writes: 1,
+      pages_stored: 1,
+      orig_data_size: 4096,
+      good_compress_pct: 100,
+      pages_expand_pct: 0,
+      bdev_num_reads: 0,
+      bdev_num_writes: 0,
+    })
+    expect(stats.compr_data_size).toBeGreaterThan(0)
+    expect(stats.compr_data_size).toBeLessThan(2048)
+    expect(stats.mem_used_total).toBeGreaterThan(stats.compr_data_size)
+    expect(stats.pages_used).toBe(Math.ceil(stats.mem_used_total / 4096))
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('zero and same-filled pages take no store and no memory', async () => {
+    const { device } = withFile()
+    for (const [n, kind] of (['zero', 'word', 'word'] as const).entries()) void device.write(n * 4096, page(kind, n))
+    expectBytes(await contentOf(device, 0, 3 * 4096), Buffer.concat([page('zero'), page('word', 1), page('word', 2)]))
+    expect(device.ramzswapStats()).toMatchObject({
+      pages_zero: 3,
+      pages_stored: 0,
+      compr_data_size: 0,
+      bdev_num_writes: 0,
+    })
+    expect([0, 1, 2, 3].map((slot) => device.blockState(slot))).toEqual(['s', 's', 's', ''])
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('a page that repeats all but its last word is not same-filled', async () => {
+    const { device } = withFile()
+    for (const at of [4088, 4095, 2048, 1, 0]) {
+      const almost = page('word')
+      almost[at] = almost[at]! ^ 1
+      void device.write(0, almost)
+      expect(device.ramzswapStats().pages_zero).toBe(0)
+      expectBytes(await contentOf(device, 0, 4096), almost)
+    }
+    await device.close()
+  })
+
+  test('a page that does not compress goes to the backing store, several at once in one write', async () => {
+    const { device, file } = withFile()
+    const before = file.writes
+    void device.write(0, bytesOf('noise', 16 * 4096, 3))
+    expect(file.writes - before).toBe(1)
+    expectBytes(await contentOf(device, 0, 16 * 4096), bytesOf('noise', 16 * 4096, 3))
+    expect(device.ramzswapStats()).toMatchObject({ pages_stored: 0, bdev_num_writes: 16, bdev_num_reads: 16 })
+    expect(device.blockState(0)).toBe('wh')
+    const into = new Uint8Array(4096)
+    const wait = device.read(0, into)
+    expect(wait).toBeInstanceOf(Promise)
+    await wait
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('without a backing store such a page is kept uncompressed (pages_expand)', async () => {
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      compressed: compressed(),
+      uncompressed: room(pages),
+      check: 'model',
+    })
+    void device.write(0, page('noise'))
+    void device.write(4096, page('text'))
+    expect(device.ramzswapStats()).toMatchObject({ pages_stored: 2, pages_expand_pct: 50, good_compress_pct: 50 })
+    expect(section(device.stats(), 'mm_stat')).toMatchObject({ huge_pages: 1, huge_pages_since: 1 })
+    expectBytes(await contentOf(device, 0, 4096), page('noise'))
+    await device.discard(0, 4096)
+    expect(section(device.stats(), 'mm_stat')).toMatchObject({ huge_pages: 0, huge_pages_since: 1 })
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('what is over the memlimit goes to the backing store, and the limit can be changed', async () => {
+    const { device } = withFile({ memlimitBytes: 20_000 })
+    for (let n = 0; n < pages; n++) void device.write(n * 4096, page('third', n))
+    const { backing, compressed: inMemory } = section(device.stats(), 'slots')
+    expect(inMemory).toBeGreaterThan(2)
+    expect(backing).toBe(pages - inMemory!)
+    expect(device.ramzswapStats()).toMatchObject({ memlimit: 20_000 })
+    expect(device.ramzswapStats().compr_data_size).toBeLessThanOrEqual(20_000)
+    device.memlimitBytes = 0
+    for (let n = 0; n < pages; n++) void device.write(n * 4096, page('third', n + 1))
+    expect(section(device.stats(), 'slots')).toMatchObject({ backing: 0, compressed: pages })
+    for (let n = 0; n < pages; n++) expectBytes(await contentOf(device, n * 4096, 4096), page('third', n + 1))
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('DEVIATION: each device has its own limits and statistics; the original had one size limit for all', async () => {
+    const a = withFile({ name: 'a', memlimitBytes: 4096 })
+    const b = withFile({ name: 'b' })
+    for (const { device } of [a, b]) void device.write(0, bytesOf('third', 32 * 4096, 1))
+    expect(section(a.device.stats(), 'slots')['backing']).toBeGreaterThan(28)
+    expect(section(b.device.stats(), 'slots')['backing']).toBe(0)
+    void a.device.write(0, page('zero'))
+    expect([a.device.ramzswapStats().num_writes, b.device.ramzswapStats().num_writes]).toEqual([33, 32])
+    await a.device.close()
+    expectBytes(await contentOf(b.device, 0, 32 * 4096), bytesOf('third', 32 * 4096, 1))
+    await b.device.close()
+  })
+
+  test('DEVIATION: requests may be of any multiple of 512 bytes; others are counted as invalid_io', async () => {
+    const { device } = withFile()
+    void device.write(1024, bytesOf('text', 7 * 512, 2))
+    const wanted = new Uint8Array(3 * 4096)
+    wanted.set(bytesOf('text', 7 * 512, 2), 1024)
+    expectBytes(await contentOf(device, 0, 3 * 4096), wanted)
+    for (const [at, length] of [
+      [100, 512],
+      [0, 100],
+      [-512, 512],
+      [sizeBytes, 512],
+      [sizeBytes - 512, 1024],
+      [0.5, 512],
+      [Number.NaN, 512],
+    ] as const) {
+      expect(() => device.read(at, new Uint8Array(length))).toThrow(RangeError)
+      expect(() => device.write(at, new Uint8Array(length))).toThrow(RangeError)
+      expect(() => device.discard(at, length)).toThrow(RangeError)
+      expect(() => device.zero(at, length)).toThrow(RangeError)
+      expect(() => device.map(at, length, () => true)).toThrow(RangeError)
+    }
+    expect(device.ramzswapStats().invalid_io).toBe(35)
+    expect(device.write(sizeBytes, new Uint8Array(0))).toBeUndefined()
+    await device.close()
+  })
+
+  test('a discard frees whole pages, zeroes parts of others, and is counted (notify_free)', async () => {
+    const { device } = withFile()
+    void device.write(0, bytesOf('text', 4 * 4096, 1))
+    await device.discard(4096 - 512, 4096 + 1024)
+    const wanted = bytesOf('text', 4 * 4096, 1).fill(0, 4096 - 512, 2 * 4096 + 512)
+    expectBytes(await contentOf(device, 0, 4 * 4096), wanted)
+    expect(device.ramzswapStats()).toMatchObject({ notify_free: 1, pages_stored: 3 })
+    await device.discard(0, sizeBytes)
+    expect(device.ramzswapStats()).toMatchObject({ notify_free: 4, pages_stored: 0, compr_data_size: 0 })
+    await device.discard(0, sizeBytes)
+    expect(device.ramzswapStats().notify_free).toBe(4)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('DEVIATION: slot 0 is a page like any other, so that freeing it makes no counter underflow', async () => {
+    const { device } = withFile()
+    await device.discard(0, 4096)
+    expect(device.ramzswapStats()).toMatchObject({ pages_stored: 0, notify_free: 0, pages_zero: 0 })
+    void device.write(0, page('text'))
+    await device.discard(0, 4096)
+    expect(device.ramzswapStats()).toMatchObject({ pages_stored: 0, notify_free: 1, pages_zero: 0 })
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('zero writes zeros, which take no memory', async () => {
+    const { device } = withFile()
+    void device.write(0, bytesOf('noise', 3 * 4096, 1))
+    await device.zero(512, 2 * 4096)
+    expectBytes(await contentOf(device, 0, 3 * 4096), bytesOf('noise', 3 * 4096, 1).fill(0, 512, 512 + 2 * 4096))
+    expect(device.ramzswapStats().notify_free).toBe(0)
+    const runs: [number, boolean][] = []
+    device.map(512, 4 * 4096, (length, allocated) => runs.push([length, allocated]) > 0)
+    expect(runs).toEqual([
+      [3584, true],
+      [4096, false],
+      [4096, true],
+      [4096 + 512, false],
+    ])
+    await device.close()
+  })
+
+  test('map tells bytes from zeros, page by page', async () => {
+    const { device } = withFile()
+    void device.write(0, page('text'))
+    void device.write(2 * 4096, page('zero'))
+    void device.write(3 * 4096, page('word'))
+    const runs: [number, boolean][] = []
+    device.map(0, sizeBytes, (length, allocated) => runs.push([length / 4096, allocated]) > 0)
+    expect(runs).toEqual([
+      [1, true],
+      [2, false],
+      [1, true],
+      [60, false],
+    ])
+    runs.length = 0
+    device.map(0, sizeBytes, (length) => runs.push([length, true]) < 2)
+    expect(runs.length).toBe(2)
+    await device.close()
+  })
+
+  test('changes its size while it is in use; what is cut off is gone', async () => {
+    const { device } = withFile({ maxSizeBytes: 2 * sizeBytes })
+    void device.write(sizeBytes - 4096, page('text'))
+    device.resize(2 * sizeBytes)
+    expect(device.sizeBytes).toBe(2 * sizeBytes)
+    void device.write(2 * sizeBytes - 4096, page('noise'))
+    expectBytes(await contentOf(device, sizeBytes - 4096, 4096), page('text'))
+    device.resize(sizeBytes - 4096)
+    expect(() => device.read(sizeBytes - 4096, new Uint8Array(4096))).toThrow(RangeError)
+    expect(section(device.stats(), 'slots')).toMatchObject({ slots: pages - 1, cut_off: 2 })
+    device.resize(2 * sizeBytes)
+    expectBytes(await contentOf(device), new Uint8Array(2 * sizeBytes))
+    expect(() => device.resize(2 * sizeBytes + 4096)).toThrow(/was made for at most/)
+    expect(() => device.resize(100)).toThrow(RangeError)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('does not grow beyond the room that its stores reserve', async () => {
+    const { layers } = backingFile(pages)
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      maxSizeBytes: 2 * sizeBytes,
+      compressed: compressed(),
+      backing: layers,
+    })
+    expect(await codeOf(() => device.resize(sizeBytes + 4096))).toBe('TMEM_NO_MEMORY')
+    expect(device.sizeBytes).toBe(sizeBytes)
+    await device.close()
+  })
+
+  test('DEVIATION: without room for its whole size it is refused when it is made, and the message names the layers', async () => {
+    const make = (plan: Partial<RamzswapOptions>) => () => ramzswap({ name: 'swap0', sizeBytes, ...plan })
+    expect(make({ compressed: compressed() })).toThrow(
+      /^device swap0 cannot stand above zcache: it needs room for all of its 262144 bytes.*zcache reserves 0/,
+    )
+    expect(make({ compressed: compressed(), backing: backingFile(pages - 1).layers })).toThrow(
+      /frontswap reserves 258048/,
+    )
+    expect(make({ compressed: [...compressed(), ...backingFile(pages - 1).layers] })).toThrow(
+      /above zcache > frontswap/,
+    )
+    expect(await codeOf(make({}))).toBe('TMEM_BAD_STACK')
+    expect(await codeOf(make({ hypervisor: room(pages) }))).toBe('TMEM_BAD_STACK')
+    expect(make({ compressed: compressed(), uncompressed: room(pages), memlimitBytes: 1 })).toThrow(RangeError)
+    expect(make({ sizeBytes: 1000 })).toThrow(RangeError)
+    expect(make({ backing: backingFile(pages).layers, maxSizeBytes: 4096 })).toThrow(RangeError)
+  })
+
+  test('stands above one stack that goes all the way down', async () => {
+    const { layers } = backingFile(pages)
+    const device = ramzswap({ name: 'dev', sizeBytes, compressed: [...compressed(), ...layers] })
+    void device.write(0, page('noise'))
+    void device.write(4096, page('text'))
+    expect(await contentOf(device, 0, 4096)).toEqual(page('noise'))
+    expect(await contentOf(device, 4096, 4096)).toEqual(page('text'))
+    await device.close()
+  })
+
+  test('a closed device says so', async () => {
+    const { device, file } = withFile()
+    void device.write(0, bytesOf('noise', 8192, 1))
+    let release = (): void => undefined
+    file.beforeRead = () =>
+      new Promise((resolve) => {
+        release = resolve
+      })
+    const reading = codeOf(() => device.read(0, new Uint8Array(4096)))
+    await Promise.resolve()
+    const closing = device.close()
+    release()
+    expect(await reading).toBe('TMEM_CLOSED')
+    await closing
+    expect(device.close()).toBe(closing)
+    expect(file.closed).toBe(true)
+    for (const use of [
+      () => device.read(0, new Uint8Array(512)),
+      () => device.write(0, new Uint8Array(512)),
+      () => device.discard(0, 512),
+      () => device.zero(0, 512),
+      () => device.flush(),
+      () => device.writeback('huge'),
+    ])
+      expect(await codeOf(use)).toBe('TMEM_CLOSED')
+  })
+})
+
+describe('changes that meet', () => {
+  test('two halves of one page on disk are both kept, in whatever order their reads end', async () => {
+    for (const order of [
+      [0, 1],
+      [1, 0],
+    ]) {
+      const { device, file } = withFile()
+      void device.write(0, page('noise'))
+      const gates: (() => void)[] = []
+      file.beforeRead = () => new Promise((resolve) => gates.push(resolve))
+      const first = device.write(0, new Uint8Array(512).fill(1))
+      const second = device.write(512, new Uint8Array(512).fill(2))
+      await Promise.resolve()
+      expect(gates.length).toBe(2)
+      file.beforeRead = () => Promise.resolve()
+      for (const n of order) gates[n]!()
+      await Promise.all([first, second])
+      expectBytes(await contentOf(device, 0, 4096), page('noise').fill(1, 0, 512).fill(2, 512, 1024))
+      await device.close()
+    }
+  })
+
+  test('a whole page written while a part of it waits for the disk is not undone', async () => {
+    const { device, file } = withFile()
+    void device.write(0, page('noise', 1))
+    let release = (): void => undefined
+    file.beforeRead = () =>
+      new Promise((resolve) => {
+        release = resolve
+      })
+    const part = device.write(512, new Uint8Array(512).fill(9))
+    await Promise.resolve()
+    expect(device.write(0, page('text', 2))).toBeUndefined()
+    file.beforeRead = () => Promise.resolve()
+    release()
+    await part
+    expectBytes(await contentOf(device, 0, 4096), page('text', 2).fill(9, 512, 1024))
+    await device.close()
+  })
+
+  test('a page discarded, or cut off, while it is read', async () => {
+    const { device, file } = withFile()
+    void device.write(0, bytesOf('noise', sizeBytes, 1))
+    const gates: (() => void)[] = []
+    file.beforeRead = () => new Promise((resolve) => gates.push(resolve))
+    const into = new Uint8Array(4096)
+    const reading = device.read(0, into)
+    const cut = codeOf(() => device.read(sizeBytes - 4096, new Uint8Array(4096)))
+    await Promise.resolve()
+    void device.discard(0, 4096)
+    device.resize(sizeBytes / 2)
+    for (const open of gates) open()
+    await reading
+    expect(into).toEqual(new Uint8Array(4096))
+    expect(await cut).toBe('TMEM_IO')
+    await device.close()
+  })
+
+  test('more requests wait than there are pages for them', async () => {
+    const { device } = withFile()
+    void device.write(0, bytesOf('noise', sizeBytes, 1))
+    const wanted = bytesOf('noise', sizeBytes, 1)
+    const writes: Promise<void>[] = []
+    for (let n = 0; n < pages; n++) {
+      wanted.fill(n, n * 4096 + 512, n * 4096 + 1024)
+      writes.push(Promise.resolve(device.write(n * 4096 + 512, new Uint8Array(512).fill(n))))
+    }
+    await Promise.all(writes)
+    expect(device.ramzswapStats().bdev_num_writes).toBe(2 * pages)
+    expectBytes(await contentOf(device), wanted)
+    await device.close()
+  })
+})
+
+describe('faults', () => {
+  test('DEVIATION: an overwrite that fails leaves the old page; the original freed it first', async () => {
+    for (const code of ['EIO', 'ENOSPC']) {
+      const { device, file } = withFile()
+      void device.write(0, page('text'))
+      void device.write(4096, page('noise', 1))
+      file.failWrite = () => systemError(code)
+      expect(await codeOf(() => device.write(0, page('noise', 2)))).toBe('TMEM_IO')
+      expect(await codeOf(() => device.write(4096, page('noise', 3)))).toBe('TMEM_IO')
+      expect(await codeOf(() => device.write(4096 + 512, new Uint8Array(512)))).toBe('TMEM_IO')
+      expect(await codeOf(() => device.write(0, bytesOf('noise', 3 * 4096, 4)))).toBe('TMEM_IO')
+      expectBytes(
+        await contentOf(device, 0, 3 * 4096),
+        Buffer.concat([page('text'), page('noise', 1), new Uint8Array(4096)]),
+      )
+      expect(device.ramzswapStats().failed_writes).toBe(6)
+      expectSums(device.stats())
+      file.failWrite = () => undefined
+      void device.write(0, page('noise', 5))
+      expectBytes(await contentOf(device, 0, 4096), page('noise', 5))
+      await device.close()
+    }
+  })
+
+  test('a page that cannot be read is an error, counted, and heals when it is overwritten', async () => {
+    const { device, file } = withFile()
+    void device.write(0, bytesOf('noise', 8192, 1))
+    file.failRead = (slot) => (slot === 1 ? systemError('EIO') : undefined)
+    expect(await codeOf(() => device.read(0, new Uint8Array(8192)))).toBe('TMEM_IO')
+    expect(await codeOf(() => device.write(512, new Uint8Array(512)))).toBe('TMEM_IO')
+    expect(device.ramzswapStats().failed_reads).toBe(2)
+    expectBytes(await contentOf(device, 4096, 4096), bytesOf('noise', 8192, 1).subarray(4096))
+    await device.write(0, page('text'))
+    expectBytes(await contentOf(device, 0, 4096), page('text'))
+    await device.close()
+  })
+
+  test('bytes that come back altered are an error, never data', async () => {
+    const { device, file } = withFile()
+    void device.write(0, page('noise'))
+    file.content[4096 + 77]! ^= 1
+    expect(await codeOf(() => device.read(0, new Uint8Array(4096)))).toBe('TMEM_CORRUPT')
+    expect(await codeOf(() => device.read(512, new Uint8Array(512)))).toBe('TMEM_CORRUPT')
+    await device.close()
+  })
+
+  test('a full device can be overwritten in place, also page by page', async () => {
+    const { device } = withFile()
+    void device.write(0, bytesOf('noise', sizeBytes, 1))
+    void device.write(0, bytesOf('noise', sizeBytes, 2))
+    const wanted = bytesOf('noise', sizeBytes, 2)
+    for (const n of [0, 5, 63]) {
+      void device.write(n * 4096, page('noise', n))
+      wanted.set(page('noise', n), n * 4096)
+    }
+    await device.write(512, new Uint8Array(512).fill(7))
+    wanted.fill(7, 512, 1024)
+    expectBytes(await contentOf(device), wanted)
+    expect(device.ramzswapStats().failed_writes).toBe(0)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('a page lost on a full and failing device reads as an error until it is overwritten or discarded', async () => {
+    const { device, file } = withFile()
+    void device.write(0, bytesOf('noise', sizeBytes, 1))
+    file.failWrite = () => systemError('EIO')
+    expect(await codeOf(() => device.write(0, page('noise', 2)))).toBe('TMEM_IO')
+    expect(await codeOf(() => device.read(0, new Uint8Array(4096)))).toBe('TMEM_IO')
+    expect(await codeOf(() => device.write(0, new Uint8Array(512)))).toBe('TMEM_IO')
+    expect(section(device.stats(), 'slots')['lost']).toBe(1)
+    expectSums(device.stats())
+    file.failWrite = () => undefined
+    void device.write(0, page('text', 3))
+    expectBytes(await contentOf(device, 0, 4096), page('text', 3))
+    expect(section(device.stats(), 'slots')['lost']).toBe(0)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('every allocation fails once: the device does not open, or nothing acknowledged is lost', async () => {
+    const workload = async (device: Ramzswap): Promise<void> => {
+      const wanted = new Uint8Array(sizeBytes)
+      for (let n = 0; n < pages; n++) {
+        const bytes = page((['text', 'noise', 'half', 'zero'] as const)[n % 4]!, n)
+        await device.write(n * 4096, bytes)
+        wanted.set(bytes, n * 4096)
+      }
+      await device.write(512, new Uint8Array(8192).fill(3))
+      wanted.fill(3, 512, 512 + 8192)
+      device.idle('all')
+      await device.writeback('idle', 8)
+      device.tick({ pages: 100 })
+      expectBytes(await contentOf(device), wanted)
+      expectSums(device.stats())
+    }
+    const allocator = failingAllocator(systemAllocator)
+    let runs = 0
+    let notOpened = 0
+    for (let nth = 1; ; nth++) {
+      allocator.fail({ nth })
+      runs++
+      let opened: ReturnType<typeof withFile> | undefined
+      const code = await codeOf(() => {
+        opened = withFile({ allocator })
+      })
+      if (opened === undefined) {
+        same(code, 'TMEM_NO_MEMORY')
+        notOpened++
+        continue
+      }
+      await workload(opened.device)
+      await opened.device.close()
+      expect(opened.file.closed).toBe(true)
+      if (allocator.failures === 0) break
+    }
+    expect(notOpened).toBeGreaterThan(8)
+    expect(runs).toBeGreaterThan(notOpened + 1)
+    expect([...allocator.sites.keys()]).toEqual(expect.arrayContaining(['ramzswap.table', 'ramzswap.pages']))
+  })
+})
+
+describe('what zram added', () => {
+  test('writeback moves huge, idle or single pages, within its limit', async () => {
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      compressed: compressed(),
+      uncompressed: room(pages),
+      backing: backingFile(pages).layers,
+      check: 'model',
+    })
+    for (let n = 0; n < 8; n++) void device.write(n * 4096, page(n < 4 ? 'noise' : 'text', n))
+    expect([0, 4].map((slot) => device.blockState(slot))).toEqual(['h', ''])
+    device.writebackLimit = 3
+    expect(await device.writeback('huge')).toBe(3)
+    expect(device.writebackLimit).toBe(0)
+    expect(await device.writeback('huge')).toBe(0)
+    device.writebackLimit = undefined
+    expect(await device.writeback('idle')).toBe(0)
+    expect(device.idle('all')).toBe(8)
+    await device.read(4 * 4096, new Uint8Array(512))
+    expect(['wh', 'hi', '', 'i']).toEqual([1, 3, 4, 5].map((slot) => device.blockState(slot).replace('whi', 'wh')))
+    expect(await device.writeback('huge_idle')).toBe(1)
+    expect(await device.writeback('idle', 2)).toBe(2)
+    expect(await device.writeback({ pageIndex: 4 })).toBe(1)
+    expect(await device.writeback({ pageIndex: 4 })).toBe(0)
+    expect(section(device.stats(), 'bd_stat')).toMatchObject({ bd_count: 7, bd_writes: 7, writeback_limit_enable: 0 })
+    for (let n = 0; n < 8; n++) expectBytes(await contentOf(device, n * 4096, 4096), page(n < 4 ? 'noise' : 'text', n))
+    expect(section(device.stats(), 'bd_stat')['bd_reads']).toBe(7)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('writeback that fails leaves the page where it was', async () => {
+    const { device, file } = withFile()
+    void device.write(0, page('text'))
+    file.failWrite = () => systemError('ENOSPC')
+    expect(await codeOf(() => device.writeback({ pageIndex: 0 }))).toBe('TMEM_IO')
+    expectBytes(await contentOf(device, 0, 4096), page('text'))
+    await expect(() => device.writeback({ pageIndex: pages })).rejects.toThrow(RangeError)
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('idle knows ages when there is a clock', async () => {
+    let now = 100
+    const { device } = withFile({ clock: () => now })
+    void device.write(0, page('text'))
+    now = 110
+    void device.write(4096, page('text'))
+    now = 120
+    expect(device.idle(15)).toBe(1)
+    expect([device.blockState(0), device.blockState(1)]).toEqual(['i', ''])
+    void device.read(0, new Uint8Array(512))
+    expect(device.idle(15)).toBe(0)
+    expect(device.idle(10)).toBe(1)
+    await device.close()
+    expect(await codeOf(() => withFile().device.idle(5))).toBe('TMEM_UNSUPPORTED')
+  })
+
+  test('recompress keeps what becomes smaller, and marks the rest', async () => {
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      compressed: [zcache({ limitBytes: 2 ** 20, zvMaxMeanZsize: 4096 })],
+      recompressed: [zcache({ limitBytes: 2 ** 20, codec: 'deflate', zvMaxZsize: 4000, zvMaxMeanZsize: 4096 })],
+      uncompressed: room(pages),
+      backing: backingFile(pages).layers,
+      check: 'model',
+    })
+    for (let n = 0; n < 6; n++) void device.write(n * 4096, page((['half', 'noise', 'text'] as const)[n % 3]!, n))
+    const before = device.ramzswapStats().compr_data_size
+    expect(await device.recompress({ type: 'idle' })).toBe(0)
+    expect(await device.recompress({ type: 'huge', maxPages: 1 })).toBe(0)
+    expect([1, 4].map((slot) => device.blockState(slot))).toEqual(['hn', 'h'])
+    expect(await device.recompress({ thresholdBytes: 2500 })).toBe(2)
+    expect([0, 3, 4].map((slot) => device.blockState(slot))).toEqual(['r', 'r', 'hn'])
+    expect(device.ramzswapStats().compr_data_size).toBeLessThan(before)
+    expect(await device.writeback('incompressible')).toBe(2)
+    for (let n = 0; n < 6; n++)
+      expectBytes(await contentOf(device, n * 4096, 4096), page((['half', 'noise', 'text'] as const)[n % 3]!, n))
+    expectSums(device.stats())
+    expect(await codeOf(() => withFile().device.recompress())).toBe('TMEM_UNSUPPORTED')
+    await device.close()
+  })
+
+  test('mm_stat agrees with what the stores use', async () => {
+    const { device } = withFile()
+    void device.write(0, bytesOf('text', sizeBytes, 1))
+    const tree = device.stats()
+    const zcacheTree = tree.children.find(({ name }) => name === 'compressed')!.children[0]!
+    expect(section(tree, 'mm_stat')).toMatchObject({
+      orig_data_size: sizeBytes,
+      mem_used_total: zcacheTree.counters['used_bytes'],
+      mem_used_max: zcacheTree.counters['used_bytes'],
+    })
+    await device.discard(0, sizeBytes)
+    for (let n = 0; n < 100; n++) device.tick({ pages: 100 })
+    const after = section(device.stats(), 'mm_stat')
+    expect(after['compr_data_size']).toBe(0)
+    expect(after['mem_used_max']).toBeGreaterThanOrEqual(after['mem_used_total']!)
+    await device.close()
+  })
+})
+
+describe('virtswap', () => {
+  const make = (hypervisor: Layer[], more: Partial<RamzswapOptions> = {}) =>
+    virtswap({
+      name: 'vs',
+      sizeBytes,
+      hypervisor,
+      compressed: compressed(),
+      backing: backingFile(pages).layers,
+      check: 'model',
+      ...more,
+    })
+
+  test('each page is offered to the hypervisor first, uncompressed; what it refuses stays in the guest', async () => {
+    const device = make([refuse({ every: 3 }), ...room(pages)])
+    for (let n = 0; n < 9; n++) void device.write(n * 4096, page(n === 5 ? 'noise' : 'text', n))
+    expect(section(device.stats(), 'slots')).toMatchObject({ hypervisor: 6, compressed: 2, backing: 1 })
+    expect(device.ramzswapStats().pages_stored).toBe(2)
+    for (let n = 0; n < 9; n++)
+      expectBytes(await contentOf(device, n * 4096, 4096), page(n === 5 ? 'noise' : 'text', n))
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('recalled pages come back compressed, or go to the backing file', async () => {
+    const device = make(room(pages))
+    for (let n = 0; n < 10; n++) void device.write(n * 4096, page(n % 5 === 0 ? 'noise' : 'text', n))
+    expect(section(device.stats(), 'slots')).toMatchObject({ hypervisor: 10, compressed: 0, backing: 0 })
+    expect(await device.recall(4)).toBe(4)
+    expect(section(device.stats(), 'slots')).toMatchObject({ hypervisor: 6, compressed: 3, backing: 1, recalled: 4 })
+    expect(await device.recall()).toBe(6)
+    for (let n = 0; n < 10; n++)
+      expectBytes(await contentOf(device, n * 4096, 4096), page(n % 5 === 0 ? 'noise' : 'text', n))
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('a page that nobody here takes stays with the hypervisor', async () => {
+    const backing = backingFile(pages)
+    const device = make(room(pages), { backing: backing.layers })
+    void device.write(0, page('noise'))
+    backing.file().failWrite = () => systemError('EIO')
+    expect(await device.recall()).toBe(0)
+    expect(section(device.stats(), 'slots')).toMatchObject({ hypervisor: 1, recall_failed: 1 })
+    expectBytes(await contentOf(device, 0, 4096), page('noise'))
+    await device.close()
+  })
+
+  test('a hypervisor that loses a page it was to keep is an error, never zeros', async () => {
+    // A store that was emptied behind the device's back.
+    const stores: PageStore[] = []
+    const leaky: Layer = {
+      ...memory({ limitBytes: 2 ** 20 }),
+      open: (next, context) => {
+        const store = memory({ limitBytes: 2 ** 20 }).open(next, context)
+        stores.push(store)
+        return store
+      },
+    }
+    const device = make([leaky], { check: 'arguments' })
+    void device.write(0, page('text'))
+    await stores[0]!.close()
+    expect(await codeOf(() => device.read(0, new Uint8Array(4096)))).toBe('TMEM_IO')
+    expect(await codeOf(() => device.recall())).toBe('TMEM_IO')
+    void device.write(0, page('text', 2))
+    expectBytes(await contentOf(device, 0, 4096), page('text', 2))
+    await device.close()
+  })
+})
