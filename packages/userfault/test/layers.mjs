@@ -113,13 +113,19 @@ export const moody = factory('moody', { from: { kind: 'integer' }, to: { kind: '
   }
 })
 
-/** Every get has to wait: so many milliseconds, or for ever. */
+/** Every get has to wait: so many milliseconds. */
 export const slow = factory('slow', { delay: { kind: 'integer' } }, { ...can, deferred: true }, ({ delay }) => ({
   before: (operation) => (operation === 'get' ? GetOutcome.Deferred : undefined),
   wait: () => new Promise((resolve) => setTimeout(resolve, delay)),
 }))
 
-/** Its n-th put, or a fetch, ends the thread in one of several ways. */
+/** What it stored cannot be read. */
+export const unreadable = factory('unreadable', {}, { ...can, deferred: true }, () => ({
+  before: (operation) => (operation === 'get' ? GetOutcome.Deferred : undefined),
+  wait: () => Promise.reject(new Error('the disk is gone')),
+}))
+
+/** Its n-th put ends the thread in one of several ways. */
 export const deadly = factory('deadly', { at: { kind: 'integer' }, how: { kind: 'text' } }, can, ({ at, how }) => {
   let puts = 0
   return {

@@ -256,6 +256,7 @@ describe('the end', { timeout: patience + 5000 }, () => {
     ['the thread exits', 'deadly(at=50,how=exit)', "the pager's thread has ended"],
     ['the thread runs out of memory', 'deadly(at=50,how=oom)', "the pager's thread has ended"],
     ['the store loses a page', 'forgetful', 'the stack has lost page'],
+    ['a page cannot be read', 'unreadable', 'the disk is gone'],
   ] as const)('the pager dies (%s): the process ends with a message', async ([, stack, reason], ctx) => {
     requires(ctx, userfaultfd)
     const { code, stdout, stderr } = await node(['--max-old-space-size=48', 'test/scenarios.mjs', 'death', stack])
