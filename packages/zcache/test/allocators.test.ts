@@ -260,6 +260,14 @@ test('the arena: budget, allocator and preloading', () => {
   arena.trim()
   expect([arena.chunks, arena.usedGranules]).toEqual([0, 0])
   arena.check(new Set())
+  // What was known to be free is not, when its chunk was given back.
+  limit.bytes = MiB
+  arena.preload(4096, 4096)
+  arena.preload(4096, 4096)
+  expect(arena.chunks).toBe(1)
+  arena.trim()
+  arena.preload(4096, 4096)
+  expect(arena.chunks).toBe(1)
 })
 
 test('zsmalloc: a million random operations', () => {

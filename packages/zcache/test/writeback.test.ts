@@ -45,6 +45,11 @@ class Disk implements WritebackDevice {
     this.#waiting.shift()?.()
   }
 
+  /** Ends the youngest operation that waits. */
+  stepLast(): void {
+    this.#waiting.pop()?.()
+  }
+
   #answer(length: number, done: (error: Error | null, bytes: number) => void, act: (count: number) => void): void {
     const answer = this.answers.shift()
     const finish = (): void => {
@@ -256,6 +261,32 @@ test('pages that change while they are written or read', async () => {
   await turn()
   file.step()
   expect(await late).toBe(Miss)
+  store.check()
+  file.manual = false
+  await store.close()
+})
+
+test('a page that is replaced and written again while its old bytes are read is served new', async () => {
+  const file = new Disk(4 * MiB)
+  const { store, pool } = openOver(file, { startPercent: 1 }, MiB)
+  fillWith(pool, 100)
+  await settle(store)
+  const into = new Uint8Array(4096)
+  expect(pool.get(0, 3, into)).toBe(Deferred)
+  file.manual = true
+  const late = pool.fetch(0, 3, into)
+  await turn()
+  pool.put(0, 3, noisyPage(2003, 0.4))
+  store.tick({ pages: 200 })
+  expect(disk(store)['writing']).toBe(1)
+  file.stepLast()
+  expect(pool.get(0, 3, into)).toBe(Deferred)
+  // The old bytes arrive; then the new ones are asked for.
+  file.step()
+  await turn()
+  file.step()
+  expect(await late).toBe(Hit)
+  expect(sameBytes(into, noisyPage(2003, 0.4))).toBe(true)
   store.check()
   file.manual = false
   await store.close()
