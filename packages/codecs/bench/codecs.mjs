@@ -88,7 +88,7 @@ async function koffiCodec() {
   const compress = library.func('int LZ4_compress_default(const uint8_t *, uint8_t *, int, int)')
   const decompress = library.func('int LZ4_decompress_safe(const uint8_t *, uint8_t *, int, int)')
   return {
-    bound: lz4.bound,
+    bound: (length) => lz4.bound(length),
     compress: (src, _srcAt, srcLength, dst, dstAt, dstRoom) =>
       compress(src, dst.subarray(dstAt, dstAt + dstRoom), srcLength, dstRoom),
     decompress: (src, srcAt, srcLength, dst, _dstAt, dstLength) =>

@@ -57,7 +57,7 @@ export interface Measured {
 
 /** The part of lz4-napi that is measured. */
 export interface Lz4Napi {
-  compressSync(data: Buffer): Uint8Array
+  compressSync(data: Uint8Array): Uint8Array
   uncompressSync(data: Uint8Array): Uint8Array
 }
 

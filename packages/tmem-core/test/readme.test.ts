@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { runInThisContext } from 'node:vm'
 import { expect, test } from 'vitest'
 import * as core from '../src/index.ts'
 
@@ -9,11 +10,7 @@ test('the store in ten lines has ten lines, and each of its claims is true', asy
   expect(lines.length).toBeLessThanOrEqual(10)
   const imported = /import \{(.*)\} from '@tmem\/core'/.exec(lines[0])?.[1] ?? ''
   const printed: unknown[] = []
-  const run = new Function(
-    'core',
-    'console',
-    `return (async () => { const {${imported}} = core\n${lines.slice(1).join('\n')} })()`,
-  )
+  const run = runInThisContext(`async (core, console) => { const {${imported}} = core\n${lines.slice(1).join('\n')} }`)
   await run(core, { log: (value: unknown) => printed.push(value) })
   expect(printed).toEqual([true, true, true])
 })

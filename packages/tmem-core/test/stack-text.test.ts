@@ -48,14 +48,18 @@ const read = (layers: readonly Layer[]): unknown => layers.map((layer) => [layer
 
 /** The message of the error, after checking that it is the right one. */
 function mistakeOf(run: () => unknown): string {
+  const error = thrownBy(run) as TmemError
+  expect(error).toBeInstanceOf(TmemError)
+  expect(error.code).toBe('TMEM_BAD_STACK_TEXT')
+  expect(error.message).not.toMatch(/[\p{Cc}\p{Zl}\p{Zp}]/u)
+  return error.message
+}
+
+function thrownBy(run: () => unknown): unknown {
   try {
     run()
   } catch (error) {
-    expect(error).toBeInstanceOf(TmemError)
-    expect((error as TmemError).code).toBe('TMEM_BAD_STACK_TEXT')
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: this is what must not be in a line
-    expect((error as TmemError).message).not.toMatch(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/)
-    return (error as TmemError).message
+    return error
   }
   throw new Error('no error')
 }
@@ -217,29 +221,39 @@ describe('plain data', () => {
 
 describe('whatever comes in', () => {
   const words = fc.constantFrom(
-    ...[
-      'zcache',
-      'memory',
-      'frontswap',
-      'ramster',
-      'limit',
-      'file',
-      'ratio',
-      'codec',
-      '64MiB',
-      '13',
-      'yes',
-      'lz4',
-      '/tmp/x',
-    ],
-    ...['(', ')', ',', '=', '>', '"', '\\', ' ', '\n', '-', '\u{1f600}', '\ud800'],
+    'zcache',
+    'memory',
+    'frontswap',
+    'ramster',
+    'limit',
+    'file',
+    'ratio',
+    'codec',
+    '64MiB',
+    '13',
+    'yes',
+    'lz4',
+    '/tmp/x',
+    '(',
+    ')',
+    ',',
+    '=',
+    '>',
+    '"',
+    '\\',
+    ' ',
+    '\n',
+    '-',
+    '\u{1f600}',
+    '\ud800',
   )
   const hostile = fc.oneof(
     fc.array(words, { maxLength: 24 }).map((list) => list.join('')),
     fc.string({ unit: 'binary', maxLength: 60 }),
   )
 
-  const parsedOrMistake = (run: () => Layer[]): void => {
+  const known = factories.map(({ name }) => name)
+  const expectStackOrMistake = (run: () => Layer[]): void => {
     let layers: Layer[]
     try {
       layers = run()
@@ -248,12 +262,12 @@ describe('whatever comes in', () => {
       return
     }
     expect(layers.length).toBeGreaterThan(0)
-    for (const layer of layers) expect(factories.map((known) => known.name)).toContain(layer.name)
+    for (const layer of layers) expect(known).toContain(layer.name)
   }
 
   test('the answer is a stack or a mistake', () => {
     fc.assert(
-      fc.property(hostile, (text) => parsedOrMistake(() => parseStack(text, factories))),
+      fc.property(hostile, (text) => expectStackOrMistake(() => parseStack(text, factories))),
       { seed: 1, numRuns: 2000 },
     )
     const layer = fc.dictionary(fc.constantFrom('zcache', 'memory', 'frontswap', 'other'), fc.anything(), {
@@ -265,7 +279,7 @@ describe('whatever comes in', () => {
       fc.array(fc.oneof(fc.anything(), layer, fc.record({ zcache: options }), fc.record({ frontswap: options }))),
     )
     fc.assert(
-      fc.property(data, (value) => parsedOrMistake(() => stackFromData(value, factories))),
+      fc.property(data, (value) => expectStackOrMistake(() => stackFromData(value, factories))),
       { seed: 2, numRuns: 2000 },
     )
   })
@@ -294,8 +308,8 @@ test('amounts of bytes are read as they are written', () => {
     '9007199254740991',
   ])
   expect(['1.5KiB', '12B', '0.25GiB', '8192TiB'].map(parseBytes)).toEqual([1536, 12, 2 ** 28, undefined])
-  for (const text of ['', 'MiB', '1 MiB', '1mib', '1MB', '-1', '1.KiB', '.5KiB', '0x10', '1e3', '0.3KiB'])
-    expect(parseBytes(text), text).toBeUndefined()
+  const none = ['', 'MiB', '1 MiB', '1mib', '1MB', '-1', '1.KiB', '.5KiB', '0x10', '1e3', '0.3KiB']
+  expect(none.filter((text) => parseBytes(text) !== undefined)).toEqual([])
   fc.assert(
     fc.property(fc.maxSafeNat(), fc.nat(40), (amount, shift) => {
       const bytes = Math.floor(amount / 2 ** shift) * 2 ** Math.min(shift, 12)

@@ -640,10 +640,9 @@ function stale(pool, random) {
   }
 }
 
-parentPort.on('message', async ({ id, task, args }) => {
-  try {
-    parentPort.postMessage({ id, value: await tasks[task](args) })
-  } catch (error) {
-    parentPort.postMessage({ id, error: `${error.name}: ${error.message}`, stack: error.stack })
-  }
+parentPort.on('message', ({ id, task, args }) => {
+  new Promise((resolve) => resolve(tasks[task](args))).then(
+    (value) => parentPort.postMessage({ id, value }),
+    (error) => parentPort.postMessage({ id, error: `${error.name}: ${error.message}`, stack: error.stack }),
+  )
 })
