@@ -3,7 +3,7 @@ import { compose, GetOutcome, PageBatch, PutOutcome } from '@tmem/core'
 import { corrupt, count, delay, discard, refuse, TraceLog, trace } from '@tmem/faults'
 import { afterAll, describe, expect, it, test } from 'vitest'
 import { conformance, conformanceCases, type Manifest, makePage } from '../src/index.ts'
-import { countersOf, layers, MiB, small, stack, swapFolder } from './subjects.ts'
+import { countersOf, layers, MiB, stack, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
@@ -20,11 +20,12 @@ const inMemory: Manifest['refusals'] = {
   AllocationFailed: { by: 'allocator', bytes: 10 * MiB },
 }
 const runner = { describe, it }
+const few = [4096, 65_536]
 
 await conformance(
   stack('refuse every second put, over memory', () => [refuse({ every: 2 }), room()], {
     steady: false,
-    pageSizes: small,
+    pageSizes: few,
     refusals: { ...inMemory, NoMemory: { by: 'filling', bytes: 20 * MiB }, Policy: { by: 'filling', bytes: MiB } },
   }),
   runner,
@@ -35,7 +36,7 @@ await conformance(
     () => [refuse({ every: 1, reason: PutOutcome.Unavailable }), room()],
     {
       steady: false,
-      pageSizes: small,
+      pageSizes: few,
       refusals: { Frozen: 'it refuses for its own reason', Unavailable: { by: 'filling', bytes: MiB } },
     },
   ),
@@ -44,13 +45,13 @@ await conformance(
 await conformance(
   stack('zcache over refuse over memory', () => [layers.zcache(300_000), refuse({ every: 3 }), room()], {
     steady: false,
-    pageSizes: small,
+    pageSizes: few,
     refusals: { ...inMemory, NoMemory: { by: 'filling', bytes: 40 * MiB }, Policy: { by: 'noise' } },
   }),
   runner,
 )
 await conformance(
-  stack('delay over memory', () => [later(), room()], { pageSizes: small, refusals: inMemory }),
+  stack('delay over memory', () => [later(), room()], { pageSizes: few, refusals: inMemory }),
   runner,
 )
 await conformance(
@@ -59,7 +60,7 @@ await conformance(
     () => [layers.zcache(300_000), later(), refuse({ every: 5 }), room()],
     {
       steady: false,
-      pageSizes: small,
+      pageSizes: few,
       refusals: {
         ...inMemory,
         NoMemory: { by: 'filling', bytes: 40 * MiB },
@@ -71,7 +72,7 @@ await conformance(
 )
 await conformance(
   stack('memory over delay over frontswap', () => [layers.memory(200_000), later(), layers.frontswap(folder.file())], {
-    pageSizes: small,
+    pageSizes: few,
     refusals: { NoMemory: { by: 'filling', bytes: 6 * MiB } },
     property: { runs: 40 },
   }),
@@ -79,7 +80,7 @@ await conformance(
 )
 await conformance(
   stack('count over trace over memory', () => [count(), trace({ log: new TraceLog({ operations: 64 }) }), room()], {
-    pageSizes: small,
+    pageSizes: few,
     refusals: inMemory,
   }),
   runner,
@@ -87,13 +88,13 @@ await conformance(
 await conformance(
   stack('discard', () => [discard()], {
     steady: false,
-    pageSizes: small,
+    pageSizes: few,
     refusals: { Policy: { by: 'filling', bytes: MiB } },
   }),
   runner,
 )
 await conformance(
-  stack('discard that loses', () => [discard({ mode: 'lose' })], { steady: false, pageSizes: small }),
+  stack('discard that loses', () => [discard({ mode: 'lose' })], { steady: false, pageSizes: few }),
   runner,
 )
 
