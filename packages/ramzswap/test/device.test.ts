@@ -621,6 +621,30 @@ describe('what zram added', () => {
     await device.close()
   })
 
+  test('what does not become smaller stays where it was, and is not tried again', async () => {
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      compressed: compressed(),
+      recompressed: compressed(),
+      backing: backingFile(pages).layers,
+      check: 'model',
+    })
+    void device.write(0, page('text'))
+    expect(await device.recompress()).toBe(0)
+    expect(device.blockState(0)).toBe('n')
+    expect(section(device.stats(), 'slots')).toMatchObject({ compressed: 1, recompressed: 0, recompress_poor: 1 })
+    expect(await device.recompress()).toBe(0)
+    expect(section(device.stats(), 'slots')['recompress_poor']).toBe(1)
+    expect(device.ramzswapStats().good_compress_pct).toBe(100)
+    await device.discard(0, 4096)
+    void device.write(0, bytesOf('noise', 4096, 1))
+    void device.write(4096, page('text'))
+    expect(device.ramzswapStats().good_compress_pct).toBe(100)
+    expectSums(device.stats())
+    await device.close()
+  })
+
   test('mm_stat agrees with what the stores use', async () => {
     const { device } = withFile()
     void device.write(0, bytesOf('text', sizeBytes, 1))

@@ -1,0 +1,612 @@
+/**
+ * The server of a mount: reads requests from /dev/fuse, answers them from a tree of nodes.
+ *
+ * It runs in the event loop of its thread: it takes requests until there are none, and then lets one of the runtime's threads wait
+ * for more. A request that a device answers at once is answered at once; one that has to wait keeps its buffers, and others go on
+ * meanwhile, as long as there are buffers.
+ *
+ * Invariants:
+ *  - All buffers are reserved, and touched, before the mount: a kernel that swaps to a file of it must not have to wait for
+ *    memory that only swapping can free.
+ *  - Each request is answered exactly once (FORGET and INTERRUPT: never).
+ *  - After `close` nothing is mounted and the descriptor is closed. A mount that is in use is not taken away: `close` rejects, and
+ *    the server goes on.
+ *
+ * Source: Linux's include/uapi/linux/fuse.h (version 7.31 of the protocol), fuse(4), mount.fuse(8).
+ */
+import { closeSync, constants, openSync, readFileSync } from 'node:fs'
+import { lstat } from 'node:fs/promises'
+import { resolve } from 'node:path'
+import { type Completion, type StatsNode, TmemError } from '@tmem/core'
+import { errorNumbers, System } from './system.ts'
+import { type FuseDirectory, type FuseNode, type FuseText, Inodes } from './tree.ts'
+
+/** Settings of a mount. */
+export interface FuseOptions {
+  /** An empty directory. What is left of a server that was killed is taken away first. */
+  readonly mountPoint: string
+  readonly root: FuseDirectory
+  /**
+   * How many turns the event loop makes, without waiting, after the last request (default 0). Answers to a client with one
+   * request at a time then come sooner, for the price of a processor that works while that client does.
+   */
+  readonly busyTurns?: number
+  /** A device or knob failed; the client has its answer already. */
+  readonly onError?: (error: unknown) => void
+}
+
+/** A mount that is served. */
+export interface FuseServer {
+  readonly mountPoint: string
+  stats(): StatsNode
+  /** Resolves when the mount is gone, whoever took it away. */
+  readonly ended: Promise<void>
+  /**
+   * Unmounts, and resolves when the mount is gone. Rejects with `TmemError` (`TMEM_IO`, cause `EBUSY`) while a file of it is in use;
+   * then the server goes on.
+   */
+  close(): Promise<void>
+}
+
+const opcode = {
+  LOOKUP: 1,
+  FORGET: 2,
+  GETATTR: 3,
+  SETATTR: 4,
+  OPEN: 14,
+  READ: 15,
+  WRITE: 16,
+  STATFS: 17,
+  RELEASE: 18,
+  FSYNC: 20,
+  FLUSH: 25,
+  INIT: 26,
+  OPENDIR: 27,
+  READDIR: 28,
+  RELEASEDIR: 29,
+  FSYNCDIR: 30,
+  ACCESS: 34,
+  INTERRUPT: 36,
+  DESTROY: 38,
+  BATCH_FORGET: 42,
+  FALLOCATE: 43,
+} as const
+
+const opcodeNames = new Map<number, string>(
+  Object.entries(opcode).map(([name, number]) => [number, name.toLowerCase()]),
+)
+
+/** INIT: asynchronous reads, writes of more than a page, asynchronous direct I/O, more than 32 pages in a request. */
+const initFlags = (1 << 0) | (1 << 5) | (1 << 15) | (1 << 22)
+/** OPEN: not through the page cache. */
+const directIo = 1
+/** SETATTR: the size is to be set. */
+const setSize = 1 << 3
+const punchHole = 2
+const zeroRange = 0x10
+const keepSize = 1
+
+const requestHeader = 40
+const answerHeader = 16
+const writeHeader = 40
+/** Largest transfer: what the kernel may ask for at once, and what a buffer has room for. */
+const maxTransfer = 256 * 1024
+const maxPages = maxTransfer / 4096
+/** Requests at work at once. */
+const slots = 16
+/** Texts open at once. */
+const maxOpenTexts = 1024
+const seconds = 1
+
+/** Buffers of one request. */
+interface Slot {
+  readonly request: Uint8Array
+  readonly requestView: DataView
+  readonly answer: Uint8Array
+  readonly answerView: DataView
+}
+
+/** Mounts a tree and serves it. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where FUSE is not to be had, `TMEM_IO` when it cannot be mounted. */
+export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
+  const system = await System.load()
+  const mountPoint = resolve(options.mountPoint)
+  await sweep(system, mountPoint)
+  let descriptor: number
+  try {
+    descriptor = openSync('/dev/fuse', constants.O_RDWR | constants.O_NONBLOCK)
+  } catch (error) {
+    throw new TmemError('TMEM_UNSUPPORTED', `/dev/fuse cannot be opened: ${(error as Error).message}`, { cause: error })
+  }
+  const server = new RawFuseServer(system, descriptor, mountPoint, options)
+  try {
+    system.mount(descriptor, mountPoint)
+  } catch (error) {
+    closeSync(descriptor)
+    throw error
+  }
+  server.begin()
+  return server
+}
+
+/**
+ * Tells the kernel that this process serves a device to which memory is written. False where that is not allowed.
+ * Rejects with `TmemError` (`TMEM_UNSUPPORTED`) where it cannot be asked for.
+ */
+export async function setIoFlusher(): Promise<boolean> {
+  return (await System.load()).setIoFlusher()
+}
+
+/** Takes a mount of ours away whose server is gone. Looks at it from another thread: its server may be in this one. */
+async function sweep(system: System, mountPoint: string): Promise<void> {
+  try {
+    await lstat(`${mountPoint}/.`)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOTCONN') throw unusable(mountPoint, error)
+    system.unmount(mountPoint, true)
+    return
+  }
+  if (isMounted(mountPoint))
+    throw new TmemError('TMEM_IO', `something is mounted on ${mountPoint} already: choose another directory`, {
+      layer: 'fuse',
+    })
+}
+
+const unusable = (mountPoint: string, error: unknown): TmemError =>
+  new TmemError('TMEM_IO', `${mountPoint} cannot be used: ${(error as Error).message}`, { layer: 'fuse', cause: error })
+
+/** Whether the kernel lists a FUSE mount at that path. */
+function isMounted(mountPoint: string): boolean {
+  const encoded = mountPoint
+    .replaceAll('\\', '\\134')
+    .replaceAll(' ', '\\040')
+    .replaceAll('\t', '\\011')
+    .replaceAll('\n', '\\012')
+  return readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .some((line) => line.split(' ')[1] === encoded && line.split(' ')[2]!.startsWith('fuse'))
+}
+
+class RawFuseServer implements FuseServer {
+  readonly mountPoint: string
+  readonly ended: Promise<void>
+  readonly #system: System
+  readonly #descriptor: number
+  readonly #inodes: Inodes
+  readonly #busyTurns: number
+  readonly #onError: (error: unknown) => void
+  readonly #free: Slot[] = []
+  /** Texts by file handle: as they were when they were opened; and what is left unread of a directory. */
+  readonly #texts = new Map<number, Uint8Array>()
+  readonly #directories = new Map<number, readonly (readonly [string, FuseNode])[]>()
+  readonly #counts = new Map<number, number>()
+  #nextHandle = 1
+  #quietTurns = 0
+  /** Nobody reads now: all buffers are at work. */
+  #stalled = false
+  #gone = false
+  #errors = 0
+  #bytesRead = 0
+  #bytesWritten = 0
+  #end: () => void = () => undefined
+
+  constructor(system: System, descriptor: number, mountPoint: string, options: FuseOptions) {
+    const { root, busyTurns = 0, onError = () => undefined } = options
+    if (!Number.isSafeInteger(busyTurns) || busyTurns < 0)
+      throw new RangeError(`busyTurns must not be negative, got ${busyTurns}`)
+    this.mountPoint = mountPoint
+    this.#system = system
+    this.#descriptor = descriptor
+    this.#inodes = new Inodes(root)
+    this.#busyTurns = busyTurns
+    this.#onError = onError
+    this.ended = new Promise((settle) => {
+      this.#end = settle
+    })
+    for (let n = 0; n < slots; n++) {
+      // Filled, so that the memory is really there.
+      const request = new Uint8Array(requestHeader + writeHeader + maxTransfer).fill(1)
+      const answer = new Uint8Array(answerHeader + maxTransfer).fill(1)
+      this.#free.push({
+        request,
+        requestView: new DataView(request.buffer),
+        answer,
+        answerView: new DataView(answer.buffer),
+      })
+    }
+  }
+
+  begin(): void {
+    this.#receive()
+  }
+
+  stats(): StatsNode {
+    const counters: Record<string, number> = {
+      errors: this.#errors,
+      bytes_read: this.#bytesRead,
+      bytes_written: this.#bytesWritten,
+      in_flight: slots - this.#free.length,
+      open_texts: this.#texts.size,
+    }
+    for (const [code, count] of this.#counts) counters[opcodeNames.get(code) ?? `opcode_${code}`] = count
+    return { name: 'fuse', counters, children: [] }
+  }
+
+  async close(): Promise<void> {
+    if (this.#gone) return
+    this.#system.unmount(this.mountPoint, false)
+    await this.ended
+  }
+
+  /** Takes and answers requests until there are none, or no buffers for them. */
+  #receive(): void {
+    for (;;) {
+      const slot = this.#free.pop()
+      if (slot === undefined) {
+        this.#stalled = true
+        return
+      }
+      const length = this.#system.read(this.#descriptor, slot.request)
+      if (length > 0) {
+        this.#quietTurns = 0
+        this.#serve(slot, length)
+        continue
+      }
+      this.#free.push(slot)
+      switch (-length) {
+        case errorNumbers.EAGAIN:
+          this.#wait()
+          return
+        // A request that was given up before it was read.
+        case errorNumbers.ENOENT:
+        case errorNumbers.EINTR:
+          continue
+        default:
+          // ENODEV: unmounted. Whatever else: there is nothing to be served any more.
+          this.#finish()
+          return
+      }
+    }
+  }
+
+  #wait(): void {
+    if (this.#quietTurns < this.#busyTurns) {
+      this.#quietTurns++
+      setImmediate(() => this.#receive())
+    } else
+      this.#system.whenReadable(this.#descriptor, () => {
+        this.#receive()
+      })
+  }
+
+  #finish(): void {
+    if (this.#gone) return
+    this.#gone = true
+    closeSync(this.#descriptor)
+    this.#end()
+  }
+
+  /** Answers one request, now or later, and gives its buffers back. */
+  #serve(slot: Slot, length: number): void {
+    const code = slot.requestView.getUint32(4, true)
+    this.#counts.set(code, (this.#counts.get(code) ?? 0) + 1)
+    let answer: number | Promise<number>
+    try {
+      answer = this.#answer(slot, code, length)
+    } catch (error) {
+      answer = this.#failed(error)
+    }
+    if (typeof answer === 'number') this.#reply(slot, answer)
+    else
+      void answer
+        .catch((error: unknown) => this.#failed(error))
+        .then((later) => {
+          this.#reply(slot, later)
+        })
+  }
+
+  /** Sends an answer: bytes after its header, a negative error number, or `noAnswer`. */
+  #reply(slot: Slot, answer: number): void {
+    if (answer !== noAnswer && !this.#gone) {
+      const { answerView, requestView } = slot
+      const length = answerHeader + Math.max(0, answer)
+      answerView.setUint32(0, length, true)
+      answerView.setInt32(4, Math.min(0, answer), true)
+      answerView.setUint32(8, requestView.getUint32(8, true), true)
+      answerView.setUint32(12, requestView.getUint32(12, true), true)
+      const written = this.#system.write(this.#descriptor, slot.answer, length)
+      // ENOENT: the one who asked has gone. ENODEV: the mount has, which the next read will find out.
+      if (written < 0 && written !== -errorNumbers.ENOENT && written !== -errorNumbers.ENODEV)
+        this.#onError(
+          new TmemError('TMEM_IO', `an answer was refused by the kernel: error ${-written}`, { layer: 'fuse' }),
+        )
+    }
+    this.#free.push(slot)
+    if (!this.#stalled) return
+    this.#stalled = false
+    setImmediate(() => this.#receive())
+  }
+
+  #failed(error: unknown): number {
+    this.#errors++
+    this.#onError(error)
+    if (error instanceof RangeError || error instanceof TypeError) return -errorNumbers.EINVAL
+    const cause = error instanceof TmemError ? error.cause : error
+    const { code } = (cause ?? {}) as { code?: unknown }
+    return code === 'ENOSPC' || code === 'EDQUOT' ? -errorNumbers.ENOSPC : -errorNumbers.EIO
+  }
+
+  #answer(slot: Slot, code: number, length: number): number | Promise<number> {
+    const view = slot.requestView
+    const number = lowWord(view, 16)
+    switch (code) {
+      case opcode.INIT:
+        return initAnswer(slot)
+      case opcode.FORGET:
+      case opcode.BATCH_FORGET:
+      case opcode.INTERRUPT:
+        return noAnswer
+      case opcode.DESTROY:
+      case opcode.ACCESS:
+      case opcode.FLUSH:
+      case opcode.FSYNCDIR:
+        return 0
+      case opcode.STATFS:
+        slot.answer.fill(0, answerHeader, answerHeader + 80)
+        slot.answerView.setUint32(answerHeader + 40, 4096, true)
+        slot.answerView.setUint32(answerHeader + 44, 255, true)
+        slot.answerView.setUint32(answerHeader + 48, 4096, true)
+        return 80
+      case opcode.RELEASE:
+        this.#texts.delete(lowWord(view, requestHeader))
+        return 0
+      case opcode.RELEASEDIR:
+        this.#directories.delete(lowWord(view, requestHeader))
+        return 0
+    }
+    const node = this.#inodes.node(number)
+    if (node === undefined) return -errorNumbers.ENOENT
+    switch (code) {
+      case opcode.LOOKUP:
+        return this.#lookup(slot, number, node, length)
+      case opcode.GETATTR:
+        return attributesAnswer(slot, number, node)
+      case opcode.SETATTR:
+        // A text is cut to nothing before it is written to; a device has the size that it has.
+        if ((view.getUint32(requestHeader, true) & setSize) !== 0 && node.kind === 'device') return -errorNumbers.EPERM
+        return attributesAnswer(slot, number, node)
+      case opcode.OPENDIR:
+        return this.#openDirectory(slot, node)
+      case opcode.READDIR:
+        return this.#readDirectory(slot, number)
+      case opcode.OPEN:
+        return this.#open(slot, node)
+      case opcode.READ:
+        return this.#read(slot, node)
+      case opcode.WRITE:
+        return this.#write(slot, node)
+      case opcode.FSYNC:
+        return node.kind === 'device' ? done(node.device.flush(), 0) : 0
+      case opcode.FALLOCATE:
+        return allocateRange(slot, node)
+      default:
+        return -errorNumbers.ENOSYS
+    }
+  }
+
+  #lookup(slot: Slot, number: number, node: FuseNode, length: number): number {
+    if (node.kind !== 'directory') return -errorNumbers.ENOTDIR
+    // The name ends with a zero byte.
+    const name = utf8.decode(slot.request.subarray(requestHeader, length - 1))
+    const found = node.entries().get(name)
+    if (found === undefined) return -errorNumbers.ENOENT
+    const { answer, answerView } = slot
+    const at = answerHeader
+    answer.fill(0, at, at + 40)
+    const child = this.#inodes.enter(number, name, found)
+    setWide(answerView, at, child)
+    setWide(answerView, at + 8, 1)
+    setWide(answerView, at + 16, seconds)
+    setWide(answerView, at + 24, seconds)
+    setAttributes(slot, at + 40, child, found)
+    return 128
+  }
+
+  #openDirectory(slot: Slot, node: FuseNode): number {
+    if (node.kind !== 'directory') return -errorNumbers.ENOTDIR
+    if (this.#directories.size === maxOpenTexts) return -errorNumbers.ENOSPC
+    const handle = this.#nextHandle++
+    this.#directories.set(handle, [...node.entries()])
+    return opened(slot, handle, 0)
+  }
+
+  #readDirectory(slot: Slot, number: number): number {
+    const view = slot.requestView
+    const entries = this.#directories.get(lowWord(view, requestHeader))
+    if (entries === undefined) return -errorNumbers.EBADF
+    const room = Math.min(view.getUint32(requestHeader + 16, true), maxTransfer)
+    const { answer, answerView } = slot
+    let used = 0
+    for (let n = lowWord(view, requestHeader + 8); n < entries.length; n++) {
+      const [name, node] = entries[n]!
+      const text = utf8Bytes.encode(name)
+      const size = (24 + text.length + 7) & ~7
+      if (used + size > room) break
+      const at = answerHeader + used
+      answer.fill(0, at, at + size)
+      setWide(answerView, at, this.#inodes.enter(number, name, node))
+      setWide(answerView, at + 8, n + 1)
+      answerView.setUint32(at + 16, text.length, true)
+      answerView.setUint32(at + 20, node.kind === 'directory' ? 4 : 8, true)
+      answer.set(text, at + 24)
+      used += size
+    }
+    return used
+  }
+
+  #open(slot: Slot, node: FuseNode): number {
+    if (node.kind === 'directory') return -errorNumbers.EISDIR
+    if (node.kind === 'device') return opened(slot, 0, 0)
+    if (this.#texts.size === maxOpenTexts) return -errorNumbers.ENOSPC
+    const handle = this.#nextHandle++
+    this.#texts.set(handle, utf8Bytes.encode(node.read()))
+    return opened(slot, handle, directIo)
+  }
+
+  #read(slot: Slot, node: FuseNode): number | Promise<number> {
+    const view = slot.requestView
+    const at = wideNumber(view, requestHeader + 8)
+    const size = Math.min(view.getUint32(requestHeader + 16, true), maxTransfer)
+    if (node.kind === 'device') {
+      const { device } = node
+      const length = Math.max(0, Math.min(size, device.sizeBytes - at))
+      this.#bytesRead += length
+      if (length === 0) return 0
+      const { blockSize } = device
+      const { answer } = slot
+      if (at % blockSize === 0 && length % blockSize === 0)
+        return done(device.read(at, answer.subarray(answerHeader, answerHeader + length)), length)
+      // Any reader may ask for any bytes of a file: reads whole blocks, and moves the part to the front.
+      const from = at - (at % blockSize)
+      const whole = Math.ceil((at + length - from) / blockSize) * blockSize
+      const blocks = new Uint8Array(whole)
+      const moved = (): number => {
+        answer.set(blocks.subarray(at - from, at - from + length), answerHeader)
+        return length
+      }
+      const reading = device.read(from, blocks)
+      return reading === undefined ? moved() : reading.then(moved)
+    }
+    const text = this.#texts.get(lowWord(view, requestHeader))
+    if (text === undefined) return -errorNumbers.EBADF
+    const part = text.subarray(at, at + size)
+    slot.answer.set(part, answerHeader)
+    return part.length
+  }
+
+  #write(slot: Slot, node: FuseNode): number | Promise<number> {
+    const view = slot.requestView
+    const at = wideNumber(view, requestHeader + 8)
+    const length = view.getUint32(requestHeader + 16, true)
+    const first = requestHeader + writeHeader
+    if (length > maxTransfer) return -errorNumbers.EINVAL
+    const bytes = slot.request.subarray(first, first + length)
+    setWide(slot.answerView, answerHeader, length)
+    if (node.kind === 'device') {
+      const { device } = node
+      if (device.readOnly) return -errorNumbers.EROFS
+      if (at + length > device.sizeBytes) return -errorNumbers.ENOSPC
+      if (at % device.blockSize !== 0 || length % device.blockSize !== 0) return -errorNumbers.EINVAL
+      this.#bytesWritten += length
+      return done(device.write(at, bytes), 8)
+    }
+    return writeText(node as FuseText, at, bytes)
+  }
+}
+
+/** The request gets no answer at all. */
+const noAnswer = Number.NEGATIVE_INFINITY
+const utf8 = new TextDecoder()
+const utf8Bytes = new TextEncoder()
+
+function writeText(node: FuseText, at: number, bytes: Uint8Array): number | Promise<number> {
+  if (node.write === undefined) return -errorNumbers.EPERM
+  // A knob takes one word at once; what comes in pieces is not put together.
+  if (at !== 0) return -errorNumbers.EINVAL
+  const taken = node.write(utf8.decode(bytes).trim())
+  return taken === undefined ? 8 : taken.then(() => 8)
+}
+
+/** The answer once an operation is done. */
+function done(completion: Completion, answer: number): number | Promise<number> {
+  return completion === undefined ? answer : completion.then(() => answer)
+}
+
+function initAnswer(slot: Slot): number {
+  const { answer, answerView, requestView } = slot
+  const at = answerHeader
+  answer.fill(0, at, at + 64)
+  answerView.setUint32(at, 7, true)
+  answerView.setUint32(at + 4, 31, true)
+  answerView.setUint32(at + 8, maxTransfer, true)
+  answerView.setUint32(at + 12, initFlags & requestView.getUint32(requestHeader + 12, true), true)
+  answerView.setUint16(at + 16, slots, true)
+  answerView.setUint16(at + 18, slots, true)
+  answerView.setUint32(at + 20, maxTransfer, true)
+  answerView.setUint32(at + 24, 1, true)
+  answerView.setUint16(at + 28, maxPages, true)
+  return 64
+}
+
+function opened(slot: Slot, handle: number, flags: number): number {
+  slot.answer.fill(0, answerHeader, answerHeader + 16)
+  setWide(slot.answerView, answerHeader, handle)
+  slot.answerView.setUint32(answerHeader + 8, flags, true)
+  return 16
+}
+
+function attributesAnswer(slot: Slot, number: number, node: FuseNode): number {
+  slot.answer.fill(0, answerHeader, answerHeader + 16)
+  setWide(slot.answerView, answerHeader, seconds)
+  setAttributes(slot, answerHeader + 16, number, node)
+  return 104
+}
+
+function setAttributes(slot: Slot, at: number, number: number, node: FuseNode): void {
+  const { answer, answerView } = slot
+  answer.fill(0, at, at + 88)
+  setWide(answerView, at, number)
+  // Texts have no size, as in /proc: they are made when they are opened.
+  const size = node.kind === 'device' ? node.device.sizeBytes : 0
+  setWide(answerView, at + 8, size)
+  setWide(answerView, at + 16, size / 512)
+  answerView.setUint32(at + 60, modeOf(node), true)
+  answerView.setUint32(at + 64, node.kind === 'directory' ? 2 : 1, true)
+  answerView.setUint32(at + 68, process.getuid!(), true)
+  answerView.setUint32(at + 72, process.getgid!(), true)
+  answerView.setUint32(at + 80, 4096, true)
+}
+
+function modeOf(node: FuseNode): number {
+  switch (node.kind) {
+    case 'directory':
+      return 0o40555
+    case 'device':
+      return node.device.readOnly ? 0o100400 : 0o100600
+    case 'text':
+      return node.write === undefined ? 0o100444 : 0o100644
+  }
+}
+
+/** Holes are discards, zeroed ranges are zeros; room is there anyway. */
+function allocateRange(slot: Slot, node: FuseNode): number | Promise<number> {
+  if (node.kind !== 'device') return -errorNumbers.EOPNOTSUPP
+  const view = slot.requestView
+  const { device } = node
+  const at = wideNumber(view, requestHeader + 8)
+  const length = wideNumber(view, requestHeader + 16)
+  const mode = view.getUint32(requestHeader + 24, true)
+  if (device.readOnly) return -errorNumbers.EROFS
+  if (at + length > device.sizeBytes) return -errorNumbers.EFBIG
+  switch (mode & ~keepSize) {
+    case 0:
+      return 0
+    case punchHole:
+      return done(device.discard(at, length), 0)
+    case zeroRange:
+      return done(device.zero(at, length), 0)
+    default:
+      return -errorNumbers.EOPNOTSUPP
+  }
+}
+
+/** The low 32 bits of a 64-bit number of our own making, which never needs more. */
+const lowWord = (view: DataView, at: number): number => view.getUint32(at, true)
+
+/** A 64-bit number of the kernel's; beyond 2^53 it is imprecise, and beyond every device. */
+const wideNumber = (view: DataView, at: number): number =>
+  view.getUint32(at, true) + view.getUint32(at + 4, true) * 2 ** 32
+
+function setWide(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value, true)
+  view.setUint32(at + 4, Math.floor(value / 2 ** 32), true)
+}

@@ -1,0 +1,128 @@
+/**
+ * The operating system, through koffi: mount, the descriptor of /dev/fuse without exceptions, waiting for it, process flags.
+ *
+ * Reads and writes of the descriptor answer the negative error number instead of throwing: on the way of every request an
+ * exception would cost more than the request.
+ *
+ * Source: mount(2), umount(2), poll(2), prctl(2).
+ */
+import { TmemError } from '@tmem/core'
+
+type Koffi = typeof import('koffi')
+type Call = (...args: readonly (number | Uint8Array | string | null)[]) => number
+
+export const errorNumbers = {
+  EPERM: 1,
+  ENOENT: 2,
+  EINTR: 4,
+  EIO: 5,
+  EBADF: 9,
+  EAGAIN: 11,
+  EBUSY: 16,
+  ENODEV: 19,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EINVAL: 22,
+  EFBIG: 27,
+  ENOSPC: 28,
+  EROFS: 30,
+  ENOSYS: 38,
+  EOPNOTSUPP: 95,
+  ENOTCONN: 107,
+} as const
+
+const pollIn = 1
+const detach = 2
+const setIoFlusherOption = 57
+
+/** The loaded functions. */
+export class System {
+  readonly #koffi: Koffi
+  readonly #mount: Call
+  readonly #umount: Call
+  readonly #read: Call
+  readonly #write: Call
+  readonly #prctl: Call
+  readonly #poll: { async: (...args: unknown[]) => void }
+
+  private constructor(koffi: Koffi) {
+    const libc = koffi.load(null)
+    this.#koffi = koffi
+    this.#mount = libc.func('int mount(const char *, const char *, const char *, unsigned long, const char *)') as Call
+    this.#umount = libc.func('int umount2(const char *, int)') as Call
+    this.#read = libc.func('int64_t read(int, void *, size_t)') as Call
+    this.#write = libc.func('int64_t write(int, void *, size_t)') as Call
+    this.#prctl = libc.func('int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)') as Call
+    this.#poll = libc.func('int poll(void *, unsigned long, int)') as unknown as { async: (...args: unknown[]) => void }
+  }
+
+  /** Loads the functions. Rejects with `TmemError` (`TMEM_UNSUPPORTED`) where they are not to be had. */
+  static async load(): Promise<System> {
+    if (process.platform !== 'linux')
+      throw new TmemError('TMEM_UNSUPPORTED', `FUSE as it is spoken here is Linux's, and this is ${process.platform}`)
+    try {
+      const module = (await import('koffi')) as Koffi & { default?: Koffi }
+      return new System(module.default ?? module)
+    } catch (error) {
+      throw new TmemError(
+        'TMEM_UNSUPPORTED',
+        `koffi, through which it calls the system, cannot be loaded on linux-${process.arch}: install it with its optional dependencies`,
+        { cause: error },
+      )
+    }
+  }
+
+  /** Throws `TmemError` (`TMEM_IO`) with what failed and why. */
+  mount(descriptor: number, point: string): void {
+    const owner = `user_id=${process.getuid!()},group_id=${process.getgid!()}`
+    const options = `fd=${descriptor},rootmode=40000,${owner}`
+    // nosuid, nodev, noexec: 2, 4, 8.
+    if (this.#mount('tmem', point, 'fuse.tmem', 14, options) < 0) throw this.#failure(`cannot mount on ${point}`)
+  }
+
+  /** Takes a mount away; `lazily` also while files of it are open. */
+  unmount(point: string, lazily: boolean): void {
+    if (this.#umount(point, lazily ? detach : 0) < 0) throw this.#failure(`cannot unmount ${point}`)
+  }
+
+  /** Bytes read, or the negative error number. */
+  read(descriptor: number, into: Uint8Array): number {
+    const bytes = this.#read(descriptor, into, into.length)
+    return bytes < 0 ? -this.#koffi.errno() : bytes
+  }
+
+  /** Bytes written, or the negative error number. */
+  write(descriptor: number, bytes: Uint8Array, length: number): number {
+    const written = this.#write(descriptor, bytes, length)
+    return written < 0 ? -this.#koffi.errno() : written
+  }
+
+  /** Calls `then` when the descriptor has something to read, or has ended. Takes one of the runtime's threads until then. */
+  whenReadable(descriptor: number, then: () => void): void {
+    const record = new Uint8Array(8)
+    const view = new DataView(record.buffer)
+    view.setInt32(0, descriptor, true)
+    view.setInt16(4, pollIn, true)
+    this.#poll.async(record, 1, -1, (error: Error | null) => {
+      if (error !== null) throw error
+      then()
+    })
+  }
+
+  /**
+   * Tells the kernel that this process serves a device that memory is written to: so that its own allocations do not wait for
+   * that device (PR_SET_IO_FLUSHER). False where that is not allowed (CAP_SYS_RESOURCE) or not known.
+   */
+  setIoFlusher(): boolean {
+    return this.#prctl(setIoFlusherOption, 1, 0, 0, 0) === 0
+  }
+
+  #failure(what: string): TmemError {
+    const number = this.#koffi.errno()
+    const name = Object.entries(errorNumbers).find(([, value]) => value === number)?.[0] ?? `error ${number}`
+    return new TmemError('TMEM_IO', `${what}: ${name}`, {
+      layer: 'fuse',
+      cause: Object.assign(new Error(name), { code: name, errno: number }),
+    })
+  }
+}

@@ -1,0 +1,86 @@
+/**
+ * What a mount shows: directories, block devices as files, and texts that are made when they are opened.
+ *
+ * A directory is asked for its entries whenever they are needed; so a tree of statistics is always that of the moment. Nodes get
+ * their inode numbers by path and keep them.
+ */
+import type { BlockDevice, StatsNode } from '@tmem/core'
+
+/** A device as a file of its size. Reads may be of any length; writes are in whole blocks of the device. */
+export interface FuseDevice {
+  readonly kind: 'device'
+  readonly device: BlockDevice
+}
+
+/** A text: its bytes are fixed when the file is opened. With `write` it is a knob. */
+export interface FuseText {
+  readonly kind: 'text'
+  read(): string
+  /** Takes what was written with one write, without the blanks around it. Throws or rejects for what it does not understand. */
+  write?(text: string): undefined | Promise<unknown>
+}
+
+export interface FuseDirectory {
+  readonly kind: 'directory'
+  entries(): ReadonlyMap<string, FuseNode>
+}
+
+export type FuseNode = FuseDevice | FuseText | FuseDirectory
+
+/**
+ * A tree of statistics as directories: a file for each counter, a directory for each section. Sections of the same name in
+ * one place are numbered from the second on (`memory`, `memory.2`).
+ */
+export function statisticsTree(stats: () => StatsNode): FuseDirectory {
+  return {
+    kind: 'directory',
+    entries: () => {
+      const { counters, children } = stats()
+      const entries = new Map<string, FuseNode>()
+      for (const name of Object.keys(counters))
+        entries.set(fileName(name), { kind: 'text', read: () => `${stats().counters[name] ?? 0}\n` })
+      for (const [n, child] of children.entries()) {
+        const plain = fileName(child.name)
+        let name = plain
+        for (let count = 2; entries.has(name); count++) name = `${plain}.${count}`
+        entries.set(
+          name,
+          statisticsTree(() => stats().children[n] ?? { name, counters: {}, children: [] }),
+        )
+      }
+      return entries
+    },
+  }
+}
+
+/** A name that a file can have. */
+const fileName = (name: string): string =>
+  name === '' || name === '.' || name === '..' ? '_' : name.replaceAll(/[/\0]/g, '_')
+
+/** The nodes that were named so far, by inode number. The root is 1. */
+export class Inodes {
+  readonly #byNumber = new Map<number, { readonly path: string; node: FuseNode }>()
+  readonly #byPath = new Map<string, number>()
+  #next = 2
+
+  constructor(root: FuseDirectory) {
+    this.#byNumber.set(1, { path: '', node: root })
+  }
+
+  /** The node of a number, or `undefined`. */
+  node(number: number): FuseNode | undefined {
+    return this.#byNumber.get(number)?.node
+  }
+
+  /** The number of an entry of a directory; the same for the same path, for good. */
+  enter(directory: number, name: string, node: FuseNode): number {
+    const path = `${this.#byNumber.get(directory)!.path}/${name}`
+    let number = this.#byPath.get(path)
+    if (number === undefined) {
+      number = this.#next++
+      this.#byPath.set(path, number)
+      this.#byNumber.set(number, { path, node })
+    } else this.#byNumber.get(number)!.node = node
+    return number
+  }
+}

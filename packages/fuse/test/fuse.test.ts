@@ -1,0 +1,281 @@
+/** A mount as programs see it. All of them are other processes: one that waits for its own server waits for ever. */
+import { execFile, spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { BlockDevice } from '@tmem/core'
+import { frontswap } from '@tmem/frontswap'
+import { type Ramzswap, ramzswap } from '@tmem/ramzswap'
+import { zcache } from '@tmem/zcache'
+import { afterEach, describe, expect, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
+import { type FuseDirectory, type FuseNode, type FuseServer, fuseServer, statisticsTree } from '../src/index.ts'
+
+const needs = { root: true, paths: ['/dev/fuse'] }
+const sizeBytes = 8 * 2 ** 20
+const cleanups: (() => Promise<void> | void)[] = []
+
+afterEach(async () => {
+  for (const undo of cleanups.splice(0).reverse()) await undo()
+})
+
+interface Ended {
+  readonly code: number
+  readonly stdout: Buffer
+  readonly stderr: string
+}
+
+/** Runs a program, for at most ten seconds. */
+function run(command: string, ...words: string[]): Promise<Ended> {
+  return new Promise((resolve) => {
+    execFile(command, words, { encoding: 'buffer', timeout: 10_000, maxBuffer: 2 ** 26 }, (error, stdout, stderr) => {
+      resolve({ code: error === null ? 0 : Number(error.code ?? -1), stdout, stderr: stderr.toString() })
+    })
+  })
+}
+
+function device(): Ramzswap {
+  const folder = mkdtempSync(join(tmpdir(), 'fuse-swap-'))
+  cleanups.push(() => rmSync(folder, { recursive: true }))
+  const made = ramzswap({
+    name: 'disk',
+    sizeBytes,
+    compressed: [zcache({ limitBytes: 2 ** 22, zvMaxZsize: 2048 })],
+    backing: [frontswap({ file: join(folder, 'swap.img'), sizeBytes })],
+  })
+  cleanups.push(() => made.close())
+  return made
+}
+
+const directory = (entries: Record<string, FuseNode>): FuseDirectory => ({
+  kind: 'directory',
+  entries: () => new Map(Object.entries(entries)),
+})
+
+async function mounted(
+  root: FuseDirectory,
+  more: object = {},
+): Promise<{ server: FuseServer; at: (path: string) => string }> {
+  const mountPoint = mkdtempSync(join(tmpdir(), 'fuse-mount-'))
+  cleanups.push(() => rmdirSync(mountPoint))
+  const server = await fuseServer({ mountPoint, root, ...more })
+  cleanups.push(() => server.close())
+  return { server, at: (path) => join(mountPoint, path) }
+}
+
+/** Bytes of which every other page does not compress. */
+function corpus(length: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  let state = 1
+  for (let i = 0; i < length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    bytes[i] = (i & 4096) === 0 ? state >>> 24 : (i >>> 5) & 0xff
+  }
+  return bytes
+}
+
+function fileWith(bytes: Uint8Array): string {
+  const folder = mkdtempSync(join(tmpdir(), 'fuse-data-'))
+  cleanups.push(() => rmSync(folder, { recursive: true }))
+  const file = join(folder, 'data')
+  writeFileSync(file, bytes)
+  return file
+}
+
+describe('a device as a file', () => {
+  test.for([
+    ['through the page cache', 'conv=notrunc,fsync', 'bs=64k', 0] as const,
+    ['with direct I/O in large requests', 'conv=notrunc oflag=direct', 'bs=1M', 0] as const,
+    ['with direct I/O page by page, in busy turns', 'conv=notrunc oflag=direct', 'bs=4k', 50] as const,
+  ])('is written and read back, %s', async ([, flags, block, busyTurns], ctx) => {
+    requires(ctx, needs)
+    const disk = device()
+    const { server, at } = await mounted(directory({ disk: { kind: 'device', device: disk } }), { busyTurns })
+    const bytes = corpus(2 ** 21)
+    const written = await run('dd', `if=${fileWith(bytes)}`, `of=${at('disk')}`, block, ...flags.split(' '))
+    expect(written).toMatchObject({ code: 0 })
+    const direct = flags.includes('direct') ? ['iflag=direct'] : []
+    const read = await run('dd', `if=${at('disk')}`, block, 'count=2M', 'iflag=count_bytes', ...direct)
+    expect(read).toMatchObject({ code: 0 })
+    expect(Buffer.compare(read.stdout, bytes)).toBe(0)
+    expect(disk.ramzswapStats()).toMatchObject({ bdev_num_writes: 256, failed_writes: 0, invalid_io: 0 })
+    const { counters } = server.stats()
+    expect(counters).toMatchObject({ bytes_written: 2 ** 21, errors: 0, in_flight: 0 })
+  })
+
+  test('has its size, is not cut, and takes whole blocks only', async (ctx) => {
+    requires(ctx, needs)
+    const disk = device()
+    const { at } = await mounted(directory({ disk: { kind: 'device', device: disk } }))
+    expect((await run('stat', '-c', '%s %a %F', at('disk'))).stdout.toString()).toBe('8388608 600 regular file\n')
+    expect((await run('truncate', '-s', '0', at('disk'))).stderr).toContain('Operation not permitted')
+    expect((await run('dd', 'if=/dev/zero', `of=${at('disk')}`, 'bs=100', 'count=1', 'conv=notrunc')).stderr).toContain(
+      'Invalid argument',
+    )
+    const over = await run('dd', 'if=/dev/zero', `of=${at('disk')}`, 'bs=4k', 'seek=2048', 'count=1', 'conv=notrunc')
+    expect(over.stderr).toContain('No space left on device')
+    await disk.write(0, corpus(8192))
+    const odd = await run('dd', `if=${at('disk')}`, 'bs=1', 'skip=4090', 'count=10')
+    expect(odd.stdout).toEqual(corpus(8192).subarray(4090, 4100))
+    expect((await run('dd', `if=${at('disk')}`, 'bs=4k', 'skip=2048')).stdout.length).toBe(0)
+  })
+
+  test('holes are discards, zeroed ranges are zeros', async (ctx) => {
+    requires(ctx, { ...needs, commands: ['fallocate'] })
+    const disk = device()
+    const { at } = await mounted(directory({ disk: { kind: 'device', device: disk } }))
+    await disk.write(0, corpus(4 * 4096))
+    expect((await run('fallocate', '-p', '-o', '0', '-l', '8192', at('disk'))).code).toBe(0)
+    expect(disk.ramzswapStats().notify_free).toBe(2)
+    expect((await run('fallocate', '-z', '-n', '-o', '8192', '-l', '4096', at('disk'))).code).toBe(0)
+    expect(disk.ramzswapStats().notify_free).toBe(2)
+    const left = new Uint8Array(4 * 4096)
+    await disk.read(0, left)
+    expect(Buffer.compare(left, corpus(4 * 4096).fill(0, 0, 3 * 4096))).toBe(0)
+  })
+
+  test('errors of the device reach the program with their number, and others go on', async (ctx) => {
+    requires(ctx, needs)
+    const disk = device()
+    const error = Object.assign(new Error('no'), { code: 'EIO' })
+    const broken: BlockDevice = {
+      ...bound(disk),
+      read: () => Promise.reject(error),
+      write: () => {
+        throw Object.assign(new Error('full'), { code: 'ENOSPC' })
+      },
+    }
+    const errors: unknown[] = []
+    const { at, server } = await mounted(
+      directory({ disk: { kind: 'device', device: disk }, broken: { kind: 'device', device: broken } }),
+      { onError: (one: unknown) => errors.push(one) },
+    )
+    expect((await run('dd', `if=${at('broken')}`, 'bs=4k', 'count=1', 'iflag=direct')).stderr).toContain(
+      'Input/output error',
+    )
+    const full = await run(
+      'dd',
+      'if=/dev/zero',
+      `of=${at('broken')}`,
+      'bs=4k',
+      'count=1',
+      'conv=notrunc',
+      'oflag=direct',
+    )
+    expect(full.stderr).toContain('No space left on device')
+    expect((await run('dd', `if=${at('disk')}`, 'bs=4k', 'count=1')).code).toBe(0)
+    expect(errors.length).toBe(server.stats().counters['errors'])
+    expect(errors.length).toBeGreaterThanOrEqual(2)
+  })
+})
+
+describe('texts', () => {
+  test('the statistics are directories and files, of the moment', async (ctx) => {
+    requires(ctx, needs)
+    const disk = device()
+    const { at } = await mounted(directory({ stats: statisticsTree(() => disk.stats()) }))
+    await disk.write(0, corpus(4096 * 4))
+    expect((await run('cat', at('stats/num_writes'))).stdout.toString()).toBe('4\n')
+    await disk.write(0, corpus(4096 * 4))
+    expect((await run('cat', at('stats/num_writes'))).stdout.toString()).toBe('8\n')
+    expect((await run('cat', at('stats/slots/compressed'), at('stats/compressed/zcache/live'))).stdout.toString()).toBe(
+      '2\n2\n',
+    )
+    const list = (await run('find', at('stats'), '-type', 'f')).stdout.toString().trim().split('\n')
+    expect(list.length).toBeGreaterThan(100)
+    expect((await run('cat', ...list)).stdout.toString().split('\n').length).toBe(list.length + 1)
+    expect((await run('cat', at('stats/none'))).stderr).toContain('No such file or directory')
+    expect((await run('sh', '-c', `echo 1 > ${at('stats/num_writes')}`)).code).not.toBe(0)
+  })
+
+  test('a knob takes a line; what it throws reaches the writer', async (ctx) => {
+    requires(ctx, needs)
+    let value = 'first'
+    const knob: FuseNode = {
+      kind: 'text',
+      read: () => `${value}\n`,
+      write: (text) => {
+        if (text === 'bad') throw new RangeError('bad')
+        if (text === 'slow') return Promise.resolve().then(() => (value = 'slow'))
+        value = text
+        return undefined
+      },
+    }
+    const { at } = await mounted(directory({ knob }))
+    expect((await run('sh', '-c', `echo next > ${at('knob')} && cat ${at('knob')}`)).stdout.toString()).toBe('next\n')
+    expect((await run('sh', '-c', `echo slow > ${at('knob')} && cat ${at('knob')}`)).stdout.toString()).toBe('slow\n')
+    expect((await run('sh', '-c', `echo bad > ${at('knob')}`)).stderr).toMatch(/Invalid argument|I\/O error/)
+    expect(value).toBe('slow')
+  })
+
+  test('sections of one name are numbered', () => {
+    const stats = {
+      name: 'a',
+      counters: { n: 1 },
+      children: [
+        { name: 'b/c', counters: { x: 1 }, children: [] },
+        { name: 'b/c', counters: {}, children: [] },
+      ],
+    }
+    const tree = statisticsTree(() => stats)
+    expect([...tree.entries().keys()]).toEqual(['n', 'b_c', 'b_c.2'])
+  })
+})
+
+describe('the mount', () => {
+  test('is not taken away while a file of it is in use; the server goes on', async (ctx) => {
+    requires(ctx, needs)
+    const { at, server } = await mounted(directory({ disk: { kind: 'device', device: device() } }))
+    const holder = spawn('tail', ['-f', at('disk')], { stdio: ['ignore', 'pipe', 'ignore'] })
+    await new Promise((resolve) => holder.stdout.once('data', resolve))
+    try {
+      await expect(server.close()).rejects.toMatchObject({ code: 'TMEM_IO', cause: { code: 'EBUSY' } })
+      expect((await run('dd', `if=${at('disk')}`, 'bs=4k', 'count=1')).code).toBe(0)
+    } finally {
+      holder.kill('SIGKILL')
+      await new Promise((resolve) => holder.once('exit', resolve))
+    }
+    await server.close()
+    await server.close()
+    await server.ended
+    expect(readFileSync('/proc/self/mounts', 'utf8')).not.toContain(server.mountPoint)
+  })
+
+  test('ends when somebody else unmounts it', async (ctx) => {
+    requires(ctx, needs)
+    const { server } = await mounted(directory({}))
+    expect((await run('umount', server.mountPoint)).code).toBe(0)
+    await server.ended
+  })
+
+  test('refuses a place that cannot be used, and leaves nothing', async (ctx) => {
+    requires(ctx, needs)
+    await expect(fuseServer({ mountPoint: '/nowhere/at/all', root: directory({}) })).rejects.toMatchObject({
+      code: 'TMEM_IO',
+    })
+    const { server } = await mounted(directory({}))
+    await expect(fuseServer({ mountPoint: server.mountPoint, root: directory({}) })).rejects.toThrow(
+      /mounted on .* already/,
+    )
+    await expect(fuseServer({ mountPoint: tmpdir(), root: directory({}), busyTurns: -1 })).rejects.toThrow(RangeError)
+  })
+})
+
+/** The methods of a device as properties, so that some can be replaced. */
+function bound(disk: Ramzswap): BlockDevice {
+  return {
+    name: disk.name,
+    sizeBytes: disk.sizeBytes,
+    blockSize: disk.blockSize,
+    preferredBlockSize: disk.preferredBlockSize,
+    readOnly: false,
+    read: (at, into) => disk.read(at, into),
+    write: (at, bytes) => disk.write(at, bytes),
+    discard: (at, length) => disk.discard(at, length),
+    zero: (at, length) => disk.zero(at, length),
+    flush: () => disk.flush(),
+    map: (at, length, report) => disk.map(at, length, report),
+    stats: () => disk.stats(),
+    close: () => disk.close(),
+  }
+}
