@@ -17,7 +17,7 @@ if (major < 20 || (major === 20 && minor < 19)) stop(`tmem needs Node 20.19 or n
 const commands = {
   start: () => program('demo', ...args),
   tmem: () => program(...args),
-  test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace']),
+  test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages']),
   'test:system': () => test('test-system', ['build']),
   build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>

@@ -1,4 +1,5 @@
-// The rules that every package of the workspace keeps, checked by `npm test`. `--fix` writes the TypeScript references.
+// The rules that every package of the workspace keeps, checked by `npm test`. `--fix` writes the TypeScript references
+// and what is published of a package.
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
@@ -7,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const fix = process.argv.includes('--fix')
 const problems = []
+const published = ['dist', '!dist/.tsbuildinfo', 'src'] // sources, because source maps lead to them
 const json = (path) => JSON.parse(readFileSync(join(root, path), 'utf8'))
 const arrows = json('tools/arrows.json')
 
@@ -31,15 +33,15 @@ for (const { folder, manifest } of packages) {
   rule(manifest.type === 'module', 'needs "type": "module"')
   rule(manifest.sideEffects === false, 'needs "sideEffects": false')
   rule(manifest.engines?.node === '>=20.19.0', 'needs "engines": {"node": ">=20.19.0"}')
-  rule(manifest.files?.includes('dist') && manifest.files.includes('src'), '"files" must hold dist and src')
+  checkFiles(folder, manifest)
   rule(typeof manifest.types === 'string', 'needs "types"')
   rule(manifest.exports?.['.'] !== undefined, 'needs "exports" with "."')
   for (const [path, entry] of Object.entries(manifest.exports ?? {})) {
     const keys = Object.keys(entry).join()
     rule(keys === '@tmem/source,types,default', `exports["${path}"] has ${keys}, not @tmem/source,types,default`)
-    const { '@tmem/source': source, ...published } = entry
+    const { '@tmem/source': source, ...others } = entry
     rule(existsSync(join(root, folder, source ?? '?')), `exports["${path}"]: ${source} does not exist`)
-    const same = JSON.stringify(manifest.publishConfig?.exports?.[path]) === JSON.stringify(published)
+    const same = JSON.stringify(manifest.publishConfig?.exports?.[path]) === JSON.stringify(others)
     rule(same, `publishConfig.exports["${path}"] must be the same without @tmem/source`)
   }
   checkVersions(folder, manifest)
@@ -80,13 +82,22 @@ function checkVersions(where, manifest) {
   }
 }
 
+function checkFiles(folder, manifest) {
+  if (JSON.stringify(manifest.files) === JSON.stringify(published)) return
+  if (fix) write(`${folder}/package.json`, { ...manifest, files: published })
+  else problems.push(`${folder}: "files" must be ${JSON.stringify(published)}; node tools/check-workspace.mjs --fix`)
+}
+
 function checkReferences(path, folders) {
   if (!existsSync(join(root, path))) return
   const config = json(path)
   const references = [...folders].sort().map((folder) => ({ path: folder }))
   if (JSON.stringify(config.references ?? []) === JSON.stringify(references)) return
-  if (fix) {
-    writeFileSync(join(root, path), `${JSON.stringify({ ...config, references }, null, 2)}\n`)
-    spawnSync('npx', ['biome', 'format', '--write', path], { cwd: root })
-  } else problems.push(`${path}: references do not match the dependencies; node tools/check-workspace.mjs --fix`)
+  if (fix) write(path, { ...config, references })
+  else problems.push(`${path}: references do not match the dependencies; node tools/check-workspace.mjs --fix`)
+}
+
+function write(path, value) {
+  writeFileSync(join(root, path), `${JSON.stringify(value, null, 2)}\n`)
+  spawnSync('npx', ['biome', 'format', '--write', path], { cwd: root })
 }
