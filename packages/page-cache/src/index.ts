@@ -1,0 +1,11 @@
+/** A page cache for files with a second chance behind it. */
+export { CachedFile, type ReadOptions } from './cached-file.ts'
+export {
+  type FileIo,
+  type FileSystemKind,
+  localDisks,
+  nodeFileIo,
+  type OptIn,
+  pageCacheFacts,
+} from './file-io.ts'
+export { type OpenOptions, PageCache, type PageCacheCounters, type PageCacheOptions } from './page-cache.ts'
