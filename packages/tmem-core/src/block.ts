@@ -5,13 +5,14 @@
  * discarded, and a device without room for its whole size says so when it is made. Ranges are in bytes, multiples of
  * `blockSize`, inside of `sizeBytes`; anything else is misuse (`RangeError`) before anything changed.
  *
- * An operation that need not wait is done when it returns `undefined`; one that must wait returns a promise. The caller's
- * buffer belongs to the device until then. Operations on overlapping ranges that run at the same time have no order
+ * An operation that need not wait is done when it returns `undefined`; one that must wait returns a promise. A failure
+ * is thrown or rejects, accordingly: a `TmemError` whose `cause` has the system's own error, so that `ENOSPC` can be told
+ * from `EIO`. The caller's buffer belongs to the device until the operation is done. Operations on overlapping ranges that run at the same time have no order
  * among themselves, but each page is written whole.
  */
 import type { StatsNode } from './store.ts'
 
-/** Done, or done when the promise resolves. Rejects with `TmemError` when the outside world fails. */
+/** Done, or done when the promise resolves. Throws or rejects with `TmemError` when the outside world fails. */
 export type Completion = undefined | Promise<void>
 
 export interface BlockDevice {
@@ -30,12 +31,20 @@ export interface BlockDevice {
   write(at: number, bytes: Uint8Array): Completion
   /** The range is not needed any more: it reads as zeros afterwards, and its memory is given back. */
   discard(at: number, length: number): Completion
-  /** Writes zeros; `keep` asks that the room stays reserved (no hole). */
+  /** Writes zeros; `keep` asks that the room stays reserved (no hole). Without it, as quick as `discard`. */
   zero(at: number, length: number, keep?: boolean): Completion
   /** All writes that were done before are where they survive what the device promises to survive. */
   flush(): Completion
-  /** Calls `report` for consecutive runs of the range: whether there are bytes, or only zeros without memory. */
-  map(at: number, length: number, report: (length: number, allocated: boolean) => void): void
+  /**
+   * Calls `report` for consecutive runs of the range: whether there are bytes, or only zeros without memory. When it
+   * answers false, it knows enough: the device may stop (and need not).
+   */
+  map(at: number, length: number, report: (length: number, allocated: boolean) => boolean): void
+  /**
+   * Changes the size while the device is in use, where a device can. What lies beyond a smaller end is gone. Throws
+   * `RangeError` for a size that cannot be, `TmemError` when there is no room for it; then nothing has changed.
+   */
+  resize?(sizeBytes: number): void
   stats(): StatsNode
   /** Gives everything back. Idempotent. */
   close(): Promise<void>

@@ -1,0 +1,1273 @@
+/**
+ * One client: the handshake, then requests and replies. Knows no sockets, only a `Wire`.
+ *
+ * Bytes are received into a chunk and parsed where they lie; a write hands a view of them to the device. Replies are
+ * written into an outgoing chunk; a read is done by the device right into it. What a device does at once is answered in
+ * the same call, and all answers of one batch of received bytes leave together. Only what a device answers with a promise
+ * gets objects of its own.
+ *
+ * Invariants:
+ *  - Bytes of `#in` before `#start` are done with, [`#start`, `#end`) wait to be parsed. Nothing is moved or
+ *    overwritten in a chunk that a device still holds a part of: then another chunk is taken.
+ *  - `#out` holds ready bytes in [`#from`, `#to`); `#queue` holds ready bytes that leave before those. Whoever adds
+ *    to the queue seals what is ready first, so that bytes leave in the order in which they became ready.
+ *  - A reply is contiguous in what is sent. During a read that is larger than a chunk (`#stream`), other replies wait.
+ *  - While output waits for the client, the limit of requests is reached, or the memory is used up, no request
+ *    is begun and nothing is received (`busy`): a client that does not read makes its own connection stop, and holds at
+ *    most the chunks that it had.
+ *  - Memory: large chunks are bounded over all connections by the pool; when that is used up, a connection has at
+ *    most one request in flight, one small chunk to receive into and two to send from.
+ *
+ * Source: doc/proto.md of NetworkBlockDevice/nbd.
+ */
+import { type BlockDevice, type Completion, TmemError } from '@tmem/core'
+import { type Chunk, type ChunkPool, largeChunk } from './chunks.ts'
+import {
+  CHUNK_BYTES,
+  CHUNK_DONE,
+  Command,
+  CommandFlag,
+  DATA_CHUNK_BYTES,
+  Errno,
+  ExportFlag,
+  Handshake,
+  IHAVEOPT,
+  Info,
+  MAXIMUM_PAYLOAD,
+  MAXIMUM_STRING,
+  NBDMAGIC,
+  OPTION_REPLY,
+  Option,
+  REQUEST_BYTES,
+  REQUEST_MAGIC,
+  Reply,
+  Chunk as ReplyChunk,
+  SIMPLE_BYTES,
+  SIMPLE_REPLY_MAGIC,
+  STATE_HOLE_ZERO,
+  STRUCTURED_REPLY_MAGIC,
+} from './protocol.ts'
+
+/** What carries bytes to and from a client. */
+export interface Wire {
+  /** Sends what can be sent without waiting; how many bytes that were, or -1 when the client is gone. */
+  sendNow(chunk: Chunk, at: number, length: number): number
+  /** Sends all of it, waiting for the client; then calls `done`. The bytes stay untouched until then. */
+  send(bytes: Uint8Array, done: () => void): void
+  /** Receives again, after `received` or `feed` answered false. */
+  resume(): void
+  /** Closes after what was sent has left. */
+  end(): void
+  /** Closes now. */
+  destroy(): void
+}
+
+/** What is counted for each export. */
+export interface ExportCounters {
+  reads: number
+  writes: number
+  bytesRead: number
+  bytesWritten: number
+  flushes: number
+  trims: number
+  zeroes: number
+  caches: number
+  statuses: number
+  resizes: number
+  /** Requests that were answered with an error. */
+  errors: number
+}
+
+/** An export as it is served. */
+export interface Served {
+  readonly name: string
+  /** The name as it is sent. */
+  readonly nameBytes: Buffer
+  readonly description: Buffer | undefined
+  readonly device: BlockDevice
+  readonly readOnly: boolean
+  /** Clients may change the size. */
+  readonly resizable: boolean
+  /** Connections in transmission. */
+  connections: number
+  readonly counters: ExportCounters
+}
+
+/** What connections share. */
+export interface Service {
+  readonly exports: ReadonlyMap<string, Served>
+  readonly pool: ChunkPool
+  /** Requests in flight on one connection. */
+  readonly requests: number
+  /** A device failed: the client was told, and so is whoever runs the server. */
+  failed(error: unknown, served: Served): void
+}
+
+/** How a connection stands to TLS: not offered, offered, insisted upon, or in use. */
+export type TlsState = 'none' | 'optional' | 'required' | 'on'
+
+/** Settings of one connection. */
+export interface ConnectionOptions {
+  readonly tls: TlsState
+  /** Begins TLS on the wire; the connection has ended, another one follows on the secured wire. */
+  startTls?(clientFlags: number): void
+  /** Of a connection that begins secured: what the client said in its greeting. */
+  readonly clientFlags?: number
+}
+
+const Phase = { Greeting: 0, Options: 1, Skip: 2, Requests: 3, Payload: 4, Ended: 5 } as const
+type Phase = (typeof Phase)[keyof typeof Phase]
+
+/** Longest option that is looked at: a name, and some queries. */
+const maximumOption = 2 * MAXIMUM_STRING
+/** With less room than this at the end of a chunk, what is unfinished moves to the front. */
+const roomBytes = 4096
+/** TRIM and WRITE_ZEROES go to the device in slices of this size, with other connections' turns between them. */
+const sliceBytes = 64 * 2 ** 20
+/** Extents in one answer to BLOCK_STATUS. */
+const maximumExtents = 1024
+const contextId = 1
+const contextName = Buffer.from('base:allocation')
+
+/** Ready bytes of a chunk. */
+interface Segment {
+  readonly chunk: Chunk
+  from: number
+  readonly to: number
+}
+
+/** A read that is sent piece by piece. */
+interface Stream {
+  at: number
+  left: number
+  readonly length: number
+  readonly high: number
+  readonly low: number
+  /** The header has been sent. */
+  begun: boolean
+  waiting: boolean
+  error: number
+}
+
+/** A write some of whose parts have to wait. */
+interface Write {
+  readonly high: number
+  readonly low: number
+  readonly flags: number
+  parts: number
+  /** All parts were given to the device. */
+  given: boolean
+  error: number
+}
+
+/** The protocol with one client. */
+export class Connection {
+  readonly #service: Service
+  readonly #wire: Wire
+  readonly #tls: TlsState
+  readonly #startTls: ((clientFlags: number) => void) | undefined
+  #phase: Phase = Phase.Greeting
+
+  #in: Chunk
+  #start = 0
+  #end = 0
+  /** The last read filled all the room that there was. */
+  #wantsLarge = false
+  /** Received, but there was no room for it yet. */
+  #rest: Uint8Array | undefined
+  #stalled = false
+  /** Parsing stopped because of `busy`. */
+  #blocked = false
+
+  #out: Chunk | undefined
+  #from = 0
+  #to = 0
+  #queue: Segment[] = []
+  #draining = false
+  #flushing = false
+
+  #clientFlags = 0
+  #structured = false
+  /** Export for which `base:allocation` was selected. */
+  #contextOf: string | undefined
+  #status = false
+  #skipOption = 0
+  #skip = 0
+
+  #served: Served | undefined
+  #inFlight = 0
+  #stream: Stream | undefined
+  /** Replies that wait for the end of `#stream`. */
+  #held: (() => void)[] = []
+  #ending = false
+  #whenIdle: (() => void) | undefined
+
+  // The write whose payload is being received.
+  #writeAt = 0
+  #writeLeft = 0
+  #writeHigh = 0
+  #writeLow = 0
+  #writeFlags = 0
+  #writeError = 0
+  #write: Write | undefined
+
+  constructor(service: Service, wire: Wire, options: ConnectionOptions) {
+    this.#service = service
+    this.#wire = wire
+    this.#tls = options.tls
+    this.#startTls = options.startTls?.bind(options)
+    this.#in = service.pool.take(false)
+    if (options.clientFlags !== undefined) {
+      this.#clientFlags = options.clientFlags
+      this.#phase = Phase.Options
+    }
+  }
+
+  /** Sends the greeting. */
+  greet(): void {
+    const greeting = Buffer.alloc(18)
+    greeting.writeUInt32BE(NBDMAGIC[0], 0)
+    greeting.writeUInt32BE(NBDMAGIC[1], 4)
+    greeting.writeUInt32BE(IHAVEOPT[0], 8)
+    greeting.writeUInt32BE(IHAVEOPT[1], 12)
+    greeting.writeUInt16BE(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES, 16)
+    this.#append(greeting)
+    this.#flush()
+  }
+
+  /** Nothing may be received now: `resume` of the wire will be called. */
+  get stalled(): boolean {
+    return this.#stalled
+  }
+
+  get ended(): boolean {
+    return this.#phase === Phase.Ended
+  }
+
+  /** Where the next bytes are to be received. */
+  room(): Uint8Array {
+    this.#makeRoom()
+    return this.#in.view(this.#end, this.#in.capacity - this.#end)
+  }
+
+  /** `count` bytes were put where `room` said. False: receive no more until `resume`. */
+  received(count: number): boolean {
+    this.#wantsLarge = this.#end + count === this.#in.capacity
+    this.#end += count
+    this.#run()
+    this.#stalled = this.#busy()
+    return !this.#stalled && !this.ended
+  }
+
+  /** Takes bytes that were received elsewhere; they must stay as they are until `resume`. False: as in `received`. */
+  feed(bytes: Uint8Array): boolean {
+    let at = 0
+    this.#stalled = false
+    while (at < bytes.length && !this.ended) {
+      if (this.#busy()) {
+        this.#rest = bytes.subarray(at)
+        this.#stalled = true
+        return false
+      }
+      this.#makeRoom()
+      const count = Math.min(bytes.length - at, this.#in.capacity - this.#end)
+      this.#in.bytes.set(bytes.subarray(at, at + count), this.#end)
+      this.#wantsLarge = this.#end + count === this.#in.capacity
+      this.#end += count
+      at += count
+      this.#run()
+    }
+    this.#stalled = this.#busy()
+    return !this.#stalled && !this.ended
+  }
+
+  /** The wire is closed: nothing can be sent or received any more. What devices still do is waited for by `idle`. */
+  closed(): void {
+    if (this.ended) return
+    const { pool } = this.#service
+    this.#phase = Phase.Ended
+    if (this.#served !== undefined) this.#served.connections--
+    pool.release(this.#in)
+    this.#rest = undefined
+    if (this.#out !== undefined) pool.release(this.#out)
+    this.#out = undefined
+    for (const segment of this.#queue) pool.release(segment.chunk)
+    this.#queue = []
+    this.#stream = undefined
+    this.#endHeld()
+  }
+
+  /** Begins no more requests, and closes the wire when those in flight are done. */
+  async shutdown(): Promise<void> {
+    this.#ending = true
+    await this.idle()
+    if (this.ended) return
+    this.#flush()
+    // What the client has not read by now it will not wait for either.
+    if (this.#draining || this.#stream !== undefined) this.#destroy()
+    else this.#wire.end()
+  }
+
+  /** Resolves when the devices have done everything that was asked of them. */
+  idle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#whenIdle = resolve
+      this.#checkIdle()
+    })
+  }
+
+  // ---- receiving
+
+  #makeRoom(): void {
+    const { pool } = this.#service
+    const chunk = this.#in
+    const left = this.#end - this.#start
+    const larger = this.#wantsLarge && chunk.capacity < largeChunk
+    if (!larger) {
+      if (left === 0 && chunk.holds === 1) {
+        this.#start = 0
+        this.#end = 0
+        return
+      }
+      if (chunk.capacity - this.#end >= roomBytes) return
+      if (chunk.holds === 1 && this.#start > 0) {
+        chunk.bytes.copyWithin(0, this.#start, this.#end)
+        this.#start = 0
+        this.#end = left
+        return
+      }
+    }
+    this.#wantsLarge = false
+    // A device that holds on to what it gets pins whole chunks: those are better small.
+    const next = pool.take(larger || left + 2 * roomBytes > chunk.capacity)
+    chunk.bytes.copy(next.bytes, 0, this.#start, this.#end)
+    this.#start = 0
+    this.#end = left
+    this.#in = next
+    pool.release(chunk)
+  }
+
+  #busy(): boolean {
+    if (this.#draining || this.#stream !== undefined || this.#ending) return true
+    if (this.#inFlight === 0) return false
+    const { requests, pool } = this.#service
+    return this.#inFlight >= requests || pool.used > pool.limitBytes
+  }
+
+  /** `busy`, remembered for `#run`. */
+  #waits(): boolean {
+    this.#blocked = this.#busy()
+    return this.#blocked
+  }
+
+  /** Goes on after something that was waited for. */
+  #wake(): void {
+    if (this.ended) return
+    if (this.#stream !== undefined) this.#pump()
+    this.#run()
+    this.#checkIdle()
+    if (!this.#stalled || this.ended || this.#busy()) return
+    this.#stalled = false
+    const rest = this.#rest
+    this.#rest = undefined
+    if (rest !== undefined && !this.feed(rest)) return
+    this.#wire.resume()
+  }
+
+  /** Deals with what is there, as far as it may. */
+  #run(): void {
+    do {
+      this.#blocked = false
+      this.#parse()
+      this.#flush()
+      // What was sent may have been what it had to wait for.
+    } while (this.#blocked && !this.#busy() && !this.ended)
+  }
+
+  #parse(): void {
+    for (let more = true; more && this.#phase !== Phase.Ended; ) {
+      switch (this.#phase) {
+        case Phase.Requests:
+          more = this.#requests()
+          break
+        case Phase.Payload:
+          more = this.#payload()
+          break
+        case Phase.Options:
+          more = !this.#waits() && this.#option()
+          break
+        case Phase.Skip:
+          more = this.#skipping()
+          break
+        default:
+          more = this.#greeting()
+      }
+    }
+  }
+
+  #greeting(): boolean {
+    if (this.#end - this.#start < 4) return false
+    const flags = this.#in.data.getUint32(this.#start)
+    this.#start += 4
+    if ((flags & ~(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES)) !== 0) return this.#destroy()
+    this.#clientFlags = flags
+    this.#phase = Phase.Options
+    return true
+  }
+
+  #skipping(): boolean {
+    const count = Math.min(this.#skip, this.#end - this.#start)
+    this.#start += count
+    this.#skip -= count
+    if (this.#skip > 0) return false
+    this.#phase = Phase.Options
+    this.#optionReply(this.#skipOption, Reply.ERR_TOO_BIG, message('the option is too long'))
+    return true
+  }
+
+  // ---- options
+
+  #option(): boolean {
+    const available = this.#end - this.#start
+    if (available < 16) return false
+    const { data, bytes } = this.#in
+    const at = this.#start
+    if (data.getUint32(at) !== IHAVEOPT[0] || data.getUint32(at + 4) !== IHAVEOPT[1]) return this.#destroy()
+    const option = data.getUint32(at + 8)
+    const length = data.getUint32(at + 12)
+    if (length > maximumOption) {
+      if (option === Option.EXPORT_NAME) return this.#destroy()
+      this.#start += 16
+      this.#skipOption = option
+      this.#skip = length
+      this.#phase = Phase.Skip
+      return true
+    }
+    if (available < 16 + length) return false
+    const body = Buffer.from(bytes.subarray(at + 16, at + 16 + length))
+    this.#start += 16 + length
+    if (this.#tls === 'required' && option !== Option.STARTTLS && option !== Option.ABORT) {
+      if (option === Option.EXPORT_NAME) return this.#destroy()
+      this.#optionReply(option, Reply.ERR_TLS_REQD, message('TLS is required'))
+      return true
+    }
+    switch (option) {
+      case Option.EXPORT_NAME:
+        return this.#exportName(body)
+      case Option.ABORT:
+        this.#optionReply(option, Reply.ACK)
+        this.#endSoon()
+        return false
+      case Option.LIST:
+        this.#list(body)
+        return true
+      case Option.STARTTLS:
+        return this.#secure(body)
+      case Option.INFO:
+      case Option.GO:
+        this.#info(option, body)
+        return true
+      case Option.STRUCTURED_REPLY:
+        if (body.length > 0) this.#optionReply(option, Reply.ERR_INVALID, message('the option has no data'))
+        else {
+          this.#structured = true
+          this.#optionReply(option, Reply.ACK)
+        }
+        return true
+      case Option.LIST_META_CONTEXT:
+      case Option.SET_META_CONTEXT:
+        this.#metaContext(option, body)
+        return true
+      default:
+        this.#optionReply(option, Reply.ERR_UNSUP)
+        return true
+    }
+  }
+
+  #exportName(name: Buffer): boolean {
+    const served = this.#service.exports.get(name.toString())
+    if (served === undefined) return this.#destroy()
+    const padding = (this.#clientFlags & Handshake.NO_ZEROES) === 0 ? 124 : 0
+    const answer = Buffer.alloc(10 + padding)
+    answer.writeBigUInt64BE(BigInt(served.device.sizeBytes), 0)
+    answer.writeUInt16BE(this.#exportFlags(served), 8)
+    this.#append(answer)
+    this.#transmit(served)
+    return true
+  }
+
+  #list(body: Buffer): void {
+    if (body.length > 0) {
+      this.#optionReply(Option.LIST, Reply.ERR_INVALID, message('the option has no data'))
+      return
+    }
+    for (const { nameBytes, description } of this.#service.exports.values()) {
+      const entry = Buffer.alloc(4 + nameBytes.length + (description?.length ?? 0))
+      entry.writeUInt32BE(nameBytes.length, 0)
+      nameBytes.copy(entry, 4)
+      description?.copy(entry, 4 + nameBytes.length)
+      this.#optionReply(Option.LIST, Reply.SERVER, entry)
+    }
+    this.#optionReply(Option.LIST, Reply.ACK)
+  }
+
+  #secure(body: Buffer): boolean {
+    if (body.length > 0 || this.#tls === 'on') {
+      this.#optionReply(Option.STARTTLS, Reply.ERR_INVALID)
+      return true
+    }
+    if (this.#tls === 'none' || this.#startTls === undefined) {
+      this.#optionReply(Option.STARTTLS, Reply.ERR_POLICY, message('TLS is not offered here'))
+      return true
+    }
+    // Bytes that came in the clear behind the request would be taken for part of the secured session.
+    if (this.#start !== this.#end || this.#rest !== undefined) return this.#destroy()
+    this.#optionReply(Option.STARTTLS, Reply.ACK)
+    this.#flush()
+    const begin = this.#startTls
+    const flags = this.#clientFlags
+    this.closed()
+    begin(flags)
+    return false
+  }
+
+  #info(option: number, body: Buffer): void {
+    const nameLength = body.length >= 6 ? body.readUInt32BE(0) : Number.POSITIVE_INFINITY
+    const requests = nameLength <= body.length - 6 ? body.readUInt16BE(4 + nameLength) : -1
+    if (requests < 0 || body.length !== 6 + nameLength + 2 * requests || nameLength > MAXIMUM_STRING) {
+      this.#optionReply(option, Reply.ERR_INVALID, message('the lengths do not fit'))
+      return
+    }
+    const served = this.#service.exports.get(body.toString('utf8', 4, 4 + nameLength))
+    if (served === undefined) {
+      this.#optionReply(option, Reply.ERR_UNKNOWN, message('there is no such export'))
+      return
+    }
+    const { device, nameBytes, description } = served
+    const about = Buffer.alloc(12)
+    about.writeUInt16BE(Info.EXPORT, 0)
+    about.writeBigUInt64BE(BigInt(device.sizeBytes), 2)
+    about.writeUInt16BE(this.#exportFlags(served), 10)
+    this.#optionReply(option, Reply.INFO, about)
+    const sizes = Buffer.alloc(14)
+    sizes.writeUInt16BE(Info.BLOCK_SIZE, 0)
+    sizes.writeUInt32BE(device.blockSize, 2)
+    sizes.writeUInt32BE(Math.max(device.preferredBlockSize, device.blockSize, 512), 6)
+    sizes.writeUInt32BE(MAXIMUM_PAYLOAD, 10)
+    this.#optionReply(option, Reply.INFO, sizes)
+    for (let n = 0; n < requests; n++) {
+      const wanted = body.readUInt16BE(6 + nameLength + 2 * n)
+      if (wanted === Info.NAME) this.#optionReply(option, Reply.INFO, labelled(Info.NAME, nameBytes))
+      if (wanted === Info.DESCRIPTION && description !== undefined)
+        this.#optionReply(option, Reply.INFO, labelled(Info.DESCRIPTION, description))
+    }
+    this.#optionReply(option, Reply.ACK)
+    if (option === Option.GO) this.#transmit(served)
+  }
+
+  #metaContext(option: number, body: Buffer): void {
+    if (option === Option.SET_META_CONTEXT) this.#contextOf = undefined
+    const asked = this.#structured ? contextQueries(body) : undefined
+    if (asked === undefined) {
+      this.#optionReply(option, Reply.ERR_INVALID, message('needs structured replies, and lengths that fit'))
+      return
+    }
+    if (!this.#service.exports.has(asked.name)) {
+      this.#optionReply(option, Reply.ERR_UNKNOWN, message('there is no such export'))
+      return
+    }
+    const { queries } = asked
+    const setting = option === Option.SET_META_CONTEXT
+    const exact = queries.includes('base:allocation')
+    if (exact || (!setting && (queries.length === 0 || queries.includes('base:')))) {
+      const answer = Buffer.alloc(4 + contextName.length)
+      answer.writeUInt32BE(setting ? contextId : 0, 0)
+      contextName.copy(answer, 4)
+      this.#optionReply(option, Reply.META_CONTEXT, answer)
+      if (setting) this.#contextOf = asked.name
+    }
+    this.#optionReply(option, Reply.ACK)
+  }
+
+  #exportFlags(served: Served): number {
+    const { HAS_FLAGS, SEND_FLUSH, SEND_FUA, CAN_MULTI_CONN, SEND_CACHE, SEND_DF } = ExportFlag
+    let flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE
+    if (this.#structured) flags |= SEND_DF
+    if (served.readOnly) return flags | ExportFlag.READ_ONLY
+    flags |= ExportFlag.SEND_TRIM | ExportFlag.SEND_WRITE_ZEROES | ExportFlag.SEND_FAST_ZERO
+    return served.resizable ? flags | ExportFlag.SEND_RESIZE : flags
+  }
+
+  #transmit(served: Served): void {
+    this.#served = served
+    served.connections++
+    this.#status = this.#contextOf === served.name
+    this.#phase = Phase.Requests
+  }
+
+  #optionReply(option: number, type: number, payload?: Buffer): void {
+    const header = Buffer.alloc(20)
+    header.writeUInt32BE(OPTION_REPLY[0], 0)
+    header.writeUInt32BE(OPTION_REPLY[1], 4)
+    header.writeUInt32BE(option, 8)
+    header.writeUInt32BE(type, 12)
+    header.writeUInt32BE(payload?.length ?? 0, 16)
+    this.#append(header)
+    if (payload !== undefined) this.#append(payload)
+  }
+
+  // ---- requests
+
+  /** Handles requests until one needs a payload (true) or nothing can go on (false). */
+  #requests(): boolean {
+    while (this.#end - this.#start >= REQUEST_BYTES) {
+      if (this.#waits()) return false
+      const { data } = this.#in
+      const at = this.#start
+      if (data.getUint32(at) !== REQUEST_MAGIC) return this.#destroy()
+      const flags = data.getUint16(at + 4)
+      const type = data.getUint16(at + 6)
+      // Signed: those are always small integers to the runtime.
+      const high = data.getInt32(at + 8)
+      const low = data.getInt32(at + 12)
+      const from = data.getUint32(at + 16) * 0x1_0000_0000 + data.getUint32(at + 20)
+      const length = data.getUint32(at + 24)
+      this.#start = at + REQUEST_BYTES
+      if (type === Command.READ) this.#read(flags, from, length, high, low)
+      else if (type === Command.WRITE) {
+        if (length > MAXIMUM_PAYLOAD) return this.#destroy()
+        this.#writeAt = from
+        this.#writeLeft = length
+        this.#writeHigh = high
+        this.#writeLow = low
+        this.#writeFlags = flags
+        this.#writeError = this.#judgeWrite(flags, CommandFlag.FUA, from, length)
+        this.#phase = Phase.Payload
+        return true
+      } else if (type === Command.DISC) {
+        this.#endSoon()
+        return false
+      } else this.#command(type, flags, from, length, high, low)
+      if (this.#phase !== Phase.Requests) return false
+    }
+    return false
+  }
+
+  /** Why a range cannot be read, or 0. */
+  #judgeRange(at: number, length: number): number {
+    const { sizeBytes, blockSize } = this.#served!.device
+    if (at + length > sizeBytes) return Errno.EINVAL
+    return at % blockSize === 0 && length % blockSize === 0 ? 0 : Errno.EINVAL
+  }
+
+  /** Why a range cannot be written, or 0. */
+  #judgeWrite(flags: number, allowed: number, at: number, length: number): number {
+    const served = this.#served!
+    if ((flags & ~allowed) !== 0) return Errno.EINVAL
+    if (served.readOnly) return Errno.EPERM
+    if (at + length > served.device.sizeBytes) return Errno.ENOSPC
+    return this.#judgeRange(at, length)
+  }
+
+  #read(flags: number, at: number, length: number, high: number, low: number): void {
+    const served = this.#served!
+    const structured = this.#structured
+    // FUA may be set on every command.
+    const allowed = structured ? CommandFlag.FUA | CommandFlag.DF : CommandFlag.FUA
+    const error = (flags & ~allowed) !== 0 || length > MAXIMUM_PAYLOAD ? Errno.EINVAL : this.#judgeRange(at, length)
+    if (error !== 0) {
+      this.#fail(error, high, low)
+      return
+    }
+    const { counters } = served
+    counters.reads++
+    counters.bytesRead += length
+    const header = structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
+    if (length === 0) {
+      if (structured) this.#chunk(ReplyChunk.NONE, high, low)
+      else this.#simple(0, high, low)
+      return
+    }
+    if (!this.#reserve(header + length)) {
+      this.#stream = { at, left: length, length, high, low, begun: false, waiting: false, error: 0 }
+      this.#pump()
+      return
+    }
+    const chunk = this.#out!
+    const place = this.#to
+    let completion: Completion
+    try {
+      completion = served.device.read(at, chunk.view(place + header, length))
+    } catch (thrown) {
+      this.#fail(this.#errorOf(thrown), high, low)
+      return
+    }
+    this.#readHeader(chunk, place, CHUNK_DONE, at, length, high, low)
+    const end = place + header + length
+    if (completion === undefined) {
+      this.#to = end
+      return
+    }
+    // The bytes before are ready; these are when the device is done; what follows does not wait for them.
+    this.#seal()
+    chunk.holds++
+    this.#from = end
+    this.#to = end
+    this.#later(completion, (failure) => {
+      if (failure !== 0 || this.ended) {
+        this.#service.pool.release(chunk)
+        if (failure !== 0) this.#fail(failure, high, low)
+      } else {
+        this.#seal()
+        this.#queue.push({ chunk, from: place, to: end })
+      }
+    })
+  }
+
+  /** Puts the ready bytes at the end of the queue: what comes next need not follow them in the chunk. */
+  #seal(): void {
+    const chunk = this.#out
+    if (chunk === undefined || this.#from === this.#to) return
+    chunk.holds++
+    this.#queue.push({ chunk, from: this.#from, to: this.#to })
+    this.#from = this.#to
+  }
+
+  #readHeader(chunk: Chunk, place: number, flags: number, at: number, length: number, high: number, low: number): void {
+    const { data } = chunk
+    if (!this.#structured) {
+      data.setUint32(place, SIMPLE_REPLY_MAGIC)
+      data.setUint32(place + 4, 0)
+      data.setInt32(place + 8, high)
+      data.setInt32(place + 12, low)
+      return
+    }
+    data.setUint32(place, STRUCTURED_REPLY_MAGIC)
+    data.setUint16(place + 4, flags)
+    data.setUint16(place + 6, ReplyChunk.OFFSET_DATA)
+    data.setInt32(place + 8, high)
+    data.setInt32(place + 12, low)
+    data.setUint32(place + 16, length + 8)
+    data.setUint32(place + 20, Math.floor(at / 0x1_0000_0000))
+    data.setUint32(place + 24, at >>> 0)
+  }
+
+  /** Goes on with a read that is larger than a chunk: piece after piece, as the client takes them. */
+  #pump(): void {
+    const stream = this.#stream!
+    const { device } = this.#served!
+    while (stream.left > 0 && !stream.waiting) {
+      this.#flush()
+      if (this.#draining || this.ended) return
+      const header = stream.begun ? 0 : this.#structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
+      this.#reserve(header + Math.min(stream.left, largeChunk - roomBytes))
+      const chunk = this.#out!
+      const place = this.#to
+      const fits = chunk.capacity - place - header
+      const unit = device.preferredBlockSize <= fits ? device.preferredBlockSize : device.blockSize
+      const length = stream.left <= fits ? stream.left : fits - ((stream.at + fits) % unit)
+      let completion: Completion
+      if (stream.error !== 0) chunk.bytes.fill(0, place + header, place + header + length)
+      else {
+        try {
+          completion = device.read(stream.at, chunk.view(place + header, length))
+        } catch (thrown) {
+          if (!this.#streamFailed(stream, this.#errorOf(thrown))) return
+          continue
+        }
+      }
+      if (completion === undefined) {
+        this.#streamed(stream, chunk, place, header, length)
+        continue
+      }
+      chunk.holds++
+      stream.waiting = true
+      this.#inFlight++
+      const settled = (failure: number): void => {
+        this.#inFlight--
+        stream.waiting = false
+        if (!this.ended && (failure === 0 || this.#streamFailed(stream, failure)) && failure === 0)
+          this.#streamed(stream, chunk, place, header, length)
+        this.#service.pool.release(chunk)
+        this.#wake()
+        this.#checkIdle()
+      }
+      completion.then(
+        () => settled(0),
+        (reason: unknown) => settled(this.#errorOf(reason)),
+      )
+    }
+    if (stream.left > 0 || this.#stream === undefined) return
+    this.#stream = undefined
+    if (this.#structured) {
+      if (stream.error === 0) this.#chunk(ReplyChunk.NONE, stream.high, stream.low)
+      else this.#fail(stream.error, stream.high, stream.low)
+    }
+    this.#endHeld()
+  }
+
+  #endHeld(): void {
+    const held = this.#held
+    this.#held = []
+    for (const reply of held) reply()
+  }
+
+  #streamed(stream: Stream, chunk: Chunk, place: number, header: number, length: number): void {
+    if (header > 0) {
+      this.#readHeader(chunk, place, 0, stream.at, stream.length, stream.high, stream.low)
+      stream.begun = true
+    }
+    this.#to = place + header + length
+    stream.at += length
+    stream.left -= length
+  }
+
+  /** A piece could not be read. True: the stream goes on, with zeros in place of what is missing. */
+  #streamFailed(stream: Stream, error: number): boolean {
+    if (!stream.begun) {
+      this.#stream = undefined
+      this.#fail(error, stream.high, stream.low)
+      this.#endHeld()
+      return false
+    }
+    // In a simple reply that has begun there is no place for an error.
+    if (!this.#structured) return this.#destroy()
+    stream.error = error
+    return true
+  }
+
+  /** Takes as much of a payload as is there. True: it is complete. */
+  #payload(): boolean {
+    while (this.#writeLeft > 0) {
+      let count = Math.min(this.#end - this.#start, this.#writeLeft)
+      if (this.#writeError === 0) {
+        if (count < this.#writeLeft) {
+          if (this.#in.capacity - this.#end >= roomBytes) return false
+          // The chunk is full: all whole blocks go on, so that there is room again.
+          const { preferredBlockSize, blockSize } = this.#served!.device
+          const end = this.#writeAt + count
+          const whole = count - (end % preferredBlockSize)
+          count = whole > 0 ? whole : count - (end % blockSize)
+        }
+        if (count <= 0 || this.#waits()) return false
+        this.#writePart(count)
+      } else if (count === 0) return false
+      this.#start += count
+      this.#writeAt += count
+      this.#writeLeft -= count
+    }
+    if (this.#phase !== Phase.Payload) return false
+    this.#phase = Phase.Requests
+    const write = this.#write
+    if (write !== undefined) {
+      this.#write = undefined
+      write.given = true
+      if (this.#writeError !== 0) write.error = this.#writeError
+      if (write.parts === 0) this.#written(write.error, write.flags, write.high, write.low)
+    } else this.#written(this.#writeError, this.#writeFlags, this.#writeHigh, this.#writeLow)
+    return true
+  }
+
+  #writePart(count: number): void {
+    const { device, counters } = this.#served!
+    const chunk = this.#in
+    counters.bytesWritten += count
+    let completion: Completion
+    try {
+      completion = device.write(this.#writeAt, chunk.view(this.#start, count))
+    } catch (thrown) {
+      this.#writeError = this.#errorOf(thrown)
+      return
+    }
+    if (completion === undefined) return
+    this.#write ??= {
+      high: this.#writeHigh,
+      low: this.#writeLow,
+      flags: this.#writeFlags,
+      parts: 0,
+      given: false,
+      error: 0,
+    }
+    const write = this.#write
+    write.parts++
+    chunk.holds++
+    this.#later(completion, (failure) => {
+      this.#service.pool.release(chunk)
+      write.parts--
+      if (failure !== 0) write.error = failure
+      if (write.given && write.parts === 0) this.#written(write.error, write.flags, write.high, write.low)
+    })
+  }
+
+  #written(error: number, flags: number, high: number, low: number): void {
+    this.#served!.counters.writes++
+    if (error !== 0) this.#fail(error, high, low)
+    else if ((flags & CommandFlag.FUA) === 0) this.#simple(0, high, low)
+    else this.#answer(() => this.#served!.device.flush(), 0, high, low)
+  }
+
+  /** Everything but READ, WRITE and DISC. */
+  #command(type: number, flags: number, at: number, length: number, high: number, low: number): void {
+    const served = this.#served!
+    const { device, counters } = served
+    const { FUA, NO_HOLE, REQ_ONE, FAST_ZERO } = CommandFlag
+    let error: number
+    switch (type) {
+      case Command.FLUSH:
+        counters.flushes++
+        error = (flags & ~FUA) !== 0 || at !== 0 || length !== 0 ? Errno.EINVAL : 0
+        if (error === 0) this.#answer(() => device.flush(), 0, high, low)
+        break
+      case Command.TRIM:
+        counters.trims++
+        error = this.#judgeWrite(flags, FUA, at, length)
+        // Over the end: ENOSPC belongs to what writes, EINVAL to a trim.
+        if (error === Errno.ENOSPC) error = Errno.EINVAL
+        if (error === 0) this.#answer(() => sliced(at, length, (from, n) => device.discard(from, n)), flags, high, low)
+        break
+      case Command.WRITE_ZEROES: {
+        counters.zeroes++
+        error = this.#judgeWrite(flags, FUA | NO_HOLE | FAST_ZERO, at, length)
+        const keep = (flags & NO_HOLE) !== 0
+        // Zeros that keep their room may be as slow as any other bytes; without it they are a discard.
+        if (error === 0 && keep && (flags & FAST_ZERO) !== 0) error = Errno.ENOTSUP
+        if (error === 0)
+          this.#answer(() => sliced(at, length, (from, n) => device.zero(from, n, keep)), flags, high, low)
+        break
+      }
+      case Command.CACHE:
+        counters.caches++
+        error = (flags & ~FUA) !== 0 ? Errno.EINVAL : this.#judgeRange(at, length)
+        if (error === 0) this.#simple(0, high, low)
+        break
+      case Command.BLOCK_STATUS:
+        counters.statuses++
+        error = !this.#status || (flags & ~(FUA | REQ_ONE)) !== 0 ? Errno.EINVAL : this.#judgeRange(at, length)
+        if (error === 0 && length === 0) error = Errno.EINVAL
+        if (error === 0) this.#blockStatus((flags & REQ_ONE) !== 0, at, length, high, low)
+        break
+      case Command.RESIZE:
+        counters.resizes++
+        error = this.#judgeResize(flags, at)
+        if (error === 0) error = this.#resize(at)
+        if (error === 0) this.#simple(0, high, low)
+        break
+      default:
+        error = Errno.EINVAL
+    }
+    if (error !== 0) this.#fail(error, high, low)
+  }
+
+  #judgeResize(flags: number, size: number): number {
+    const { device, resizable, readOnly, connections } = this.#served!
+    if ((flags & ~CommandFlag.FUA) !== 0) return Errno.EINVAL
+    if (!resizable || readOnly) return Errno.EPERM
+    if (size % device.blockSize !== 0 || !Number.isSafeInteger(size)) return Errno.EINVAL
+    // Others would lose what they believe to have.
+    return size < device.sizeBytes && connections > 1 ? Errno.EPERM : 0
+  }
+
+  #resize(size: number): number {
+    const { device } = this.#served!
+    const grows = size > device.sizeBytes
+    try {
+      device.resize!(size)
+      return 0
+    } catch (thrown) {
+      const error = this.#errorOf(thrown)
+      return grows && (error === Errno.ENOMEM || error === Errno.EINVAL) ? Errno.ENOSPC : error
+    }
+  }
+
+  #blockStatus(one: boolean, at: number, length: number, high: number, low: number): void {
+    const extents: number[] = []
+    const states: number[] = []
+    try {
+      this.#served!.device.map(at, length, (run, allocated) => {
+        const state = allocated ? 0 : STATE_HOLE_ZERO
+        const last = extents.length - 1
+        if (last >= 0 && states[last] === state) extents[last]! += run
+        else if (last + 1 >= (one ? 1 : maximumExtents)) return false
+        else {
+          extents.push(run)
+          states.push(state)
+        }
+        return true
+      })
+    } catch (thrown) {
+      this.#fail(this.#errorOf(thrown), high, low)
+      return
+    }
+    const place = this.#chunk(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * extents.length)
+    const { data } = this.#out!
+    data.setUint32(place, contextId)
+    for (let n = 0; n < extents.length; n++) {
+      data.setUint32(place + 4 + 8 * n, extents[n]!)
+      data.setUint32(place + 8 + 8 * n, states[n]!)
+    }
+  }
+
+  // ---- replies
+
+  /** Does something on the device, then with FUA a flush, then answers. */
+  #answer(operation: () => Completion, flags: number, high: number, low: number): void {
+    let completion: Completion
+    try {
+      completion = operation()
+    } catch (thrown) {
+      this.#fail(this.#errorOf(thrown), high, low)
+      return
+    }
+    const flush = (flags & CommandFlag.FUA) !== 0
+    const done = (failure: number): void => {
+      if (failure !== 0) this.#fail(failure, high, low)
+      else if (flush) this.#answer(() => this.#served!.device.flush(), 0, high, low)
+      else this.#simple(0, high, low)
+    }
+    if (completion === undefined) done(0)
+    else this.#later(completion, done)
+  }
+
+  /** Waits for a device. `done` gets 0 or the protocol's number of the error; replies in it wait for a stream's end. */
+  #later(completion: Promise<void>, done: (failure: number) => void): void {
+    this.#inFlight++
+    const finish = (failure: number): void => {
+      this.#inFlight--
+      if (this.#stream === undefined) done(failure)
+      else this.#held.push(() => done(failure))
+      this.#wake()
+      this.#checkIdle()
+    }
+    completion.then(
+      () => finish(0),
+      (reason: unknown) => finish(this.#errorOf(reason)),
+    )
+  }
+
+  #simple(error: number, high: number, low: number): void {
+    if (this.ended) return
+    this.#reserve(SIMPLE_BYTES)
+    const { data } = this.#out!
+    const place = this.#to
+    data.setUint32(place, SIMPLE_REPLY_MAGIC)
+    data.setUint32(place + 4, error)
+    data.setInt32(place + 8, high)
+    data.setInt32(place + 12, low)
+    this.#to = place + SIMPLE_BYTES
+  }
+
+  /** Begins a final chunk of a structured reply; returns where its payload goes. */
+  #chunk(type: number, high: number, low: number, length = 0): number {
+    this.#reserve(CHUNK_BYTES + length)
+    const { data } = this.#out!
+    const place = this.#to
+    data.setUint32(place, STRUCTURED_REPLY_MAGIC)
+    data.setUint16(place + 4, CHUNK_DONE)
+    data.setUint16(place + 6, type)
+    data.setInt32(place + 8, high)
+    data.setInt32(place + 12, low)
+    data.setUint32(place + 16, length)
+    this.#to = place + CHUNK_BYTES + length
+    return place + CHUNK_BYTES
+  }
+
+  #fail(error: number, high: number, low: number): void {
+    if (this.ended) return
+    this.#served!.counters.errors++
+    if (!this.#structured) {
+      this.#simple(error, high, low)
+      return
+    }
+    const place = this.#chunk(ReplyChunk.ERROR, high, low, 6)
+    const { data } = this.#out!
+    data.setUint32(place, error)
+    data.setUint16(place + 4, 0)
+  }
+
+  #errorOf(thrown: unknown): number {
+    this.#service.failed(thrown, this.#served!)
+    return errnoOf(thrown)
+  }
+
+  // ---- sending
+
+  #append(bytes: Buffer): void {
+    this.#reserve(bytes.length)
+    bytes.copy(this.#out!.bytes, this.#to)
+    this.#to += bytes.length
+  }
+
+  /** Makes room for `need` bytes in one piece at `#to`; false when no chunk to be had is that large. */
+  #reserve(need: number): boolean {
+    const { pool } = this.#service
+    if (this.#out !== undefined && this.#out.capacity - this.#to < need) {
+      this.#flush()
+      const out: Chunk | undefined = this.#out
+      if (out !== undefined && out.capacity - this.#to < need) {
+        this.#seal()
+        pool.release(out)
+        this.#out = undefined
+      }
+    }
+    if (this.#out === undefined) {
+      this.#out = pool.take(true)
+      this.#from = 0
+      this.#to = 0
+    }
+    return this.#out.capacity - this.#to >= need
+  }
+
+  /** Sends what is ready. */
+  #flush(): void {
+    if (this.#flushing) return
+    this.#flushing = true
+    while (!this.#draining && !this.ended) {
+      const first = this.#queue.shift()
+      if (first !== undefined) this.#send(first.chunk, first.from, first.to)
+      else if (this.#from < this.#to) {
+        const out = this.#out!
+        const from = this.#from
+        out.holds++
+        this.#from = this.#to
+        this.#send(out, from, this.#to)
+      } else break
+    }
+    this.#flushing = false
+    // An idle connection has nothing to send from.
+    if (this.#from === this.#to && this.#out?.holds === 1) {
+      this.#service.pool.release(this.#out)
+      this.#out = undefined
+    }
+    if (this.#ending && !this.ended) this.#checkEnd()
+  }
+
+  /** Sends ready bytes; the hold on the chunk goes with them. */
+  #send(chunk: Chunk, from: number, to: number): void {
+    const { pool } = this.#service
+    const sent = this.#wire.sendNow(chunk, from, to - from)
+    if (sent === to - from) {
+      pool.release(chunk)
+      return
+    }
+    if (sent < 0) {
+      pool.release(chunk)
+      this.#destroy()
+      return
+    }
+    this.#draining = true
+    this.#wire.send(new Uint8Array(chunk.bytes.buffer, from + sent, to - from - sent), () => {
+      pool.release(chunk)
+      this.#draining = false
+      this.#wake()
+    })
+  }
+
+  // ---- ending
+
+  /** Begins nothing any more; closes when everything in flight is done and sent. */
+  #endSoon(): void {
+    this.#ending = true
+    this.#flush()
+  }
+
+  #checkEnd(): void {
+    if (this.#inFlight > 0 || this.#draining || this.#queue.length > 0 || this.#from < this.#to) return
+    if (this.#stream !== undefined || this.#whenIdle !== undefined) return
+    this.#wire.end()
+  }
+
+  #checkIdle(): void {
+    if (this.#inFlight > 0 || this.#whenIdle === undefined) return
+    const resolve = this.#whenIdle
+    this.#whenIdle = undefined
+    resolve()
+  }
+
+  /** The client broke the protocol, or is gone. */
+  #destroy(): false {
+    this.closed()
+    this.#wire.destroy()
+    return false
+  }
+}
+
+/** The answer to an error of a device. */
+export function errnoOf(thrown: unknown): number {
+  // Bounded, because causes can be circular.
+  let error = thrown
+  for (let depth = 0; depth < 8 && error instanceof Error; depth++) {
+    switch ((error as NodeJS.ErrnoException).code) {
+      case 'ENOSPC':
+      case 'EDQUOT':
+      case 'EFBIG':
+        return Errno.ENOSPC
+      case 'EPERM':
+      case 'EACCES':
+      case 'EROFS':
+        return Errno.EPERM
+      case 'ENOMEM':
+      case 'TMEM_NO_MEMORY':
+        return Errno.ENOMEM
+      case 'TMEM_CLOSED':
+        return Errno.ESHUTDOWN
+      default:
+    }
+    error = error.cause
+  }
+  // The size may have changed since the range was judged.
+  return thrown instanceof RangeError && !(thrown instanceof TmemError) ? Errno.EINVAL : Errno.EIO
+}
+
+/** Text that goes with an error reply. */
+const message = (text: string): Buffer => Buffer.from(text)
+
+/** An NBD_INFO item that is a string. */
+function labelled(type: number, text: Buffer): Buffer {
+  const item = Buffer.alloc(2 + text.length)
+  item.writeUInt16BE(type, 0)
+  text.copy(item, 2)
+  return item
+}
+
+/** Data of (SET_|LIST_)META_CONTEXT; `undefined` when the lengths do not fit. */
+function contextQueries(body: Buffer): { name: string; queries: string[] } | undefined {
+  let at = 0
+  const number = (): number => {
+    if (at + 4 > body.length) return -1
+    at += 4
+    return body.readUInt32BE(at - 4)
+  }
+  const text = (): string | undefined => {
+    const length = number()
+    if (length < 0 || length > MAXIMUM_STRING || at + length > body.length) return undefined
+    at += length
+    return body.toString('utf8', at - length, at)
+  }
+  const name = text()
+  const count = number()
+  if (name === undefined || count < 0) return undefined
+  const queries: string[] = []
+  for (let n = 0; n < count; n++) {
+    const query = text()
+    if (query === undefined) return undefined
+    queries.push(query)
+  }
+  return at === body.length ? { name, queries } : undefined
+}
+
+/** Long ranges in slices, with turns of others between them. */
+function sliced(at: number, length: number, operation: (from: number, count: number) => Completion): Completion {
+  return length <= sliceBytes ? operation(at, length) : inSlices(at, length, operation)
+}
+
+async function inSlices(
+  at: number,
+  length: number,
+  operation: (from: number, count: number) => Completion,
+): Promise<void> {
+  for (let done = 0; done < length; done += sliceBytes) {
+    const completion = operation(at + done, Math.min(sliceBytes, length - done))
+    if (completion !== undefined) await completion
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}

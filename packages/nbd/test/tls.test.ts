@@ -1,0 +1,161 @@
+import { execFileSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
+import { memoryDevice, type NbdAddress, type NbdServer, type NbdTls } from '../src/index.ts'
+import { Option, Reply } from '../src/protocol.ts'
+import { bytesOf, Client, Gone, infoBytes, optionBytes, serve, testFolder, until } from './client.ts'
+
+interface Keys {
+  readonly ca: Buffer
+  readonly server: { key: Buffer; cert: Buffer }
+  readonly client: { key: Buffer; cert: Buffer }
+  /** Signed by nobody whom the server knows. */
+  readonly stranger: { key: Buffer; cert: Buffer }
+}
+
+function makeKeys(folder: string): Keys {
+  const at = (name: string): string => join(folder, name)
+  const openssl = (...words: string[]): void => {
+    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
+  }
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
+  for (const name of ['ca', 'stranger'])
+    openssl(
+      'req',
+      '-x509',
+      ...key,
+      '-days',
+      '2',
+      '-subj',
+      `/CN=${name}`,
+      '-keyout',
+      `${name}.key`,
+      '-out',
+      `${name}.pem`,
+    )
+  writeFileSync(at('names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+  for (const name of ['server', 'client']) {
+    openssl('req', ...key, '-subj', `/CN=${name}`, '-keyout', `${name}.key`, '-out', `${name}.csr`)
+    const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
+    openssl('x509', '-req', '-in', `${name}.csr`, ...signed, '-out', `${name}.pem`)
+  }
+  const pair = (name: string): { key: Buffer; cert: Buffer } => ({
+    key: readFileSync(at(`${name}.key`)),
+    cert: readFileSync(at(`${name}.pem`)),
+  })
+  return { ca: readFileSync(at('ca.pem')), server: pair('server'), client: pair('client'), stranger: pair('stranger') }
+}
+
+describe('TLS', () => {
+  let keys: Keys
+  beforeAll(() => {
+    try {
+      keys = makeKeys(testFolder())
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    }
+  })
+
+  const start = async (tls: Partial<NbdTls> = {}): Promise<{ address: NbdAddress; server: NbdServer }> =>
+    serve(
+      { exports: [{ device: memoryDevice({ sizeBytes: 2 ** 22 }) }] },
+      { port: 0, tls: { ...keys.server, ca: keys.ca, ...tls } },
+    )
+  const checks = { ca: (): Buffer => keys.ca }
+
+  test('is required: everything else is refused before', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address } = await start()
+    const client = await Client.greeted(address)
+    for (const option of [Option.LIST, Option.STRUCTURED_REPLY, Option.GO, 77])
+      expect((await client.option(option, infoBytes('')))[0]!.type).toBe(Reply.ERR_TLS_REQD)
+    expect((await client.option(Option.STARTTLS))[0]!.type).toBe(Reply.ACK)
+    await client.secure({ ca: checks.ca(), host: 'localhost' })
+    // What was said before does not count, and TLS is there already.
+    expect((await client.option(Option.STARTTLS))[0]!.type).toBe(Reply.ERR_INVALID)
+    await client.structuredReplies()
+    await client.go()
+    const bytes = bytesOf(1, 1_500_000)
+    expect((await client.write(7, bytes)).error).toBe(0)
+    expect((await client.read(7, bytes.length)).data.equals(bytes)).toBe(true)
+    const many = await Promise.all(Array.from({ length: 64 }, (_, n) => client.read(7 + n * 4096, 4096)))
+    expect(many.every(({ data }, n) => data.equals(bytes.subarray(n * 4096, n * 4096 + 4096)))).toBe(true)
+  })
+
+  test('the old way in ends the connection; with TLS it works, with and without padding', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address, server } = await start()
+    const early = await Client.greeted(address)
+    early.send(optionBytes(Option.EXPORT_NAME))
+    expect(await early.closed).toBe(true)
+    for (const [flags, length] of [
+      [3, 10],
+      [1, 134],
+    ] as const) {
+      const client = await Client.greeted(address, flags)
+      await client.option(Option.STARTTLS)
+      await client.secure({ ca: checks.ca(), host: 'localhost' })
+      client.send(optionBytes(Option.EXPORT_NAME))
+      expect((await client.bytes(length)).readBigUInt64BE()).toBe(2n ** 22n)
+      client.transmit()
+      expect((await client.read(0, 16)).data).toEqual(Buffer.alloc(16))
+    }
+    expect(server.stats().counters).toMatchObject({ connections: 2, secured: 2 })
+  })
+
+  test('optional: a client may do without', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address } = await start({ optional: true })
+    expect((await (await Client.ready(address)).read(0, 16)).error).toBe(0)
+  })
+
+  test('clients that have to show a certificate', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address, server } = await start({ verifyClients: true })
+    const known = await Client.greeted(address)
+    await known.option(Option.STARTTLS)
+    await known.secure({ ca: checks.ca(), host: 'localhost', ...keys.client })
+    await known.go()
+    expect((await known.read(0, 16)).error).toBe(0)
+    for (const credentials of [{}, keys.stranger]) {
+      const unknown = await Client.greeted(address)
+      await unknown.option(Option.STARTTLS)
+      // With TLS 1.3 the refusal may come only after the client believes to be done.
+      await unknown.secure({ ca: checks.ca(), host: 'localhost', ...credentials }).catch(() => {})
+      await expect(unknown.option(Option.LIST)).rejects.toBeInstanceOf(Gone)
+    }
+    expect(server.stats().counters).toMatchObject({ secured: 1 })
+    expect((await known.read(0, 16)).error).toBe(0)
+  })
+
+  test('bytes in the clear behind STARTTLS end the connection', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address } = await start()
+    const client = await Client.greeted(address)
+    client.send(optionBytes(Option.STARTTLS), optionBytes(Option.LIST))
+    expect(await client.closed).toBe(true)
+  })
+
+  test('garbage instead of a handshake, and a server that closes in the middle of one', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const { address, server } = await start()
+    const garbage = await Client.greeted(address)
+    await garbage.option(Option.STARTTLS)
+    garbage.send(bytesOf(1, 1000))
+    expect(await garbage.closed).toBe(true)
+    const waiting = await Client.greeted(address)
+    await waiting.option(Option.STARTTLS)
+    await server.close()
+    expect(await waiting.closed).toBe(true)
+    await until(() => server.stats().counters['buffer_bytes'] === 0)
+  })
+
+  test('verifyClients without somebody who signs', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    await expect(serve({}, { port: 0, tls: { ...keys.server, verifyClients: true } })).rejects.toThrow(
+      'verifyClients needs ca',
+    )
+  })
+})
