@@ -152,7 +152,7 @@ export class SwappableBuffer {
         modules,
         cpu,
       }
-      const worker = await startPager(task, port)
+      const worker = await startPager(task)
       return new SwappableBuffer(system, worker, task, port, buffer, affinity)
     } catch (error) {
       for (const step of undo.reverse()) step()
@@ -174,10 +174,9 @@ export class SwappableBuffer {
   stats(): StatsNode {
     this.#assertOpen()
     this.#command(Command.stats, 0)
-    const received = receiveMessageOnPort(this.#port) as { message: PagerMessage } | undefined
-    if (received?.message.kind !== 'stats')
-      throw new TmemError('TMEM_BROKEN', 'userfault: the pager posted no statistics')
-    return received.message.stats
+    const received = receiveMessageOnPort(this.#port) as { message: StatsNode } | undefined
+    if (received === undefined) throw new TmemError('TMEM_BROKEN', 'userfault: the pager posted no statistics')
+    return received.message
   }
 
   /**
@@ -190,12 +189,11 @@ export class SwappableBuffer {
   }
 
   async #close(): Promise<void> {
-    const closed = nextMessage(this.#worker, this.#port)
+    const closed = nextMessage(this.#worker)
     this.#command(Command.close, 0)
     process.off('exit', this.#atExit)
     const message = await closed
     this.#port.close()
-    await exited(this.#worker)
     this.#system.drop(this.#address, this.buffer.byteLength)
     this.#system.close(this.#bell)
     if (this.#affinity !== undefined) this.#system.setAffinity(this.#affinity)
@@ -222,7 +220,7 @@ export class SwappableBuffer {
 }
 
 /** Starts the pager's thread and waits until it watches. */
-async function startPager(task: PagerTask, port: MessagePort): Promise<Worker> {
+async function startPager(task: PagerTask): Promise<Worker> {
   const worker = new Worker(new URL('./pager.js', import.meta.url), {
     name: 'tmem pager',
     workerData: task,
@@ -230,11 +228,10 @@ async function startPager(task: PagerTask, port: MessagePort): Promise<Worker> {
     // Flags of the program (a loader, --eval, a test runner's conditions) are not the pager's.
     execArgv: [],
   })
-  const message = await nextMessage(worker, port)
+  const message = await nextMessage(worker)
   if (message.kind === 'open') {
-    // Neither keeps the program running.
+    // It does not keep the program running.
     worker.unref()
-    port.unref()
     return worker
   }
   await exited(worker)
@@ -243,12 +240,15 @@ async function startPager(task: PagerTask, port: MessagePort): Promise<Worker> {
   throw new TmemError(message.code, message.message, { layer: 'userfault' })
 }
 
-/** The next thing that the pager has to say. Rejects when its thread ends without a word. */
-function nextMessage(worker: Worker, port: MessagePort): Promise<PagerMessage> {
+/**
+ * The next thing that the pager has to say. Rejects when its thread ends without a word: the runtime delivers what a worker posted to
+ * its parent before it says that the worker has ended (which holds for no other port).
+ */
+function nextMessage(worker: Worker): Promise<PagerMessage> {
   worker.ref()
   return new Promise((resolve, reject) => {
     const finish = (): void => {
-      port.off('message', onMessage)
+      worker.off('message', onMessage)
       worker.off('error', onError)
       worker.off('exit', onExit)
     }
@@ -261,7 +261,7 @@ function nextMessage(worker: Worker, port: MessagePort): Promise<PagerMessage> {
       reject(error instanceof Error ? error : new Error(String(error)))
     }
     const onExit = (code: number): void => onError(new Error(`the pager's thread ended with code ${code}`))
-    port.on('message', onMessage)
+    worker.on('message', onMessage)
     worker.on('error', onError)
     worker.on('exit', onExit)
   })

@@ -22,8 +22,8 @@
  *  - Any failure ends the process (`guard`): neither a hang nor a wrong byte.
  */
 import { writeSync } from 'node:fs'
-import { setImmediate } from 'node:timers/promises'
-import { workerData } from 'node:worker_threads'
+import { setImmediate, setTimeout } from 'node:timers/promises'
+import { parentPort, workerData } from 'node:worker_threads'
 import {
   compose,
   GetOutcome,
@@ -84,6 +84,11 @@ const patienceMs = 60_000
 /** While a fetch is under way the pager looks for its answer all the time, then once a millisecond. */
 const spinMs = 1
 const idleMs = 100
+/**
+ * A thread that is to end does nothing for so long first. Node 20 aborts, seldom, when a worker ends while a function of it is being
+ * compiled in the background: it forgets the worker's isolate before V8 has waited for that.
+ */
+const graceMs = 50
 /** Frames kept free for the faults that come in at once, so that the limit holds at every moment. */
 const headroom = messageBatch
 /** Faults after which the event loop gets a turn, and the stack some background work. */
@@ -224,7 +229,7 @@ class Pager {
       return waited < spinMs ? 0 : 1
     }
     if (this.#pendingWork) return 0
-    return this.#disarmed ? 1 : idleMs
+    return this.#disarmed ? graceMs : idleMs
   }
 
   #answerFaults(): void {
@@ -420,7 +425,7 @@ class Pager {
         this.#argument[0] = this.#trim(this.#argument[0]!)
         break
       case Command.stats:
-        this.#post({ kind: 'stats', stats: this.#stats() })
+        this.#task.port.postMessage(this.#stats())
         break
       case Command.disarm:
         this.#disarmed = true
@@ -481,10 +486,6 @@ class Pager {
     }
   }
 
-  #post(message: PagerMessage): void {
-    this.#task.port.postMessage(message)
-  }
-
   #lost(page: number): TmemError {
     return new TmemError('TMEM_BROKEN', `the stack has lost page ${page}, which it had stored`)
   }
@@ -517,8 +518,8 @@ function blocking(factory: LayerFactory): LayerFactory {
 }
 
 async function main(task: PagerTask): Promise<void> {
-  const { port, cpu } = task
-  const post = (message: PagerMessage): void => port.postMessage(message)
+  const { cpu } = task
+  const post = (message: PagerMessage): void => parentPort?.postMessage(message)
   let system: System
   let guard: Guard
   let store: PageStore
@@ -547,7 +548,6 @@ async function main(task: PagerTask): Promise<void> {
       code: error instanceof TmemError ? error.code : undefined,
       message: error instanceof Error ? error.message : String(error),
     })
-    port.close()
     return
   }
   post({ kind: 'open' })
@@ -565,7 +565,7 @@ async function main(task: PagerTask): Promise<void> {
   guard.release()
   system.close(task.fd)
   post({ kind: 'closed', error: failure })
-  port.close()
+  await setTimeout(graceMs)
 }
 
 await main(workerData as PagerTask)

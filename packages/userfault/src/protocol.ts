@@ -5,7 +5,7 @@
  * until the pager has written the answer. It may sleep, because the pager needs nothing of it.
  */
 import type { MessagePort } from 'node:worker_threads'
-import type { StatsNode, TmemErrorCode } from '@tmem/core'
+import type { TmemErrorCode } from '@tmem/core'
 
 /** Shared words (Int32Array). */
 export const COMMAND = 0
@@ -38,17 +38,17 @@ export interface PagerTask {
   /** Resident pages. */
   readonly limit: number
   readonly shared: SharedArrayBuffer
+  /** Statistics go here, because the owner takes them without waiting for an event. */
   readonly port: MessagePort
   readonly stack: unknown
   readonly modules: readonly string[]
   readonly cpu: number | undefined
 }
 
-/** What the pager posts: first `open` or `failed`, then an answer to each `stats`, last `closed`. */
+/** What the pager posts to its parent: first `open` or `failed`, last `closed`. */
 export type PagerMessage =
   | { readonly kind: 'open' }
   | { readonly kind: 'failed'; readonly code: TmemErrorCode | undefined; readonly message: string }
-  | { readonly kind: 'stats'; readonly stats: StatsNode }
   | { readonly kind: 'closed'; readonly error: string | undefined }
 
 /** Exit status of a process that ends because its pager did (EX_SOFTWARE of sysexits.h). */
