@@ -1,0 +1,394 @@
+/**
+ * FS-Cache, with memory instead of a disk behind it: a network file system hands in clean pages of its files and asks for them
+ * before it asks the server. The proposal of the mail of December 2009: an in-memory, compressed backend for FS-Cache.
+ *
+ * A **volume** stands for a server or an export, a **cookie** for a file in it. Pages rest in an ephemeral pool, and may disappear at any
+ * time: then a read says that there is no data, and the client asks its server. Dirty pages stay with the client.
+ *
+ * Invariants:
+ *  - A read fills the page with the bytes of the last write of that cookie, version and index, or answers `NoData` or `NoBuffer`:
+ *    never other bytes, never part of them, never an I/O error.
+ *  - Pages are kept under a name made of volume, cookie and version (24 bytes of SHA-256): another version finds nothing of this
+ *    one, also when the store below survives a restart.
+ *  - Nothing beyond the size of a cookie can be read from the cache; what was cut off does not come back.
+ *
+ * DEVIATION: reads and writes of a kernel backend are queued and answered later, because it waits for a disk. Here they are
+ * answered at once; only a store that has to wait (`Deferred` below) makes `read` answer a promise.
+ * DEVIATION: pinning, reserving space and index cookies for enumeration are not offered: nothing here outlives its room.
+ *
+ * Source: the FS-Cache contract as described in the reference notes, §4, and the kernel's FS-Cache documents (cookies, retire).
+ */
+import { createHash } from 'node:crypto'
+import {
+  assertPageSize,
+  basePageSize,
+  GetOutcome,
+  type ObjectId,
+  type PageStore,
+  type Pool,
+  PutOutcome,
+  poolRefusalName,
+  type StatsNode,
+  TmemError,
+} from '@tmem/core'
+
+/** Answer to a read. */
+export const ReadOutcome = {
+  /** The page is filled. */
+  Data: 0,
+  /** -ENODATA: the cookie is in the cache, this page is not (any more): ask the server, and write the page here. */
+  NoData: 1,
+  /** -ENOBUFS: the cookie is not in the cache: ask the server, do not bother to write here. */
+  NoBuffer: 2,
+} as const
+export type ReadOutcome = (typeof ReadOutcome)[keyof typeof ReadOutcome]
+
+/** Answer to a write. A page that is not stored costs a later read, nothing else. */
+export const WriteOutcome = {
+  Stored: 0,
+  /** The next read of this page says `NoData`. */
+  Dropped: 1,
+  /** -ENOBUFS: the cookie is not in the cache. */
+  NoBuffer: 2,
+} as const
+export type WriteOutcome = (typeof WriteOutcome)[keyof typeof WriteOutcome]
+
+/** Settings of a cache. */
+export interface FsCacheOptions {
+  /** Where pages rest: any stack with ephemeral pools. It is not closed with the cache. */
+  readonly store: PageStore
+  /** Bytes of a page (default 4096). */
+  readonly pageSize?: number
+  /** To whom the pool belongs (default 0). */
+  readonly client?: number
+  /** Cookies that can be acquired at once (default 65,536); further ones are not cached. */
+  readonly cookies?: number
+}
+
+/** Counters in the manner of /proc/fs/fscache/stats. */
+export interface FsCacheCounters {
+  /** Cookies acquired; how many of them found no room; and given up, with retirement or without. */
+  acquires: number
+  acquires_nobufs: number
+  relinquishes: number
+  retires: number
+  invalidates: number
+  resizes: number
+  /** Reads, and what they answered. */
+  reads: number
+  reads_ok: number
+  reads_nodata: number
+  reads_nobufs: number
+  /** Reads whose page was there, and could not be had. */
+  reads_failed: number
+  /** Writes, and what they answered. */
+  writes: number
+  writes_ok: number
+  writes_dropped: number
+  writes_nobufs: number
+}
+
+/** What a file is to the cache. */
+export interface CookieAuxiliary {
+  /** What tells one version of the file from another: an ETag, a change time with a size. Pages of one version only. */
+  readonly version: string
+  /** Bytes of the file. */
+  readonly size: number
+}
+
+/** When more pages than this are cut off, the whole file is dropped: the time of a call is bounded. */
+const largestSweep = 4096
+
+export class FsCache {
+  readonly pageSize: number
+  readonly counters: FsCacheCounters = {
+    acquires: 0,
+    acquires_nobufs: 0,
+    relinquishes: 0,
+    retires: 0,
+    invalidates: 0,
+    resizes: 0,
+    reads: 0,
+    reads_ok: 0,
+    reads_nodata: 0,
+    reads_nobufs: 0,
+    reads_failed: 0,
+    writes: 0,
+    writes_ok: 0,
+    writes_dropped: 0,
+    writes_nobufs: 0,
+  }
+  readonly #store: PageStore
+  readonly #pool: Pool
+  readonly #maxCookies: number
+  readonly #cookies = new Set<Cookie>()
+  readonly #volumes = new Map<string, Volume>()
+  #withdrawn = false
+
+  /** Throws `TmemError` (`TMEM_BAD_STACK`) when the store keeps no ephemeral pool with such pages. */
+  constructor(options: FsCacheOptions) {
+    const { store, pageSize = basePageSize, client = 0, cookies = 65_536 } = options
+    assertPageSize(pageSize)
+    if (!Number.isInteger(cookies) || cookies < 1)
+      throw new RangeError(`cookies must be a positive integer, got ${cookies}`)
+    const pool = store.newPool({ client, persistent: false, shared: true, pageSize })
+    if (typeof pool === 'number')
+      throw new TmemError(
+        'TMEM_BAD_STACK',
+        `${store.name} refused a shared ephemeral pool with pages of ${pageSize} bytes: ${poolRefusalName(pool)}`,
+        { layer: 'fscache' },
+      )
+    this.pageSize = pageSize
+    this.#store = store
+    this.#pool = pool
+    this.#maxCookies = cookies
+  }
+
+  /** Brings a volume into the cache. Throws `TmemError` (`TMEM_CLOSED`) after `withdraw`, `RangeError` for one that is in use (-EEXIST). */
+  acquireVolume(key: string): Volume {
+    if (this.#withdrawn) throw new TmemError('TMEM_CLOSED', 'the cache was withdrawn', { layer: 'fscache' })
+    if (this.#volumes.has(key)) throw new RangeError(`volume ${key} is in use already`)
+    const volume = new Volume(this, key, this.#pool, this.#cookies, this.#maxCookies, () => this.#volumes.delete(key))
+    this.#volumes.set(key, volume)
+    return volume
+  }
+
+  /** Takes the cache away: all pages are dropped, and every cookie answers `NoBuffer` from now on. Idempotent. */
+  withdraw(): void {
+    if (this.#withdrawn) return
+    this.#withdrawn = true
+    for (const cookie of this.#cookies) cookie.relinquish()
+    this.#volumes.clear()
+    this.#pool.destroy()
+  }
+
+  /** Counters, and the store's below. */
+  stats(): StatsNode {
+    return {
+      name: 'fscache',
+      counters: { ...this.counters, volumes: this.#volumes.size, cookies: this.#cookies.size },
+      children: [this.#store.stats()],
+    }
+  }
+}
+
+/** A server, or a part of one: the upper half of the names of its files. */
+export class Volume {
+  readonly key: string
+  readonly #cache: FsCache
+  readonly #pool: Pool
+  readonly #cookies: Set<Cookie>
+  readonly #maxCookies: number
+  readonly #released: () => void
+  readonly #mine = new Map<string, Cookie>()
+
+  /** Made by `FsCache.acquireVolume`. */
+  constructor(cache: FsCache, key: string, pool: Pool, cookies: Set<Cookie>, maxCookies: number, released: () => void) {
+    this.#cache = cache
+    this.key = key
+    this.#pool = pool
+    this.#cookies = cookies
+    this.#maxCookies = maxCookies
+    this.#released = released
+  }
+
+  /**
+   * Brings a file into the cache. One cookie per key at a time: throws `RangeError` for one that is in use. When all
+   * cookies are in use it is made without room in the cache: it answers `NoBuffer`.
+   */
+  acquireCookie(key: string, auxiliary: CookieAuxiliary): Cookie {
+    if (this.#mine.has(key)) throw new RangeError(`cookie ${key} of volume ${this.key} is in use already`)
+    const { counters } = this.#cache
+    counters.acquires++
+    const room = this.#cookies.size < this.#maxCookies
+    if (!room) counters.acquires_nobufs++
+    const cookie = new Cookie(this.#cache, room ? this.#pool : undefined, this.key, key, auxiliary, () => {
+      this.#mine.delete(key)
+      this.#cookies.delete(cookie)
+    })
+    this.#mine.set(key, cookie)
+    if (room) this.#cookies.add(cookie)
+    return cookie
+  }
+
+  /** Gives the volume and its cookies up; with `retire` their pages, too. */
+  relinquish(retire = false): void {
+    for (const cookie of this.#mine.values()) cookie.relinquish(retire)
+    this.#released()
+  }
+}
+
+/** A file in the cache. */
+export class Cookie {
+  readonly key: string
+  readonly #cache: FsCache
+  readonly #volume: string
+  readonly #released: () => void
+  #pool: Pool | undefined
+  #object: ObjectId
+  #size = 0
+  #version: string
+  /** Counts changes, so that a page that was asked for before one is not taken for a page of after; -1: given up. */
+  #epoch = 0
+
+  /** Made by `Volume.acquireCookie`. */
+  constructor(
+    cache: FsCache,
+    pool: Pool | undefined,
+    volume: string,
+    key: string,
+    auxiliary: CookieAuxiliary,
+    released: () => void,
+  ) {
+    assertSize(auxiliary.size)
+    this.#cache = cache
+    this.#pool = pool
+    this.#volume = volume
+    this.key = key
+    this.#version = auxiliary.version
+    this.#size = auxiliary.size
+    this.#object = nameOf(volume, key, auxiliary.version)
+    this.#released = released
+  }
+
+  /** True while the file has room in the cache. */
+  get enabled(): boolean {
+    return this.#pool !== undefined
+  }
+
+  /** Bytes of the file. */
+  get size(): number {
+    return this.#size
+  }
+
+  /** The version whose pages these are. */
+  get version(): string {
+    return this.#version
+  }
+
+  /** Pages of the file: the last one may be there in part; the rest of it is zeros. */
+  get pages(): number {
+    return Math.ceil(this.#size / this.#cache.pageSize)
+  }
+
+  /**
+   * Asks for a page. Answers at once, or a promise where the store has to wait. `NoData` for a page beyond the end, too. The page is
+   * untouched unless the answer is `Data`.
+   */
+  read(index: number, into: Uint8Array): ReadOutcome | Promise<ReadOutcome> {
+    const { counters } = this.#cache
+    counters.reads++
+    const pool = this.#pool
+    if (pool === undefined) {
+      counters.reads_nobufs++
+      return ReadOutcome.NoBuffer
+    }
+    if (index >= this.pages) return this.#answer(false)
+    const outcome = pool.get(this.#object, index, into)
+    return outcome === GetOutcome.Deferred ? this.#fetch(pool, index, into) : this.#answer(outcome === GetOutcome.Hit)
+  }
+
+  /** Hands in a clean page. Throws `RangeError` for one beyond the end of the file. */
+  write(index: number, page: Uint8Array): WriteOutcome {
+    const { counters } = this.#cache
+    if (!Number.isInteger(index) || index < 0 || index >= this.pages)
+      throw new RangeError(`page ${index} of ${this.key} is beyond its end: it has ${this.#size} bytes`)
+    counters.writes++
+    if (this.#pool === undefined) {
+      counters.writes_nobufs++
+      return WriteOutcome.NoBuffer
+    }
+    // A 32-bit index is all that a store has; further on, a file is not cached.
+    if (index <= 0xffffffff && this.#pool.put(this.#object, index, page) === PutOutcome.Stored) {
+      counters.writes_ok++
+      return WriteOutcome.Stored
+    }
+    counters.writes_dropped++
+    return WriteOutcome.Dropped
+  }
+
+  /** A page is not clean any more: the client is about to change it. */
+  uncache(index: number): void {
+    this.#pool?.flushPage(this.#object, index)
+  }
+
+  /** The file has another length. Pages that are cut off, also in part, are dropped. */
+  resize(size: number): void {
+    assertSize(size)
+    const { counters, pageSize } = this.#cache
+    counters.resizes++
+    // The last page of before has zeros behind its end, where there is something now, or will be after another change.
+    const from = Math.floor(Math.min(size, this.#size) / pageSize)
+    if (this.pages - from > largestSweep) this.#pool?.flushObject(this.#object)
+    else for (let index = from; index < this.pages; index++) this.#pool?.flushPage(this.#object, index)
+    this.#epoch++
+    this.#size = size
+  }
+
+  /** The file is another one now: all pages are dropped, and further ones belong to this version. */
+  invalidate(auxiliary: CookieAuxiliary): void {
+    assertSize(auxiliary.size)
+    this.#cache.counters.invalidates++
+    this.#pool?.flushObject(this.#object)
+    this.#epoch++
+    this.#version = auxiliary.version
+    this.#size = auxiliary.size
+    this.#object = nameOf(this.#volume, this.key, auxiliary.version)
+    // What another client of the same store may have left under that name is of the same version: it stays.
+  }
+
+  /** Gives the cookie up. With `retire` its pages are dropped; without, who acquires the same version again finds them. Idempotent. */
+  relinquish(retire = false): void {
+    if (this.#pool === undefined && this.#epoch < 0) return
+    const { counters } = this.#cache
+    counters.relinquishes++
+    if (retire) {
+      counters.retires++
+      this.#pool?.flushObject(this.#object)
+    }
+    this.#pool = undefined
+    this.#epoch = -1
+    this.#released()
+  }
+
+  async #fetch(pool: Pool, index: number, into: Uint8Array): Promise<ReadOutcome> {
+    const epoch = this.#epoch
+    const { pageSize, counters } = this.#cache
+    // Not into the caller's page: it may turn out to be one of another version.
+    const page = new Uint8Array(pageSize)
+    let outcome: GetOutcome = GetOutcome.Miss
+    try {
+      outcome = await pool.fetch(this.#object, index, page)
+    } catch (error) {
+      // The server has the page: a store that cannot give its copy has none. Anything worse is loud.
+      if (!(error instanceof TmemError) || (error.code !== 'TMEM_IO' && error.code !== 'TMEM_CORRUPT')) throw error
+      counters.reads_failed++
+    }
+    const good = outcome === GetOutcome.Hit && epoch === this.#epoch && index < this.pages
+    if (good) into.set(page)
+    return this.#answer(good)
+  }
+
+  #answer(good: boolean): ReadOutcome {
+    const { counters } = this.#cache
+    if (good) counters.reads_ok++
+    else counters.reads_nodata++
+    return good ? ReadOutcome.Data : ReadOutcome.NoData
+  }
+}
+
+function assertSize(size: number): void {
+  if (!Number.isSafeInteger(size) || size < 0)
+    throw new RangeError(`a size must be an integer, not negative; got ${size}`)
+}
+
+/** 24 bytes of SHA-256 over the three parts, each behind its length; never the reserved id. */
+function nameOf(volume: string, key: string, version: string): ObjectId {
+  const hash = createHash('sha256')
+  for (const part of [volume, key, version]) {
+    const bytes = Buffer.from(part)
+    hash.update(`${bytes.length}:`).update(bytes)
+  }
+  const name = BigInt(`0x${hash.digest('hex').slice(0, 48)}`)
+  return name === (1n << 192n) - 1n ? 0n : name
+}
