@@ -8,6 +8,7 @@ import { parseBytes } from '@tmem/core'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
 import { runSuite, suites } from './bench/suites.ts'
 import { BadInput, endingOf } from './ending.ts'
+import { defaultControl } from './serve/control.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
 
 /**
@@ -16,7 +17,12 @@ import { processTerminal, type Terminal } from './terminal.ts'
  */
 export async function run(words: readonly string[]): Promise<number> {
   const interruption = new AbortController()
+  let handler: (() => void) | undefined
   const interrupt = (): void => {
+    if (handler !== undefined) {
+      handler()
+      return
+    }
     // Nothing of a command's is left behind even then: exit handlers run.
     if (interruption.signal.aborted) process.exit(130)
     interruption.abort()
@@ -29,7 +35,12 @@ export async function run(words: readonly string[]): Promise<number> {
   process.on('SIGINT', interrupt)
   process.on('SIGTERM', interrupt)
   process.stdout.on('error', deaf)
-  const terminal = processTerminal(interruption.signal)
+  const terminal = processTerminal(interruption.signal, (taken) => {
+    handler = taken
+    return () => {
+      handler = undefined
+    }
+  })
   try {
     if (words.length === 0) throw new BadInput('name a command; tmem --help lists them')
     await program(terminal).parseAsync(words, { from: 'user' })
@@ -90,7 +101,56 @@ function program(terminal: Terminal): Command {
     .addOption(json())
     .action(async (text, options) => (await import('./layers.ts')).stack(text, options, terminal))
 
+  const control = (): Option =>
+    new Option('--control <path>', 'socket on which the server answers').default(defaultControl)
+
+  tmem
+    .command('serve')
+    .description('serve block devices over a stack, in the foreground, over NBD and as files')
+    .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
+    .requiredOption(
+      '--device <name=NAME,size=BYTES>',
+      'a device, perhaps with memlimit=BYTES and max=BYTES (repeat for more)',
+      list,
+    )
+    .option('--nbd <address>', 'serve over NBD: unix:PATH or tcp:HOST:PORT (repeat for more)', list)
+    .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
+    .addOption(control())
+    .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
+    .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed, 0)
+    .addOption(json())
+    .action(async (options) => (await import('./serve/serve.ts')).serve(options, terminal))
+
+  tmem
+    .command('stat')
+    .description('statistics of the devices of a server')
+    .addOption(control())
+    .option('--watch [seconds]', 'again and again (default: every second)')
+    .addOption(json())
+    .action(async (options) => (await import('./serve/stat.ts')).stat(options, terminal))
+
+  tmem
+    .command('swap')
+    .description('swap to a device of a server on this host (FUSE and a loop device), stop that, or show it')
+    .addArgument(new Argument('<what>', 'what to do').choices(['on', 'off', 'status']))
+    .argument('[device]', 'name of the device (default: the only one)')
+    .addOption(control())
+    .option('--priority <number>', 'priority of the swap area, 0 to 32767', seed, 100)
+    .addOption(json())
+    .action(async (what, device, options) => (await import('./serve/swap.ts')).swap(what, device, options, terminal))
+
+  tmem
+    .command('doctor')
+    .description('what this host lacks for swapping to tmem, and what to do about it')
+    .addOption(control())
+    .addOption(json())
+    .action(async (options) => (await import('./serve/doctor.ts')).doctor(options, terminal))
+
   return tmem
+}
+
+function list(text: string, before: readonly string[] = []): readonly string[] {
+  return [...before, text]
 }
 
 function bytes(text: string): number {

@@ -19,6 +19,11 @@ export interface Progress {
 export interface Terminal {
   /** Raised by SIGINT and SIGTERM. */
   readonly signal: AbortSignal
+  /**
+   * From now on SIGINT and SIGTERM call `handler`, each time, and neither raise `signal` nor end the process; until the function that
+   * this returns is called. For a server, which may have to refuse.
+   */
+  takeSignals(handler: () => void): () => void
   /** Prints the answer, or a part of it, to standard output. */
   print(text: string): void
   /** Prints a line to standard error. */
@@ -28,10 +33,11 @@ export interface Terminal {
 }
 
 /** The terminal of this process. */
-export function processTerminal(signal: AbortSignal): Terminal {
+export function processTerminal(signal: AbortSignal, takeSignals: Terminal['takeSignals']): Terminal {
   const note = (line: string): void => void process.stderr.write(`${line}\n`)
   return {
     signal,
+    takeSignals,
     print: (text) => void process.stdout.write(`${text}\n`),
     note,
     progress(label) {

@@ -58,6 +58,7 @@ export function temporaryDirectory(): string {
 /** A terminal that nobody reads. */
 export const silentTerminal = (signal: AbortSignal = new AbortController().signal): Terminal => ({
   signal,
+  takeSignals: () => () => undefined,
   print: () => undefined,
   note: () => undefined,
   progress: () => ({ at: () => undefined, end: () => undefined }),

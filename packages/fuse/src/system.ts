@@ -35,7 +35,7 @@ const pollIn = 1
 const detach = 2
 const setIoFlusherOption = 57
 
-/** The loaded functions. */
+/** The loaded functions, for one descriptor. */
 export class System {
   readonly #koffi: Koffi
   readonly #mount: Call
@@ -43,6 +43,9 @@ export class System {
   readonly #read: Call
   readonly #write: Call
   readonly #prctl: Call
+  /** What poll is told and answers. Kept here, because another thread writes to it while nothing else refers to it. */
+  readonly #record: DataView = new DataView(new ArrayBuffer(8))
+  readonly #recordBytes: Uint8Array = new Uint8Array(this.#record.buffer)
   readonly #poll: { async: (...args: unknown[]) => void }
 
   private constructor(koffi: Koffi) {
@@ -97,13 +100,11 @@ export class System {
     return written < 0 ? -this.#koffi.errno() : written
   }
 
-  /** Calls `then` when the descriptor has something to read, or has ended. Takes one of the runtime's threads until then. */
+  /** Calls `then` when the descriptor has something to read, or has ended. Takes one of the runtime's threads until then. One call at a time. */
   whenReadable(descriptor: number, then: () => void): void {
-    const record = new Uint8Array(8)
-    const view = new DataView(record.buffer)
-    view.setInt32(0, descriptor, true)
-    view.setInt16(4, pollIn, true)
-    this.#poll.async(record, 1, -1, (error: Error | null) => {
+    this.#record.setInt32(0, descriptor, true)
+    this.#record.setInt16(4, pollIn, true)
+    this.#poll.async(this.#recordBytes, 1, -1, (error: Error | null) => {
       if (error !== null) throw error
       then()
     })

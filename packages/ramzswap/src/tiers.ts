@@ -9,6 +9,7 @@ import {
   type Account,
   type Accounts,
   type Allocator,
+  type Capabilities,
   compose,
   type Layer,
   type PageStore,
@@ -153,4 +154,29 @@ export function openTiers(
 export function usedBytes({ counters, children }: StatsNode): number {
   const own = counters['used_bytes'] ?? counters['bytes'] ?? 0
   return children.reduce((sum, child) => sum + usedBytes(child), own)
+}
+
+/**
+ * The stacks of a device out of one stack that goes all the way down: its last layer, where it can stand alone and the rest without
+ * it, becomes the regular way (`backing` when it may have to wait, `uncompressed` when it is memory), so that the device can
+ * write back to it and tells in its statistics what rests where.
+ */
+export function tiersOf(layers: readonly Layer[]): DevicePlan {
+  const last = layers.slice(-1)
+  const rest = layers.slice(0, -1)
+  const end = planOf(last)
+  if (end === undefined || end.reservedBytes === 0 || (rest.length > 0 && planOf(rest)?.persistent !== true))
+    return { compressed: layers }
+  const regular = end.deferred ? { backing: last } : { uncompressed: last }
+  return rest.length === 0 ? regular : { compressed: rest, ...regular }
+}
+
+/** What a stack can do, or `undefined` when its layers cannot stand together. */
+function planOf(layers: readonly Layer[]): Capabilities | undefined {
+  try {
+    return planStack(layers)
+  } catch (error) {
+    if (error instanceof TmemError && error.code === 'TMEM_BAD_STACK') return undefined
+    throw error
+  }
 }

@@ -2,7 +2,7 @@ import { type Layer, memory, type PageStore, systemAllocator } from '@tmem/core'
 import { failingAllocator, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
-import { type Ramzswap, type RamzswapOptions, ramzswap, virtswap } from '../src/index.ts'
+import { type Ramzswap, type RamzswapOptions, ramzswap, tiersOf, virtswap } from '../src/index.ts'
 import {
   backingFile,
   bytesOf,
@@ -310,6 +310,20 @@ describe('a device', () => {
     expect(await contentOf(device, 0, 4096)).toEqual(page('noise'))
     expect(await contentOf(device, 4096, 4096)).toEqual(page('text'))
     await device.close()
+  })
+
+  test('one stack is taken apart where its last layer can stand alone', () => {
+    const [zip] = compressed()
+    const [file] = backingFile(pages).layers
+    const [plain] = room(pages)
+    const refuses: Layer = { ...plain!, plan: (below) => (below === undefined ? 'it needs a next layer' : below) }
+    expect(tiersOf([zip!, file!])).toEqual({ compressed: [zip], backing: [file] })
+    expect(tiersOf([zip!, plain!, file!])).toEqual({ compressed: [zip, plain], backing: [file] })
+    expect(tiersOf([zip!, plain!])).toEqual({ compressed: [zip], uncompressed: [plain] })
+    expect(tiersOf([file!])).toEqual({ backing: [file] })
+    expect(tiersOf([refuses, file!])).toEqual({ compressed: [refuses, file] })
+    expect(tiersOf([zip!])).toEqual({ compressed: [zip] })
+    expect(tiersOf([file!, zip!])).toEqual({ compressed: [file, zip] })
   })
 
   test('a closed device says so', async () => {

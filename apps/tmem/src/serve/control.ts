@@ -1,0 +1,113 @@
+/**
+ * The control socket of `tmem serve`: one line of JSON asks, one line of JSON answers, then the connection ends.
+ *
+ * A socket that nobody listens on any more is what a killed server left; it is replaced. Requests are at most 4 KiB.
+ */
+import { chmodSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { connect, createServer, type Server } from 'node:net'
+import type { StatsNode } from '@tmem/core'
+import { Failed } from '../ending.ts'
+
+/** Where it is unless said otherwise. */
+export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
+
+/** What can be asked. */
+export type Request = { readonly do: 'info' } | { readonly do: 'stats' }
+
+/** What a server is. */
+export interface Info {
+  readonly pid: number
+  readonly stack: string
+  readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
+  readonly nbd: readonly string[]
+  /** Directory of the FUSE mount, or null. */
+  readonly fuse: string | null
+}
+
+/** The answers, by request. */
+export interface Answers {
+  readonly info: Info
+  readonly stats: {
+    readonly info: Info
+    readonly devices: readonly StatsNode[]
+    readonly servers: readonly StatsNode[]
+  }
+}
+
+const maxRequest = 4096
+const patienceMs = 10_000
+
+/** Listens; `answer` throws for what it does not know. Rejects with `Failed` when the socket cannot be had. */
+export async function serveControl(path: string, answer: (request: Request) => object): Promise<Server> {
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    let text = ''
+    socket.setEncoding('utf8')
+    socket.setTimeout(patienceMs, () => socket.destroy())
+    // Whoever asked may go away at any time.
+    socket.on('error', () => socket.destroy())
+    socket.on('data', (part: string) => {
+      text += part
+      const end = text.indexOf('\n')
+      if (end < 0 && text.length <= maxRequest) return
+      socket.removeAllListeners('data')
+      socket.end(`${JSON.stringify(reply(text.slice(0, Math.max(end, 0)), answer))}\n`)
+    })
+  })
+  if (await isDead(path)) await rm(path)
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error) => reject(new Failed(`the control socket ${path} cannot be made: ${error.message}`)))
+    server.listen(path, resolve)
+  })
+  chmodSync(path, 0o600)
+  return server
+}
+
+function reply(text: string, answer: (request: Request) => object): object {
+  try {
+    return answer(JSON.parse(text) as Request)
+  } catch (error) {
+    return { error: (error as Error).message }
+  }
+}
+
+/** Whether a socket is there and nobody listens. */
+function isDead(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path)
+    socket.on('connect', () => {
+      socket.destroy()
+      resolve(false)
+    })
+    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
+  })
+}
+
+/** Asks a server. Rejects with `Failed` when there is none, or when it answers with an error. */
+export function ask<Kind extends Request['do']>(path: string, kind: Kind): Promise<Answers[Kind]> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(path)
+    let text = ''
+    socket.setEncoding('utf8')
+    socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
+    socket.on('connect', () => socket.write(`${JSON.stringify({ do: kind })}\n`))
+    socket.on('data', (part: string) => {
+      text += part
+    })
+    socket.on('error', (error) =>
+      reject(new Failed(`no server at ${path} (${error.message}): start one with tmem serve, or name its --control`)),
+    )
+    socket.on('end', () => {
+      let answer: unknown
+      try {
+        answer = JSON.parse(text)
+      } catch {
+        reject(new Failed(`the server at ${path} has not answered with JSON`))
+        return
+      }
+      if (typeof answer === 'object' && answer !== null && 'error' in answer)
+        reject(new Failed(`the server at ${path}: ${String(answer.error)}`))
+      else resolve(answer as Answers[Kind])
+    })
+  })
+}

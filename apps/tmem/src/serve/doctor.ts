@@ -1,0 +1,195 @@
+/**
+ * `tmem doctor`: looks at everything that swapping to tmem on this host needs, and says what to do about what is missing.
+ *
+ * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one of them can
+ * be gone; 1: none.
+ */
+import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
+import { release } from 'node:os'
+import { delimiter, join } from 'node:path'
+import { formatBytes } from '@tmem/core'
+import pc from 'picocolors'
+import { Failed } from '../ending.ts'
+import type { Terminal } from '../terminal.ts'
+import { ask } from './control.ts'
+
+/** What a check is about: needed by both ways, by one of them, or good to have. */
+type Need = 'both' | 'fuse' | 'nbd' | 'advice'
+
+interface Check {
+  readonly name: string
+  readonly need: Need
+  readonly ok: boolean
+  readonly found: string
+  /** What to do; empty where all is well. */
+  readonly advice: string
+}
+
+/** Below this much free memory a host swaps before tmem could help. */
+const headroomBytes = 256 * 2 ** 20
+
+export async function doctor(
+  options: { readonly control: string; readonly json?: true },
+  terminal: Terminal,
+): Promise<void> {
+  const checks = [
+    check(
+      'linux',
+      'both',
+      process.platform === 'linux',
+      `${process.platform} ${release()}`,
+      'swap to tmem from a Linux host or guest',
+    ),
+    check(
+      'root',
+      'both',
+      process.getuid?.() === 0,
+      `user ${process.getuid?.() ?? '?'}`,
+      'run tmem serve and tmem swap as root',
+    ),
+    ...['mkswap', 'swapon', 'swapoff'].map((name) => program(name, 'both', 'util-linux')),
+    device('/dev/fuse', 'fuse', 'load it with modprobe fuse'),
+    device('/dev/loop-control', 'fuse', 'load it with modprobe loop'),
+    program('losetup', 'fuse', 'mount'),
+    await koffi(),
+    nbdModule(),
+    program('nbd-client', 'nbd', 'nbd-client'),
+    memory(),
+    group(),
+    ...(await server(options.control)),
+  ]
+  const can = (way: 'fuse' | 'nbd'): boolean => checks.every(({ need, ok }) => ok || (need !== 'both' && need !== way))
+  const ways = { fuse: can('fuse'), nbd: can('nbd') }
+  const ready = ways.fuse || ways.nbd
+  if (options.json === true) terminal.print(JSON.stringify({ ready, ways, checks }))
+  else {
+    for (const { name, ok, need, found, advice } of checks) {
+      const mark = ok ? pc.green('ok     ') : need === 'advice' ? pc.yellow('advice ') : pc.red('missing')
+      terminal.print(`${mark}  ${name}: ${found}${ok ? '' : `: ${advice}`}`)
+    }
+    terminal.print(`FUSE and a loop device: ${ways.fuse ? 'yes' : 'no'}; NBD client: ${ways.nbd ? 'yes' : 'no'}`)
+  }
+  if (!ready) throw new Failed('this host cannot swap to tmem: see what is missing')
+}
+
+const check = (name: string, need: Need, ok: boolean, found: string, advice: string): Check => ({
+  name,
+  need,
+  ok,
+  found,
+  advice: ok ? '' : advice,
+})
+
+function program(name: string, need: Need, debianPackage: string): Check {
+  const path = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/sbin']
+    .map((folder) => join(folder, name))
+    .find((file) => isAllowed(file, constants.X_OK))
+  return check(name, need, path !== undefined, path ?? 'not found', `install the package ${debianPackage}`)
+}
+
+function device(path: string, need: Need, advice: string): Check {
+  const found = !existsSync(path)
+    ? 'not there'
+    : isAllowed(path, constants.R_OK | constants.W_OK)
+      ? 'there'
+      : 'not allowed'
+  return check(path, need, found === 'there', found, found === 'not allowed' ? 'run as root' : advice)
+}
+
+function isAllowed(path: string, mode: number): boolean {
+  try {
+    accessSync(path, mode)
+    return true
+  } catch {
+    return false
+  }
+}
+
+async function koffi(): Promise<Check> {
+  const advice = 'install tmem with its optional dependencies'
+  try {
+    const { setIoFlusher } = await import('@tmem/fuse')
+    const flusher = await setIoFlusher()
+    return check(
+      'koffi',
+      'fuse',
+      true,
+      flusher ? 'loads; io-flusher is allowed' : 'loads; io-flusher is refused',
+      advice,
+    )
+  } catch (error) {
+    return check('koffi', 'fuse', false, (error as Error).message, advice)
+  }
+}
+
+function nbdModule(): Check {
+  const loaded = existsSync('/sys/module/nbd') || existsSync('/dev/nbd0')
+  const list = `/lib/modules/${release()}/modules.dep`
+  const loadable = !loaded && existsSync(list) && readFileSync(list, 'utf8').includes('/nbd.ko')
+  return check(
+    'nbd module',
+    'nbd',
+    loaded,
+    loaded ? 'loaded' : loadable ? 'not loaded' : 'this kernel has none',
+    loadable ? 'modprobe nbd' : 'use FUSE and a loop device',
+  )
+}
+
+function memory(): Check {
+  const text = existsSync('/proc/meminfo') ? readFileSync('/proc/meminfo', 'utf8') : ''
+  const available = Number(/^MemAvailable:\s+(\d+) kB$/m.exec(text)?.[1] ?? 0) * 1024
+  return check(
+    'memory',
+    'advice',
+    available >= headroomBytes,
+    `${Math.floor(available / 2 ** 20)}MiB available`,
+    `start tmem serve before memory is short: at least ${formatBytes(headroomBytes)} and the limits of its stack`,
+  )
+}
+
+function group(): Check {
+  const found = existsSync('/sys/fs/cgroup/memory/memory.limit_in_bytes')
+    ? 'control groups, version 1'
+    : existsSync('/sys/fs/cgroup/cgroup.controllers')
+      ? 'control groups, version 2'
+      : 'none'
+  const limit = '/sys/fs/cgroup/memory/memory.limit_in_bytes'
+  const writable =
+    found === 'none' ? false : isAllowed(existsSync(limit) ? '/sys/fs/cgroup/memory' : '/sys/fs/cgroup', constants.W_OK)
+  return check(
+    'memory control group',
+    'advice',
+    writable,
+    found,
+    'without one, the server itself may be swapped out: give the host memory to spare',
+  )
+}
+
+/** A server that runs already: whether it is protected. */
+async function server(control: string): Promise<Check[]> {
+  if (!existsSync(control)) return []
+  try {
+    const { pid } = await ask(control, 'info')
+    const oom = Number(readFileSync(`/proc/${pid}/oom_score_adj`, 'utf8'))
+    const swapped = Number(/^VmSwap:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0)
+    return [
+      check('server', 'advice', true, `process ${pid} answers on ${control}`, ''),
+      check(
+        'server: out of memory',
+        'advice',
+        oom <= -900,
+        `oom_score_adj ${oom}`,
+        'start it with --fuse, as root and with CAP_SYS_RESOURCE',
+      ),
+      check(
+        'server: not swapped',
+        'advice',
+        swapped === 0,
+        `${swapped} KiB of it are in swap`,
+        'restart it before memory is short',
+      ),
+    ]
+  } catch (error) {
+    return [check('server', 'advice', false, (error as Error).message, `remove ${control} if no server is running`)]
+  }
+}

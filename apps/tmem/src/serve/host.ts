@@ -1,0 +1,64 @@
+/** What this host's kernel does with the files of a mount: loop devices over them, and swap on those. */
+import { execFile } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Failed } from '../ending.ts'
+
+/** A file that the kernel uses as a block device. */
+export interface LoopUse {
+  /** E.g. `/dev/loop0`. */
+  readonly loop: string
+  readonly file: string
+  /** What the kernel swaps to it, or undefined when it does not. Bytes. */
+  readonly swap: { readonly sizeBytes: number; readonly usedBytes: number; readonly priority: number } | undefined
+}
+
+/** Loop devices over files below a directory. */
+export function loopsBelow(directory: string): LoopUse[] {
+  const swaps = activeSwaps()
+  const uses: LoopUse[] = []
+  for (const name of existsSync('/sys/block') ? readdirSync('/sys/block') : []) {
+    const note = `/sys/block/${name}/loop/backing_file`
+    if (!existsSync(note)) continue
+    const file = readFileSync(note, 'utf8').trimEnd()
+    if (!file.startsWith(`${directory}/`)) continue
+    const loop = join('/dev', name)
+    uses.push({ loop, file, swap: swaps.get(loop) })
+  }
+  return uses
+}
+
+function activeSwaps(): Map<string, NonNullable<LoopUse['swap']>> {
+  const swaps = new Map<string, NonNullable<LoopUse['swap']>>()
+  for (const line of readFileSync('/proc/swaps', 'utf8').split('\n').slice(1)) {
+    const [path, , size, used, priority] = line.split(/\s+/)
+    if (path !== undefined && path !== '')
+      swaps.set(path, { sizeBytes: Number(size) * 1024, usedBytes: Number(used) * 1024, priority: Number(priority) })
+  }
+  return swaps
+}
+
+/** Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there. */
+export function tool(command: string, ...words: string[]): Promise<string> {
+  return new Promise((resolve, reject) => {
+    // Swap tools live where the PATH of a plain user does not look.
+    const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C' }
+    execFile(command, words, { env }, (error, stdout, stderr) => {
+      if (error === null) resolve(stdout.trim())
+      else reject(new Failed(`${[command, ...words].join(' ')} failed: ${stderr.trim() || error.message}`))
+    })
+  })
+}
+
+/** Ends swapping to the files below a directory and frees their loop devices, in this order. */
+export async function drain(directory: string): Promise<void> {
+  for (const { loop, swap } of loopsBelow(directory)) {
+    if (swap !== undefined) await tool('swapoff', loop)
+    await tool('losetup', '-d', loop)
+  }
+  // The kernel lets go of a loop device's file a moment after it was told to.
+  for (let tries = 0; loopsBelow(directory).length > 0; tries++) {
+    if (tries === 50) throw new Failed(`loop devices over ${directory} are still in use: is one of them mounted?`)
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+}

@@ -1,0 +1,68 @@
+/**
+ * Keeps the server itself out of what it serves: a kernel that swaps to a process of the same machine must not swap that process
+ * out, nor choose it when memory is short.
+ *
+ * Each measure says what it did or why it could not; none of them is a reason not to serve.
+ */
+import { mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { setIoFlusher } from '@tmem/fuse'
+
+/** What was done, and how to undo what outlives the process. */
+export interface Protection {
+  readonly measures: readonly { readonly name: string; readonly done: boolean; readonly note: string }[]
+  undo(): void
+}
+
+/** Takes all measures that this host allows. */
+export async function protect(): Promise<Protection> {
+  const measures: { name: string; done: boolean; note: string }[] = []
+  const attempt = (name: string, act: () => string): void => {
+    try {
+      measures.push({ name, done: true, note: act() })
+    } catch (error) {
+      measures.push({ name, done: false, note: (error as Error).message })
+    }
+  }
+  const flusher = await setIoFlusher()
+  measures.push({
+    name: 'io-flusher',
+    done: flusher,
+    note: flusher ? 'set' : 'the kernel refused it (CAP_SYS_RESOURCE)',
+  })
+  attempt('oom', () => {
+    writeFileSync('/proc/self/oom_score_adj', '-900')
+    return 'oom_score_adj -900'
+  })
+  let leave = (): void => undefined
+  attempt('cgroup', () => {
+    const group = ownGroup()
+    leave = () => {
+      writeFileSync(`${group.parent}/cgroup.procs`, String(process.pid))
+      rmdirSync(group.path)
+    }
+    return `${group.path}: ${group.setting}`
+  })
+  return { measures, undo: () => leave() }
+}
+
+/** Makes a control group below the process's own in which nothing is swapped out, and enters it. */
+function ownGroup(): { path: string; parent: string; setting: string } {
+  const lines = readFileSync('/proc/self/cgroup', 'utf8').trim().split('\n')
+  const first = lines.find((line) => line.split(':')[1]!.split(',').includes('memory'))
+  const second = lines.find((line) => line.startsWith('0::'))
+  const own = (first ?? second ?? '').split(':')[2]
+  if (own === undefined) throw new Error('no control group with memory')
+  const base = first === undefined ? '/sys/fs/cgroup' : '/sys/fs/cgroup/memory'
+  const parent = own === '/' ? base : `${base}${own}`
+  const path = `${parent}/tmem-serve-${process.pid}`
+  const [file, value] = first === undefined ? ['memory.swap.max', '0'] : ['memory.swappiness', '0']
+  mkdirSync(path)
+  try {
+    writeFileSync(`${path}/${file}`, value)
+    writeFileSync(`${path}/cgroup.procs`, String(process.pid))
+  } catch (error) {
+    rmdirSync(path)
+    throw error
+  }
+  return { path, parent, setting: `${file} ${value}` }
+}

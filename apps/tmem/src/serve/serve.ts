@@ -1,0 +1,384 @@
+/**
+ * `tmem serve`: opens devices over a stack, serves them over NBD and as files, and stops when it may.
+ *
+ * Order: everything that is asked for is judged first, then devices are opened, then they are served, and only then does it say that it is
+ * ready. It stops in the opposite order. While the kernel of this host swaps to one of its files, or has one as a loop device, it
+ * does not stop (or, with `--drain`, ends that first).
+ */
+import { rmSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { formatBytes, type Layer, parseBytes, parseStack, type StatsNode } from '@tmem/core'
+import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
+import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
+import { type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
+import { BadInput, Failed } from '../ending.ts'
+import { layerFactories } from '../layers.ts'
+import type { Terminal } from '../terminal.ts'
+import { type Answers, type Info, type Request, serveControl } from './control.ts'
+import { drain, loopsBelow } from './host.ts'
+import { protect } from './protect.ts'
+
+/** As they come from the command line. */
+export interface ServeOptions {
+  readonly stack: string
+  readonly device: readonly string[]
+  readonly nbd?: readonly string[]
+  readonly fuse?: string
+  readonly control: string
+  readonly drain?: true
+  readonly busyTurns: number
+  readonly json?: true
+}
+
+interface DeviceRequest {
+  readonly name: string
+  readonly sizeBytes: number
+  readonly memlimitBytes?: number
+  readonly maxSizeBytes?: number
+}
+
+/** Pages that background work touches at a time, and the pause between two. */
+const tickPages = 256
+const tickMs = 200
+
+export async function serve(options: ServeOptions, terminal: Terminal): Promise<void> {
+  const requests = options.device.map(deviceOf)
+  for (const [n, { name }] of requests.entries())
+    if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
+  const endpoints = (options.nbd ?? []).map(endpointOf)
+  if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
+  const stacks = requests.map((request) => stackFor(options.stack, request))
+
+  // Undone in the opposite order, whatever happens.
+  const undo: (() => Promise<void> | void)[] = []
+  try {
+    if (options.fuse !== undefined) {
+      const protection = await protect()
+      const { measures } = protection
+      undo.push(() => protection.undo())
+      for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
+    }
+    const devices: Ramzswap[] = []
+    for (const [n, request] of requests.entries()) {
+      const device = opened(request, stacks[n]!)
+      devices.push(device)
+      undo.push(() => device.close())
+    }
+    const told = new Set<string>()
+    const onError = (error: unknown): void => {
+      // A failing disk fails each request: one line for each kind of failure will do.
+      const line = (error as Error).message
+      const kind = line.replaceAll(/\d+/g, 'N')
+      if (told.has(kind)) return
+      told.add(kind)
+      terminal.note(`tmem: ${line}`)
+    }
+    const servers: { stats(): StatsNode }[] = []
+    const nbd = nbdServer({
+      exports: devices.map((device) => ({ name: device.name, device, resizable: true })),
+      onError,
+      busyTurns: options.busyTurns,
+    })
+    const addresses = await listenAll(nbd, endpoints, undo)
+    if (endpoints.length > 0) servers.push(nbd)
+    let fuse: FuseServer | undefined
+    if (options.fuse !== undefined) {
+      fuse = await fuseServer({
+        mountPoint: options.fuse,
+        root: rootOf(devices, servers),
+        busyTurns: options.busyTurns,
+        onError,
+      })
+      servers.push(fuse)
+    }
+    const info: Info = {
+      pid: process.pid,
+      stack: options.stack,
+      devices: devices.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      nbd: addresses,
+      fuse: fuse?.mountPoint ?? null,
+    }
+    // From here on a failure must not leave the mount behind.
+    let mounted = fuse
+    undo.push(async () => {
+      if (mounted !== undefined) await mounted.close()
+    })
+    const control = await serveControl(options.control, (request) => answerTo(request, info, devices, servers))
+    undo.push(() => {
+      control.close()
+      rmSync(options.control, { force: true })
+    })
+    const ticking = setInterval(() => {
+      for (const device of devices) device.tick({ pages: tickPages })
+    }, tickMs)
+    undo.push(() => clearInterval(ticking))
+    if (options.json === true) terminal.print(JSON.stringify(info))
+    else terminal.print(described(info, options.control))
+    await stopped(fuse, options.drain === true, terminal)
+    mounted = undefined
+  } finally {
+    await undoAll(undo)
+  }
+}
+
+/** Undoes all of it, the last first; then throws what went wrong first. */
+async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<void> {
+  const errors: unknown[] = []
+  for (const act of [...undo].reverse()) {
+    try {
+      await act()
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  if (errors.length > 0) throw errors[0]
+}
+
+/** Resolves once somebody asked it to stop and it may; the mount is gone then. */
+async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: Terminal): Promise<void> {
+  let asked: () => void = () => undefined
+  const release = terminal.takeSignals(() => asked())
+  const ended = fuse?.ended.then(() => 'ended' as const)
+  try {
+    for (;;) {
+      const request = new Promise<'asked'>((settle) => {
+        asked = () => settle('asked')
+      })
+      if ((await Promise.race([request, ...(ended === undefined ? [] : [ended])])) === 'ended')
+        throw new Failed(`the mount on ${fuse!.mountPoint} was taken away by somebody else`)
+      if (fuse === undefined) return
+      try {
+        if (drains) await drain(fuse.mountPoint)
+        const uses = loopsBelow(fuse.mountPoint)
+        if (uses.length === 0) {
+          await fuse.close()
+          return
+        }
+        const what = uses
+          .map(({ loop, swap }) => `${loop}${swap === undefined ? '' : ', which is active swap'}`)
+          .join('; ')
+        terminal.note(`tmem: not stopped: in use by ${what}: run tmem swap off first, or start with --drain`)
+      } catch (error) {
+        terminal.note(`tmem: not stopped: ${(error as Error).message}`)
+      }
+    }
+  } finally {
+    release()
+  }
+}
+
+async function listenAll(
+  server: NbdServer,
+  endpoints: readonly NbdEndpoint[],
+  undo: (() => Promise<void> | void)[],
+): Promise<string[]> {
+  undo.push(() => server.close())
+  const addresses: string[] = []
+  for (const endpoint of endpoints) {
+    try {
+      const address = await server.listen(endpoint)
+      addresses.push('path' in address ? `unix:${address.path}` : `tcp:${address.host}:${address.port}`)
+    } catch (error) {
+      throw new Failed(`cannot listen for NBD: ${(error as Error).message}`)
+    }
+  }
+  return addresses
+}
+
+function rootOf(
+  devices: readonly Ramzswap[],
+  servers: readonly { stats(): StatsNode }[],
+): { kind: 'directory'; entries: () => Map<string, FuseNode> } {
+  return {
+    kind: 'directory',
+    entries: () => {
+      const entries = new Map<string, FuseNode>(devices.map((device) => [device.name, { kind: 'device', device }]))
+      entries.set('stats', {
+        kind: 'directory',
+        entries: () => {
+          const sections = new Map<string, FuseNode>()
+          for (const device of devices)
+            sections.set(
+              device.name,
+              statisticsTree(() => device.stats()),
+            )
+          for (const server of servers)
+            sections.set(
+              `server-${server.stats().name}`,
+              statisticsTree(() => server.stats()),
+            )
+          return sections
+        },
+      })
+      entries.set('knobs', {
+        kind: 'directory',
+        entries: () =>
+          new Map(devices.map((device) => [device.name, { kind: 'directory', entries: () => knobsOf(device) }])),
+      })
+      return entries
+    },
+  }
+}
+
+/** zram's knobs, as files. */
+function knobsOf(device: Ramzswap): Map<string, FuseNode> {
+  const amount = (text: string): number => {
+    const bytes = parseBytes(text)
+    if (bytes === undefined) throw new RangeError(`expected an amount of bytes such as 64MiB, got ${text}`)
+    return bytes
+  }
+  const knob = (read: () => string, write: (text: string) => undefined | Promise<unknown>): FuseNode => ({
+    kind: 'text',
+    read: () => `${read()}\n`,
+    write,
+  })
+  const kindOf = (text: string): 'huge' | 'idle' | 'huge_idle' | 'incompressible' => {
+    if (text === 'huge' || text === 'idle' || text === 'huge_idle' || text === 'incompressible') return text
+    throw new RangeError(`expected huge, idle, huge_idle or incompressible, got ${text}`)
+  }
+  return new Map([
+    [
+      'disksize',
+      knob(
+        () => `${device.sizeBytes}`,
+        (text) => {
+          device.resize(amount(text))
+          return undefined
+        },
+      ),
+    ],
+    [
+      'mem_limit',
+      knob(
+        () => `${device.memlimitBytes}`,
+        (text) => {
+          device.memlimitBytes = amount(text)
+          return undefined
+        },
+      ),
+    ],
+    [
+      'writeback_limit',
+      knob(
+        () => (device.writebackLimit === undefined ? 'off' : `${device.writebackLimit}`),
+        (text) => {
+          device.writebackLimit = text === 'off' ? undefined : Number(text)
+          return undefined
+        },
+      ),
+    ],
+    [
+      'idle',
+      knob(
+        () => '',
+        (text) => {
+          device.idle(text === 'all' ? 'all' : Number(text))
+          return undefined
+        },
+      ),
+    ],
+    [
+      'writeback',
+      knob(
+        () => '',
+        (text) => device.writeback(kindOf(text)),
+      ),
+    ],
+    [
+      'compact',
+      knob(
+        () => '',
+        () => {
+          device.tick({ pages: 2 ** 16 })
+          return undefined
+        },
+      ),
+    ],
+  ])
+}
+
+function answerTo(
+  request: Request,
+  info: Info,
+  devices: readonly Ramzswap[],
+  servers: readonly { stats(): StatsNode }[],
+): Answers[Request['do']] {
+  switch (request.do) {
+    case 'info':
+      return info
+    case 'stats':
+      return {
+        info,
+        devices: devices.map((device) => device.stats()),
+        servers: servers.map((server) => server.stats()),
+      }
+    default:
+      throw new Error('it can be asked for info and stats')
+  }
+}
+
+function opened(request: DeviceRequest, layers: readonly Layer[]): Ramzswap {
+  try {
+    return ramzswap({ ...request, ...tiersOf(layers), clock: () => Math.floor(process.uptime()) })
+  } catch (error) {
+    if (error instanceof RangeError) throw new BadInput(error.message)
+    throw error
+  }
+}
+
+/** `name=swap0,size=1GiB`. */
+function deviceOf(text: string): DeviceRequest {
+  const values = new Map<string, string>()
+  for (const part of text.split(',')) {
+    const [key, ...value] = part.split('=')
+    if (!['name', 'size', 'memlimit', 'max'].includes(key!) || value.length !== 1)
+      throw new BadInput(`bad device "${text}": expected name=NAME,size=BYTES and perhaps memlimit=BYTES, max=BYTES`)
+    values.set(key!, value[0]!)
+  }
+  const amount = (key: string): number | undefined => {
+    const value = values.get(key)
+    if (value === undefined) return undefined
+    const bytes = parseBytes(value)
+    if (bytes === undefined || bytes % 4096 !== 0)
+      throw new BadInput(`bad device "${text}": ${key} must be whole pages of 4 KiB, e.g. 64MiB`)
+    return bytes
+  }
+  const name = values.get('name')
+  const sizeBytes = amount('size')
+  if (name === undefined || sizeBytes === undefined)
+    throw new BadInput(`bad device "${text}": a device needs a name and a size, e.g. name=swap0,size=1GiB`)
+  // It becomes the name of a file, beside "stats" and "knobs".
+  if (!/^[A-Za-z0-9][\w.-]{0,63}$/.test(name) || name === 'stats' || name === 'knobs')
+    throw new BadInput(`bad device name "${name}": letters, digits, . _ -, at most 64; not stats or knobs`)
+  const memlimitBytes = amount('memlimit')
+  const maxSizeBytes = amount('max')
+  return {
+    name,
+    sizeBytes,
+    ...(memlimitBytes === undefined ? {} : { memlimitBytes }),
+    ...(maxSizeBytes === undefined ? {} : { maxSizeBytes }),
+  }
+}
+
+/** The stack of one device: `{name}` and `{size}` in the text are its own. */
+function stackFor(text: string, { name, sizeBytes, maxSizeBytes }: DeviceRequest): Layer[] {
+  const size = formatBytes(maxSizeBytes ?? sizeBytes)
+  return parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), layerFactories)
+}
+
+function endpointOf(text: string): NbdEndpoint {
+  const unix = /^unix:(.+)$/.exec(text)
+  if (unix !== null) return { path: resolve(unix[1]!) }
+  const tcp = /^tcp:(.+):(\d+)$/.exec(text)
+  if (tcp === null || Number(tcp[2]) > 65535)
+    throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)
+  return { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
+}
+
+function described(info: Info, control: string): string {
+  const lines = info.devices.map(({ name, sizeBytes }) => `${name}: ${formatBytes(sizeBytes)}`)
+  for (const address of info.nbd) lines.push(`NBD on ${address}`)
+  if (info.fuse !== null) lines.push(`files in ${info.fuse}`)
+  lines.push(`control socket ${control}; process ${info.pid}; SIGTERM stops it`)
+  return lines.join('\n')
+}

@@ -1,0 +1,81 @@
+/** `tmem stat`: what rests where, as a table that adds up. */
+import { setTimeout } from 'node:timers/promises'
+import { formatBytes, type StatsNode } from '@tmem/core'
+import { BadInput, throwIfInterrupted } from '../ending.ts'
+import { type Terminal, tableOf } from '../terminal.ts'
+import { type Answers, ask } from './control.ts'
+import { loopsBelow } from './host.ts'
+
+/** Prints the statistics once, or again and again until it is interrupted. */
+export async function stat(
+  options: { readonly control: string; readonly watch?: string | true; readonly json?: true },
+  terminal: Terminal,
+): Promise<void> {
+  const { watch } = options
+  const pauseMs = watch === undefined || watch === true ? 1000 : Number(watch) * 1000
+  if (!(pauseMs >= 100 && pauseMs <= 86_400_000))
+    throw new BadInput(`--watch takes seconds, 0.1 to 86400, got ${String(watch)}`)
+  for (;;) {
+    const answer = await ask(options.control, 'stats')
+    terminal.print(options.json === true ? JSON.stringify(answer) : tableFor(answer))
+    if (watch === undefined) return
+    await setTimeout(pauseMs, undefined, { signal: terminal.signal }).catch(() => undefined)
+    throwIfInterrupted(terminal.signal)
+  }
+}
+
+/**
+ * In pages: used = same-filled + hypervisor + compressed + recompressed + raw + backing (+ lost). Of these the kernel uses
+ * `kernel`; `stale` are freed by it and not yet discarded (and the header page).
+ */
+function tableFor({ info, devices }: Answers['stats']): string {
+  const uses = info.fuse === null ? [] : loopsBelow(info.fuse)
+  const head = [
+    'device',
+    'size',
+    'pages',
+    'used',
+    'same',
+    'hyper',
+    'compr',
+    'recompr',
+    'raw',
+    'backing',
+    'lost',
+    'kernel',
+    'stale',
+    'memory',
+    'ratio',
+  ]
+  const rows = devices.map((device) => {
+    const s = section(device, 'slots')
+    const used = s['slots']! - s['empty']!
+    const swap = uses.find(({ file }) => file === `${info.fuse}/${device.name}`)?.swap
+    const kernel = swap === undefined ? undefined : swap.usedBytes / 4096
+    const { mem_used_total: memory = 0, orig_data_size: original = 0 } = device.counters
+    return [
+      device.name,
+      formatBytes(device.counters['disksize']!),
+      ...[
+        s['slots'],
+        used,
+        s['same_filled'],
+        s['hypervisor'],
+        s['compressed'],
+        s['recompressed'],
+        s['uncompressed'],
+        s['backing'],
+        s['lost'],
+      ].map(String),
+      kernel === undefined ? '-' : String(kernel),
+      kernel === undefined ? '-' : String(used - kernel),
+      `${(memory / 2 ** 20).toFixed(1)}MiB`,
+      original === 0 ? '-' : (original / memory).toFixed(2),
+    ]
+  })
+  return tableOf(head, rows)
+}
+
+function section(tree: StatsNode, name: string): Readonly<Record<string, number>> {
+  return tree.children.find((child) => child.name === name)?.counters ?? {}
+}

@@ -1,0 +1,267 @@
+/** The programs around a server: what they answer, and how they end. Swapping for real is in test/system. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { join } from 'node:path'
+import { describe, expect, onTestFinished, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
+import { temporaryDirectory, tmem } from './tmem.ts'
+
+const bin = new URL('../dist/bin.js', import.meta.url).pathname
+
+interface Serving {
+  readonly folder: string
+  readonly control: string
+  readonly info: { pid: number; nbd: string[]; fuse: string | null; devices: { name: string; sizeBytes: number }[] }
+  /** Sends SIGTERM and waits: the exit code and what it said on standard error. */
+  readonly stop: () => Promise<{ code: number | null; stderr: string }>
+}
+
+/** Starts a server that listens on a unix socket. */
+async function serving(stack: string, ...words: string[]): Promise<Serving> {
+  const folder = temporaryDirectory()
+  const control = join(folder, 'control.sock')
+  const child: ChildProcess = spawn(
+    process.execPath,
+    [
+      bin,
+      'serve',
+      '--stack',
+      stack.replaceAll('FOLDER', folder),
+      '--nbd',
+      `unix:${folder}/nbd.sock`,
+      '--control',
+      control,
+      '--json',
+      ...words.map((word) => word.replaceAll('FOLDER', folder)),
+    ],
+    { stdio: ['ignore', 'pipe', 'pipe'] },
+  )
+  onTestFinished(() => void child.kill('SIGKILL'))
+  let stderr = ''
+  child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text
+  })
+  const ended = new Promise<number | null>((resolve) => child.once('close', resolve))
+  const ready = await Promise.race([
+    new Promise<string>((resolve) => child.stdout!.setEncoding('utf8').once('data', resolve)),
+    ended.then(() => stderr),
+  ])
+  return {
+    folder,
+    control,
+    info: JSON.parse(ready),
+    stop: async () => {
+      child.kill('SIGTERM')
+      return { code: await ended, stderr }
+    },
+  }
+}
+
+const twoDevices = ['--device', 'name=a,size=8MiB', '--device', 'name=b,size=4MiB,memlimit=64KiB']
+const filed = 'zcache(limit=4MiB,zvMaxZsize=2048) > frontswap(file="FOLDER/{name}.img",size={size})'
+
+describe('tmem serve', () => {
+  test('serves several devices, each over its own stack, tells about them, and stops clean', async () => {
+    const { folder, control, info, stop } = await serving(filed, ...twoDevices)
+    expect(info).toMatchObject({
+      fuse: null,
+      nbd: [`unix:${folder}/nbd.sock`],
+      devices: [
+        { name: 'a', sizeBytes: 2 ** 23 },
+        { name: 'b', sizeBytes: 2 ** 22 },
+      ],
+    })
+    expect(readdirSync(folder).sort()).toEqual(['a.img', 'b.img', 'control.sock', 'nbd.sock'])
+    const { stdout } = await tmem(['stat', '--control', control])
+    expect(stdout.split('\n').map((line) => line.split(/\s+/).slice(0, 5))).toEqual([
+      ['device', 'size', 'pages', 'used', 'same'],
+      ['a', '8MiB', '2048', '0', '0'],
+      ['b', '4MiB', '1024', '0', '0'],
+      [''],
+    ])
+    const { devices, servers } = JSON.parse((await tmem(['stat', '--json', '--control', control])).stdout)
+    expect(devices.map(({ name, counters }: { name: string; counters: object }) => [name, counters])).toMatchObject([
+      ['a', { disksize: 2 ** 23, memlimit: 0 }],
+      ['b', { disksize: 2 ** 22, memlimit: 65536 }],
+    ])
+    expect(servers[0].name).toBe('nbd')
+    expect(await stop()).toEqual({ code: 0, stderr: '' })
+    expect(readdirSync(folder)).toEqual([])
+  })
+
+  test('what is written over NBD is read back, and counted', async (ctx) => {
+    requires(ctx, { commands: ['qemu-io'] })
+    const { folder, control, stop } = await serving(filed, ...twoDevices)
+    const uri = `nbd+unix:///a?socket=${folder}/nbd.sock`
+    const written = await run(
+      'qemu-io',
+      '-f',
+      'raw',
+      '-c',
+      'write -P 7 0 1M',
+      '-c',
+      'write -P 0 1M 64k',
+      '-c',
+      'discard 0 512k',
+      '-c',
+      'read -P 7 512k 512k',
+      uri,
+    )
+    expect(written).toMatchObject({ code: 0, output: expect.not.stringContaining('failed') })
+    const { devices } = JSON.parse((await tmem(['stat', '--json', '--control', control])).stdout)
+    expect(devices[0].counters).toMatchObject({ pages_zero: 144, notify_free: 128, failed_reads: 0, failed_writes: 0 })
+    // A page that the server received in two parts was written twice.
+    expect(devices[0].counters.num_writes).toBeGreaterThanOrEqual(272)
+    expect((await stop()).code).toBe(0)
+  })
+
+  test('a control socket of a killed server is replaced, one in use is not', async () => {
+    const { folder, control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
+    const second = await tmem([
+      'serve',
+      '--stack',
+      'memory(limit=8MiB)',
+      '--device',
+      'name=a,size=4MiB',
+      '--nbd',
+      `unix:${folder}/2`,
+      '--control',
+      control,
+    ])
+    expect(second).toMatchObject({ code: 1, stdout: '' })
+    expect(second.stderr).toMatch(/^tmem: the control socket .* cannot be made: .*EADDRINUSE/)
+    expect((await stop()).code).toBe(0)
+    expect(existsSync(control)).toBe(false)
+  })
+
+  test('the control socket answers nonsense with an error, and goes on', async () => {
+    const { control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
+    for (const text of ['\n', '{}\n', 'null\n', '{"do":"nothing"}\n', `${'x'.repeat(5000)}`, '{"do":"info"']) {
+      const answer = await talk(control, text, !text.endsWith('\n') && text.length < 4096)
+      expect(answer === '' || JSON.parse(answer).error !== undefined).toBe(true)
+    }
+    expect((await tmem(['stat', '--control', control])).code).toBe(0)
+    expect((await stop()).code).toBe(0)
+  })
+
+  test.each([
+    [['--nbd', 'unix:x'], "required option '--stack <text>' not specified"],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB'], 'say how to serve: --nbd or --fuse'],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'size=4MiB', '--nbd', 'unix:x'], /needs a name and a size/],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MB', '--nbd', 'unix:x'], /size must be whole pages/],
+    [
+      ['--stack', 'memory(limit=8MiB)', '--device', 'name=../a,size=4MiB', '--nbd', 'unix:x'],
+      /bad device name "..\/a"/,
+    ],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB,x=1', '--nbd', 'unix:x'], /bad device/],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'udp:x'], /bad address "udp:x"/],
+    [
+      [
+        '--stack',
+        'memory(limit=8MiB)',
+        '--device',
+        'name=a,size=4MiB',
+        '--device',
+        'name=a,size=4MiB',
+        '--nbd',
+        'unix:x',
+      ],
+      'two devices are named a',
+    ],
+    [
+      ['--stack', 'zcache(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'unix:x'],
+      /device a cannot stand above zcache: it needs room for all of its 4194304 bytes.*\(TMEM_BAD_STACK\)/,
+    ],
+    [
+      ['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB,memlimit=4KiB', '--nbd', 'unix:x'],
+      /memlimitBytes needs a backing store/,
+    ],
+  ])('bad usage: %j', async (words, message) => {
+    const ended = await tmem(['serve', ...words, '--control', join(temporaryDirectory(), 'c')])
+    expect(ended).toMatchObject({ code: 2, stdout: '' })
+    expect(ended.stderr.trimEnd().split('\n').length).toBe(1)
+    expect(ended.stderr).toMatch(message)
+  })
+
+  test('what cannot be opened leaves nothing behind', async () => {
+    const folder = temporaryDirectory()
+    writeFileSync(join(folder, 'b.img'), 'mine')
+    const ended = await tmem([
+      'serve',
+      '--stack',
+      filed.replaceAll('FOLDER', folder),
+      ...twoDevices,
+      '--nbd',
+      `unix:${folder}/s`,
+      '--control',
+      `${folder}/c`,
+    ])
+    expect(ended).toMatchObject({ code: 1, stdout: '' })
+    expect(ended.stderr).toMatch(/b\.img: it exists already/)
+    expect(readdirSync(folder)).toEqual(['b.img'])
+  })
+})
+
+describe('without a server', () => {
+  test('stat and swap say so', async () => {
+    const control = join(temporaryDirectory(), 'none')
+    for (const words of [['stat'], ['swap', 'status'], ['swap', 'on']])
+      expect(await tmem([...words, '--control', control])).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/^tmem: no server at .*start one with tmem serve/),
+      })
+  })
+
+  test('swap says that it needs files', async () => {
+    const { control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
+    expect(await tmem(['swap', 'on', '--control', control])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('start it with --fuse'),
+    })
+    expect((await stop()).code).toBe(0)
+  })
+
+  test('doctor looks at this host and says what to do about each thing that is missing', async () => {
+    const control = join(temporaryDirectory(), 'none')
+    const { code, stdout } = await tmem(['doctor', '--json', '--control', control])
+    const { ready, ways, checks } = JSON.parse(stdout)
+    expect(code).toBe(ready ? 0 : 1)
+    expect(ready).toBe(ways.fuse || ways.nbd)
+    expect(checks.length).toBeGreaterThan(10)
+    for (const { ok, advice } of checks) expect(ok ? advice === '' : advice.length > 5).toBe(true)
+    expect(checks.find(({ name }: { name: string }) => name === '/dev/fuse').ok).toBe(
+      existsSync('/dev/fuse') && process.getuid!() === 0,
+    )
+  })
+})
+
+/** Runs a program to its end. */
+function run(command: string, ...words: string[]): Promise<{ code: number | null; output: string }> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 20_000 })
+    let output = ''
+    for (const stream of [child.stdout, child.stderr])
+      stream.setEncoding('utf8').on('data', (text: string) => {
+        output += text
+      })
+    child.once('error', reject)
+    child.once('close', (code) => resolve({ code, output }))
+  })
+}
+
+/** Sends a text to a socket; what comes back before it is closed. */
+function talk(path: string, text: string, leaves: boolean): Promise<string> {
+  return new Promise((resolve) => {
+    let answer = ''
+    const socket = connect(path, () => {
+      socket.write(text)
+      if (leaves) socket.destroy()
+    })
+    socket.setEncoding('utf8').on('data', (part: string) => {
+      answer += part
+    })
+    socket.on('error', () => undefined)
+    socket.on('close', () => resolve(answer))
+  })
+}

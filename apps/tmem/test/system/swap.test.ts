@@ -1,0 +1,275 @@
+/**
+ * This host's kernel really swaps to a device of `tmem serve`: its file, a loop device, and a program in a control group with 64 MiB that uses
+ * 200 MiB and verifies them. All of it lies in one directory and one control group, and is undone also when a test fails, and
+ * before the first test, in case that a run before was killed.
+ */
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { requires } from '../../../../tools/requires.ts'
+import { tmem } from '../tmem.ts'
+
+const bin = new URL('../../dist/bin.js', import.meta.url).pathname
+const folder = '/var/tmp/tmem-test-swap'
+const mount = join(folder, 'mount')
+const control = join(folder, 'control.sock')
+const group = '/sys/fs/cgroup/memory/tmem-test-swap'
+const needs = {
+  root: true,
+  commands: ['cc', 'losetup', 'mkswap', 'swapon', 'swapoff'],
+  paths: ['/dev/fuse', '/dev/loop-control', '/sys/fs/cgroup/memory/memory.limit_in_bytes'],
+}
+const running = new Set<ChildProcess>()
+
+/** Loop devices over files of the mount. */
+const loops = (): string[] =>
+  readdirSync('/sys/block').filter((name) => {
+    const note = `/sys/block/${name}/loop/backing_file`
+    return existsSync(note) && readFileSync(note, 'utf8').startsWith(mount)
+  })
+const swapping = (): boolean => {
+  const swaps = readFileSync('/proc/swaps', 'utf8')
+  return loops().some((name) => swaps.includes(`/dev/${name} `))
+}
+const traces = (): object => ({
+  loops: loops(),
+  mounted: readFileSync('/proc/self/mounts', 'utf8').includes(mount),
+  group: existsSync(group),
+  groups: readdirSync('/sys/fs/cgroup/memory').filter((name) => name.startsWith('tmem-serve-')),
+  folder: existsSync(folder),
+})
+const clean = { loops: [], mounted: false, group: false, groups: [], folder: false }
+
+/** Undoes whatever is there, in the order in which it can be undone. Each step is bounded. */
+async function sweep(): Promise<void> {
+  const tool = (command: string, ...words: string[]): void => {
+    spawnSync(command, words, { timeout: 60_000, stdio: 'ignore' })
+  }
+  const pids = existsSync(join(group, 'cgroup.procs'))
+    ? readFileSync(join(group, 'cgroup.procs'), 'utf8').split('\n')
+    : []
+  for (const pid of pids) if (pid !== '') process.kill(Number(pid), 'SIGKILL')
+  for (const name of loops()) {
+    tool('swapoff', `/dev/${name}`)
+    tool('umount', `/dev/${name}`)
+    tool('losetup', '-d', `/dev/${name}`)
+  }
+  for (const child of running) child.kill('SIGTERM')
+  for (let tries = 0; running.size > 0 && tries < 50; tries++) await setTimeout(100)
+  for (const child of running) child.kill('SIGKILL')
+  if (readFileSync('/proc/self/mounts', 'utf8').includes(mount)) tool('umount', '-l', mount)
+  for (let tries = 0; existsSync(group) && tries < 50; tries++) {
+    try {
+      rmdirSync(group)
+    } catch {
+      // A process that was killed has not gone yet.
+      await setTimeout(100)
+    }
+  }
+  for (const name of readdirSync('/sys/fs/cgroup/memory'))
+    if (name.startsWith('tmem-serve-') && !existsSync(`/proc/${name.slice(11)}`))
+      rmdirSync(`/sys/fs/cgroup/memory/${name}`)
+  rmSync(folder, { recursive: true, force: true })
+}
+
+/** Starts `tmem serve` and waits until it serves. */
+async function serve(
+  ...words: string[]
+): Promise<{ child: ChildProcess; notes: () => string; ended: Promise<number | null> }> {
+  // What a killed server has left answers ENOTCONN to everything, and is for the next server to take away.
+  if (!readFileSync('/proc/self/mounts', 'utf8').includes(mount)) mkdirSync(mount, { recursive: true })
+  const stack = `zcache(limit=64MiB,zvMaxZsize=2048) > frontswap(file=${folder}/swap.img,size={size})`
+  const device = 'name=swap0,size=256MiB'
+  const child = spawn(
+    process.execPath,
+    [bin, 'serve', '--stack', stack, '--device', device, '--fuse', mount, '--control', control, '--json', ...words],
+    { stdio: ['ignore', 'pipe', 'pipe'] },
+  )
+  running.add(child)
+  let notes = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    notes += text
+  })
+  const ended = new Promise<number | null>((resolve) => {
+    child.once('exit', (code) => {
+      running.delete(child)
+      resolve(code)
+    })
+  })
+  const ready = await Promise.race([
+    new Promise<string>((resolve) => child.stdout.setEncoding('utf8').once('data', resolve)),
+    ended.then((code) => `ended with ${code}: ${notes}`),
+  ])
+  expect(JSON.parse(ready)).toMatchObject({ pid: child.pid, fuse: mount, devices: [{ name: 'swap0' }] })
+  return { child, notes: () => notes, ended }
+}
+
+/** Starts the program that uses too much memory, in its control group. */
+function startHog(
+  mebibytes: number,
+  rounds: number,
+): { child: ChildProcess; ended: Promise<{ code: number | null; output: string }> } {
+  const program = join(folder, 'hog')
+  execFileSync('cc', ['-O2', '-o', program, new URL('hog.c', import.meta.url).pathname])
+  mkdirSync(group)
+  writeFileSync(join(group, 'memory.limit_in_bytes'), '64M')
+  const script = `echo $$ > ${group}/cgroup.procs && exec timeout -s KILL 120 ${program} ${mebibytes} ${rounds}`
+  const child = spawn('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  running.add(child)
+  let output = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    output += text
+  })
+  const ended = new Promise<{ code: number | null; output: string }>((resolve) => {
+    child.once('close', (code) => {
+      running.delete(child)
+      resolve({ code, output })
+    })
+  })
+  return { child, ended }
+}
+
+const json = async (...words: string[]) => {
+  const { code, stdout, stderr } = await tmem([...words, '--control', control, '--json'])
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+  return JSON.parse(stdout)
+}
+
+const swapped = (): { readonly ins: number; readonly outs: number } => {
+  const text = readFileSync('/proc/vmstat', 'utf8')
+  const of = (name: string): number => Number(new RegExp(`^${name} (\\d+)$`, 'm').exec(text)![1])
+  return { ins: of('pswpin'), outs: of('pswpout') }
+}
+
+describe('swap to a file of the mount', { timeout: 180_000 }, () => {
+  beforeAll(sweep)
+  afterEach(sweep)
+
+  test('every byte comes back, the statistics add up, and in use it is not stopped', async (ctx) => {
+    requires(ctx, needs)
+    const { child, notes, ended } = await serve()
+    expect(await json('swap', 'on')).toMatchObject({ devices: [{ device: 'swap0', swap: { priority: 100 } }] })
+    const again = await tmem(['swap', 'on', 'swap0', '--control', control])
+    expect(again).toMatchObject({ code: 1, stderr: 'tmem: swap0 is active swap already\n' })
+    const before = swapped()
+    const hog = await startHog(200, 2).ended
+    expect(hog).toEqual({ code: 0, output: '51200 pages, 0 wrong\n' })
+    const after = swapped()
+    // 136 MiB do not fit, once while filling and again in each round.
+    expect(after.outs - before.outs).toBeGreaterThan(136 * 256)
+    expect(after.ins - before.ins).toBeGreaterThan(136 * 256)
+
+    const { devices } = await json('stat')
+    const [{ counters, children }] = devices
+    const slots = children.find((one: { name: string }) => one.name === 'slots').counters
+    expect(counters).toMatchObject({ failed_reads: 0, failed_writes: 0, invalid_io: 0, disksize: 2 ** 28 })
+    expect(counters.num_writes).toBeGreaterThanOrEqual(after.outs - before.outs)
+    expect(counters.bdev_num_writes).toBeGreaterThan(1000)
+    expect(slots.same_filled + slots.compressed + slots.backing + slots.empty).toBe(65536)
+    expect(slots.stored).toBe(65536 - slots.empty + slots.overwritten + slots.freed)
+    // The kernel has freed all of them; what it has not discarded yet is still there.
+    const { devices: states } = await json('swap', 'status')
+    expect(65536 - slots.empty).toBeGreaterThanOrEqual(states[0].swap.usedBytes / 4096)
+    expect(counters.notify_free).toBeGreaterThan(0)
+
+    child.kill('SIGTERM')
+    while (!notes().includes('not stopped')) await setTimeout(50)
+    expect(notes()).toMatch(/not stopped: in use by \/dev\/loop\d+, which is active swap: run tmem swap off first/)
+    expect(swapping()).toBe(true)
+    expect(await json('swap', 'off')).toMatchObject({ devices: [{ device: 'swap0', loop: null, swap: null }] })
+    child.kill('SIGTERM')
+    expect(await ended).toBe(0)
+    await sweep()
+    expect(traces()).toEqual(clean)
+  })
+
+  test('with --drain it ends the swapping first, and stops', async (ctx) => {
+    requires(ctx, needs)
+    const { child, ended } = await serve('--drain', '--busy-turns', '20')
+    await json('swap', 'on')
+    const hog = startHog(120, 100)
+    while (swapped().outs === 0 || Number((await json('swap', 'status')).devices[0].swap.usedBytes) < 2 ** 24)
+      await setTimeout(100)
+    // With more memory what is swapped out has a place to go.
+    writeFileSync(join(group, 'memory.limit_in_bytes'), '512M')
+    child.kill('SIGTERM')
+    expect(await ended).toBe(0)
+    expect(swapping()).toBe(false)
+    hog.child.kill('SIGKILL')
+    await hog.ended
+    await sweep()
+    expect(traces()).toEqual(clean)
+  })
+
+  test('a server that is killed takes down who was swapped to it, not the system; the next one starts', async (ctx) => {
+    requires(ctx, needs)
+    const { child, ended } = await serve()
+    await json('swap', 'on')
+    const hog = startHog(200, 100)
+    while (Number((await json('swap', 'status')).devices[0].swap.usedBytes) < 2 ** 26) await setTimeout(100)
+    child.kill('SIGKILL')
+    await ended
+    expect((await hog.ended).code).not.toBe(0)
+    const [loop] = loops()
+    expect(spawnSync('swapoff', [`/dev/${loop}`], { timeout: 60_000 }).status).toBe(0)
+    expect(spawnSync('losetup', ['-d', `/dev/${loop}`], { timeout: 60_000 }).status).toBe(0)
+    rmSync(join(folder, 'swap.img'))
+    const next = await serve()
+    expect(await json('swap', 'status')).toEqual({
+      devices: [expect.objectContaining({ device: 'swap0', loop: null })],
+    })
+    next.child.kill('SIGTERM')
+    expect(await next.ended).toBe(0)
+    await sweep()
+    expect(traces()).toEqual(clean)
+  })
+})
+
+test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx) => {
+  requires(ctx, { ...needs, commands: [...needs.commands, 'mkfs.ext4', 'e2fsck', 'fstrim'] })
+  await sweep()
+  try {
+    const { child, ended } = await serve()
+    const file = join(mount, 'swap0')
+    const place = join(folder, 'ext4')
+    mkdirSync(place)
+    const must = async (command: string, ...words: string[]): Promise<string> => {
+      const ran = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 })
+      let output = ''
+      for (const stream of [ran.stdout, ran.stderr])
+        stream.setEncoding('utf8').on('data', (text: string) => {
+          output += text
+        })
+      const code = await new Promise((resolve) => ran.once('close', resolve))
+      expect({ command, code, output: code === 0 ? '' : output }).toEqual({ command, code: 0, output: '' })
+      return output.trim()
+    }
+    const loop = await must('losetup', '-f', '--show', '--direct-io=on', file)
+    await must('mkfs.ext4', '-q', '-F', loop)
+    await must('mount', loop, place)
+    await must('cp', '-r', new URL('../../dist', import.meta.url).pathname, join(place, 'tree'))
+    await must('cp', process.execPath, join(place, 'big'))
+    await must('umount', place)
+    await must('e2fsck', '-fn', loop)
+    await must('mount', loop, place)
+    await must('cmp', process.execPath, join(place, 'big'))
+    await must('diff', '-r', new URL('../../dist', import.meta.url).pathname, join(place, 'tree'))
+    const full = (await json('stat')).devices[0].counters
+    await must('rm', join(place, 'big'))
+    // Blocks are free once the journal says so.
+    await must('sync', '-f', place)
+    await must('fstrim', place)
+    const trimmed = (await json('stat')).devices[0].counters
+    expect(trimmed.notify_free).toBeGreaterThan(full.notify_free + 1000)
+    await must('umount', place)
+    await must('losetup', '-d', loop)
+    await setTimeout(300)
+    child.kill('SIGTERM')
+    expect(await ended).toBe(0)
+  } finally {
+    await sweep()
+  }
+  expect(traces()).toEqual(clean)
+})
