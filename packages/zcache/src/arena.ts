@@ -286,9 +286,8 @@ export class Arena {
     if (chunk === none) return 0
     let done = 0
     this.#avoid = chunk
-    for (let run = this.#heads[chunk]!; run !== none && done < pages; ) {
+    for (let run = this.#longestIn(chunk); run !== none && done < pages; run = this.#longestIn(chunk)) {
       const granules = this.runs[run * runWords + GRANULES]!
-      const next = this.runs[run * runWords + NEXT_IN_CHUNK]!
       let to = this.#search(granules)
       if (to === none) {
         const other = this.#mostFree(chunk)
@@ -303,7 +302,6 @@ export class Arena {
       this.bytes[this.chunkOf(run)]!.set(source, this.offsetOf(run))
       this.runsMoved++
       done += pagesIn(granules)
-      run = next
     }
     this.#avoid = none
     return Math.min(done, pages)
@@ -510,6 +508,18 @@ export class Arena {
     if (best === none) return none
     const holes = (this.chunks - this.spares) * this.chunkGranules - this.usedGranules
     return holes - (this.chunkGranules - this.#usedIn[best]!) >= this.#usedIn[best]! ? best : none
+  }
+
+  /** The longest run of a chunk: long ones go first, because short ones would cut up the holes that long ones need. */
+  #longestIn(chunk: number): number {
+    let longest = none
+    let granules = 0
+    for (let run = this.#heads[chunk]!; run !== none; run = this.runs[run * runWords + NEXT_IN_CHUNK]!)
+      if (this.runs[run * runWords + GRANULES]! > granules) {
+        longest = run
+        granules = this.runs[run * runWords + GRANULES]!
+      }
+    return longest
   }
 
   /** The used chunk (but not `except`) with most free granules, if they are known to be in pieces; or `none`. */

@@ -30,7 +30,9 @@ export function copyBytes(
 
 /** Whether the bytes repeat their first eight. `length` is a multiple of eight. */
 export function isSameFilled(bytes: Uint8Array, at: number, length: number): boolean {
-  // Most pages differ at one of these; only what does not is compared as a whole with itself, a word further on.
+  // Most pages differ in their first cache line, most others at one of these; only what does not is compared as a whole with
+  // itself, a word further on.
+  for (let i = 0; i < 8; i++) if (bytes[at + i] !== bytes[at + 8 + i]) return false
   const half = at + (length >>> 1)
   const end = at + length - 8
   for (let i = 0; i < 8; i++) if (bytes[at + i] !== bytes[end + i] || bytes[at + i] !== bytes[half + i]) return false
