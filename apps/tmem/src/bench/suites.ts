@@ -8,6 +8,7 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   core: async () => (await import('./core.ts')).core,
   userfault: async () => (await import('./userfault.ts')).userfault,
+  zcache: async () => (await import('./zcache.ts')).zcache,
 })
 
 /** Options of the command. */
