@@ -94,6 +94,8 @@ const maxTransfer = 256 * 1024
 const maxPages = maxTransfer / 4096
 /** Requests at work at once. */
 const slots = 16
+/** Requests that are answered before the event loop has its turn. */
+const turnRequests = 64
 /** Texts open at once. */
 const maxOpenTexts = 1024
 const seconds = 1
@@ -237,9 +239,16 @@ class RawFuseServer implements FuseServer {
     await this.ended
   }
 
-  /** Takes and answers requests until there are none, or no buffers for them. */
+  /**
+   * Takes and answers requests until there are none, or no buffers for them. After some of them the event loop has its turn: what
+   * devices wait for, and everything else in this thread, must go on under any load.
+   */
   #receive(): void {
-    for (;;) {
+    for (let served = 0; ; served++) {
+      if (served === turnRequests) {
+        setImmediate(() => this.#receive())
+        return
+      }
       const slot = this.#free.pop()
       if (slot === undefined) {
         this.#stalled = true

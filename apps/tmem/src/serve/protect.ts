@@ -4,7 +4,7 @@
  *
  * Each measure says what it did or why it could not; none of them is a reason not to serve.
  */
-import { mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { setIoFlusher } from '@tmem/fuse'
 
 /** What was done, and how to undo what outlives the process. */
@@ -55,6 +55,11 @@ function ownGroup(): { path: string; parent: string; setting: string } {
   const base = first === undefined ? '/sys/fs/cgroup' : '/sys/fs/cgroup/memory'
   const parent = own === '/' ? base : `${base}${own}`
   const path = `${parent}/tmem-serve-${process.pid}`
+  // What servers that were killed have left.
+  for (const name of readdirSync(parent)) {
+    const pid = /^tmem-serve-(\d+)$/.exec(name)?.[1]
+    if (pid !== undefined && !existsSync(`/proc/${pid}`)) rmdirSync(`${parent}/${name}`)
+  }
   const [file, value] = first === undefined ? ['memory.swap.max', '0'] : ['memory.swappiness', '0']
   mkdirSync(path)
   try {

@@ -59,8 +59,10 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
     }
     const devices: Ramzswap[] = []
+    // Looked at with each access to a page: as often as the background work goes round is often enough.
+    let seconds = 0
     for (const [n, request] of requests.entries()) {
-      const device = opened(request, stacks[n]!)
+      const device = opened(request, stacks[n]!, () => seconds)
       devices.push(device)
       undo.push(() => device.close())
     }
@@ -109,6 +111,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       rmSync(options.control, { force: true })
     })
     const ticking = setInterval(() => {
+      seconds = Math.floor(process.uptime())
       for (const device of devices) device.tick({ pages: tickPages })
     }, tickMs)
     undo.push(() => clearInterval(ticking))
@@ -317,9 +320,9 @@ function answerTo(
   }
 }
 
-function opened(request: DeviceRequest, layers: readonly Layer[]): Ramzswap {
+function opened(request: DeviceRequest, layers: readonly Layer[], clock: () => number): Ramzswap {
   try {
-    return ramzswap({ ...request, ...tiersOf(layers), clock: () => Math.floor(process.uptime()) })
+    return ramzswap({ ...request, ...tiersOf(layers), clock })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error

@@ -217,6 +217,8 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     expect(spawnSync('losetup', ['-d', `/dev/${loop}`], { timeout: 60_000 }).status).toBe(0)
     rmSync(join(folder, 'swap.img'))
     const next = await serve()
+    // The control group of the killed one is gone, too.
+    expect(readdirSync('/sys/fs/cgroup/memory')).not.toContain(`tmem-serve-${child.pid}`)
     expect(await json('swap', 'status')).toEqual({
       devices: [expect.objectContaining({ device: 'swap0', loop: null })],
     })
