@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { memoryDevice } from '../src/index.ts'
 import { Command, Option } from '../src/protocol.ts'
 import { bytesOf, Client, optionBytes, requestBytes, SlowDevice, serve, until } from './client.ts'
@@ -175,4 +175,27 @@ test('an endless negotiation without reading the answers stops itself', async ()
   expect(server.stats().counters['buffer_bytes']).toBeLessThan(2 ** 20)
   stuck.socket.resume()
   await until(() => stuck.socket.bytesRead === 18 + 40_000 * 44)
+})
+
+test('the event loop turns without sleeping while requests come, and rests when none do', async () => {
+  for (const busyTurns of [0, 50]) {
+    const { address, server } = await serve({ busyTurns })
+    const client = await Client.ready(address)
+    const turns = vi.spyOn(globalThis, 'setImmediate')
+    for (let n = 0; n < 20; n++) expect((await client.read(0, 512)).error).toBe(0)
+    const pause = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 20))
+    await pause()
+    const counted = turns.mock.calls.length
+    expect(counted > 0).toBe(busyTurns > 0)
+    await pause()
+    expect(turns.mock.calls.length).toBe(counted)
+    // In vain again and again: then only at every sixteenth arrival.
+    for (let n = 0; n < 40; n++) {
+      await client.read(0, 512)
+      await new Promise((resolve) => setTimeout(resolve, 2))
+    }
+    expect(turns.mock.calls.length - counted).toBeLessThan(busyTurns * 30 + 1)
+    turns.mockRestore()
+    await server.close()
+  }
 })

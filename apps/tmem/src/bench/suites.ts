@@ -7,8 +7,8 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 /** All suites by name. A suite is loaded when it runs, with the references that it measures. */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   core: async () => (await import('./core.ts')).core,
+  nbd: async () => (await import('./nbd.ts')).nbd,
   userfault: async () => (await import('./userfault.ts')).userfault,
-  zcache: async () => (await import('./zcache.ts')).zcache,
 })
 
 /** Options of the command. */
