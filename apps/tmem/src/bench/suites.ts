@@ -9,6 +9,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   core: async () => (await import('./core.ts')).core,
   nbd: async () => (await import('./nbd.ts')).nbd,
   userfault: async () => (await import('./userfault.ts')).userfault,
+  zcache: async () => (await import('./zcache.ts')).zcache,
 })
 
 /** Options of the command. */
