@@ -213,6 +213,16 @@ test('trim and zeroes', async () => {
   expect((await client.read(0, 4096)).data.equals(bytesOf(7, 4096))).toBe(true)
 })
 
+test('large writes are given to the device in large pieces, once they are known to come', async () => {
+  const { device, client } = await slowly()
+  device.slow = false
+  await client.write(0, bytesOf(1, 2 ** 20))
+  device.calls = []
+  await client.write(0, bytesOf(2, 2 ** 20))
+  expect(device.calls.length).toBeLessThan(12)
+  expect((await client.read(0, 2 ** 20)).data.equals(bytesOf(2, 2 ** 20))).toBe(true)
+})
+
 test('a trim of gigabytes lets others take their turns', async () => {
   const device = new SlowDevice(memoryDevice({ sizeBytes: 3 * 2 ** 30 }))
   device.slow = false
