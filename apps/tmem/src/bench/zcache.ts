@@ -103,7 +103,7 @@ async function settle(store: PageStore, pages: number, bench: Bench): Promise<vo
 }
 
 /** Put and get against the same codec alone, in its arena: the shortest way that there is. */
-async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
+export async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
   const { pages } = corpus
   const { store, pool } = open(pages.length)
   try {
@@ -149,7 +149,7 @@ async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
 }
 
 /** The fast LZ4 against lz4-napi and C's liblz4. */
-async function codecRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
+export async function codecRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
   const arena = createLz4Arena(storeBytes(createCodec('lz4'), corpus))
   const subjects = [codecSubject('lz4', arena.codec, corpus, arena.bytes)]
   const missing = new Map<string, string>()
@@ -236,7 +236,7 @@ function randomly(seed: number): (below: number) => number {
  * work for each. During: the median of a hundred looks in the last third, none of which waits for `tick`. After: once `tick` has
  * caught up.
  */
-async function churnRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
+export async function churnRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
   const { store, pool } = open(pages.length)
   try {
     fill(pool, pages)
@@ -301,7 +301,7 @@ async function zramRows(bench: Bench, { pages, bytes }: Corpus): Promise<Row[]> 
  * What is kept for a tenth of the pages after the others were flushed at random and `tick` has moved the rest together. Chunks are
  * what can be given back; tables stay as large as they once were, because they are reserved for the limit.
  */
-async function giveBackRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
+export async function giveBackRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
   const { store, pool } = open(pages.length)
   try {
     fill(pool, pages)
