@@ -2,7 +2,8 @@
 // dependencies, then does what was asked. Has no dependencies itself. Standard output belongs to the command: what the
 // preparation says appears only when it fails.
 import { spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { homedir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { installMissing } from './debian-packages.mjs'
@@ -110,10 +111,27 @@ function run([name, ...words]) {
 /** Says what it does only when there is much to do, and all that the command said only when it failed. */
 function prepare(what, made, [name, ...words]) {
   if (!quiet && !existsSync(join(root, made))) process.stderr.write(`preparing ${what} ...\n`)
-  const done = spawnSync(name, words, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 28 })
+  const env = { ...process.env, ...ownFolders(), npm_config_loglevel: 'warn' } // also under npm --silent: why it failed
+  const done = spawnSync(name, words, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 28, env })
   if (done.status === 0) return
   process.stderr.write(`${done.stdout ?? ''}${done.stderr ?? ''}`)
   stop(`${name} ${words.join(' ')} failed${done.error ? `: ${done.error.message}` : ''}`)
+}
+
+/** Where npm and pnpm put what they download when they cannot write into the home folder. */
+function ownFolders() {
+  try {
+    accessSync(homedir(), constants.W_OK)
+    return {}
+  } catch {
+    const folder = (name) => join(root, '.cache', name)
+    return {
+      npm_config_cache: folder('npm'),
+      XDG_CACHE_HOME: folder('xdg'),
+      XDG_DATA_HOME: folder('xdg'),
+      XDG_STATE_HOME: folder('xdg'),
+    }
+  }
 }
 
 function stop(message, code = 1) {
