@@ -3,11 +3,12 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
-const bin = new URL('../dist/bin.js', import.meta.url).pathname
+const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
 
 interface Serving {
   readonly folder: string

@@ -3,10 +3,11 @@ import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { onTestFinished } from 'vitest'
 import type { Terminal } from '../src/terminal.ts'
 
-const bin = new URL('../dist/bin.js', import.meta.url).pathname
+const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
 
 /** What a run of the program came to. */
 export interface Ended {

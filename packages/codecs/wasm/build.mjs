@@ -1,6 +1,7 @@
 // Compiles wasm/lz4.ts to src/lz4-module.ts. With --check it only tells whether that file is up to date (exit code 1).
 //   node wasm/build.mjs [--check]
 import { readFileSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import asc from "assemblyscript/asc";
 
 const target = new URL("../src/lz4-module.ts", import.meta.url);
@@ -11,7 +12,7 @@ export async function moduleText() {
   const { error, stderr } = await asc.main(
     ["lz4.ts", "--outFile", "lz4.wasm", "-O3", "--converge", "--noAssert"].concat(
       ["--runtime", "stub", "--importMemory", "--noExportMemory", "--enable", "simd"],
-      ["--baseDir", new URL(".", import.meta.url).pathname],
+      ["--baseDir", fileURLToPath(new URL(".", import.meta.url))],
     ),
     { writeFile: (name, contents) => void files.set(name, contents) },
   );
@@ -23,7 +24,7 @@ export const LZ4_MODULE: string =
 `;
 }
 
-if (process.argv[1] === new URL(import.meta.url).pathname) {
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const text = await moduleText();
   if (!process.argv.includes("--check")) writeFileSync(target, text);
   else if (readFileSync(target, "utf8") !== text) {

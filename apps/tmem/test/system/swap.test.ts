@@ -7,11 +7,12 @@ import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_pr
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
 import { afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
 import { tmem } from '../tmem.ts'
 
-const bin = new URL('../../dist/bin.js', import.meta.url).pathname
+const bin = fileURLToPath(new URL('../../dist/bin.js', import.meta.url))
 const folder = '/var/tmp/tmem-test-swap'
 const mount = join(folder, 'mount')
 const control = join(folder, 'control.sock')
@@ -112,7 +113,7 @@ function startHog(
   rounds: number,
 ): { child: ChildProcess; ended: Promise<{ code: number | null; output: string }> } {
   const program = join(folder, 'hog')
-  execFileSync('cc', ['-O2', '-o', program, new URL('hog.c', import.meta.url).pathname])
+  execFileSync('cc', ['-O2', '-o', program, fileURLToPath(new URL('hog.c', import.meta.url))])
   mkdirSync(group)
   writeFileSync(join(group, 'memory.limit_in_bytes'), '64M')
   const script = `echo $$ > ${group}/cgroup.procs && exec timeout -s KILL 120 ${program} ${mebibytes} ${rounds}`
@@ -251,13 +252,13 @@ test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx)
     const loop = await must('losetup', '-f', '--show', '--direct-io=on', file)
     await must('mkfs.ext4', '-q', '-F', loop)
     await must('mount', loop, place)
-    await must('cp', '-r', new URL('../../dist', import.meta.url).pathname, join(place, 'tree'))
+    await must('cp', '-r', fileURLToPath(new URL('../../dist', import.meta.url)), join(place, 'tree'))
     await must('cp', process.execPath, join(place, 'big'))
     await must('umount', place)
     await must('e2fsck', '-fn', loop)
     await must('mount', loop, place)
     await must('cmp', process.execPath, join(place, 'big'))
-    await must('diff', '-r', new URL('../../dist', import.meta.url).pathname, join(place, 'tree'))
+    await must('diff', '-r', fileURLToPath(new URL('../../dist', import.meta.url)), join(place, 'tree'))
     const full = (await json('stat')).devices[0].counters
     await must('rm', join(place, 'big'))
     // Blocks are free once the journal says so.
