@@ -12,13 +12,14 @@ import {
   stackFromData,
 } from '@tmem/core'
 import { frontswapFactory } from '@tmem/frontswap'
+import { spillFactory } from '@tmem/spill'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
 import { BadInput } from './ending.ts'
 import type { Terminal } from './terminal.ts'
 
 /** Every layer of this program. */
-export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory]
+export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory, spillFactory]
 
 /** Reads a YAML file: a list of layers with their options, or the text of a stack. */
 export async function stackFromFile(path: string): Promise<Layer[]> {

@@ -46,7 +46,7 @@ describe('bad usage ends with exit code 2 and one line', () => {
     [['bench'], "missing required argument 'suite'"],
     [
       ['bench', 'cor'],
-      "command-argument value 'cor' is invalid for argument 'suite'. Allowed choices are core, userfault.",
+      "command-argument value 'cor' is invalid for argument 'suite'. Allowed choices are cleancache, core, nbd, userfault, zcache.",
     ],
     [['explore', 'x', '--list'], 'give a name or --list, not both'],
     [
@@ -77,7 +77,7 @@ describe('tmem stack', () => {
     const layer = z.object({ name: z.string(), summary: z.string(), options: z.record(z.string(), option) })
     const { layers } = z.object({ layers: z.array(layer) }).parse(JSON.parse(stdout))
     expect(code).toBe(0)
-    expect(layers.map(({ name }) => name)).toEqual(['memory', 'zcache', 'frontswap'])
+    expect(layers.map(({ name }) => name)).toEqual(['memory', 'zcache', 'frontswap', 'spill'])
     const list = await tmem(['stack'])
     for (const { name, options } of layers) {
       expect(list.stdout).toContain(`${name}: `)

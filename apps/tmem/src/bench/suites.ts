@@ -6,6 +6,7 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 
 /** All suites by name. A suite is loaded when it runs, with the references that it measures. */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
+  cleancache: async () => (await import('./cleancache.ts')).cleancache,
   core: async () => (await import('./core.ts')).core,
   nbd: async () => (await import('./nbd.ts')).nbd,
   userfault: async () => (await import('./userfault.ts')).userfault,
