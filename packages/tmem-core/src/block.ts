@@ -15,6 +15,7 @@ import type { StatsNode } from './store.ts'
 /** Done, or done when the promise resolves. Throws or rejects with `TmemError` when the outside world fails. */
 export type Completion = undefined | Promise<void>
 
+/** Bytes by address, in blocks: the rules are at the head of the file. */
 export interface BlockDevice {
   /** Name of the device, e.g. `ramzswap0`. */
   readonly name: string
