@@ -98,6 +98,7 @@ describe('file keys', () => {
     expect(keyOfHandle({ type: -1, words: [5] })).toBeUndefined()
     expect(keyOfHandle({ type: HandleType.Invalid, words: [5] })).toBeUndefined()
     expect(keyOfHandle({ type: 1, words: [1, 2, 3, 4, 5, 6, 7] })).toBeUndefined()
+    expect(keyOfHandle({ type: 1, words: [1, 0, 0, 0, 0, 0, 0] })).toBeUndefined()
     expect(keyOfHandle({ type: 1, words: new Uint32Array(6).fill(0xffffffff) })).toBeUndefined()
     expect(keyOfHandle({ type: 254, words: [5] })).toBe(5)
   })
@@ -268,6 +269,15 @@ describe('registration', () => {
     expect(cleancache.counters).toEqual({ succ_gets: 0, failed_gets: 0, puts: 0, invalidates: 0 })
   })
 
+  test('every negative pool id is a refusal, whatever its number', () => {
+    const cleancache = new Cleancache()
+    const before = cleancache.initFs(disk, pageSize)
+    cleancache.register(recorder([], [-2, -3]))
+    const after = cleancache.initFs(disk, pageSize)
+    for (const superblock of [before, after])
+      expect([superblock.poolId, superblock.waiting]).toEqual([undefined, false])
+  })
+
   test('a file system that went before the backend came gets no pool', () => {
     const log: string[] = []
     const cleancache = new Cleancache()
@@ -324,6 +334,7 @@ describe('the hooks', () => {
     cleancache.putPage(superblock, 1, 0, page, clean)
     const seen = await cleancache.aroundInode(superblock, 1, async () => {
       const outcome = cleancache.getPage(superblock, 1, 0, page, locked)
+      await new Promise((resolve) => setImmediate(resolve))
       // Pages that are dropped meanwhile satisfy the condition for a put.
       cleancache.removePage(superblock, 1, 0, page, clean)
       return outcome
