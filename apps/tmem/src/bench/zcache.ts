@@ -126,8 +126,8 @@ export async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
           },
         },
         compress: {
-          run() {
-            alone.compress()
+          async run() {
+            await alone.compress()
           },
         },
         get: {
@@ -136,8 +136,8 @@ export async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
           },
         },
         decompress: {
-          run() {
-            alone.decompress()
+          async run() {
+            await alone.decompress()
           },
         },
       },
