@@ -337,8 +337,8 @@ export function isPageSize(pageSize: number): boolean {
 
 /** Throws `RangeError` unless `index` can name a page of that size. */
 export function assertIndex(index: number, pageSize: number): void {
-  if (index >>> 0 !== index || index * (pageSize / basePageSize) > 0xffffffff)
-    throw new RangeError(`index must be an integer from 0 to ${2 ** 32 / (pageSize / basePageSize) - 1}, got ${index}`)
+  if (index >>> 0 === index && (pageSize === basePageSize || index * (pageSize / basePageSize) <= 0xffffffff)) return
+  throw new RangeError(`index must be an integer from 0 to ${2 ** 32 / (pageSize / basePageSize) - 1}, got ${index}`)
 }
 
 /** Throws `TypeError` or `RangeError` unless `object` is an object id. */
