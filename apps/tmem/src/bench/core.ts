@@ -202,7 +202,7 @@ async function residentRows(
           },
         },
       },
-      { operations },
+      { operations, ...(bench.quick ? {} : { rounds: 15, warmup: 10 }) },
     )
     const [copyIn, copyInNs] = fastest({ set: ns.set, 'buffer-copy': ns.copy, 'copy-within': ns.copyWithin })
     const [copyOut, copyOutNs] = fastest({ 'set-of-subarray': ns.outSet, 'buffer-copy': ns.outCopy })

@@ -2,7 +2,7 @@
  * What every bench suite shares: measuring ourselves and a reference in the same run, and the rows of the answer.
  *
  * Method: the functions that are compared run in turns, round by round, so that whatever the machine does meanwhile hits all
- * of them; which one begins changes from round to round; the first round warms up and is not counted; a figure is the
+ * of them; which one begins changes from round to round; the first rounds warm up and are not counted; a figure is the
  * median of its rounds. A measured function runs all operations of a round in its own loop: nothing of the frame is inside.
  */
 import { cpus, release, totalmem } from 'node:os'
@@ -83,8 +83,10 @@ export interface Subject {
 export interface MeasureOptions {
   /** Operations of each subject in each round. */
   readonly operations: number
-  /** Rounds that are counted, after one that is not; odd. By default 9, or 3 in a quick run. */
+  /** Rounds that are counted; odd. By default 9, or 3 in a quick run. */
   readonly rounds?: number
+  /** Rounds before, which are not counted: until the runtime has compiled what is measured (default 5, or 1 in a quick run). */
+  readonly warmup?: number
 }
 
 /** What a suite gets. */
@@ -112,7 +114,7 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
   return {
     quick,
     signal: terminal.signal,
-    async measure(label, subjects, { operations, rounds = quick ? 3 : 9 }) {
+    async measure(label, subjects, { operations, rounds = quick ? 3 : 9, warmup = quick ? 1 : 5 }) {
       const names = Object.keys(subjects) as (keyof typeof subjects)[]
       const taken = Object.fromEntries(names.map((name) => [name, [] as number[]])) as Record<
         keyof typeof subjects,
@@ -120,7 +122,7 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
       >
       const progress = terminal.progress(label)
       try {
-        for (let round = 0; round <= rounds; round++) {
+        for (let round = 0; round < warmup + rounds; round++) {
           for (let turn = 0; turn < names.length; turn++) {
             const name = names[(turn + round) % names.length]!
             const subject = subjects[name]
@@ -129,8 +131,8 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
             const running = subject.run(operations)
             if (running !== undefined) await running
             const elapsed = now() - start
-            if (round > 0) taken[name].push((elapsed * 1e6) / operations)
-            progress.at(round * names.length + turn + 1, (rounds + 1) * names.length)
+            if (round >= warmup) taken[name].push((elapsed * 1e6) / operations)
+            progress.at(round * names.length + turn + 1, (warmup + rounds) * names.length)
             // Lets signals come in.
             await setImmediate()
             throwIfInterrupted(terminal.signal)
