@@ -1,4 +1,5 @@
 /** The suite on zcache with each finder of places, each codec, recompression, and cold pages in a file. */
+import { availableCodecs } from '@tmem/codecs'
 import { type ZcacheOptions, zcache } from '@tmem/zcache'
 import { afterAll, describe, it } from 'vitest'
 import { conformance } from '../src/index.ts'
@@ -7,15 +8,19 @@ import { MiB, small, stack, swapFolder } from './subjects.ts'
 const folder = swapFolder()
 afterAll(() => folder.remove())
 
-const variants: readonly (readonly [string, () => Omit<ZcacheOptions, 'limitBytes'>])[] = [
-  ['xvmalloc', () => ({ allocator: 'xvmalloc' })],
-  ['zbud', () => ({ allocator: 'zbud', codec: 'lz4js' })],
-  ['zcache1', () => ({ allocator: 'zcache1', acceptThresholdPercent: 90 })],
-  ['deflate', () => ({ codec: 'deflate' })],
-  ['recompression', () => ({ recompress: 'deflate', incompressible: 'keep' })],
-  ['a file', () => ({ writeback: { file: folder.file(), sizeBytes: 4 * MiB, startPercent: 1 } })],
+type Variant = readonly [name: string, runs: number, options: () => Omit<ZcacheOptions, 'limitBytes'>]
+
+/** Every finder of places with every codec that this runtime has; which of both is at work is independent, so few histories do. */
+const pairs = (['zsmalloc', 'xvmalloc', 'zbud', 'zcache1'] as const).flatMap((allocator) =>
+  availableCodecs().map((codec): Variant => [`${allocator} and ${codec}`, 8, () => ({ allocator, codec })]),
+)
+const variants: readonly Variant[] = [
+  ...pairs,
+  ['hysteresis', 30, () => ({ allocator: 'zcache1', acceptThresholdPercent: 90 })],
+  ['recompression', 30, () => ({ recompress: 'deflate', incompressible: 'keep' })],
+  ['a file', 30, () => ({ writeback: { file: folder.file(), sizeBytes: 4 * MiB, startPercent: 1 } })],
 ]
-for (const [name, options] of variants)
+for (const [name, runs, options] of variants)
   await conformance(
     stack(`zcache with ${name}`, () => [zcache({ limitBytes: 8 * MiB, ...options() })], {
       pageSizes: small,
@@ -23,7 +28,7 @@ for (const [name, options] of variants)
         ...(name === 'recompression' ? {} : { Incompressible: { by: 'noise' } }),
         Quota: { by: 'quota', bytes: MiB },
       },
-      property: { runs: 30 },
+      property: { runs },
     }),
     { describe, it },
   )
