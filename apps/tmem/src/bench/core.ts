@@ -104,21 +104,29 @@ function copyInSubjects({ chunks }: PlainPages, order: Uint32Array): Record<'set
   return {
     set: {
       run(operations) {
-        for (let i = 0; i < operations; i++)
-          chunks[order[i] >> PlainPages.chunkShift].set(page, (order[i] & chunkMask) * basePageSize)
+        for (let pass = 0; pass < operations; pass += order.length)
+          for (let i = 0; i < order.length; i++)
+            chunks[order[i] >> PlainPages.chunkShift].set(page, (order[i] & chunkMask) * basePageSize)
       },
     },
     copy: {
       run(operations) {
-        for (let i = 0; i < operations; i++)
-          buffer.copy(chunks[order[i] >> PlainPages.chunkShift], (order[i] & chunkMask) * basePageSize, 0, basePageSize)
+        for (let pass = 0; pass < operations; pass += order.length)
+          for (let i = 0; i < order.length; i++)
+            buffer.copy(
+              chunks[order[i] >> PlainPages.chunkShift],
+              (order[i] & chunkMask) * basePageSize,
+              0,
+              basePageSize,
+            )
       },
     },
     copyWithin: {
       run(operations) {
         // The source is always the first page of the same chunk.
-        for (let i = 0; i < operations; i++)
-          chunks[order[i] >> PlainPages.chunkShift].copyWithin((order[i] & chunkMask) * basePageSize, 0, basePageSize)
+        for (let pass = 0; pass < operations; pass += order.length)
+          for (let i = 0; i < order.length; i++)
+            chunks[order[i] >> PlainPages.chunkShift].copyWithin((order[i] & chunkMask) * basePageSize, 0, basePageSize)
       },
     },
   }
@@ -129,18 +137,20 @@ function copyOutSubjects({ chunks }: PlainPages, order: Uint32Array): Record<'ou
   return {
     outSet: {
       run(operations) {
-        for (let i = 0; i < operations; i++) {
-          const at = (order[i] & chunkMask) * basePageSize
-          into.set(chunks[order[i] >> PlainPages.chunkShift].subarray(at, at + basePageSize))
-        }
+        for (let pass = 0; pass < operations; pass += order.length)
+          for (let i = 0; i < order.length; i++) {
+            const at = (order[i] & chunkMask) * basePageSize
+            into.set(chunks[order[i] >> PlainPages.chunkShift].subarray(at, at + basePageSize))
+          }
       },
     },
     outCopy: {
       run(operations) {
-        for (let i = 0; i < operations; i++) {
-          const at = (order[i] & chunkMask) * basePageSize
-          chunks[order[i] >> PlainPages.chunkShift].copy(into, 0, at, at + basePageSize)
-        }
+        for (let pass = 0; pass < operations; pass += order.length)
+          for (let i = 0; i < order.length; i++) {
+            const at = (order[i] & chunkMask) * basePageSize
+            chunks[order[i] >> PlainPages.chunkShift].copy(into, 0, at, at + basePageSize)
+          }
       },
     },
   }
@@ -155,61 +165,77 @@ async function residentRows(
   pages: number,
   goals: { putNew: number; putReplace: number; get: number; absent: number },
 ): Promise<Row[]> {
-  const operations = bench.quick ? 20_000 : 50_000
+  const operations = bench.quick ? 20_000 : 400_000
   const { store, pool } = openStore(pages)
   try {
     fill(pool, pages)
     const plain = new PlainPages(pages)
-    const order = shuffled(pages, operations)
+    const order = shuffled(pages, Math.min(pages, operations))
+    const few = order.slice(0, bench.quick ? 20_000 : 50_000)
+    const copyFew = copyInSubjects(plain, few)
     const page = new Uint8Array(basePageSize).fill(9)
     const into = new Uint8Array(basePageSize)
     const copyIntoPlain = copyInSubjects(plain, order)
     const copyOutOfPlain = copyOutSubjects(plain, order)
+    const fresh = await bench.measure(
+      `core: new pages, ${pages} of 4 KiB`,
+      {
+        set: copyFew.set,
+        putNew: {
+          prepare(count) {
+            for (let i = 0; i < count; i++) pool.flushPage(0, few[i])
+          },
+          run(count) {
+            for (let i = 0; i < count; i++) pool.put(0, few[i], page)
+          },
+        },
+        copy: copyFew.copy,
+      },
+      { operations: few.length, ...(bench.quick ? {} : { rounds: 15, warmup: 10 }) },
+    )
+    // Long turns, so that the first touch of the other side's memory is a small part of each.
     const ns = await bench.measure(
       `core: ${pages} pages of 4 KiB`,
       {
         set: copyIntoPlain.set,
-        putNew: {
-          prepare(count) {
-            for (let i = 0; i < count; i++) pool.flushPage(0, order[i])
-          },
+        putReplace: {
           run(count) {
-            for (let i = 0; i < count; i++) pool.put(0, order[i], page)
+            for (let pass = 0; pass < count; pass += order.length)
+              for (let i = 0; i < order.length; i++) pool.put(0, order[i], page)
           },
         },
         copy: copyIntoPlain.copy,
-        putReplace: {
+        get: {
           run(count) {
-            for (let i = 0; i < count; i++) pool.put(0, order[i], page)
+            for (let pass = 0; pass < count; pass += order.length)
+              for (let i = 0; i < order.length; i++) pool.get(0, order[i], into)
           },
         },
         copyWithin: copyIntoPlain.copyWithin,
-        get: {
+        miss: {
           run(count) {
-            for (let i = 0; i < count; i++) pool.get(0, order[i], into)
+            for (let pass = 0; pass < count; pass += order.length)
+              for (let i = 0; i < order.length; i++) pool.get(0, pages + order[i], into)
           },
         },
         outSet: copyOutOfPlain.outSet,
-        miss: {
+        flush: {
           run(count) {
-            for (let i = 0; i < count; i++) pool.get(0, pages + order[i], into)
+            for (let pass = 0; pass < count; pass += order.length)
+              for (let i = 0; i < order.length; i++) pool.flushPage(0, pages + order[i])
           },
         },
         outCopy: copyOutOfPlain.outCopy,
-        flush: {
-          run(count) {
-            for (let i = 0; i < count; i++) pool.flushPage(0, pages + order[i])
-          },
-        },
       },
-      { operations, ...(bench.quick ? {} : { rounds: 15, warmup: 10 }) },
+      { operations },
     )
+    const [freshCopy, freshCopyNs] = fastest({ set: fresh.set, 'buffer-copy': fresh.copy })
     const [copyIn, copyInNs] = fastest({ set: ns.set, 'buffer-copy': ns.copy, 'copy-within': ns.copyWithin })
     const [copyOut, copyOutNs] = fastest({ 'set-of-subarray': ns.outSet, 'buffer-copy': ns.outCopy })
     const size = `4k-${pages / 1000}k`
     const counters = store.stats().counters
     return [
-      ratioRow(`put-new-${size}`, 'ns/page', ns.putNew, copyIn, copyInNs, goals.putNew),
+      ratioRow(`put-new-${size}`, 'ns/page', fresh.putNew, freshCopy, freshCopyNs, goals.putNew),
       ratioRow(`put-replace-${size}`, 'ns/page', ns.putReplace, copyIn, copyInNs, goals.putReplace),
       ratioRow(`get-hit-${size}`, 'ns/page', ns.get, `${copyOut}-out`, copyOutNs, goals.get),
       ratioRow(`get-miss-${size}`, 'ns/page', ns.miss, `${copyOut}-out`, copyOutNs, goals.absent),
