@@ -480,7 +480,7 @@ async function refusalRows(bench: Bench): Promise<Row[]> {
     }
     const subjects = { few: refuse(stores[0]), many: refuse(stores[1]) }
     const ns = await bench.measure('core: refusals by full stores', subjects, { operations: 100_000 })
-    return [ratioRow(`refuse-${sizes[1] / 1000}k`, 'ns/page', ns.many, `refuse-${sizes[0] / 1000}k`, ns.few, 2)]
+    return [ratioRow(`refuse-${sizes[1] / 1000}k`, 'ns/page', ns.many, `refuse-${sizes[0] / 1000}k`, ns.few, 1.5)]
   } finally {
     for (const { store } of stores) await store.close()
   }
