@@ -117,16 +117,17 @@ export async function withZramSwap(
     if (failed !== undefined) return failed
     const command = `echo $$ > ${group}/cgroup.procs && exec "$0" "$@"`
     child = spawn('sh', ['-c', command, join(folder, 'hog'), `${work.pages}`, `${work.operations}`])
+    const running = child
     // A write to a program that has ended: its lines end, too, and that is what is reported.
     child.stdin.on('error', () => {})
     const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
     const next = async (): Promise<string> => {
       const line = await lines.next()
-      if (line.done === true) throw new Failed(`bench userfault: the swapped program ended with ${child?.exitCode}`)
+      if (line.done === true)
+        throw new Failed(`bench userfault: the swapped program ended: ${await howItEnded(running)}`)
       return line.value
     }
     await next()
-    const running = child
     await use({
       async round() {
         running.stdin.write('\n')
@@ -146,6 +147,13 @@ export async function withZramSwap(
     rmSync(folder, { recursive: true, force: true })
     if (existsSync(note)) undo()
   }
+}
+
+/** Its output ends a moment before the program does. Being killed here mostly means that the group's limit left it no memory. */
+async function howItEnded(child: ChildProcessWithoutNullStreams): Promise<string> {
+  if (child.exitCode === null && child.signalCode === null) await once(child, 'exit')
+  const kills = /oom_kill (\d+)/.exec(readFileSync(`${group}/memory.oom_control`, 'utf8'))?.[1] ?? 'unknown'
+  return `${child.signalCode ?? `status ${child.exitCode}`} (times that the kernel killed for want of memory in its group: ${kills})`
 }
 
 function lacking(): string | undefined {
