@@ -22,7 +22,7 @@
  */
 import { TmemError } from './outcomes.ts'
 import type { Allocator, ObjectId } from './store.ts'
-import { maxObjectId } from './store.ts'
+import { assertObject } from './store.ts'
 
 /** No entry, no object. */
 export const none = -1
@@ -170,6 +170,10 @@ class Slots {
   }
 }
 
+/**
+ * Handles and their entries: `find` before `insert`, `remove` before the number is used again. A store that moves, ages
+ * or evicts entries uses the queues; every operation is bounded and allocates nothing.
+ */
 export class HandleTable {
   /** Bytes reserved for one entry: its words and its share of the index. */
   static readonly bytesPerEntry: number = entryWords * 4 + 10
@@ -310,7 +314,7 @@ export class HandleTable {
     this.#state[FREE_ENTRY] = entry
   }
 
-  /** The entry of a page, or `none`. Throws `RangeError` for an impossible object id. */
+  /** The entry of a page, or `none`. Throws for what is no object id, as `assertObject`. */
   find(pool: number, object: ObjectId, index: number): number {
     const slot = this.#findObject(pool, object)
     return slot === none ? none : this.#findPage(slot, index)
@@ -468,11 +472,11 @@ export class HandleTable {
     return this.#state[stateWords + queue * 3 + 2]
   }
 
-  /** Splits an id into the scratch words. Throws `RangeError` for what is no object id. */
+  /** Splits an id into the scratch words. Throws for what is no object id, as `assertObject`. */
   #setId(object: ObjectId): void {
+    assertObject(object)
     const id = this.#id
     if (typeof object === 'number') {
-      if (!Number.isSafeInteger(object) || object < 0) throw objectIdError(object)
       id[0] = object
       id[1] = object / 2 ** 32
       id[2] = 0
@@ -482,7 +486,6 @@ export class HandleTable {
       this.#wide = 0
       return
     }
-    if (typeof object !== 'bigint' || object < 0n || object > maxObjectId) throw objectIdError(object)
     let rest = object
     for (let word = 0; word < 6; word++) {
       id[word] = Number(rest & 0xffffffffn)
@@ -730,10 +733,4 @@ export class HandleTable {
     this.#wide = objects[at + WIDE]
     return this.#idHash(objects[at + POOL])
   }
-}
-
-function objectIdError(object: unknown): Error {
-  if (typeof object !== 'number' && typeof object !== 'bigint')
-    return new TypeError(`object id must be a number or a bigint, got ${typeof object}`)
-  return new RangeError(`object id must be an integer from 0 to 2^192-2, got ${object}`)
 }
