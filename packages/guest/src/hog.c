@@ -1,0 +1,59 @@
+// Uses more memory than it may, and verifies every byte: `hog MEBIBYTES ROUNDS`. Exit code 0: all right, 1: wrong bytes, 2: no memory.
+//
+// First it fills all pages. Each round then looks at as many pages as there are, in no order, and writes half of them anew. At the end
+// it looks at all of them. A page depends on its number and on how often it was written: what belongs elsewhere, and what is
+// old, is wrong. Of eight pages one has the same word everywhere, two are noise, and five shrink to less than half: about what
+// zram finds in a machine's memory.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { words = 4096 / sizeof(uint64_t) };
+
+// What word `i` of page `page` must be in its `version`.
+static inline uint64_t word(uint64_t page, uint64_t version, uint64_t i) {
+  uint64_t x = page * 0x9e3779b97f4a7c15u + version;
+  switch (page % 8) {
+    case 0: return x;
+    case 1: case 2:
+      x += i * 0xbf58476d1ce4e5b9u;
+      x ^= x >> 31;
+      x *= 0x94d049bb133111ebu;
+      return x ^ (x >> 29);
+    default: return i % 2 == 0 ? x : (x & 0xffffffff00000000u) | (uint32_t)((x + i) * 0x9e3779b1u);
+  }
+}
+
+static void fill(uint64_t *page, uint64_t number, uint64_t version) {
+  for (int i = 0; i < words; i++) page[i] = word(number, version, i);
+}
+
+static int check(const uint64_t *page, uint64_t number, uint64_t version) {
+  for (int i = 0; i < words; i++)
+    if (page[i] != word(number, version, i)) return 1;
+  return 0;
+}
+
+int main(int count, char **arguments) {
+  uint64_t pages = count > 1 ? strtoull(arguments[1], NULL, 10) * 256 : 0;
+  int rounds = count > 2 ? atoi(arguments[2]) : 1;
+  if (pages == 0) return 2;
+  uint64_t *memory = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  uint8_t *versions = calloc(pages, 1);
+  if (memory == MAP_FAILED || versions == NULL) return 2;
+  madvise(memory, pages * 4096, MADV_NOHUGEPAGE);
+  uint64_t wrong = 0;
+  for (uint64_t n = 0; n < pages; n++) fill(memory + n * words, n, 0);
+  uint32_t state = 1;
+  for (int round = 0; round < rounds; round++)
+    for (uint64_t k = 0; k < pages; k++) {
+      state = state * 1664525u + 1013904223u;
+      uint64_t n = (state >> 8) % pages;
+      if (state >> 31) fill(memory + n * words, n, ++versions[n]);
+      else wrong += check(memory + n * words, n, versions[n]);
+    }
+  for (uint64_t n = 0; n < pages; n++) wrong += check(memory + n * words, n, versions[n]);
+  printf("%llu pages, %llu wrong\n", (unsigned long long)pages, (unsigned long long)wrong);
+  return wrong == 0 ? 0 : 1;
+}
