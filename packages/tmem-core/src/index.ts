@@ -11,6 +11,7 @@ export {
 } from './handles.ts'
 export * from './memory.ts'
 export * from './outcomes.ts'
+export * from './process-mark.ts'
 export * from './stack-text.ts'
 export * from './store.ts'
 export * from './threads.ts'

@@ -1,0 +1,589 @@
+/** What a device's image holds, whenever its process is killed. */
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { systemAllocator, TmemError } from '@tmem/core'
+import { failingAllocator } from '@tmem/faults'
+import * as fc from 'fast-check'
+import { expect, onTestFinished, test } from 'vitest'
+import { type ImageFile, openImageFile, openSnapshot, type Ramzswap, ramzswap, type Snapshot } from '../src/index.ts'
+import {
+  backingFile,
+  bytesOf,
+  codeOf,
+  compressed,
+  expectBytes,
+  type File,
+  type Kind,
+  room,
+  same,
+  section,
+  systemError,
+} from './subject.ts'
+
+const pages = 24
+
+/** An image in memory, which fails and waits when it is told to. */
+class Image implements ImageFile {
+  content: Uint8Array
+  /** What a power failure would leave. */
+  synced: Uint8Array
+  /** Pages that were written since the last sync. */
+  readonly #cached = new Set<number>()
+  closed = false
+  failing: { readonly what: 'write' | 'sync' | 'read' | 'truncate'; readonly error: Error } | undefined
+  /** Awaited before what is done in the background. */
+  before: () => Promise<void> = () => Promise.resolve()
+  /** Called whenever the content has changed. */
+  onChange: () => void = () => undefined
+
+  constructor(content: Uint8Array = new Uint8Array(0)) {
+    this.content = content
+    this.synced = content.slice()
+  }
+
+  get sizeBytes(): number {
+    return this.content.length
+  }
+
+  #fail(what: string): void {
+    if (this.closed) throw new Error(`${what} after close`)
+    if (this.failing?.what === what) throw this.failing.error
+  }
+
+  async read(into: Uint8Array, position: number): Promise<void> {
+    await this.before()
+    this.#fail('read')
+    into.set(this.content.subarray(position, position + into.length))
+  }
+
+  async write(bytes: Uint8Array, position: number): Promise<void> {
+    await this.before()
+    this.writeNow(bytes, position)
+  }
+
+  writeNow(bytes: Uint8Array, position: number): void {
+    this.#fail('write')
+    if (position + bytes.length > this.content.length) this.truncate(position + bytes.length)
+    // A process can be killed between two pages of one write.
+    for (let done = 0; done < bytes.length; ) {
+      const part = bytes.subarray(done, Math.min(bytes.length, done + 4096 - ((position + done) % 4096)))
+      this.content.set(part, position + done)
+      this.#cached.add(Math.floor((position + done) / 4096))
+      done += part.length
+      this.onChange()
+    }
+  }
+
+  async sync(): Promise<void> {
+    await this.before()
+    // Where a sync has failed, the kernel takes what it could not write as written.
+    const cached = [...this.#cached]
+    this.#cached.clear()
+    this.#fail('sync')
+    const synced = new Uint8Array(this.content.length)
+    synced.set(this.synced.subarray(0, synced.length))
+    for (const page of cached)
+      if (page * 4096 < synced.length) synced.set(this.content.subarray(page * 4096, page * 4096 + 4096), page * 4096)
+    this.synced = synced
+  }
+
+  truncate(sizeBytes: number): void {
+    this.#fail('truncate')
+    // What is cut off is gone from the disk as well, sooner or later.
+    for (let page = sizeBytes / 4096; page < this.content.length / 4096; page++) this.#cached.add(page)
+    const next = new Uint8Array(sizeBytes)
+    next.set(this.content.subarray(0, sizeBytes))
+    this.content = next
+    this.onChange()
+  }
+
+  async close(): Promise<void> {
+    this.closed = true
+  }
+}
+
+interface Opened {
+  readonly device: Snapshot
+  readonly inner: Ramzswap
+  readonly image: Image
+  readonly file: () => File
+}
+
+async function opened(options: { image?: Image; writethrough?: boolean; sizePages?: number } = {}): Promise<Opened> {
+  const { image = new Image(), writethrough = false, sizePages = pages } = options
+  const { layers, file } = backingFile(pages)
+  const inner = ramzswap({
+    name: 'dev',
+    sizeBytes: sizePages * 4096,
+    maxSizeBytes: pages * 4096,
+    compressed: compressed(),
+    backing: layers,
+  })
+  const device = await openSnapshot(inner, {
+    path: 'image',
+    writethrough,
+    maxSizeBytes: pages * 4096,
+    open: () => image,
+  })
+  return { device, inner, image, file }
+}
+
+const all = async (device: { sizeBytes: number; read: Snapshot['read'] }): Promise<Uint8Array> => {
+  const bytes = new Uint8Array(device.sizeBytes)
+  await device.read(0, bytes)
+  return bytes
+}
+
+/** What was and may still be in each page: versions, the first of which was flushed. */
+class History {
+  readonly #versions: Uint8Array[][] = Array.from({ length: pages }, () => [new Uint8Array(4096)])
+
+  /** What the device holds now came to be. */
+  now(content: Uint8Array): void {
+    for (let page = 0; page < pages; page++) {
+      const bytes = new Uint8Array(4096)
+      bytes.set(content.subarray(page * 4096, (page + 1) * 4096))
+      this.push(page, bytes)
+    }
+  }
+
+  push(page: number, bytes: Uint8Array): void {
+    const list = this.#versions[page]!
+    if (Buffer.compare(list.at(-1)!, bytes) !== 0) list.push(bytes)
+  }
+
+  /** How many versions there are, for `flushed`. */
+  marks(): number[] {
+    return this.#versions.map((list) => list.length)
+  }
+
+  /** Nothing older than these is good enough any more. Marks count from the beginning of the history. */
+  flushed(marks: readonly number[], from = 0, to = pages): void {
+    for (let page = from; page < to; page++) {
+      const list = this.#versions[page]!
+      for (let n = 0; n < marks[page]! - 1; n++) list[n] = list[marks[page]! - 1]!
+    }
+  }
+
+  /** Throws unless each page of an image is the flushed version or a later one. */
+  check(content: Uint8Array, what: string): void {
+    for (let page = 0; page < pages; page++) {
+      const bytes = new Uint8Array(4096)
+      bytes.set(content.subarray(page * 4096, (page + 1) * 4096))
+      if (!this.#versions[page]!.some((version) => Buffer.compare(version, bytes) === 0))
+        throw new Error(`${what}: page ${page} is neither what was flushed nor anything later`)
+    }
+  }
+}
+
+const kind = fc.constantFrom<Kind>('zero', 'word', 'text', 'third', 'half', 'noise', 'noise')
+const range = fc.tuple(fc.nat(pages * 8 - 1), fc.integer({ min: 1, max: 40 }), fc.boolean())
+const operation = fc.oneof(
+  { weight: 8, arbitrary: fc.record({ do: fc.constant('write' as const), range, kind, seed: fc.nat(999) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constantFrom('discard' as const, 'zero' as const), range }) },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant('flush' as const) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('reopen' as const), clean: fc.boolean() }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('resize' as const), size: fc.integer({ min: 1, max: pages }) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant('fail' as const),
+      what: fc.constantFrom('none', 'write', 'sync', 'truncate'),
+      code: fc.constantFrom('ENOSPC', 'EIO'),
+    }),
+  },
+)
+
+function within([first, count, whole]: readonly [number, number, boolean], size: number): [at: number, length: number] {
+  const unit = whole ? 4096 : 512
+  const at = Math.floor(((first * 512) % size) / unit) * unit
+  return [at, Math.min(size - at, Math.max(unit, Math.floor((count * 512) / unit) * unit))]
+}
+
+test.each([false, true])(
+  'killed at any moment, each page of the image is what was flushed, or later (writethrough: %s)',
+  async (writethrough) => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(operation, { minLength: 1, maxLength: 40 }), async (operations) => {
+        let { device, image } = await opened({ writethrough })
+        const history = new History()
+        const watch = (): void => {
+          image.onChange = () => history.check(image.content, 'after a change of the image')
+        }
+        watch()
+        // Versions that are being written may be in the image before the device is asked for them.
+        const settle = async (code: string, at: number, length: number): Promise<void> => {
+          history.now(await all(device))
+          if (writethrough && code === 'none')
+            history.flushed(history.marks(), Math.floor(at / 4096), Math.ceil((at + length) / 4096))
+          history.check(image.content, 'after an operation')
+        }
+        const expectFailure = (code: string): void => {
+          if (code !== 'none') same([code, image.failing !== undefined], ['TMEM_IO', true])
+        }
+        for (const step of operations) {
+          const size = device.sizeBytes
+          switch (step.do) {
+            case 'write': {
+              const [at, length] = within(step.range, size)
+              const bytes = bytesOf(step.kind, length, step.seed)
+              const next = new Uint8Array(pages * 4096)
+              next.set(await all(device))
+              next.set(bytes, at)
+              history.now(next)
+              const code = await codeOf(() => device.write(at, bytes))
+              expectFailure(code)
+              const got = bytes.slice()
+              await device.read(at, got)
+              expectBytes(got, bytes)
+              await settle(code, at, length)
+              break
+            }
+            case 'discard':
+            case 'zero': {
+              const [at, length] = within(step.range, size)
+              const next = new Uint8Array(pages * 4096)
+              next.set(await all(device))
+              next.fill(0, at, at + length)
+              history.now(next)
+              const code = await codeOf(() => device[step.do](at, length))
+              expectFailure(code)
+              await settle(code, at, length)
+              break
+            }
+            case 'flush': {
+              const marks = history.marks()
+              const code = await codeOf(() => device.flush())
+              expectFailure(code)
+              if (code === 'none') {
+                history.flushed(marks)
+                history.check(image.synced, 'after a flush, on the disk')
+              }
+              break
+            }
+            case 'resize': {
+              const next = (await all(device)).slice(0, step.size * 4096)
+              history.now(next)
+              const code = await codeOf(() => device.resize(step.size * 4096))
+              expectFailure(code)
+              history.now(await all(device))
+              break
+            }
+            case 'reopen': {
+              const before = await all(device)
+              const sizePages = device.sizeBytes / 4096
+              if (step.clean) {
+                const code = await codeOf(() => device.close())
+                expectFailure(code)
+                if (code === 'none') {
+                  expectBytes(image.content, before)
+                  expectBytes(image.synced, before)
+                }
+              }
+              if (image.content.length > sizePages * 4096) same(image.failing?.what, 'truncate')
+              image = new Image(image.content.slice(0, sizePages * 4096))
+              watch()
+              device = (await opened({ image, writethrough, sizePages })).device
+              const got = await all(device)
+              history.check(got, 'after it was opened again')
+              // From here on this is what the device holds.
+              history.now(got)
+              history.flushed(history.marks())
+              break
+            }
+            default:
+              image.failing =
+                step.what === 'none' ? undefined : { what: step.what as 'write', error: systemError(step.code) }
+          }
+        }
+        image.failing = undefined
+        const before = await all(device)
+        await device.flush()
+        expectBytes(image.synced, before)
+        same(section(device.stats(), 'snapshot')['dirty_pages'], 0)
+        await device.close()
+        expectBytes(image.content, before)
+      }),
+      { seed: 11, numRuns: 200 },
+    )
+  },
+  60_000,
+)
+
+test.each([false, true])(
+  'writes, discards and flushes at the same time (writethrough: %s)',
+  async (writethrough) => {
+    const step = fc.oneof(
+      {
+        weight: 6,
+        arbitrary: fc.record({ do: fc.constant('write' as const), page: fc.nat(7), kind, seed: fc.nat(99) }),
+      },
+      { weight: 1, arbitrary: fc.record({ do: fc.constant('discard' as const), page: fc.nat(7) }) },
+      { weight: 3, arbitrary: fc.record({ do: fc.constant('flush' as const) }) },
+      { weight: 2, arbitrary: fc.record({ do: fc.constant('turn' as const) }) },
+    )
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { minLength: 4, maxLength: 60 }), fc.scheduler(), async (steps, scheduler) => {
+        const { device, image, file } = await opened({ writethrough })
+        // What a killed process leaves, and what a power failure does.
+        const history = new History()
+        const disk = new History()
+        image.onChange = () => history.check(image.content, 'after a change of the image')
+        image.before = () => scheduler.schedule(Promise.resolve())
+        file().beforeRead = () => scheduler.schedule(Promise.resolve())
+        const running: Promise<void>[] = []
+        // One change of a page at a time: their order among themselves is nobody's promise.
+        const busy = new Set<number>()
+        for (const one of steps) {
+          if (one.do === 'turn') {
+            if (scheduler.count() > 0) await scheduler.waitOne()
+            else await new Promise((resolve) => setImmediate(resolve))
+          } else if (one.do === 'flush') {
+            const marks = history.marks()
+            const unsettled = [...busy]
+            running.push(
+              Promise.resolve(device.flush()).then(() => {
+                for (let page = 0; page < pages; page++)
+                  if (!unsettled.includes(page)) for (const one of [history, disk]) one.flushed(marks, page, page + 1)
+                disk.check(image.synced, 'after a flush, on the disk')
+              }),
+            )
+          } else if (!busy.has(one.page)) {
+            const { page } = one
+            const bytes = one.do === 'write' ? bytesOf(one.kind, 4096, one.seed) : new Uint8Array(4096)
+            for (const one of [history, disk]) one.push(page, bytes)
+            const marks = history.marks()
+            busy.add(page)
+            const completion = one.do === 'write' ? device.write(page * 4096, bytes) : device.discard(page * 4096, 4096)
+            const acknowledged = (): void => {
+              busy.delete(page)
+              if (writethrough) history.flushed(marks, page, page + 1)
+              history.check(image.content, 'after it was acknowledged')
+            }
+            if (completion === undefined) acknowledged()
+            else running.push(completion.then(() => acknowledged()))
+          }
+        }
+        await scheduler.waitFor(Promise.all(running))
+        const last = Promise.resolve(device.flush())
+        await scheduler.waitFor(last)
+        image.before = () => Promise.resolve()
+        file().beforeRead = () => Promise.resolve()
+        expectBytes(image.synced, await all(device))
+        await device.close()
+      }),
+      { seed: 12, numRuns: 300 },
+    )
+  },
+  60_000,
+)
+
+test('a resize while pages are copied: nothing of what was cut off comes back', async () => {
+  const { device, image } = await opened()
+  const text = bytesOf('noise', pages * 4096, 1)
+  await device.write(0, text)
+  let go: () => void = () => undefined
+  image.before = () =>
+    new Promise((resolve) => {
+      go = resolve
+    })
+  const flush = device.flush()
+  while (go.toString() === (() => undefined).toString()) await new Promise((resolve) => setImmediate(resolve))
+  device.resize(4 * 4096)
+  device.resize(8 * 4096)
+  image.before = () => Promise.resolve()
+  go()
+  await flush
+  expect(image.content.length).toBe(8 * 4096)
+  await device.flush()
+  const wanted = new Uint8Array(8 * 4096)
+  wanted.set(text.subarray(0, 4 * 4096))
+  expectBytes(image.synced, wanted)
+  expectBytes(await all(device), wanted)
+  await device.close()
+})
+
+test('a disk that is full or broken: the system says why, the rest is saved, the next flush tries again', async () => {
+  for (const code of ['ENOSPC', 'EIO']) {
+    const { device, image } = await opened()
+    await device.write(0, bytesOf('text', 3 * 4096, 2))
+    image.failing = { what: 'write', error: systemError(code) }
+    const failure: unknown = await Promise.resolve(device.flush()).catch((error: unknown) => error)
+    same(
+      [failure instanceof TmemError && failure.code, (failure as Error & { cause: { code: string } }).cause.code],
+      ['TMEM_IO', code],
+    )
+    same(section(device.stats(), 'snapshot')['dirty_pages'], 3)
+    image.failing = undefined
+    await device.flush()
+    expectBytes(image.synced.subarray(0, 3 * 4096), bytesOf('text', 3 * 4096, 2))
+    await device.close()
+  }
+})
+
+test('a page that the device has lost fails the flush, and the others are saved', async () => {
+  const { device, image, file } = await opened({ writethrough: false })
+  const noise = bytesOf('noise', pages * 4096, 3)
+  await device.write(0, noise)
+  file().failRead = (slot) => (slot === 3 ? systemError('EIO') : undefined)
+  expect(await codeOf(() => device.flush())).toBe('TMEM_IO')
+  const { dirty_pages: left } = section(device.stats(), 'snapshot')
+  expect(left).toBe(1)
+  const wrong = [...Array(pages).keys()].filter(
+    (page) =>
+      Buffer.compare(
+        image.content.subarray(page * 4096, (page + 1) * 4096),
+        noise.subarray(page * 4096, (page + 1) * 4096),
+      ) !== 0,
+  )
+  expect(wrong.length).toBe(1)
+  file().failRead = () => undefined
+  await device.flush()
+  expectBytes(image.synced, noise)
+  await device.close()
+})
+
+test('a sync that failed is made up for, also where zeros were written', async () => {
+  const { device, image } = await opened()
+  await device.write(0, bytesOf('text', 2 * 4096, 5))
+  await device.flush()
+  await device.discard(0, 4096)
+  image.failing = { what: 'sync', error: systemError('EIO') }
+  expect(await codeOf(() => device.flush())).toBe('TMEM_IO')
+  image.failing = undefined
+  await device.flush()
+  const wanted = bytesOf('text', 2 * 4096, 5)
+  wanted.fill(0, 0, 4096)
+  expectBytes(image.synced.subarray(0, 2 * 4096), wanted)
+  await device.close()
+})
+
+test('written through while an older version of the page is on its way: the newer one stays', async () => {
+  const { device, image } = await opened({ writethrough: true })
+  image.failing = { what: 'write', error: systemError('ENOSPC') }
+  expect(await codeOf(() => device.write(0, bytesOf('text', 4096, 1)))).toBe('TMEM_IO')
+  image.failing = undefined
+  let go: (() => void) | undefined
+  image.before = () =>
+    new Promise((resolve) => {
+      go = resolve
+    })
+  const flush = device.flush()
+  while (go === undefined) await new Promise((resolve) => setImmediate(resolve))
+  const later = device.write(0, bytesOf('text', 4096, 2))
+  image.before = () => Promise.resolve()
+  go()
+  await later
+  expectBytes(image.content.subarray(0, 4096), bytesOf('text', 4096, 2))
+  await flush
+  expectBytes(image.content.subarray(0, 4096), bytesOf('text', 4096, 2))
+  await device.close()
+})
+
+test('zeros are not written where the image has none of anything', async () => {
+  const { device, image } = await opened()
+  await device.discard(0, pages * 4096)
+  await device.zero(0, pages * 4096)
+  await device.write(4096, bytesOf('text', 4096, 1))
+  await device.flush()
+  expect(section(device.stats(), 'snapshot')['saved_pages']).toBe(1)
+  await device.discard(4096, 4096)
+  await device.flush()
+  expect(section(device.stats(), 'snapshot')).toMatchObject({ saved_pages: 2, filled_pages: 0 })
+  expectBytes(image.synced, new Uint8Array(pages * 4096))
+  await device.close()
+})
+
+test('each allocation that fails says which, and leaves nothing open', async () => {
+  for (let nth = 1; ; nth++) {
+    const { layers, file } = backingFile(pages)
+    const allocator = failingAllocator(systemAllocator, { nth })
+    const inner = ramzswap({ name: 'dev', sizeBytes: pages * 4096, backing: layers })
+    const image = new Image()
+    const open = () => openSnapshot(inner, { path: 'image', allocator, open: () => image })
+    if (nth > 2) {
+      await (await open()).close()
+      same(allocator.failures, 0)
+      break
+    }
+    expect(await codeOf(open)).toBe('TMEM_NO_MEMORY')
+    expect(file().closed).toBe(true)
+  }
+})
+
+test.each([
+  [
+    new Uint8Array((pages + 1) * 4096),
+    /it has 102400 bytes, more than the 98304 of device dev: give the device its size/,
+  ],
+  [new Uint8Array(5000), /no whole pages of 4096/],
+])('an image that is none of this device is refused (%#)', async (content, message) => {
+  await expect(opened({ image: new Image(content) })).rejects.toThrow(message)
+})
+
+test('an image that cannot be read is an error, not zeros', async () => {
+  const image = new Image(bytesOf('text', pages * 4096, 1))
+  image.failing = { what: 'read', error: systemError('EIO') }
+  await expect(opened({ image })).rejects.toThrow(/cannot be read at 0: EIO/)
+  expect(image.closed).toBe(true)
+})
+
+test('a closed one does nothing any more, and misuse changes nothing', async () => {
+  const { device } = await opened()
+  expect(() => device.write(1, new Uint8Array(512))).toThrow(RangeError)
+  expect(() => device.resize((pages + 1) * 4096)).toThrow(RangeError)
+  expect(section(device.stats(), 'snapshot')['dirty_pages']).toBe(0)
+  await device.close()
+  for (const use of [() => device.write(0, new Uint8Array(512)), () => device.flush(), () => device.discard(0, 512)])
+    expect(await codeOf(use)).toBe('TMEM_CLOSED')
+})
+
+function folder(): string {
+  const path = mkdtempSync(join(tmpdir(), 'tmem-snapshot-'))
+  onTestFinished(() => rmSync(path, { recursive: true, force: true }))
+  return path
+}
+
+const plain = () => ramzswap({ name: 'dev', sizeBytes: pages * 4096, uncompressed: room(pages) })
+
+test('a real file: what was flushed is there again, and anybody can read it', async () => {
+  const path = join(folder(), 'image')
+  const text = bytesOf('text', 2 * 4096, 4)
+  const first = await openSnapshot(plain(), { path })
+  await first.write(8 * 4096, text)
+  await first.close()
+  expect(statSync(path).size).toBe(pages * 4096)
+  expectBytes(readFileSync(path).subarray(8 * 4096, 10 * 4096), text)
+  const seen: number[] = []
+  const second = await openSnapshot(plain(), { path, onProgress: (done, total) => seen.push(done / total) })
+  const got = new Uint8Array(2 * 4096)
+  await second.read(8 * 4096, got)
+  expectBytes(got, text)
+  expect(seen.at(-1)).toBe(1)
+  await second.close()
+  expect(existsSync(`${path}.lock`)).toBe(false)
+})
+
+test('two never have one image; the lock of a process that ended is taken over, anything else is left alone', async () => {
+  const path = join(folder(), 'image')
+  const first = await openSnapshot(plain(), { path })
+  await expect(openSnapshot(plain(), { path })).rejects.toThrow(`process ${process.pid} has it open`)
+  await first.close()
+  writeFileSync(`${path}.lock`, '1 12345 01234567-89ab-cdef-0123-456789abcdef')
+  await (await openSnapshot(plain(), { path })).close()
+  expect(existsSync(`${path}.lock`)).toBe(false)
+  writeFileSync(`${path}.lock`, 'mine')
+  await expect(openSnapshot(plain(), { path })).rejects.toThrow(/no lock of ours: remove it/)
+  expect(readFileSync(`${path}.lock`, 'utf8')).toBe('mine')
+})
+
+test('what is no plain file is refused, and left unlocked', () => {
+  const path = folder()
+  expect(() => openImageFile(path)).toThrow(/cannot be opened: EISDIR/)
+  const pipe = join(path, 'pipe')
+  execFileSync('mkfifo', [pipe])
+  expect(() => openImageFile(pipe)).toThrow(/no plain file/)
+  expect([existsSync(`${path}.lock`), existsSync(`${pipe}.lock`)]).toEqual([false, false])
+})
