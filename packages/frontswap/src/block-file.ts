@@ -9,8 +9,11 @@
  * Room is made when the file is made: every block is written once. A sparse file would find the disk full in the middle
  * of a swap-out, and blocks that were never written make the file system journal their first write.
  *
+ * A file that is to be removed at the end says so in its first bytes (which a swap header leaves free), with the mark of its process. When that
+ * process is killed the file stays; who wants to make a file of that name finds the mark, and takes the leftover away.
+ *
  * Invariants: a file that was made here is removed again when anything fails before `open` returns; a file that was
- * there before is never made, resized or removed.
+ * there before is never made, resized or removed, unless its maker has said that nobody will want it, and has ended.
  *
  * Source: open(2), swapon(2) (files with holes are refused), mkswap(8) for what an existing area must look like.
  */
@@ -25,13 +28,14 @@ import {
   readFileSync,
   readSync,
   realpathSync,
+  rmSync,
   type Stats,
   statfsSync,
   unlinkSync,
   writeSync,
 } from 'node:fs'
 import { dirname, resolve } from 'node:path'
-import { TmemError } from '@tmem/core'
+import { type MarkedProcess, markedProcess, processMark, TmemError } from '@tmem/core'
 
 /** Bytes of one slot: the page of the swap area's header. */
 export const slotBytes = 4096
@@ -52,7 +56,7 @@ export interface BlockFile {
 
 /** Which file, and how. */
 export interface BlockFileRequest {
-  /** Path. Without `existing` nothing may be there yet. */
+  /** Path. Without `existing` nothing may be there yet, but for what a killed process made and would have removed. */
   readonly file: string
   /** Bytes that are needed, a multiple of 4096. */
   readonly bytes: number
@@ -86,15 +90,7 @@ export const hasCode = (error: unknown, code: string): boolean =>
 /** Opens a real file or block device. */
 export const openBlockFile: OpenBlockFile = (request) => {
   if (request.existing) return openExisting(request)
-  const { O_RDWR, O_CREAT, O_EXCL } = constants
-  let descriptor: number
-  try {
-    descriptor = openSync(request.file, O_RDWR | O_CREAT | O_EXCL, 0o600)
-  } catch (error) {
-    if (hasCode(error, 'EEXIST'))
-      throw failure(request, 'it exists already; remove it, or ask for the existing one to be used', error)
-    throw failure(request, `it cannot be made: ${reason(error)}`, error)
-  }
+  const descriptor = makeFile(request)
   const file = new NodeBlockFile(request, descriptor, true)
   try {
     const room = statfsSync(dirname(resolve(request.file)))
@@ -103,7 +99,7 @@ export const openBlockFile: OpenBlockFile = (request) => {
         request,
         `it needs ${request.bytes} bytes, and ${room.bavail * room.bsize} are free on its file system`,
       )
-    file.prepare(request.header)
+    file.prepare(request.keep ? request.header : marked(request.header))
     file.fill()
   } catch (error) {
     file.close()
@@ -111,6 +107,55 @@ export const openBlockFile: OpenBlockFile = (request) => {
     throw failure(request, `its ${request.bytes} bytes cannot be written: ${reason(error)}`, error)
   }
   return file
+}
+
+function makeFile(request: BlockFileRequest): number {
+  const { O_RDWR, O_CREAT, O_EXCL } = constants
+  for (;;) {
+    try {
+      return openSync(request.file, O_RDWR | O_CREAT | O_EXCL, 0o600)
+    } catch (error) {
+      if (!hasCode(error, 'EEXIST')) throw failure(request, `it cannot be made: ${reason(error)}`, error)
+      const maker = makerOf(request.file)
+      if (maker?.running === true)
+        throw failure(request, `process ${maker.pid} made it, and uses it; give each device a file of its own`, error)
+      if (maker === undefined)
+        throw failure(request, 'it exists already; remove it, or ask for the existing one to be used', error)
+      // Had its maker not ended after all (in another container), it would go on with a file that has lost its name only.
+      rmSync(request.file, { force: true })
+    }
+  }
+}
+
+const markStart = 'tmem swap file, not kept; process '
+
+/** A header whose free space says who will remove the file. */
+function marked(header: Uint8Array): Uint8Array {
+  const page = header.slice()
+  page.set(Buffer.from(`${markStart}${processMark()}\n`, 'latin1'))
+  return page
+}
+
+/** Who made that file and would have removed it; `undefined` when it is no such file. */
+function makerOf(path: string): MarkedProcess | undefined {
+  let descriptor: number
+  try {
+    // A pipe would keep us waiting, and a link leads to somebody else's file.
+    if (!lstatSync(path).isFile()) return undefined
+    descriptor = openSync(path, constants.O_RDONLY)
+  } catch (error) {
+    if (hasCode(error, 'ENOENT') || hasCode(error, 'EACCES')) return undefined
+    throw error
+  }
+  try {
+    const page = Buffer.alloc(slotBytes)
+    if (readSync(descriptor, page, 0, slotBytes, 0) < slotBytes) return undefined
+    const text = page.toString('latin1')
+    if (!text.startsWith(markStart) || !text.endsWith('SWAPSPACE2')) return undefined
+    return markedProcess(text.slice(markStart.length, text.indexOf('\n')))
+  } finally {
+    closeSync(descriptor)
+  }
 }
 
 function openExisting(request: BlockFileRequest): BlockFile {

@@ -123,6 +123,41 @@ test('what is there already is left alone', () => {
   expect(readFileSync(file, 'utf8')).toBe('precious')
 })
 
+test('what a killed process has left makes way for the next, and nothing else does', async () => {
+  const file = folder.file()
+  const area = open({ file, sizeBytes: 8192 })
+  expect(refusal({ file, sizeBytes: 8192 })).toContain(`process ${process.pid} made it, and uses it`)
+  const left = readFileSync(file)
+  await area.close()
+  const text = left.toString('latin1')
+  const line = text.slice(0, text.indexOf('\n'))
+  // The same process number under another start is a process that has ended.
+  const start = line.split(' ').at(-2)!
+  left.write(line.replace(` ${start} `, ` ${'7'.repeat(start.length)} `), 0, 'latin1')
+  const spoilt = [
+    left.subarray(0, 4095),
+    Buffer.concat([left.subarray(0, 4086), Buffer.from('SWAPSPACE1')]),
+    Buffer.concat([Buffer.from('T'), left.subarray(1)]),
+  ]
+  for (const bytes of spoilt) {
+    writeFileSync(file, bytes)
+    expect(refusal({ file, sizeBytes: 8192 })).toContain('exists already')
+    expect(readFileSync(file).equals(bytes)).toBe(true)
+  }
+  writeFileSync(file, left)
+  const link = folder.file()
+  symlinkSync(file, link)
+  expect(refusal({ file: link, sizeBytes: 8192 })).toContain('exists already')
+  const next = open({ file, sizeBytes: 16 * 4096 })
+  expect(statSync(file).size).toBe(17 * 4096)
+  await next.close()
+  expect(existsSync(file)).toBe(false)
+  const kept = open({ file, sizeBytes: 8192, keep: true })
+  await kept.close()
+  expect(readFileSync(file)[0]).toBe(0)
+  expect(refusal({ file, sizeBytes: 8192 })).toContain('exists already')
+})
+
 test('more than the disk has is refused before a byte is written, and nothing is left behind', (ctx) => {
   const { bavail, bsize } = statfsSync(folder.path)
   // Well above what is free: others may free some meanwhile.
