@@ -3,7 +3,7 @@ import { availableCodecs } from '@tmem/codecs'
 import { type ZcacheOptions, zcache } from '@tmem/zcache'
 import { afterAll, describe, it } from 'vitest'
 import { conformance } from '../src/index.ts'
-import { MiB, small, stack, swapFolder } from './subjects.ts'
+import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
@@ -30,5 +30,16 @@ for (const [name, runs, options] of variants)
       },
       property: { runs },
     }),
+    { describe, it },
+  )
+
+for (const allocator of ['zsmalloc', 'zcache1'] as const)
+  await conformance(
+    stack(
+      `zcache with ${allocator} and little room, over memory that gets what it evicts`,
+      () => [zcache({ limitBytes: 400_000, allocator }), layers.memory()],
+      // A page of a batch that is passed down before the batch is: it is lost, as an ephemeral one may be.
+      { steady: false, pageSizes: small, refusals: { Quota: { by: 'quota', bytes: MiB } }, property: { runs: 30 } },
+    ),
     { describe, it },
   )

@@ -214,6 +214,21 @@ export class Arena {
     this.#assured = Math.max(this.#assured, granules)
   }
 
+  /** Whether a run of `longest` bytes is free. */
+  hasRun(longest: number): boolean {
+    const granules = Math.ceil(longest / granuleBytes)
+    if (this.#assured >= granules) return true
+    if (this.#search(granules) === none) return false
+    this.#assured = granules
+    return true
+  }
+
+  /** Whether empty chunks of `bytes` in all are there, or could be had with `room` bytes of the budget. */
+  canHave(bytes: number, room: number): boolean {
+    const more = Math.min(this.maxChunks - this.chunks, Math.floor(room / this.chunkBytes))
+    return (this.spares + more) * this.chunkBytes >= bytes
+  }
+
   /** A tag for the runs of one owner. */
   newTag(): number {
     return ++this.#tags

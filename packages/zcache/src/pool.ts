@@ -174,7 +174,8 @@ export class ZcachePool implements Pool {
 
   #put(object: ObjectId, index: number, bytes: Uint8Array, at: number): PutOutcome {
     if (this.#gone) return PutOutcome.PoolGone
-    // Memory first, while nothing is half done: whoever gives it may have to use this very store to find it.
+    // Room and memory first, while nothing is half done: whoever gives them may have to use this very store for it.
+    this.#store.makeRoom(this, object)
     this.#store.preload(this)
     return this.#gone ? PutOutcome.PoolGone : this.#store.put(this, object, index, bytes, at)
   }

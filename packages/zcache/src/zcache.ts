@@ -12,12 +12,17 @@
  * Memory is had before a put changes anything (`preload`); after that a put only evicts, moves, and refuses. A put that is
  * refused is a flush.
  *
+ * Above another layer, ephemeral pages that leave for want of room are offered to it first (`makeRoom`, also before a put changes
+ * anything, because that layer may use this store meanwhile): the oldest, until the longest run that a page may need is free. What a
+ * put still evicts half way (a page of many segments) is dropped.
+ *
  * Invariants:
  *  - `budget.used` counts chunks, scratch, and tables as far as they were ever touched; it never passes the limit in force
  *    (a limit lowered later is reached by `tick`);
  *  - an entry in use has a kind that is not zero, and a place exactly when that is not `SAME`;
  *  - ephemeral pages are in queue 0, persistent ones in queue 1, both in the order in which they were stored; persistent
  *    pages whose bytes are in the file are in queue 2, and have no place in the arena;
+ *  - evicted pages = dropped + passed down;
  *  - pages stored = live + replaced + taken by gets + flushed + evicted + dropped as corrupt + put_to_flush + written back.
  *
  * Sources: zcache of Linux 2.6.39 to 3.10 (limits, mean rule, who evicts whom, names of the counters), zswap (same-filled
@@ -78,6 +83,8 @@ export const maxPagesFor = (limitBytes: number): number => Math.min(maxEntries, 
 const ephemeralMaxZsize = 4000
 /** LZ4 sees no further back than this, and whole blocks must find a place in one piece. */
 const largestBlock = 64 * 1024
+/** Pages passed down for one put, at most (a frame with two is one): so a put stays short, and the next ones go on. */
+const maxPassedDown = 16
 /** Pools at once. */
 const maxPools = 256
 
@@ -150,9 +157,14 @@ export class Zcache implements PageStore {
   #countedObjects = 0
   /** Bytes of the codec's home that pools of this store can touch. */
   #homeBytes = 0
-  /** Where whole pages are shown. */
+  /** Where whole pages are shown to borrowers. */
   #page: Uint8Array = new Uint8Array(0)
   #lending = false
+  /** Where pages are shown to the layer below. */
+  #outgoing: Uint8Array = new Uint8Array(0)
+  #passing = false
+  /** Counts whatever may have changed what is under a handle. */
+  #changes = 0
   #closing: Promise<void> | undefined
   /** Codec of what `#pack` left in the scratch. */
   #packedCodec = 0
@@ -168,6 +180,7 @@ export class Zcache implements PageStore {
   #got = 0
   #flushed = 0
   #evicted = 0
+  #passedOn = 0
   #corruptDropped = 0
   #putToFlush = 0
   #writtenBack = 0
@@ -331,6 +344,8 @@ export class Zcache implements PageStore {
         got: this.#got,
         flushed: this.#flushed,
         evicted_eph_zpages: this.#evicted,
+        evicted_eph_passed_on: this.#passedOn,
+        evicted_eph_dropped: this.#evicted - this.#passedOn,
         corrupt_dropped: this.#corruptDropped,
         put_to_flush: this.#putToFlush,
         writtenback_pages: this.#writtenBack,
@@ -398,6 +413,7 @@ export class Zcache implements PageStore {
     for (const pool of this.#pools) pool?.retire()
     this.#arena.close()
     this.#page = new Uint8Array(0)
+    this.#outgoing = new Uint8Array(0)
     await this.#writeback?.close()
     await this.#next?.close()
   }
@@ -409,11 +425,34 @@ export class Zcache implements PageStore {
     this.#arena.preload(longestRun, pageSize <= basePageSize ? longestRun : pageSize + (pageSize >>> 2))
   }
 
+  /**
+   * Above another layer: passes ephemeral pages down until the put that follows will hardly have to evict any. Nothing is half done
+   * yet, so that what the layer below does meanwhile may use this store. At most `maxPassedDown` steps.
+   */
+  makeRoom(pool: ZcachePool, object: ObjectId): void {
+    if (this.#next === undefined || this.#passing || pool.frozen) return
+    const arena = this.#arena
+    const allocator = this.#allocators[pool.queue]
+    const { longestRun } = allocator
+    // A page of one block takes one run at most. What a larger one takes only compression will tell: whole chunks then.
+    const large = pool.pageSize > this.#blockBytes
+    const wanted = large ? Math.min(pool.pageSize, this.#budget.limit.bytes / 8) : longestRun
+    for (let left = maxPassedDown; left > 0; left--) {
+      if (this.#metadataRoom(pool, object) < 0) arena.trim()
+      const room = this.#metadataRoom(pool, object)
+      if (room >= 0 && ((!large && arena.hasRun(longestRun)) || arena.canHave(wanted, room))) return
+      const runs = arena.runCount
+      allocator.compact(256, this.#moved)
+      if (arena.runCount === runs && !arena.defragment(4 * longestRun) && !this.#evictFor(pool, true)) return
+    }
+  }
+
   /** Stores the page at `bytes[at]`. Anything but `Stored` leaves no copy here. */
   put(pool: ZcachePool, object: ObjectId, index: number, bytes: Uint8Array, at: number): PutOutcome {
     const table = this.#table
     const existing = table.find(pool.number, object, index)
     this.#scanCredit++
+    this.#changes++
     let outcome: PutOutcome
     if (existing !== none) {
       // The old page may not survive, whatever comes of the new one: its memory serves the new one.
@@ -620,6 +659,7 @@ export class Zcache implements PageStore {
       this.#fixedBytes +
       this.#homeBytes +
       this.#page.length +
+      this.#outgoing.length +
       this.#countedEntries * bytesPerEntry +
       this.#countedObjects * HandleTable.bytesPerObject +
       this.#arena.bytesInBudget()
@@ -636,14 +676,16 @@ export class Zcache implements PageStore {
     }
     const before = this.#page.length
     if (before >= pageSize) return true
-    if (!this.#budget.take(pageSize - before)) return false
-    const memory = this.#context.allocator.allocate(pageSize, 'zcache.page')
+    const pages = this.#next === undefined ? 1 : 2
+    if (!this.#budget.take(pages * (pageSize - before))) return false
+    const memory = this.#context.allocator.allocate(pages * pageSize, 'zcache.page')
     if (memory === undefined || this.#page.length !== before) {
-      this.#budget.give(pageSize - before)
+      this.#budget.give(pages * (pageSize - before))
       // Whoever gave the memory may have made a pool of this size meanwhile.
       return this.#page.length >= pageSize
     }
     this.#page = new Uint8Array(memory, 0, pageSize)
+    if (this.#next !== undefined) this.#outgoing = new Uint8Array(memory, pageSize, pageSize)
     return true
   }
 
@@ -766,6 +808,20 @@ export class Zcache implements PageStore {
     return true
   }
 
+  /** Bytes that are left of the limit when a new page of this pool has its numbers and metadata; below 0: it would not get them. */
+  #metadataRoom(pool: ZcachePool, object: ObjectId): number {
+    const table = this.#table
+    const entries = this.#entries + Math.ceil(pool.pageSize / this.#blockBytes)
+    if (entries > table.capacity) return -1
+    const bytes = Math.max(0, entries - this.#countedEntries) * bytesPerEntry
+    const isNew = table.objects === this.#countedObjects && !table.hasObject(pool.number, object)
+    const needed = isNew ? bytes + HandleTable.bytesPerObject : bytes
+    // What is not needed now is not missed either when the limit was lowered.
+    return needed === 0
+      ? Math.max(0, this.#budget.limit.bytes - this.#budget.used)
+      : this.#budget.limit.bytes - this.#budget.used - needed
+  }
+
   /** A number for a new entry, with room for its metadata (and its object's), or `none`. */
   #acquire(pool: ZcachePool, object: ObjectId): number {
     const table = this.#table
@@ -784,7 +840,7 @@ export class Zcache implements PageStore {
         }
         this.#budget.give(bytes)
       }
-      if (!this.#evictFor(pool)) return none
+      if (!this.#evictFor(pool, false)) return none
     }
   }
 
@@ -931,7 +987,8 @@ export class Zcache implements PageStore {
       const runs = arena.runCount
       allocator.compact(256, this.#moved)
       // Moving a chunk together costs as much as copying it: not for the last hole.
-      if (arena.runCount === runs && !arena.defragment(4 * allocator.longestRun) && !this.#evictFor(pool)) return none
+      if (arena.runCount === runs && !arena.defragment(4 * allocator.longestRun) && !this.#evictFor(pool, false))
+        return none
       location = allocator.alloc(size, entry)
     }
     return location
@@ -950,10 +1007,10 @@ export class Zcache implements PageStore {
     return PutOutcome.NoMemory
   }
 
-  /** Evicts an ephemeral page for a put of this pool; false when there is none. */
-  #evictFor(pool: ZcachePool): boolean {
+  /** Evicts an ephemeral page for a put of this pool, offering it to the layer below if that is wanted; false when there is none. */
+  #evictFor(pool: ZcachePool, passing: boolean): boolean {
     const evicted = this.#table.oldest(EPHEMERAL) !== none
-    if (evicted) this.#evict()
+    if (evicted) this.#evict(passing)
     if (pool.queue === PERSISTENT) {
       if (evicted) this.#persAteEph++
       else this.#persAteEphFailed++
@@ -963,15 +1020,14 @@ export class Zcache implements PageStore {
   }
 
   /** Evicts the ephemeral page that the allocator likes best, or the oldest, and what leaves with it. There is one. */
-  #evict(): void {
+  #evict(passing: boolean): void {
     const allocator = this.#allocators[EPHEMERAL]
     const runs = this.#arena.runCount
     const victim = allocator.victim()
     const entry = this.#isPage(victim) ? victim : this.#table.oldest(EPHEMERAL)
     const kind = this.#meta[entry * entryWords + KIND]!
     const neighbour = (kind & (SAME | CHAIN)) === 0 ? allocator.neighbour(this.#location(entry)) : none
-    this.#drop(entry)
-    if (this.#isPage(neighbour)) this.#drop(neighbour)
+    if (this.#drop(entry, passing) && this.#isPage(neighbour)) this.#drop(neighbour, passing)
     this.#evictedPageframes += runs - this.#arena.runCount
   }
 
@@ -979,10 +1035,41 @@ export class Zcache implements PageStore {
     return entry !== none && (this.#meta[entry * entryWords + KIND]! & PINNED) === 0
   }
 
-  /** Evicts one ephemeral page. */
-  #drop(entry: number): void {
-    this.#removeEntry(this.#pools[this.#table.poolOf(entry)]!, entry)
+  /** Evicts one ephemeral page. False when somebody used this store while the page was offered: then it may still be here. */
+  #drop(entry: number, passing: boolean): boolean {
+    const pool = this.#pools[this.#table.poolOf(entry)]!
+    let passed: boolean | undefined = false
+    if (passing && pool.next !== undefined && !this.#passing) {
+      const page = this.#outgoing.length === pool.pageSize ? this.#outgoing : this.#outgoing.subarray(0, pool.pageSize)
+      if (!this.#decode(pool, entry, page, 0)) return true
+      passed = this.#offer(pool, pool.next, entry, page)
+      if (passed === undefined) return false
+    }
+    this.#removeEntry(pool, entry)
     this.#evicted++
+    if (passed) this.#passedOn++
+    return true
+  }
+
+  /**
+   * Offers a page to the layer below; it stays here. `undefined`: somebody used this store meanwhile, so that the page may not be
+   * what is here, or should be; then it is taken back from below.
+   */
+  #offer(pool: ZcachePool, below: Pool, entry: number, page: Uint8Array): boolean | undefined {
+    const object = this.#table.objectOf(entry)
+    const index = this.#table.indexOf(entry)
+    const changes = this.#changes
+    let outcome: PutOutcome
+    this.#passing = true
+    try {
+      outcome = below.put(object, index, page)
+    } finally {
+      this.#passing = false
+      page.fill(0)
+    }
+    if (changes === this.#changes) return outcome === PutOutcome.Stored
+    below.flushPage(object, index)
+    return undefined
   }
 
   /** The queue that an entry is in. */
@@ -992,6 +1079,7 @@ export class Zcache implements PageStore {
 
   /** Takes an entry and its data out of everything. */
   #removeEntry(pool: ZcachePool, entry: number): void {
+    this.#changes++
     this.#table.unlink(this.#queueOf(pool, entry), entry)
     this.#dropData(pool, entry)
     this.#table.remove(entry)
@@ -1209,7 +1297,7 @@ export class Zcache implements PageStore {
       done += moved
       if (moved > 0 || this.#budget.used <= this.#budget.limit.bytes) continue
       if (this.#table.oldest(EPHEMERAL) !== none) {
-        this.#evict()
+        this.#evict(true)
         done++
       } else if (this.#writeBack()) done++
       else return done
@@ -1223,7 +1311,7 @@ export class Zcache implements PageStore {
 
   /** Passes the oldest persistent page with bytes at rest down; false when none goes. */
   #writeBack(): boolean {
-    if (this.#lending || this.#next === undefined) return false
+    if (this.#passing || this.#next === undefined) return false
     const table = this.#table
     let entry = table.oldest(PERSISTENT)
     // A same-filled page would free nothing worth the way.
@@ -1231,12 +1319,10 @@ export class Zcache implements PageStore {
       entry = table.newer(entry)
     if (entry === none) return false
     const pool = this.#pools[table.poolOf(entry)]!
-    const page = this.#page.subarray(0, pool.pageSize)
+    const page = this.#outgoing.subarray(0, pool.pageSize)
     this.#decode(pool, entry, page, 0)
     // The place below is safe before this one is given up.
-    const stored = pool.next!.put(table.objectOf(entry), table.indexOf(entry), page) === PutOutcome.Stored
-    page.fill(0)
-    if (!stored) return false
+    if (this.#offer(pool, pool.next!, entry, page) !== true) return false
     this.#removeEntry(pool, entry)
     this.#writtenBack++
     return true

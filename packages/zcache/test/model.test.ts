@@ -1,9 +1,9 @@
 /** Any sequence of operations against a map: what is served is what was put last, and nothing adds up wrongly. */
 import type { Pool } from '@tmem/core'
-import { createAccounts, GetOutcome, PageBatch, PutOutcome, systemAllocator } from '@tmem/core'
+import { createAccounts, GetOutcome, memory, PageBatch, PutOutcome, systemAllocator } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import type { ZcacheOptions } from '../src/index.ts'
+import { type ZcacheOptions, zcache } from '../src/index.ts'
 import type { Zcache } from '../src/zcache.ts'
 import { KiB, newPool, noisyPage, open, sameBytes } from './pages.ts'
 
@@ -171,4 +171,33 @@ test.each(settings)('any history agrees with a map: %s', (_name, options) => {
     }),
     { numRuns: 20, seed: 7 },
   )
+})
+
+test.each(settings)('the same above a store that gets what is evicted: %s', (_name, options) => {
+  let passedOn = 0
+  fc.assert(
+    fc.property(fc.commands(commands, { size: '+1', maxCommands: 300 }), (history) => {
+      const model = new Model()
+      const context = { allocator: systemAllocator, accounts: createAccounts() }
+      const below = memory({ limitBytes: 2048 * KiB }).open(undefined, context)
+      const store = zcache({ limitBytes: 640 * KiB, ...options }).open(below, context) as Zcache
+      const pools = [
+        newPool(store, 'swap'),
+        newPool(store, 'cache'),
+        newPool(store, 'shared'),
+        newPool(store, 'cache', 128 * KiB),
+      ]
+      // So much that the store is full from the start.
+      for (let i = 0; i < 12; i++) {
+        const page = noisyPage(i, 0.5, 128 * KiB)
+        if (pools[3]!.put(0, i, page) === PutOutcome.Stored) model.pages.set(key(3, 0, i), page)
+      }
+      fc.modelRun(() => ({ model, real: { store, pools, model } }), history)
+      store.check()
+      passedOn += store.stats().counters['evicted_eph_passed_on']!
+      expect(store.stats().counters['used_bytes']).toBeLessThanOrEqual(640 * KiB)
+    }),
+    { numRuns: 15, seed: 8 },
+  )
+  expect(passedOn).toBeGreaterThan(50)
 })
