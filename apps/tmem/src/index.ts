@@ -110,13 +110,14 @@ function program(terminal: Terminal): Command {
     .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
     .requiredOption(
       '--device <name=NAME,size=BYTES>',
-      'a device, perhaps with memlimit=BYTES and max=BYTES (repeat for more)',
+      'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
       list,
     )
     .option('--nbd <address>', 'serve over NBD: unix:PATH or tcp:HOST:PORT (repeat for more)', list)
     .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
     .addOption(control())
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
+    .option('--fresh', 'serve also where a server before was killed and its pages are lost')
     .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed, 0)
     .addOption(json())
     .action(async (options) => (await import('./serve/serve.ts')).serve(options, terminal))

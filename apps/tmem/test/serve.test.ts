@@ -1,12 +1,18 @@
 /** The programs around a server: what they answer, and how they end. Swapping for real is in test/system. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, onTestFinished, test } from 'vitest'
+import { type Answer, Client } from '../../../packages/nbd/test/client.ts'
 import { requires } from '../../../tools/requires.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
+
+/** Of the NBD protocol. */
+const Command = { flush: 3, trim: 4 } as const
+const fua = 1
 
 const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
 
@@ -16,11 +22,15 @@ interface Serving {
   readonly info: { pid: number; nbd: string[]; fuse: string | null; devices: { name: string; sizeBytes: number }[] }
   /** Sends SIGTERM and waits: the exit code and what it said on standard error. */
   readonly stop: () => Promise<{ code: number | null; stderr: string }>
+  /** Ends it as nothing can be prepared for. */
+  readonly kill: () => Promise<void>
 }
 
 /** Starts a server that listens on a unix socket. */
-async function serving(stack: string, ...words: string[]): Promise<Serving> {
-  const folder = temporaryDirectory()
+const serving = (stack: string, ...words: string[]): Promise<Serving> =>
+  servingIn(temporaryDirectory(), stack, ...words)
+
+async function servingIn(folder: string, stack: string, ...words: string[]): Promise<Serving> {
   const control = join(folder, 'control.sock')
   const child: ChildProcess = spawn(
     process.execPath,
@@ -56,6 +66,10 @@ async function serving(stack: string, ...words: string[]): Promise<Serving> {
       child.kill('SIGTERM')
       return { code: await ended, stderr }
     },
+    kill: async () => {
+      child.kill('SIGKILL')
+      await ended
+    },
   }
 }
 
@@ -73,7 +87,7 @@ describe('tmem serve', () => {
         { name: 'b', sizeBytes: 2 ** 22 },
       ],
     })
-    expect(readdirSync(folder).sort()).toEqual(['a.img', 'b.img', 'control.sock', 'nbd.sock'])
+    expect(readdirSync(folder).sort()).toEqual(['a.img', 'b.img', 'control.sock', 'control.sock.record', 'nbd.sock'])
     const { stdout } = await tmem(['stat', '--control', control])
     expect(stdout.split('\n').map((line) => line.split(/\s+/).slice(0, 5))).toEqual([
       ['device', 'size', 'pages', 'used', 'same'],
@@ -119,7 +133,7 @@ describe('tmem serve', () => {
 
   test('a control socket of a killed server is replaced, one in use is not', async () => {
     const { folder, control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
-    const second = await tmem([
+    const words = [
       'serve',
       '--stack',
       'memory(limit=8MiB)',
@@ -129,9 +143,13 @@ describe('tmem serve', () => {
       `unix:${folder}/2`,
       '--control',
       control,
-    ])
+    ]
+    const second = await tmem(words)
     expect(second).toMatchObject({ code: 1, stdout: '' })
-    expect(second.stderr).toMatch(/^tmem: the control socket .* cannot be made: .*EADDRINUSE/)
+    expect(second.stderr).toMatch(/^tmem: process \d+ serves on .*: stop it, or give another --control/)
+    rmSync(`${control}.record`)
+    const third = await tmem(words)
+    expect(third.stderr).toMatch(/^tmem: the control socket .* cannot be made: .*EADDRINUSE/)
     expect((await stop()).code).toBe(0)
     expect(existsSync(control)).toBe(false)
   })
@@ -156,6 +174,23 @@ describe('tmem serve', () => {
       /bad device name "..\/a"/,
     ],
     [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB,x=1', '--nbd', 'unix:x'], /bad device/],
+    [
+      ['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB,writethrough', '--nbd', 'unix:x'],
+      /add snapshot=PATH/,
+    ],
+    [
+      [
+        '--stack',
+        'memory(limit=8MiB)',
+        '--device',
+        'name=a,size=4MiB,snapshot=x',
+        '--device',
+        'name=b,size=4MiB,snapshot=./x',
+        '--nbd',
+        'unix:x',
+      ],
+      /two devices have the snapshot .*\/x/,
+    ],
     [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'udp:x'], /bad address "udp:x"/],
     [
       [
@@ -201,6 +236,128 @@ describe('tmem serve', () => {
     expect(ended).toMatchObject({ code: 1, stdout: '' })
     expect(ended.stderr).toMatch(/b\.img: it exists already/)
     expect(readdirSync(folder)).toEqual(['b.img'])
+  })
+})
+
+describe('a server that is killed', () => {
+  const stack = 'zcache(limit=1MiB,zvMaxZsize=2048) > frontswap(file="FOLDER/{name}.img",size={size})'
+  const page = (seed: number): Buffer => Buffer.concat([randomBytes(2048), Buffer.alloc(2048, seed)])
+  const client = (folder: string, name: string): Promise<Client> =>
+    Client.ready({ path: join(folder, 'nbd.sock') }, { name })
+  const must = async (answer: Promise<Answer>): Promise<Buffer> => {
+    const { error, data } = await answer
+    expect(error).toBe(0)
+    return data
+  }
+
+  test('and started again serves what was flushed; written through, all that was acknowledged', async () => {
+    const folder = temporaryDirectory()
+    const words = [
+      '--device',
+      'name=a,size=8MiB,snapshot=FOLDER/a.raw',
+      '--device',
+      'name=b,size=8MiB,snapshot=FOLDER/b.raw,writethrough',
+    ]
+    const first = await servingIn(folder, stack, ...words)
+    const flushed = Array.from({ length: 1000 }, (_, n) => page(n))
+    const later = Array.from({ length: 1000 }, (_, n) => page(n + 1))
+    for (const name of ['a', 'b']) {
+      const to = await client(folder, name)
+      await must(to.write(4096, Buffer.concat(flushed)))
+      await must(to.request(Command.flush, 0, 0))
+      await must(to.write(1024 * 4096, Buffer.concat(later)))
+      await must(to.write(4096 + 100 * 4096, Buffer.concat(later.slice(0, 100))))
+      await must(to.request(Command.trim, 4096 + 300 * 4096, 100 * 4096))
+    }
+    await first.kill()
+    expect(readdirSync(folder)).toContain('a.img')
+
+    const second = await servingIn(folder, stack, ...words)
+    for (const name of ['a', 'b']) {
+      const from = await client(folder, name)
+      const got = await must(from.read(4096, 1000 * 4096))
+      const then = await must(from.read(1024 * 4096, 1000 * 4096))
+      for (let n = 0; n < 1000; n++) {
+        const isLater = n >= 100 && n < 200
+        const isTrimmed = n >= 300 && n < 400
+        const now = isLater ? later[n - 100]! : isTrimmed ? Buffer.alloc(4096) : flushed[n]!
+        const is = (bytes: Buffer, place: Buffer): boolean => place.subarray(n * 4096, (n + 1) * 4096).equals(bytes)
+        // What was not flushed may be there or not, but nothing else may be.
+        expect(is(now, got) || (name === 'a' && is(flushed[n]!, got)), `page ${n} of ${name}`).toBe(true)
+        expect(is(later[n]!, then) || (name === 'a' && is(Buffer.alloc(4096), then)), `page ${n} of ${name}`).toBe(true)
+      }
+    }
+    const { code, stderr } = await second.stop()
+    expect(code).toBe(0)
+    expect(stderr).toMatch(/^tmem: process \d+, the server before, was killed: of a what was flushed is there/)
+    expect(readdirSync(folder).sort()).toEqual(['a.raw', 'b.raw'])
+
+    // A clean end keeps everything.
+    const third = await servingIn(folder, stack, ...words)
+    await must((await client(folder, 'a')).write(0, later[7]!))
+    expect(await third.stop()).toEqual({ code: 0, stderr: '' })
+    expect(readFileSync(join(folder, 'a.raw')).subarray(0, 4096)).toEqual(later[7])
+  })
+
+  test('a write with FUA is there', async () => {
+    const folder = temporaryDirectory()
+    const words = ['--device', 'name=a,size=1MiB,snapshot=FOLDER/a.raw']
+    const first = await servingIn(folder, stack, ...words)
+    const bytes = page(1)
+    await must((await client(folder, 'a')).write(8192, bytes, fua))
+    await first.kill()
+    expect(readFileSync(join(folder, 'a.raw')).subarray(8192, 12288)).toEqual(bytes)
+  })
+
+  test('without a snapshot: it says what is lost, and serves again only when told to', async () => {
+    const folder = temporaryDirectory()
+    const words = ['--device', 'name=a,size=8MiB', '--device', 'name=b,size=1MiB,snapshot=FOLDER/b.raw,writethrough']
+    const first = await servingIn(folder, stack, ...words)
+    await must((await client(folder, 'a')).write(0, page(1)))
+    await first.kill()
+    const { pid } = first.info
+    const what = `process ${pid}, the server before, was killed: what it held of a is lost`
+    const again = await tmem([
+      'serve',
+      '--stack',
+      stack.replaceAll('FOLDER', folder),
+      '--device',
+      'name=a,size=8MiB',
+      '--nbd',
+      `unix:${folder}/nbd.sock`,
+      '--control',
+      first.control,
+    ])
+    expect(again).toMatchObject({ code: 1, stdout: '' })
+    expect(again.stderr).toBe(
+      `tmem: ${what}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh\n`,
+    )
+    const second = await servingIn(folder, stack, ...words, '--fresh')
+    expect(await must((await client(folder, 'a')).read(0, 4096))).toEqual(Buffer.alloc(4096))
+    expect(await second.stop()).toEqual({ code: 0, stderr: `tmem: ${what}\n` })
+    // That was a clean end: nothing to consent to.
+    const third = await servingIn(folder, stack, ...words)
+    expect(await third.stop()).toEqual({ code: 0, stderr: '' })
+  })
+
+  test('two servers never have one snapshot, and a record that is none is not believed', async () => {
+    const folder = temporaryDirectory()
+    const device = ['--device', 'name=a,size=1MiB,snapshot=FOLDER/a.raw']
+    const { info, control, stop } = await servingIn(folder, 'memory(limit=8MiB)', ...device)
+    const words = ['serve', '--stack', 'memory(limit=8MiB)', '--nbd', `unix:${folder}/2`]
+    const second = await tmem([
+      ...words,
+      ...device.map((word) => word.replace('FOLDER', folder)),
+      '--control',
+      join(folder, 'other.sock'),
+    ])
+    expect(second).toMatchObject({ code: 1, stderr: expect.stringContaining(`process ${info.pid} has it open`) })
+    expect((await stop()).code).toBe(0)
+    for (const text of ['', '{}', 'null', '{"mark":"x","devices":[]}', '{"mark":1,"devices":[{"name":"a"}]}']) {
+      writeFileSync(`${control}.record`, text)
+      const third = await tmem([...words, '--device', 'name=a,size=1MiB', '--control', control])
+      expect(third).toMatchObject({ code: 1, stderr: expect.stringContaining('is no record of a server') })
+    }
   })
 })
 

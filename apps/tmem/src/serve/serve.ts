@@ -7,16 +7,17 @@
  */
 import { rmSync } from 'node:fs'
 import { resolve } from 'node:path'
-import { formatBytes, type Layer, parseBytes, parseStack, type StatsNode } from '@tmem/core'
+import { type BlockDevice, formatBytes, type Layer, parseBytes, parseStack, type StatsNode } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
-import { type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
+import { openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
 import { BadInput, Failed } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
-import type { Terminal } from '../terminal.ts'
+import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { drain, loopsBelow } from './host.ts'
 import { protect } from './protect.ts'
+import { judgeRecord, keepRecord, type Survival } from './record.ts'
 
 /** As they come from the command line. */
 export interface ServeOptions {
@@ -26,6 +27,7 @@ export interface ServeOptions {
   readonly fuse?: string
   readonly control: string
   readonly drain?: true
+  readonly fresh?: true
   readonly busyTurns: number
   readonly json?: true
 }
@@ -35,7 +37,19 @@ interface DeviceRequest {
   readonly sizeBytes: number
   readonly memlimitBytes?: number
   readonly maxSizeBytes?: number
+  /** Path of its image. */
+  readonly snapshot?: string
+  readonly writethrough: boolean
 }
+
+/** A device, and what is served of it: with a snapshot, all requests go through that. */
+interface Opened {
+  readonly device: Ramzswap
+  readonly served: BlockDevice & { resize(sizeBytes: number): void }
+}
+
+/** Work that takes longer shows how far it is. */
+const patienceMs = 2000
 
 /** Pages that background work touches at a time, and the pause between two. */
 const tickPages = 256
@@ -45,9 +59,13 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   const requests = options.device.map(deviceOf)
   for (const [n, { name }] of requests.entries())
     if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
+  for (const [n, { snapshot }] of requests.entries())
+    if (snapshot !== undefined && requests.findIndex((other) => other.snapshot === snapshot) !== n)
+      throw new BadInput(`two devices have the snapshot ${snapshot}`)
   const endpoints = (options.nbd ?? []).map(endpointOf)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
   const stacks = requests.map((request) => stackFor(options.stack, request))
+  for (const line of judgeRecord(options.control, options.fresh === true)) terminal.note(`tmem: ${line}`)
 
   // Undone in the opposite order, whatever happens.
   const undo: (() => Promise<void> | void)[] = []
@@ -58,14 +76,21 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       undo.push(() => protection.undo())
       for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
     }
-    const devices: Ramzswap[] = []
+    const devices: Opened[] = []
+    // After the devices are closed: until then a kill would still take something with it.
+    let forget = (): void => undefined
+    undo.push(() => forget())
     // Looked at with each access to a page: as often as the background work goes round is often enough.
     let seconds = 0
     for (const [n, request] of requests.entries()) {
-      const device = opened(request, stacks[n]!, () => seconds)
+      const device = await opened(request, stacks[n]!, () => seconds, terminal)
       devices.push(device)
-      undo.push(() => device.close())
+      undo.push(() => device.served.close())
     }
+    forget = keepRecord(
+      options.control,
+      requests.map((request) => ({ name: request.name, survives: survivalOf(request) })),
+    )
     const told = new Set<string>()
     const onError = (error: unknown): void => {
       // A failing disk fails each request: one line for each kind of failure will do.
@@ -77,7 +102,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     }
     const servers: { stats(): StatsNode }[] = []
     const nbd = nbdServer({
-      exports: devices.map((device) => ({ name: device.name, device, resizable: true })),
+      exports: devices.map(({ served }) => ({ name: served.name, device: served, resizable: true })),
       onError,
       busyTurns: options.busyTurns,
     })
@@ -96,7 +121,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     const info: Info = {
       pid: process.pid,
       stack: options.stack,
-      devices: devices.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
     }
@@ -112,7 +137,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     })
     const ticking = setInterval(() => {
       seconds = Math.floor(process.uptime())
-      for (const device of devices) device.tick({ pages: tickPages })
+      for (const { device } of devices) device.tick({ pages: tickPages })
     }, tickMs)
     undo.push(() => clearInterval(ticking))
     if (options.json === true) terminal.print(JSON.stringify(info))
@@ -189,21 +214,23 @@ async function listenAll(
 }
 
 function rootOf(
-  devices: readonly Ramzswap[],
+  devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
 ): { kind: 'directory'; entries: () => Map<string, FuseNode> } {
   return {
     kind: 'directory',
     entries: () => {
-      const entries = new Map<string, FuseNode>(devices.map((device) => [device.name, { kind: 'device', device }]))
+      const entries = new Map<string, FuseNode>(
+        devices.map(({ served }) => [served.name, { kind: 'device', device: served }]),
+      )
       entries.set('stats', {
         kind: 'directory',
         entries: () => {
           const sections = new Map<string, FuseNode>()
-          for (const device of devices)
+          for (const { served } of devices)
             sections.set(
-              device.name,
-              statisticsTree(() => device.stats()),
+              served.name,
+              statisticsTree(() => served.stats()),
             )
           for (const server of servers)
             sections.set(
@@ -216,7 +243,7 @@ function rootOf(
       entries.set('knobs', {
         kind: 'directory',
         entries: () =>
-          new Map(devices.map((device) => [device.name, { kind: 'directory', entries: () => knobsOf(device) }])),
+          new Map(devices.map((opened) => [opened.served.name, { kind: 'directory', entries: () => knobsOf(opened) }])),
       })
       return entries
     },
@@ -224,7 +251,7 @@ function rootOf(
 }
 
 /** zram's knobs, as files. */
-function knobsOf(device: Ramzswap): Map<string, FuseNode> {
+function knobsOf({ device, served }: Opened): Map<string, FuseNode> {
   const amount = (text: string): number => {
     const bytes = parseBytes(text)
     if (bytes === undefined) throw new RangeError(`expected an amount of bytes such as 64MiB, got ${text}`)
@@ -245,7 +272,7 @@ function knobsOf(device: Ramzswap): Map<string, FuseNode> {
       knob(
         () => `${device.sizeBytes}`,
         (text) => {
-          device.resize(amount(text))
+          served.resize(amount(text))
           return undefined
         },
       ),
@@ -303,7 +330,7 @@ function knobsOf(device: Ramzswap): Map<string, FuseNode> {
 function answerTo(
   request: Request,
   info: Info,
-  devices: readonly Ramzswap[],
+  devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
 ): Answers[Request['do']] {
   switch (request.do) {
@@ -312,7 +339,7 @@ function answerTo(
     case 'stats':
       return {
         info,
-        devices: devices.map((device) => device.stats()),
+        devices: devices.map(({ served }) => served.stats()),
         servers: servers.map((server) => server.stats()),
       }
     default:
@@ -320,7 +347,30 @@ function answerTo(
   }
 }
 
-function opened(request: DeviceRequest, layers: readonly Layer[], clock: () => number): Ramzswap {
+async function opened(
+  request: DeviceRequest,
+  layers: readonly Layer[],
+  clock: () => number,
+  terminal: Terminal,
+): Promise<Opened> {
+  const { snapshot: path, writethrough } = request
+  const device = deviceFor(request, layers, clock)
+  if (path === undefined) return { device, served: device }
+  const begun = performance.now()
+  let progress: Progress | undefined
+  const onProgress = (done: number, total: number): void => {
+    if (performance.now() - begun > patienceMs) progress ??= terminal.progress(`reading ${path}`)
+    progress?.at(done, total)
+  }
+  try {
+    const { maxSizeBytes } = device
+    return { device, served: await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress }) }
+  } finally {
+    progress?.end()
+  }
+}
+
+function deviceFor(request: DeviceRequest, layers: readonly Layer[], clock: () => number): Ramzswap {
   try {
     return ramzswap({ ...request, ...tiersOf(layers), clock })
   } catch (error) {
@@ -329,14 +379,20 @@ function opened(request: DeviceRequest, layers: readonly Layer[], clock: () => n
   }
 }
 
+const survivalOf = ({ snapshot, writethrough }: DeviceRequest): Survival =>
+  snapshot === undefined ? 'nothing' : writethrough ? 'acknowledged' : 'flushed'
+
 /** `name=swap0,size=1GiB`. */
 function deviceOf(text: string): DeviceRequest {
   const values = new Map<string, string>()
   for (const part of text.split(',')) {
-    const [key, ...value] = part.split('=')
-    if (!['name', 'size', 'memlimit', 'max'].includes(key!) || value.length !== 1)
-      throw new BadInput(`bad device "${text}": expected name=NAME,size=BYTES and perhaps memlimit=BYTES, max=BYTES`)
-    values.set(key!, value[0]!)
+    const [, key, value] =
+      /^(name|size|memlimit|max|snapshot)=(.+)$/.exec(part) ?? (part === 'writethrough' ? [part, part, ''] : [])
+    if (key === undefined || value === undefined || values.has(key))
+      throw new BadInput(
+        `bad device "${text}": expected name=NAME,size=BYTES and perhaps memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough`,
+      )
+    values.set(key, value)
   }
   const amount = (key: string): number | undefined => {
     const value = values.get(key)
@@ -355,9 +411,15 @@ function deviceOf(text: string): DeviceRequest {
     throw new BadInput(`bad device name "${name}": letters, digits, . _ -, at most 64; not stats or knobs`)
   const memlimitBytes = amount('memlimit')
   const maxSizeBytes = amount('max')
+  const snapshot = values.get('snapshot')
+  const writethrough = values.has('writethrough')
+  if (writethrough && snapshot === undefined)
+    throw new BadInput(`bad device "${text}": writethrough is how a snapshot is written; add snapshot=PATH`)
   return {
     name,
     sizeBytes,
+    writethrough,
+    ...(snapshot === undefined ? {} : { snapshot: resolve(snapshot) }),
     ...(memlimitBytes === undefined ? {} : { memlimitBytes }),
     ...(maxSizeBytes === undefined ? {} : { maxSizeBytes }),
   }
