@@ -197,6 +197,7 @@ describe('fio', () => {
       `--rw=${rw}`,
       `--iodepth=${depth}`,
       '--randseed=7',
+      '--verify_state_save=0', // else it leaves a file where it runs
     ]
     const block = blocks.includes('-') ? [`--bsrange=${blocks}`] : [`--bs=${blocks}`]
     await run('fio', ...words, ...block, `--size=${size32}`, '--verify=crc32c', '--verify_fatal=1', '--do_verify=1')
