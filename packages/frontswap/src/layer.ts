@@ -163,6 +163,7 @@ class FrontswapStore implements PageStore {
   /** By entry of the table: its swap entry; and 1 while it is staged in a batch, before its page was written. */
   readonly swapEntries: Uint32Array
   readonly staged: Uint8Array
+  failure: Error | undefined
   readonly #backend: PageStore | undefined
   readonly #pools: (FrontswapPool | undefined)[] = []
   readonly #reservedBytes: number
@@ -321,6 +322,7 @@ class FrontswapPool implements Pool {
     assertPage(page, this.attributes.pageSize)
     assertObject(object)
     assertIndex(index, this.attributes.pageSize)
+    this.#store.failure = undefined
     if (this.#gone) return PutOutcome.PoolGone
     const { table, swap, swapEntries } = this.#store
     let entry = table.find(this.#number, object, index)
@@ -331,7 +333,9 @@ class FrontswapPool implements Pool {
     }
     const swapped = swapEntries[entry]!
     if (swap.store(swapped, page, this.#number) === PutOutcome.Stored) return PutOutcome.Stored
-    if (this.#area(swapped).write(swapOffset(swapped), page)) return PutOutcome.Stored
+    const area = this.#area(swapped)
+    if (area.write(swapOffset(swapped), page)) return PutOutcome.Stored
+    this.#store.failure = area.lastError
     this.#drop(entry)
     return PutOutcome.Unavailable
   }
@@ -385,6 +389,7 @@ class FrontswapPool implements Pool {
   putMany(batch: PageBatch): number {
     assertBatch(batch, this.attributes.pageSize)
     assertEntries(batch)
+    this.#store.failure = undefined
     const { table, staged, swapEntries } = this.#store
     for (let n = 0; n < batch.length; n++) {
       const outcome = batch.outcomes[n]!
@@ -546,6 +551,7 @@ class FrontswapPool implements Pool {
       for (let slot = from; slot < from + this.#slots; slot++) if (areas[type]!.failed(slot)) failed = true
       if (!failed) continue
       batch.outcomes[at] = PutOutcome.Unavailable
+      this.#store.failure = areas[type]!.lastError
       this.#drop(entry)
     }
   }

@@ -92,6 +92,8 @@ export class SwapArea {
     corruptSlots: 0,
     staleReads: 0,
   }
+  /** The system's error of the write that failed last. */
+  lastError: Error | undefined
   readonly #device: BlockFile
   readonly #map: SlotMap
   readonly #checksums: Uint32Array
@@ -360,6 +362,7 @@ export class SwapArea {
   /** Notes that the n-th gathered slot could not be written; answers 1. */
   #fail(n: number, error: Error): number {
     this.#gatheredFailed[n] = 1
+    this.lastError = error
     const slot = this.#gatheredSlots[n]!
     // A full disk or quota may pass; anything else is the medium.
     if (!hasCode(error, 'ENOSPC') && !hasCode(error, 'EDQUOT') && !this.isBad(slot)) {

@@ -167,6 +167,32 @@ describe('a device that fails', () => {
     await store.close()
   })
 
+  test('why is known: of one page, of a batch, and not any more after what is stored', async () => {
+    const { store, pool, device } = openLayer(16)
+    expect(store.failure).toBe(undefined)
+    for (const code of ['ENOSPC', 'EIO']) {
+      device.failWrite = () => systemError(code)
+      expect(pool.put(1, 1, page(2))).toBe(PutOutcome.Unavailable)
+      expect(store.failure).toMatchObject({ code })
+      device.failWrite = () => undefined
+      expect(pool.put(1, 1, page(2))).toBe(PutOutcome.Stored)
+      expect(store.failure).toBe(undefined)
+      let first: number | undefined
+      device.failWrite = (slot) => {
+        first ??= slot
+        return slot === first ? systemError(code) : undefined
+      }
+      const batch = batchOf([2, 3, 4].map((index) => [index, 9]))
+      const stored = pool.putMany(batch)
+      expect([stored, (store.failure as { code?: string } | undefined)?.code]).toEqual([2, code])
+      device.failWrite = () => undefined
+      pool.putMany(batchOf([[5, 9]]))
+      expect(store.failure).toBe(undefined)
+      pool.flushObject(1)
+    }
+    await store.close()
+  })
+
   test('each read in turn: fetch rejects, and a second one has the page', async () => {
     for (let failing = 1; failing <= 8; failing++) {
       const { store, pool, device } = openLayer(64, {}, 8192)

@@ -400,12 +400,7 @@ export class Ramzswap implements BlockDevice {
       (slot, page) => {
         const outcome = this.#put(backing, slot, this.#states[slot]! & OTHER, page)
         if (outcome !== PutOutcome.Stored)
-          throw this.#ioError(
-            'write back',
-            slot,
-            `the backing store refused it: ${putOutcomeName(outcome)}`,
-            full(outcome),
-          )
+          throw this.#refusal('write back', slot, 'the backing store refused it', outcome, backing)
         this.#moved(slot, BACKING, this.#states[slot]! & HUGE_FLAG, 0)
         if (this.#writebackLimit !== undefined) this.#writebackLimit--
         this.#writtenBack++
@@ -746,7 +741,7 @@ export class Ramzswap implements BlockDevice {
       }
     }
     this.#failedWrites++
-    return this.#ioError('write', slot, `its stores refused the page: ${putOutcomeName(reason)}`, full(reason))
+    return this.#refusal('write', slot, 'its stores refused the page', reason, this.#last)
   }
 
   /** Changes a part of a page. */
@@ -1019,6 +1014,13 @@ export class Ramzswap implements BlockDevice {
     })
   }
 
+  /** For servers, which tell a full device from a broken one by the code of the cause: the system's error, or our own where there is none. */
+  #refusal(what: string, slot: number, who: string, outcome: PutOutcome, tier: Tier): TmemError {
+    const cause = outcome === PutOutcome.Unavailable ? tier.store.failure : full(outcome)
+    const why = cause === undefined ? '' : ` (${cause.message})`
+    return this.#ioError(what, slot, `${who}: ${putOutcomeName(outcome)}${why}`, cause)
+  }
+
   #unsupported(reason: string): TmemError {
     return new TmemError('TMEM_UNSUPPORTED', `device ${this.name}: ${reason}`, { layer: this.name })
   }
@@ -1028,11 +1030,11 @@ export class Ramzswap implements BlockDevice {
   }
 }
 
-/** For servers, which tell a full device from a broken one by the code of the cause: the former, if that was the reason. */
+/** The error of a device that is full, if that was the reason. */
 function full(outcome: PutOutcome): Error | undefined {
   if (outcome !== PutOutcome.NoMemory && outcome !== PutOutcome.Quota && outcome !== PutOutcome.AllocationFailed)
     return undefined
-  return Object.assign(new Error('ENOSPC: no store has room'), { code: 'ENOSPC' })
+  return Object.assign(new Error('no store has room'), { code: 'ENOSPC' })
 }
 
 /** Index of one of the two handles of a slot. */

@@ -33,10 +33,10 @@ export interface ImageFile {
   readonly sizeBytes: number
   /** Fills `into` from `position` on. */
   read(into: Uint8Array, position: number): Promise<void>
-  /** Writes all of `bytes`, in the background. */
-  write(bytes: Uint8Array, position: number): Promise<void>
+  /** Writes `bytes`, or a first part of them, in the background: how many. */
+  write(bytes: Uint8Array, position: number): Promise<number>
   /** The same, done when it returns. */
-  writeNow(bytes: Uint8Array, position: number): void
+  writeNow(bytes: Uint8Array, position: number): number
   /** What was written is on the disk when this resolves. */
   sync(): Promise<void>
   /** Cuts it off, or adds zeros without taking room. */
@@ -141,16 +141,13 @@ class NodeImageFile implements ImageFile {
     }
   }
 
-  async write(bytes: Uint8Array, position: number): Promise<void> {
-    for (let done = 0; done < bytes.length; ) {
-      const { bytesWritten } = await writeAt(this.#descriptor, bytes, done, bytes.length - done, position + done)
-      done += progress(bytesWritten)
-    }
+  async write(bytes: Uint8Array, position: number): Promise<number> {
+    const { bytesWritten } = await writeAt(this.#descriptor, bytes, 0, bytes.length, position)
+    return bytesWritten
   }
 
-  writeNow(bytes: Uint8Array, position: number): void {
-    for (let done = 0; done < bytes.length; )
-      done += progress(writeSync(this.#descriptor, bytes, done, bytes.length - done, position + done))
+  writeNow(bytes: Uint8Array, position: number): number {
+    return writeSync(this.#descriptor, bytes, 0, bytes.length, position)
   }
 
   sync(): Promise<void> {
@@ -168,10 +165,4 @@ class NodeImageFile implements ImageFile {
       this.#unlock()
     }
   }
-}
-
-/** A transfer of nothing would be tried for ever. */
-function progress(bytes: number): number {
-  if (bytes === 0) throw new Error('a write transferred nothing')
-  return bytes
 }

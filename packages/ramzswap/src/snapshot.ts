@@ -345,13 +345,12 @@ export class Snapshot implements BlockDevice {
       changed()
       return writethrough && length > 0 ? this.#inTurn(() => this.#copy(from, to)) : undefined
     }
-    this.#filled.add(from, to)
-    this.#unsynced.add(from, to)
     try {
-      this.#image.writeNow(bytes, at)
+      for (let done = 0; done < length; )
+        done += this.#written(at + done, this.#image.writeNow(done === 0 ? bytes : bytes.subarray(done), at + done))
     } catch (error) {
       changed()
-      return Promise.reject(this.#failed('written', at, error))
+      return Promise.reject(this.#unwritten(at, length, error))
     }
     this.#savedPages += to - from
     return undefined
@@ -441,18 +440,36 @@ export class Snapshot implements BlockDevice {
     if (page === to) await new Promise((resolve) => setImmediate(resolve))
     while (page < to) {
       const end = runEnd(page, to, isWanted)
-      this.#filled.add(page, end)
-      this.#unsynced.add(page, end)
+      const at = page * pageBytes
       const part = bytes.subarray((page - from) * pageBytes, (end - from) * pageBytes)
       try {
-        await this.#image.write(part, page * pageBytes)
+        for (let done = 0; done < part.length; )
+          done += this.#written(at + done, await this.#image.write(part.subarray(done), at + done))
       } catch (error) {
-        throw this.#failed('written', page * pageBytes, error)
+        throw this.#unwritten(at, part.length, error)
       }
       this.#savedPages += end - page
       for (; page < end; page++) if (isZero(bytes, page - from)) this.#filled.remove(page, page + 1)
       page = runFrom(end, to, isWanted)
     }
+  }
+
+  /** Bytes are in the image; how many. */
+  #written(at: number, length: number): number {
+    // It would be tried for ever.
+    if (length === 0) throw new Error('nothing was written')
+    const from = Math.floor(at / pageBytes)
+    const to = Math.ceil((at + length) / pageBytes)
+    this.#filled.add(from, to)
+    this.#unsynced.add(from, to)
+    return length
+  }
+
+  /** Not all bytes are in the image. Where the disk is full the rest of the file is as it was; otherwise nobody knows. */
+  #unwritten(at: number, length: number, error: unknown): TmemError {
+    const { code } = error as NodeJS.ErrnoException
+    if (code !== 'ENOSPC' && code !== 'EDQUOT') this.#written(at, length)
+    return this.#failed('written', at, error)
   }
 
   /** Gives the image the size of the device. */

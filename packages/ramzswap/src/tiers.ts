@@ -131,6 +131,7 @@ export function openTiers(
       })
       const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: pageBytes })
       if (typeof pool === 'number') {
+        // As below: what goes wrong with this surfaces by itself.
         void store.close()
         throw new TmemError(
           'TMEM_NO_MEMORY',

@@ -1,4 +1,4 @@
-import { type Layer, memory, type PageStore, systemAllocator } from '@tmem/core'
+import { type Completion, type Layer, memory, type PageStore, systemAllocator } from '@tmem/core'
 import { failingAllocator, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
@@ -449,6 +449,32 @@ describe('faults', () => {
       void device.write(0, page('noise', 5))
       expectBytes(await contentOf(device, 0, 4096), page('noise', 5))
       await device.close()
+    }
+  })
+
+  test('why a write failed is the cause of its error, also below another layer', async () => {
+    const causeOf = async (use: () => Completion | Promise<number>): Promise<unknown> => {
+      try {
+        await use()
+      } catch (error) {
+        return ((error as Error).cause as { code?: string }).code
+      }
+      return 'none'
+    }
+    for (const code of ['EIO', 'ENOSPC', 'EDQUOT']) {
+      const { device, file } = withFile()
+      await device.write(8192, page('text'))
+      file.failWrite = () => systemError(code)
+      expect(await causeOf(() => device.write(0, page('noise', 2)))).toBe(code)
+      expect(await causeOf(() => device.write(0, bytesOf('noise', 3 * 4096, 4)))).toBe(code)
+      expect(await causeOf(() => device.write(512, bytesOf('noise', 512, 4)))).toBe('none')
+      expect(await causeOf(() => device.writeback({ pageIndex: 2 }))).toBe(code)
+      await device.close()
+      const { layers, file: below } = backingFile(pages)
+      const stacked = ramzswap({ name: 'dev', sizeBytes: pages * 4096, compressed: [...compressed(), ...layers] })
+      below().failWrite = () => systemError(code)
+      expect(await causeOf(() => stacked.write(0, page('noise', 2)))).toBe(code)
+      await stacked.close()
     }
   })
 

@@ -58,13 +58,15 @@ class Image implements ImageFile {
     into.set(this.content.subarray(position, position + into.length))
   }
 
-  async write(bytes: Uint8Array, position: number): Promise<void> {
+  async write(bytes: Uint8Array, position: number): Promise<number> {
     await this.before()
-    this.writeNow(bytes, position)
+    return this.writeNow(bytes, position)
   }
 
-  writeNow(bytes: Uint8Array, position: number): void {
+  writeNow(all: Uint8Array, position: number): number {
     this.#fail('write')
+    // The system may write fewer pages than it is asked to.
+    const bytes = all.subarray(0, 3 * 4096 - (position % 4096))
     if (position + bytes.length > this.content.length) this.truncate(position + bytes.length)
     // A process can be killed between two pages of one write.
     for (let done = 0; done < bytes.length; ) {
@@ -74,6 +76,7 @@ class Image implements ImageFile {
       done += part.length
       this.onChange()
     }
+    return bytes.length
   }
 
   async sync(): Promise<void> {

@@ -89,7 +89,7 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
     const layer = layers[i]!
     try {
       const opened = layer.open(store, context)
-      store = new Boundary(opened, i === 0 ? 'the caller' : layers[i - 1]!.name, check === 'model')
+      store = new Boundary(opened, i === 0 ? 'the caller' : layers[i - 1]!.name, check === 'model', store)
     } catch (error) {
       // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error thrown here.
       if (store !== undefined) void store.close()
@@ -176,14 +176,20 @@ class Boundary implements PageStore {
   readonly #store: PageStore
   readonly #state: BoundaryState
   readonly #model: boolean
+  readonly #below: PageStore | undefined
   #closing: Promise<void> | undefined
 
-  constructor(store: PageStore, upper: string, model: boolean) {
+  constructor(store: PageStore, upper: string, model: boolean, below: PageStore | undefined) {
     this.name = store.name
     this.capabilities = store.capabilities
     this.#store = store
     this.#state = new BoundaryState(upper, store.name)
     this.#model = model
+    this.#below = below
+  }
+
+  get failure(): Error | undefined {
+    return this.#store.failure ?? this.#below?.failure
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {

@@ -145,6 +145,11 @@ export interface Pool {
 export interface PageStore {
   readonly name: string
   readonly capabilities: Capabilities
+  /**
+   * Why the last put, or one of the last batch, was refused with `Unavailable`: the system's own error, so that a full disk can be told from a
+   * broken one. Absent where no system is asked; `undefined` when nothing failed. Through a stack, that of the uppermost layer that has one.
+   */
+  readonly failure?: Error | undefined
   /** Makes a pool, or says why not. Test with `typeof answer === 'number'`. */
   newPool(attributes: PoolAttributes): Pool | PoolRefusal
   /** Does background work within the budget, in this layer and below. */
