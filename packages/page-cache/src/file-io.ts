@@ -7,6 +7,7 @@
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
 import type { FileSystemFacts } from '@tmem/cleancache'
+import type { StatsNode } from '@tmem/core'
 
 /** A file system as the system describes it. */
 export interface FileSystemKind {
@@ -37,6 +38,8 @@ export interface FileIo {
   /** To disk: data and metadata, or what is needed to read the data. */
   sync(descriptor: number): Promise<void>
   datasync(descriptor: number): Promise<void>
+  /** What it counts, if anything, for the tree of statistics. */
+  stats?(): StatsNode
 }
 
 const open = promisify(fs.open)

@@ -1,5 +1,6 @@
 /** A page cache for files with a second chance behind it. */
 export { CachedFile, type ReadOptions } from './cached-file.ts'
+export { DirectReads, type DirectReadsCounters, type DirectReadsOptions } from './direct-io.ts'
 export {
   type FileIo,
   type FileSystemKind,

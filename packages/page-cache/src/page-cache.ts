@@ -57,7 +57,7 @@ export interface PageCacheOptions {
   /** The clock that change times are compared with, in milliseconds (default `Date.now`). */
   readonly now?: () => number
   readonly allocator?: Allocator
-  /** The files (default: this machine's). */
+  /** The files (default: this machine's, through its cache; `DirectReads` goes around it). */
   readonly io?: FileIo
 }
 
@@ -258,9 +258,10 @@ export class PageCache {
     return this.#dirtyPages
   }
 
-  /** Counters, and cleancache's below. */
+  /** Counters, those of the files if they count, and cleancache's below. */
   stats(): StatsNode {
     const frames = this.#frames
+    const files = this.io.stats?.()
     const below = this.#cleancache.stats()
     return {
       name: 'page-cache',
@@ -275,7 +276,7 @@ export class PageCache {
         evictions: frames.evictions,
         inodes: this.#files.size,
       },
-      children: [below],
+      children: files === undefined ? [below] : [files, below],
     }
   }
 

@@ -20,7 +20,7 @@ import { delay, discard, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { type CachedFile, PageCache } from '../src/index.ts'
+import { type CachedFile, DirectReads, type FileIo, nodeFileIo, PageCache } from '../src/index.ts'
 import { TimedIo, testFolder } from './timed-io.ts'
 
 const path = testFolder()
@@ -71,14 +71,15 @@ type Step = typeof step extends fc.Arbitrary<infer S> ? S : never
 
 /** A file through the cache and its twin. */
 class Twins {
-  readonly io = new TimedIo()
+  readonly io: TimedIo
   readonly ours = path('ours')
   readonly twin = path('twin')
   readonly cache: PageCache
   readonly cleancache = new Cleancache()
   files!: { ours: CachedFile; direct: CachedFile; second: CachedFile; twin: FileHandle }
 
-  constructor(layers: readonly Layer[]) {
+  constructor(layers: readonly Layer[], files: FileIo) {
+    this.io = new TimedIo(files)
     this.cleancache.register(tmemBackend(new Tmem(compose(layers, { check: 'model' })), 1))
     this.cache = new PageCache({
       sizeBytes: 16 * pageSize,
@@ -280,10 +281,11 @@ function plainWrite(file: string, bytes: Uint8Array, at: number): void {
   }
 }
 
-const stacks: [name: string, layers: () => Layer[], runs: number][] = [
+const stacks: [name: string, layers: () => Layer[], runs: number, direct?: true][] = [
   ['memory', () => [memory({ limitBytes: 400_000 })], 60],
   ['too little memory', () => [memory({ limitBytes: 100_000 })], 25],
   ['zcache', () => [zcache({ limitBytes: 300_000 })], 25],
+  ['memory, the files read around the cache of the system', () => [memory({ limitBytes: 400_000 })], 40, true],
   ['a store that refuses every third page', () => [refuse({ every: 3 }), memory({ limitBytes: 400_000 })], 15],
   ['a store that refuses everything', () => [refuse({ every: 1 }), memory({ limitBytes: 400_000 })], 15],
   ['a store that loses every page', () => [discard({ mode: 'lose' })], 15],
@@ -293,11 +295,12 @@ const stacks: [name: string, layers: () => Layer[], runs: number][] = [
 test.each(stacks)(
   'any history is answered as plain files would, over %s',
   { timeout: 120_000 },
-  async (name, layers, runs) => {
+  async (name, layers, runs, direct) => {
     const totals = { succ_gets: 0, hits: 0, foreignChanges: 0, unsettledDrops: 0, diskReads: 0 }
+    const files = direct === true ? new DirectReads() : nodeFileIo
     await fc.assert(
       fc.asyncProperty(fc.array(step, { minLength: 20, maxLength: 100, size: 'max' }), async (steps) => {
-        const twins = new Twins(layers())
+        const twins = new Twins(layers(), files)
         await twins.openAll()
         try {
           for (const action of steps) await twins.do(action)
@@ -321,5 +324,8 @@ test.each(stacks)(
     const keeps = layers()[0]!.name !== 'discard' && !name.includes('everything')
     expect(totals.succ_gets > runs / 4).toBe(keeps)
     expect(totals.succ_gets === 0).toBe(!keeps)
+    // On a file system that refuses, this was the ordinary way once more: see direct-io.test.ts.
+    if (files instanceof DirectReads && files.refused.size === 0)
+      expect(files.counters.directReads).toBeGreaterThan(10 * runs)
   },
 )

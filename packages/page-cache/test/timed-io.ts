@@ -42,6 +42,12 @@ export class TimedIo implements FileIo {
   reads = 0
   writes = 0
   readonly #changed = new Map<bigint, bigint>()
+  readonly #base: FileIo
+
+  /** @param base the files themselves */
+  constructor(base: FileIo = nodeFileIo) {
+    this.#base = base
+  }
 
   /** The clock that the page cache is given. */
   readonly now = (): number => this.nowMs
@@ -80,24 +86,24 @@ export class TimedIo implements FileIo {
   }
 
   async open(path: string, flags: number, mode: number): Promise<number> {
-    const descriptor = await nodeFileIo.open(path, flags, mode)
+    const descriptor = await this.#base.open(path, flags, mode)
     if (!this.#changed.has(fstatSync(descriptor, { bigint: true }).ino)) this.touched(descriptor)
     return descriptor
   }
 
   close(descriptor: number): Promise<void> {
-    return nodeFileIo.close(descriptor)
+    return this.#base.close(descriptor)
   }
 
   stat(descriptor: number): ReturnType<FileIo['stat']> {
-    const stats = nodeFileIo.stat(descriptor)
+    const stats = this.#base.stat(descriptor)
     const changed = this.#changed.get(stats.ino)
     if (changed !== undefined) Object.assign(stats, { ctimeNs: changed, mtimeNs: changed })
     return stats
   }
 
   plainStat(descriptor: number): ReturnType<FileIo['plainStat']> {
-    return nodeFileIo.plainStat(descriptor)
+    return this.#base.plainStat(descriptor)
   }
 
   async kind(): Promise<{ type: number; blockSize: number }> {
@@ -112,13 +118,13 @@ export class TimedIo implements FileIo {
     position: number | null,
   ): Promise<number> {
     await this.#beforeRead('read')
-    return nodeFileIo.read(descriptor, into, at, Math.min(length, this.largest), position)
+    return this.#base.read(descriptor, into, at, Math.min(length, this.largest), position)
   }
 
   async readv(descriptor: number, into: readonly Uint8Array[], position: number): Promise<number> {
     await this.#beforeRead('readv')
-    if (this.largest === Number.POSITIVE_INFINITY) return nodeFileIo.readv(descriptor, into, position)
-    return nodeFileIo.read(descriptor, into[0]!, 0, Math.min(into[0]!.length, this.largest), position)
+    if (this.largest === Number.POSITIVE_INFINITY) return this.#base.readv(descriptor, into, position)
+    return this.#base.read(descriptor, into[0]!, 0, Math.min(into[0]!.length, this.largest), position)
   }
 
   async write(
@@ -133,7 +139,7 @@ export class TimedIo implements FileIo {
       this.failWrites--
       throw systemError('ENOSPC', 'write')
     }
-    const bytes = await nodeFileIo.write(descriptor, from, at, Math.min(length, this.largest), position)
+    const bytes = await this.#base.write(descriptor, from, at, Math.min(length, this.largest), position)
     this.touched(descriptor)
     return bytes
   }
@@ -143,7 +149,7 @@ export class TimedIo implements FileIo {
       this.failTruncates--
       throw systemError('ENOSPC', 'ftruncate')
     }
-    await nodeFileIo.truncate(descriptor, length)
+    await this.#base.truncate(descriptor, length)
     this.touched(descriptor)
   }
 
