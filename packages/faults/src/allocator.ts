@@ -67,6 +67,7 @@ export function failingAllocator(inner: Allocator, plan: FailurePlan = 'none'): 
       failures++
       return undefined
     },
+    ...(inner.ahead === undefined ? {} : { ahead: inner.ahead }),
   }
   allocator.fail(plan)
   return allocator

@@ -21,6 +21,20 @@ export const systemAllocator: Allocator = {
   allocate: (bytes) => allocate((length) => new ArrayBuffer(length), bytes),
 }
 
+/**
+ * Memory that is there before it is needed: all of it is touched when it is handed out, and layers ask for all of it when they open. For who
+ * must not wait for memory, because others get memory by what it does: a server that a kernel of the same machine swaps to.
+ */
+export const residentAllocator: Allocator = {
+  ahead: true,
+  allocate: (bytes, site) => {
+    const memory = systemAllocator.allocate(bytes, site)
+    // One byte of each page of the operating system makes it give the page.
+    if (memory !== undefined) for (let at = 0, view = new Uint8Array(memory); at < bytes; at += 4096) view[at] = 0
+    return memory
+  },
+}
+
 /** Memory that several worker threads can use at once. */
 export const sharedAllocator: Allocator = {
   allocate: (bytes) => allocate((length) => new SharedArrayBuffer(length), bytes),

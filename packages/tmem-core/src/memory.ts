@@ -86,7 +86,8 @@ export class MemoryStore implements PageStore {
       throw new TmemError('TMEM_BAD_STACK', `memory: ${capabilities}`, { layer: 'memory' })
     this.capabilities = capabilities
     this.#next = next
-    this.#engine = PageEngine.create({ limit, allocator: context.allocator, accounts: context.accounts, fixed: false })
+    const { allocator, accounts } = context
+    this.#engine = PageEngine.create({ limit, allocator, accounts, fixed: allocator.ahead === true })
     if (next !== undefined)
       this.#engine.demotion = (pool, object, index, bytes) => this.#pools[pool].demote(object, index, bytes)
   }

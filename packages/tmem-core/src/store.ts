@@ -167,6 +167,11 @@ export interface Allocator {
    * `bytes` is a positive integer.
    */
   allocate(bytes: number, site: string): ArrayBufferLike | undefined
+  /**
+   * Memory may not be had later: layers take all that they may ever need when they open, and keep what they do not need any
+   * more (default: they take it when pages come, and give it back).
+   */
+  readonly ahead?: boolean
 }
 
 /** Persistent memory of one client. */

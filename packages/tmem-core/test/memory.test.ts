@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { compose } from '../src/compose.ts'
 import type { ClientAccounts } from '../src/context.ts'
-import { ByteLimit, createAccounts, systemAllocator } from '../src/context.ts'
+import { ByteLimit, createAccounts, residentAllocator, systemAllocator } from '../src/context.ts'
 import { HandleTable } from '../src/handles.ts'
 import type { MemoryPool } from '../src/memory.ts'
 import { MemoryStore, memory } from '../src/memory.ts'
@@ -191,6 +191,30 @@ describe('eviction', () => {
       expect(heldOf(large, capacity)).toEqual(range(10, capacity - 20))
     })
   })
+})
+
+test('an allocator that gives all at the start is asked for nothing later, whatever is stored and given back', () => {
+  let asked = 0
+  const allocator: Allocator = {
+    ahead: true,
+    allocate: (bytes, site) => {
+      asked++
+      return residentAllocator.allocate(bytes, site)
+    },
+  }
+  const { store, limit, capacity } = open(4 * MiB, allocator)
+  const pool = poolOf(store, 'persistent')
+  const begun = asked
+  for (let round = 0; round < 3; round++) {
+    const outcomes = putAll(pool, capacity + 1, round, round)
+    expect(outcomes.filter((outcome) => outcome === PutOutcome.Stored)).toHaveLength(capacity)
+    pool.flushObject(round)
+    limit.bytes = round % 2 === 0 ? MiB : 4 * MiB
+    for (let n = 0; n < 100; n++) store.tick({ pages: 100 })
+    limit.bytes = 4 * MiB
+    store.check()
+  }
+  expect(asked).toBe(begun)
 })
 
 describe('refusing', () => {

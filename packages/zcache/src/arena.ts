@@ -7,7 +7,8 @@
  * belong to whoever took it.
  *
  * Memory is taken from the stack's allocator in `preload` only, which a store calls before it touches anything: so whatever
- * the allocator does to find memory never meets a half-done put.
+ * the allocator does to find memory never meets a half-done put. Where the allocator gives all memory ahead, all chunks are taken
+ * at the start and put by; what is in the budget is the same.
  *
  * Invariants: every granule of a present chunk is in exactly one run or free; a run is in the list of its chunk;
  * `budget.used` counts every byte of the chunks and the run table as far as it was ever touched.
@@ -149,6 +150,8 @@ export class Arena {
   readonly #longest: Int32Array
   /** First run of each chunk. */
   readonly #heads: Int32Array
+  /** Memory of absent chunks, where the allocator gives all of it at the start; it is not in the budget. */
+  readonly #reserve: ArrayBufferLike[] = []
   /** Scratch: the runs of one chunk by place. */
   readonly #order: Float64Array
   #tags = 0
@@ -194,6 +197,14 @@ export class Arena {
     this.#heads = words(this.maxChunks).fill(none)
     this.#map = words((this.maxChunks * this.chunkGranules) / 32)
     this.runs = words(this.#maxRuns * runWords)
+    while (allocator.ahead === true && this.#reserve.length < this.maxChunks) {
+      const chunk = allocator.allocate(this.chunkBytes, 'zcache.chunk')
+      if (chunk === undefined)
+        throw new TmemError('TMEM_NO_MEMORY', `zcache: no memory for all ${this.maxChunks} chunks of its arena`, {
+          layer: 'zcache',
+        })
+      this.#reserve.push(chunk)
+    }
   }
 
   /**
@@ -342,6 +353,7 @@ export class Arena {
   close(): void {
     this.bytes.fill(undefined)
     this.words.fill(undefined)
+    this.#reserve.length = 0
     this.budget.give(this.chunks * this.chunkBytes)
     this.chunks = 0
     this.spares = 0
@@ -582,7 +594,7 @@ export class Arena {
   #grow(): boolean {
     if (!this.budget.take(this.chunkBytes)) return false
     this.#comingBytes += this.chunkBytes
-    const memory = this.#allocator.allocate(this.chunkBytes, 'zcache.chunk')
+    const memory = this.#reserve.pop() ?? this.#allocator.allocate(this.chunkBytes, 'zcache.chunk')
     this.#comingBytes -= this.chunkBytes
     const chunk = this.bytes.indexOf(undefined)
     if (memory === undefined || chunk === none) {
@@ -603,6 +615,7 @@ export class Arena {
   }
 
   #giveBack(chunk: number): void {
+    if (this.#allocator.ahead === true) this.#reserve.push(this.bytes[chunk]!.buffer)
     this.bytes[chunk] = undefined
     this.words[chunk] = undefined
     this.chunks--

@@ -1,4 +1,5 @@
 import {
+  type Allocator,
   ByteLimit,
   createAccounts,
   GetOutcome,
@@ -8,6 +9,7 @@ import {
   PutOutcome,
   poolRefusalName,
   putOutcomeName,
+  residentAllocator,
   systemAllocator,
   TmemError,
 } from '@tmem/core'
@@ -32,6 +34,50 @@ test('a page comes back as it was stored, and later writes to the caller’s pag
   expect(pool.get(8, 3, into)).toBe(Miss)
   expect(sameBytes(into, original)).toBe(true)
   store.check()
+})
+
+test('an allocator that gives all at the start is asked for nothing later, whatever is stored and given back', () => {
+  let asked = 0
+  const allocator: Allocator = {
+    ahead: true,
+    allocate: (bytes, site) => {
+      asked++
+      return residentAllocator.allocate(bytes, site)
+    },
+  }
+  const store = open({ limitBytes: 4 * MiB, incompressible: 'keep' }, { allocator })
+  const pool = newPool(store, 'swap')
+  const begun = asked
+  const into = new Uint8Array(4096)
+  let outcome: PutOutcome = Stored
+  for (let round = 0; round < 3; round++) {
+    const held = new Map<number, Uint8Array>()
+    for (let n = 0; n < 2500; n++) {
+      const page = noisyPage(n + round, (n % 10) / 10)
+      outcome = pool.put(round, n, page)
+      if (outcome === Stored) held.set(n, page)
+    }
+    expect(outcome).toBe(NoMemory)
+    store.check()
+    for (const [n, page] of held) {
+      expect(pool.get(round, n, into)).toBe(Hit)
+      expect(sameBytes(into, page)).toBe(true)
+    }
+    pool.flushObject(round)
+    store.tick({ pages: 10_000 })
+    store.check()
+  }
+  const arena = store.stats().children.find(({ name }) => name === 'arena')!.counters
+  expect(arena['chunks_returned']).toBeGreaterThan(10)
+  expect(asked).toBe(begun)
+  for (let nth = 1; nth <= begun - 1; nth++) {
+    let left = nth
+    const failing: Allocator = {
+      ahead: true,
+      allocate: (bytes, site) => (--left === 0 ? undefined : systemAllocator.allocate(bytes, site)),
+    }
+    expect(() => open({ limitBytes: 4 * MiB }, { allocator: failing })).toThrow(/no memory/)
+  }
 })
 
 test('a page at an odd offset of a buffer is stored as well as any other', () => {

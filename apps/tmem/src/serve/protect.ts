@@ -2,7 +2,8 @@
  * Keeps the server itself out of what it serves: a kernel that swaps to a process of the same machine must not swap that process
  * out, nor choose it when memory is short.
  *
- * Each measure says what it did or why it could not; none of them is a reason not to serve.
+ * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is done elsewhere: the
+ * memory of the stores is there before it serves (`residentAllocator`).
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { setIoFlusher } from '@tmem/fuse'

@@ -7,7 +7,17 @@
  */
 import { rmSync } from 'node:fs'
 import { resolve } from 'node:path'
-import { type BlockDevice, formatBytes, type Layer, parseBytes, parseStack, type StatsNode } from '@tmem/core'
+import {
+  type Allocator,
+  type BlockDevice,
+  formatBytes,
+  type Layer,
+  parseBytes,
+  parseStack,
+  residentAllocator,
+  type StatsNode,
+  systemAllocator,
+} from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
@@ -77,13 +87,15 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
     }
     const devices: Opened[] = []
+    // Who is swapped to has no memory to wait for.
+    const allocator = options.fuse === undefined ? systemAllocator : residentAllocator
     // After the devices are closed: until then a kill would still take something with it.
     let forget = (): void => undefined
     undo.push(() => forget())
     // Looked at with each access to a page: as often as the background work goes round is often enough.
     let seconds = 0
     for (const [n, request] of requests.entries()) {
-      const device = await opened(request, stacks[n]!, () => seconds, terminal)
+      const device = await opened(request, stacks[n]!, () => seconds, allocator, terminal)
       devices.push(device)
       undo.push(() => device.served.close())
     }
@@ -351,10 +363,11 @@ async function opened(
   request: DeviceRequest,
   layers: readonly Layer[],
   clock: () => number,
+  allocator: Allocator,
   terminal: Terminal,
 ): Promise<Opened> {
   const { snapshot: path, writethrough } = request
-  const device = deviceFor(request, layers, clock)
+  const device = deviceFor(request, layers, clock, allocator)
   if (path === undefined) return { device, served: device }
   const begun = performance.now()
   let progress: Progress | undefined
@@ -364,15 +377,20 @@ async function opened(
   }
   try {
     const { maxSizeBytes } = device
-    return { device, served: await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress }) }
+    return { device, served: await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress, allocator }) }
   } finally {
     progress?.end()
   }
 }
 
-function deviceFor(request: DeviceRequest, layers: readonly Layer[], clock: () => number): Ramzswap {
+function deviceFor(
+  request: DeviceRequest,
+  layers: readonly Layer[],
+  clock: () => number,
+  allocator: Allocator,
+): Ramzswap {
   try {
-    return ramzswap({ ...request, ...tiersOf(layers), clock })
+    return ramzswap({ ...request, ...tiersOf(layers), clock, allocator })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error

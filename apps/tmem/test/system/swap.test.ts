@@ -152,6 +152,9 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
   test('every byte comes back, the statistics add up, and in use it is not stopped', async (ctx) => {
     requires(ctx, needs)
     const { child, notes, ended } = await serve()
+    // The memory for pages and tables is there before anybody swaps.
+    const resident = /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))![1]
+    expect(Number(resident)).toBeGreaterThan(90 * 1024)
     expect(await json('swap', 'on')).toMatchObject({ devices: [{ device: 'swap0', swap: { priority: 100 } }] })
     const again = await tmem(['swap', 'on', 'swap0', '--control', control])
     expect(again).toMatchObject({ code: 1, stderr: 'tmem: swap0 is active swap already\n' })
