@@ -1,5 +1,8 @@
 import { expect, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
 import { readsOf } from '../src/bench/cleancache.ts'
+import type { MeasuredRow, Row } from '../src/bench/frame.ts'
+import { tmem } from './tmem.ts'
 
 test('the reads of a build out of the lines of strace', () => {
   const trace = [
@@ -24,4 +27,36 @@ test('the reads of a build out of the lines of strace', () => {
     { path: '/w/b.d.ts', position: 4096, length: 50 },
     { path: '/w/src/a.ts', position: 0, length: 612 },
   ])
+})
+
+test('tmem bench cleancache --quick --json: a working set and a real build, from real files', {
+  timeout: 120_000,
+}, async (ctx) => {
+  requires(ctx, { commands: ['strace'] })
+  const { code, stdout, stderr } = await tmem(['bench', 'cleancache', '--quick', '--json'])
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+  const document = JSON.parse(stdout) as { suite: string; quick: boolean; machine: object; rows: readonly Row[] }
+  expect(document).toMatchObject({ suite: 'cleancache', quick: true, machine: { node: process.version } })
+  // Where files cannot be read around the system's cache a row of its own says why.
+  const rows = document.rows.filter(({ name }) => !name.endsWith('-direct'))
+  expect(rows.map((row) => ('skipped' in row ? `${row.name}: ${row.skipped}` : row.name))).toEqual([
+    'reread-3x-from-file',
+    'reread-3x-from-file-plain',
+    'reread-3x-time',
+    'reread-3x-tmem-per-saved-read',
+    'replay-tsc-reads',
+    'replay-tsc-pages',
+    'replay-tsc-time',
+    'replay-tsc-puts-per-saved-read',
+    'replay-tsc-tmem-per-saved-read',
+    'replay-tsc-tmem-at-300-saved-reads-per-second',
+  ])
+  const row = (name: string): MeasuredRow => rows.find((one) => one.name === name) as MeasuredRow
+  // Numbers of pages are no times: they come out alike on every machine.
+  expect(row('reread-3x-from-file')).toMatchObject({ goal: 10, met: true })
+  expect(row('reread-3x-from-file-plain').value).toBeGreaterThan(80)
+  expect(row('replay-tsc-reads').ratio).toBeLessThan(0.5)
+  expect(row('replay-tsc-pages').reference_value).toBeGreaterThan(300)
+  expect(row('replay-tsc-puts-per-saved-read').value).toBeGreaterThan(0)
+  for (const { name } of rows) if (/time|per-saved|seconds/.test(name)) expect(row(name).value).toBeGreaterThan(0)
 })
