@@ -108,6 +108,8 @@ function program(terminal: Terminal): Command {
     .command('serve')
     .description('serve block devices over a stack, in the foreground, over NBD and as files')
     .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
+    .option('--hypervisor <text>', 'a stack that is offered each page first, and may want its memory back (virtswap)')
+    .option('--recompress <text>', 'a stack to which the knob recompress moves pages, e.g. with codec=zstd')
     .requiredOption(
       '--device <name=NAME,size=BYTES>',
       'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
@@ -129,6 +131,18 @@ function program(terminal: Terminal): Command {
     .option('--watch [seconds]', 'again and again (default: every second)')
     .addOption(json())
     .action(async (options) => (await import('./serve/stat.ts')).stat(options, terminal))
+
+  tmem
+    .command('knob')
+    .description('show or turn what can be set on a device of a server: its size, limits, writeback, recompression')
+    .argument('<device>', 'name of the device')
+    .argument('[name]', 'name of the knob (default: all are shown)')
+    .argument('[value...]', 'what to set or do, e.g. type=idle max_pages=1000')
+    .addOption(control())
+    .addOption(json())
+    .action(async (device, name, words, options) =>
+      (await import('./serve/knob.ts')).knob(device, name, words, options, terminal),
+    )
 
   tmem
     .command('swap')

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
-const commands = ['demo', 'bench', 'explore', 'stack', 'serve', 'stat', 'swap', 'doctor']
+const commands = ['demo', 'bench', 'explore', 'stack', 'serve', 'stat', 'knob', 'swap', 'doctor']
 
 describe('help', () => {
   test('lists every command, and each has its own', async () => {

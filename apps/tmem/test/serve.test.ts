@@ -239,6 +239,119 @@ describe('tmem serve', () => {
   })
 })
 
+describe('a device with every tier', () => {
+  const stack = 'zcache(limit=1MiB,zvMaxZsize=2048) > frontswap(file="FOLDER/{name}.img",size={size})'
+  const tiers = ['--hypervisor', 'memory(limit=256KiB)', '--recompress', 'zcache(limit=1MiB,codec=deflate)']
+  const device = ['--device', 'name=v,size=4MiB,max=8MiB']
+  const pages = 1024
+  /** The columns of the only device. */
+  const table = async (control: string): Promise<Record<string, string>> => {
+    const [head, row] = (await tmem(['stat', '--control', control])).stdout.split('\n').map((line) => line.split(/\s+/))
+    return Object.fromEntries(head!.map((name, n) => [name, row![n]!]))
+  }
+  const expectSums = (columns: Record<string, string>): void => {
+    const parts = ['same', 'hyper', 'compr', 'recompr', 'raw', 'backing', 'lost'].map((name) => Number(columns[name]))
+    expect(parts.reduce((sum, part) => sum + part, 0)).toBe(Number(columns['used']))
+  }
+  const turn = async (control: string, ...words: string[]): Promise<string> => {
+    const { code, stdout, stderr } = await tmem(['knob', '--control', control, '--json', '--', 'v', ...words])
+    return code === 0 ? JSON.parse(stdout)[words[0]!] : stderr.trimEnd()
+  }
+
+  test('says what rests where, and its knobs move it; what is read stays the same', async () => {
+    const { folder, control, info, stop } = await serving(stack, ...tiers, ...device)
+    expect(info).toMatchObject({ hypervisor: tiers[1], recompress: tiers[3] })
+    const client = await Client.ready({ path: join(folder, 'nbd.sock') }, { name: 'v' })
+    // Zeros, text, text with noise of six bits that only deflate can shrink, and noise.
+    const page = (n: number): Buffer => {
+      const text = Buffer.alloc(4096, n % 4 === 0 ? 0 : `page ${n} of text `)
+      const noise = n % 4 < 2 ? Buffer.alloc(0) : randomBytes(n % 4 === 2 ? 1800 : 4096)
+      return Buffer.concat([n % 4 === 2 ? noise.map((byte) => byte & 63) : noise, text]).subarray(0, 4096)
+    }
+    const content = Array.from({ length: pages - 24 }, (_, n) => page(n))
+    expect((await client.write(0, Buffer.concat(content))).error).toBe(0)
+    const written = await table(control)
+    expectSums(written)
+    expect(Number(written['used'])).toBe(pages - 24)
+    expect(Number(written['same'])).toBe(250)
+    for (const name of ['hyper', 'compr', 'backing']) expect(Number(written[name])).toBeGreaterThan(10)
+
+    expect(await turn(control, 'recall', '10')).toBe('10 pages')
+    const recalled = await table(control)
+    expectSums(recalled)
+    expect(Number(recalled['hyper'])).toBe(Number(written['hyper']) - 10)
+    expect(await turn(control, 'recall', 'all')).toBe(`${recalled['hyper']} pages`)
+
+    expect(await turn(control, 'recompress', 'type=huge')).toBe('0 pages')
+    expect(await turn(control, 'recompress', 'threshold=1000', 'max_pages=20')).toMatch(/^(1?\d|20) pages$/)
+    const recompressed = await table(control)
+    expectSums(recompressed)
+    expect(Number(recompressed['recompr'])).toBeGreaterThan(0)
+
+    expect(await turn(control, 'idle', 'all')).toBe(`${pages - 24} pages`)
+    expect(await turn(control, 'writeback_limit', '5')).toBe('5')
+    expect(await turn(control, 'writeback', 'type=idle')).toBe('5 pages')
+    expect(await turn(control, 'writeback_limit', 'off')).toBe('off')
+    expect(await turn(control, 'writeback', 'idle')).toMatch(/^\d{2,} pages$/)
+    const writtenBack = await table(control)
+    expectSums(writtenBack)
+    expect(Number(writtenBack['backing'])).toBe(pages - 24 - 250)
+
+    expect((await client.request(Command.trim, 0, 100 * 4096)).error).toBe(0)
+    expect(await turn(control, 'disksize', '2MiB')).toBe(String(2 ** 21))
+    const smaller = await table(control)
+    expectSums(smaller)
+    expect(smaller).toMatchObject({ size: '2MiB', pages: '512', used: '412', kernel: '-', stale: '-' })
+    const got = (await client.read(0, 512 * 4096)).data
+    for (let n = 0; n < 512; n++)
+      expect(got.subarray(n * 4096, (n + 1) * 4096).equals(n < 100 ? Buffer.alloc(4096) : content[n]!)).toBe(true)
+
+    const all = await tmem(['knob', 'v', '--control', control])
+    expect(all.stdout.split('\n').map((line) => line.split(/\s+/)[0])).toEqual([
+      'knob',
+      'disksize',
+      'mem_limit',
+      'writeback_limit',
+      'idle',
+      'writeback',
+      'recompress',
+      'recall',
+      'compact',
+      '',
+    ])
+    for (const [words, message] of [
+      [['recompress', 'algo=zstd'], /expected type=, threshold= and max_pages=.*got algo=zstd/],
+      [['recompress', 'type=incompressible'], /tried already/],
+      [['writeback', 'cold'], /expected huge, idle, huge_idle or incompressible, got cold/],
+      [['writeback', 'page_index=512'], /v has no page 512/],
+      [['writeback_limit', '-1'], /expected a number, got -1/],
+      [['mem_limit', 'much'], /expected an amount of bytes/],
+      [['disksize', '9MiB'], /v was made for at most 8388608 bytes/],
+      [['nothing'], /there is no knob nothing; there are disksize, mem_limit/],
+    ] as const)
+      expect(await turn(control, ...words)).toMatch(message)
+    expect((await tmem(['knob', 'w', '--control', control])).stderr).toMatch(/there is no device w; there is v/)
+    expect(await stop()).toEqual({ code: 0, stderr: '' })
+  })
+
+  test('a tier that is not there is said by its knob', async () => {
+    const { control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=v,size=1MiB')
+    expect(await turn(control, 'recompress', 'type=idle')).toMatch(/recompress needs a stack for recompressed pages/)
+    expect(await turn(control, 'recall', 'all')).toBe('0 pages')
+    expect(await turn(control, 'writeback', 'idle')).toMatch(/writeback needs a backing store/)
+    expect((await stop()).code).toBe(0)
+  })
+
+  test('a hypervisor alone is no place for pages', async () => {
+    const words = ['--stack', 'zcache(limit=1MiB)', '--hypervisor', 'memory(limit=8MiB)', '--nbd', 'unix:x']
+    const ended = await tmem(['serve', ...words, '--device', 'name=v,size=1MiB', '--control', '/nowhere/c'])
+    expect(ended).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('it needs room for all of its 1048576 bytes'),
+    })
+  })
+})
+
 describe('a server that is killed', () => {
   const stack = 'zcache(limit=1MiB,zvMaxZsize=2048) > frontswap(file="FOLDER/{name}.img",size={size})'
   const page = (seed: number): Buffer => Buffer.concat([randomBytes(2048), Buffer.alloc(2048, seed)])

@@ -13,12 +13,22 @@ import { Failed } from '../ending.ts'
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
 
 /** What can be asked. */
-export type Request = { readonly do: 'info' } | { readonly do: 'stats' }
+export type Request = { readonly do: 'info' } | { readonly do: 'stats' } | ({ readonly do: 'knobs' } & KnobsRequest)
+
+/** The knobs of a device; with a name that one; with a value it is turned. */
+export interface KnobsRequest {
+  readonly device: string
+  readonly name?: string
+  readonly value?: string
+}
 
 /** What a server is. */
 export interface Info {
   readonly pid: number
   readonly stack: string
+  /** What is offered each page first, and where pages are recompressed to, or null. */
+  readonly hypervisor: string | null
+  readonly recompress: string | null
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
   readonly nbd: readonly string[]
   /** Directory of the FUSE mount, or null. */
@@ -33,13 +43,18 @@ export interface Answers {
     readonly devices: readonly StatsNode[]
     readonly servers: readonly StatsNode[]
   }
+  /** Name and value of each knob that was asked for; of one that was turned, what it says to that. */
+  readonly knobs: Readonly<Record<string, string>>
 }
 
 const maxRequest = 4096
 const patienceMs = 10_000
 
 /** Listens; `answer` throws for what it does not know. Rejects with `Failed` when the socket cannot be had. */
-export async function serveControl(path: string, answer: (request: Request) => object): Promise<Server> {
+export async function serveControl(
+  path: string,
+  answer: (request: Request) => object | Promise<object>,
+): Promise<Server> {
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     let text = ''
     socket.setEncoding('utf8')
@@ -51,7 +66,9 @@ export async function serveControl(path: string, answer: (request: Request) => o
       const end = text.indexOf('\n')
       if (end < 0 && text.length <= maxRequest) return
       socket.removeAllListeners('data')
-      socket.end(`${JSON.stringify(reply(text.slice(0, Math.max(end, 0)), answer))}\n`)
+      // A knob may take its time.
+      socket.setTimeout(0)
+      void reply(text.slice(0, Math.max(end, 0)), answer).then((said) => socket.end(`${JSON.stringify(said)}\n`))
     })
   })
   if (await isDead(path)) await rm(path)
@@ -63,9 +80,9 @@ export async function serveControl(path: string, answer: (request: Request) => o
   return server
 }
 
-function reply(text: string, answer: (request: Request) => object): object {
+async function reply(text: string, answer: (request: Request) => object | Promise<object>): Promise<object> {
   try {
-    return answer(JSON.parse(text) as Request)
+    return await answer(JSON.parse(text) as Request)
   } catch (error) {
     return { error: (error as Error).message }
   }
@@ -84,13 +101,17 @@ function isDead(path: string): Promise<boolean> {
 }
 
 /** Asks a server. Rejects with `Failed` when there is none, or when it answers with an error. */
-export function ask<Kind extends Request['do']>(path: string, kind: Kind): Promise<Answers[Kind]> {
+export function ask<Kind extends Request['do']>(
+  path: string,
+  kind: Kind,
+  ...[details]: Kind extends 'knobs' ? [KnobsRequest] : []
+): Promise<Answers[Kind]> {
   return new Promise((resolve, reject) => {
     const socket = connect(path)
     let text = ''
     socket.setEncoding('utf8')
-    socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
-    socket.on('connect', () => socket.write(`${JSON.stringify({ do: kind })}\n`))
+    if (kind !== 'knobs') socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
+    socket.on('connect', () => socket.write(`${JSON.stringify({ do: kind, ...details })}\n`))
     socket.on('data', (part: string) => {
       text += part
     })

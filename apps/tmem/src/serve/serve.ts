@@ -20,18 +20,21 @@ import {
 } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
-import { openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
+import { type DevicePlan, openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
 import { BadInput, Failed } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { drain, loopsBelow } from './host.ts'
+import { type Knob, knobsOf } from './knobs.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
 
 /** As they come from the command line. */
 export interface ServeOptions {
   readonly stack: string
+  readonly hypervisor?: string
+  readonly recompress?: string
   readonly device: readonly string[]
   readonly nbd?: readonly string[]
   readonly fuse?: string
@@ -74,7 +77,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       throw new BadInput(`two devices have the snapshot ${snapshot}`)
   const endpoints = (options.nbd ?? []).map(endpointOf)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
-  const stacks = requests.map((request) => stackFor(options.stack, request))
+  const plans = requests.map((request) => planFor(options, request))
   for (const line of judgeRecord(options.control, options.fresh === true)) terminal.note(`tmem: ${line}`)
 
   // Undone in the opposite order, whatever happens.
@@ -95,7 +98,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     // Looked at with each access to a page: as often as the background work goes round is often enough.
     let seconds = 0
     for (const [n, request] of requests.entries()) {
-      const device = await opened(request, stacks[n]!, () => seconds, allocator, terminal)
+      const device = await opened(request, plans[n]!, () => seconds, allocator, terminal)
       devices.push(device)
       undo.push(() => device.served.close())
     }
@@ -133,6 +136,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     const info: Info = {
       pid: process.pid,
       stack: options.stack,
+      hypervisor: options.hypervisor ?? null,
+      recompress: options.recompress ?? null,
       devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
@@ -255,96 +260,35 @@ function rootOf(
       entries.set('knobs', {
         kind: 'directory',
         entries: () =>
-          new Map(devices.map((opened) => [opened.served.name, { kind: 'directory', entries: () => knobsOf(opened) }])),
+          new Map(
+            devices.map((opened) => [
+              opened.served.name,
+              { kind: 'directory', entries: () => filesOf(knobsFor(opened)) },
+            ]),
+          ),
       })
       return entries
     },
   }
 }
 
-/** zram's knobs, as files. */
-function knobsOf({ device, served }: Opened): Map<string, FuseNode> {
-  const amount = (text: string): number => {
-    const bytes = parseBytes(text)
-    if (bytes === undefined) throw new RangeError(`expected an amount of bytes such as 64MiB, got ${text}`)
-    return bytes
-  }
-  const knob = (read: () => string, write: (text: string) => undefined | Promise<unknown>): FuseNode => ({
-    kind: 'text',
-    read: () => `${read()}\n`,
-    write,
-  })
-  const kindOf = (text: string): 'huge' | 'idle' | 'huge_idle' | 'incompressible' => {
-    if (text === 'huge' || text === 'idle' || text === 'huge_idle' || text === 'incompressible') return text
-    throw new RangeError(`expected huge, idle, huge_idle or incompressible, got ${text}`)
-  }
-  return new Map([
-    [
-      'disksize',
-      knob(
-        () => `${device.sizeBytes}`,
-        (text) => {
-          served.resize(amount(text))
-          return undefined
-        },
-      ),
-    ],
-    [
-      'mem_limit',
-      knob(
-        () => `${device.memlimitBytes}`,
-        (text) => {
-          device.memlimitBytes = amount(text)
-          return undefined
-        },
-      ),
-    ],
-    [
-      'writeback_limit',
-      knob(
-        () => (device.writebackLimit === undefined ? 'off' : `${device.writebackLimit}`),
-        (text) => {
-          device.writebackLimit = text === 'off' ? undefined : Number(text)
-          return undefined
-        },
-      ),
-    ],
-    [
-      'idle',
-      knob(
-        () => '',
-        (text) => {
-          device.idle(text === 'all' ? 'all' : Number(text))
-          return undefined
-        },
-      ),
-    ],
-    [
-      'writeback',
-      knob(
-        () => '',
-        (text) => device.writeback(kindOf(text)),
-      ),
-    ],
-    [
-      'compact',
-      knob(
-        () => '',
-        () => {
-          device.tick({ pages: 2 ** 16 })
-          return undefined
-        },
-      ),
-    ],
-  ])
-}
+const knobsFor = ({ device, served }: Opened): ReadonlyMap<string, Knob> =>
+  knobsOf(device, (sizeBytes) => served.resize(sizeBytes))
 
-function answerTo(
+const filesOf = (knobs: ReadonlyMap<string, Knob>): Map<string, FuseNode> =>
+  new Map(
+    [...knobs].map(([name, { read, write }]) => [
+      name,
+      { kind: 'text', read: () => `${read()}\n`, write: async (text) => write(text) },
+    ]),
+  )
+
+async function answerTo(
   request: Request,
   info: Info,
   devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
-): Answers[Request['do']] {
+): Promise<Answers[Request['do']]> {
   switch (request.do) {
     case 'info':
       return info
@@ -354,20 +298,32 @@ function answerTo(
         devices: devices.map(({ served }) => served.stats()),
         servers: servers.map((server) => server.stats()),
       }
+    case 'knobs': {
+      const { device: wanted, name, value } = request
+      const device = devices.find(({ served }) => served.name === wanted)
+      if (device === undefined) throw new Error(`there is no device ${wanted}; there is ${namesOf(devices)}`)
+      const knobs = knobsFor(device)
+      if (name === undefined) return Object.fromEntries([...knobs].map(([each, knob]) => [each, knob.read()]))
+      const knob = knobs.get(name)
+      if (knob === undefined) throw new Error(`there is no knob ${name}; there are ${[...knobs.keys()].join(', ')}`)
+      return { [name]: value === undefined ? knob.read() : await knob.write(value) }
+    }
     default:
-      throw new Error('it can be asked for info and stats')
+      throw new Error('it can be asked for info, stats and knobs')
   }
 }
 
+const namesOf = (devices: readonly Opened[]): string => devices.map(({ served }) => served.name).join(', ')
+
 async function opened(
   request: DeviceRequest,
-  layers: readonly Layer[],
+  plan: DevicePlan,
   clock: () => number,
   allocator: Allocator,
   terminal: Terminal,
 ): Promise<Opened> {
   const { snapshot: path, writethrough } = request
-  const device = deviceFor(request, layers, clock, allocator)
+  const device = deviceFor(request, plan, clock, allocator)
   if (path === undefined) return { device, served: device }
   const begun = performance.now()
   let progress: Progress | undefined
@@ -383,14 +339,9 @@ async function opened(
   }
 }
 
-function deviceFor(
-  request: DeviceRequest,
-  layers: readonly Layer[],
-  clock: () => number,
-  allocator: Allocator,
-): Ramzswap {
+function deviceFor(request: DeviceRequest, plan: DevicePlan, clock: () => number, allocator: Allocator): Ramzswap {
   try {
-    return ramzswap({ ...request, ...tiersOf(layers), clock, allocator })
+    return ramzswap({ ...request, ...plan, clock, allocator })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error
@@ -443,7 +394,16 @@ function deviceOf(text: string): DeviceRequest {
   }
 }
 
-/** The stack of one device: `{name}` and `{size}` in the text are its own. */
+/** Where the pages of one device can be. */
+function planFor({ stack, hypervisor, recompress }: ServeOptions, request: DeviceRequest): DevicePlan {
+  return {
+    ...tiersOf(stackFor(stack, request)),
+    ...(hypervisor === undefined ? {} : { hypervisor: stackFor(hypervisor, request) }),
+    ...(recompress === undefined ? {} : { recompressed: stackFor(recompress, request) }),
+  }
+}
+
+/** A stack of one device: `{name}` and `{size}` in the text are its own. */
 function stackFor(text: string, { name, sizeBytes, maxSizeBytes }: DeviceRequest): Layer[] {
   const size = formatBytes(maxSizeBytes ?? sizeBytes)
   return parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), layerFactories)

@@ -25,8 +25,9 @@ export async function stat(
 }
 
 /**
- * In pages: used = same-filled + hypervisor + compressed + recompressed + raw + backing (+ lost). Of these the kernel uses
- * `kernel`; `stale` are freed by it and not yet discarded (and the header page).
+ * In pages: used = same + hyper + compr + recompr + raw + backing + lost, and used + unwritten = kernel + stale: `kernel` are the slots that the
+ * kernel has given out, `stale` those of ours that it has freed and not yet discarded (and the header page), `unwritten` those of its that it has not
+ * written (it knows pages of zeros itself). The kernel tells only a number; so of the last two we know the difference, and show that.
  */
 function tableFor({ info, devices }: Answers['stats']): string {
   const uses = info.fuse === null ? [] : loopsBelow(info.fuse)
@@ -44,6 +45,7 @@ function tableFor({ info, devices }: Answers['stats']): string {
     'lost',
     'kernel',
     'stale',
+    'unwritten',
     'memory',
     'ratio',
   ]
@@ -68,7 +70,8 @@ function tableFor({ info, devices }: Answers['stats']): string {
         s['lost'],
       ].map(String),
       kernel === undefined ? '-' : String(kernel),
-      kernel === undefined ? '-' : String(used - kernel),
+      kernel === undefined ? '-' : String(Math.max(0, used - kernel)),
+      kernel === undefined ? '-' : String(Math.max(0, kernel - used)),
       `${(memory / 2 ** 20).toFixed(1)}MiB`,
       original === 0 ? '-' : (original / memory).toFixed(2),
     ]

@@ -1,0 +1,102 @@
+/**
+ * What can be set on a device while it is served: zram's knobs under their names and with their words, and `recall` for virtswap. They are files of
+ * the mount, and `tmem knob`.
+ */
+import { parseBytes } from '@tmem/core'
+import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
+
+/** One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked. */
+export interface Knob {
+  read(): string
+  write(text: string): string | Promise<string>
+}
+
+/** Pages that `compact` touches. */
+const compactPages = 2 ** 16
+
+/** The knobs of a device by name; a new size goes through `resize`, because a snapshot has to know. */
+export function knobsOf(device: Ramzswap, resize: (sizeBytes: number) => void): ReadonlyMap<string, Knob> {
+  const setting = (read: () => string, write: (text: string) => void): Knob => ({
+    read,
+    write: (text) => {
+      write(text)
+      return read()
+    },
+  })
+  const action = (act: (text: string) => number | Promise<number>): Knob => ({
+    read: () => '',
+    write: async (text) => `${await act(text)} pages`,
+  })
+  return new Map([
+    [
+      'disksize',
+      setting(
+        () => `${device.sizeBytes}`,
+        (text) => resize(amountOf(text)),
+      ),
+    ],
+    [
+      'mem_limit',
+      setting(
+        () => `${device.memlimitBytes}`,
+        (text) => {
+          device.memlimitBytes = amountOf(text)
+        },
+      ),
+    ],
+    [
+      'writeback_limit',
+      setting(
+        () => (device.writebackLimit === undefined ? 'off' : `${device.writebackLimit}`),
+        (text) => {
+          device.writebackLimit = text === 'off' ? undefined : countOf(text)
+        },
+      ),
+    ],
+    ['idle', action((text) => device.idle(text === 'all' ? 'all' : countOf(text)))],
+    ['writeback', action((text) => device.writeback(writebackOf(text)))],
+    ['recompress', action((text) => device.recompress(recompressOf(text)))],
+    ['recall', action((text) => device.recall(text === 'all' ? undefined : countOf(text)))],
+    ['compact', action(() => device.tick({ pages: compactPages }).pages)],
+  ])
+}
+
+/** `huge`, `type=huge`, or `page_index=7`. */
+function writebackOf(text: string): WritebackRequest {
+  const index = /^page_index=(.*)$/.exec(text)?.[1]
+  return index === undefined ? kindOf(text.replace(/^type=/, '')) : { pageIndex: countOf(index) }
+}
+
+/** `type=idle threshold=3000 max_pages=100`, each of which may be missing. */
+function recompressOf(text: string): RecompressRequest {
+  let request: RecompressRequest = {}
+  for (const word of text.split(/\s+/).filter((part) => part !== '')) {
+    const [, name, value] = /^(type|threshold|max_pages)=(.+)$/.exec(word) ?? []
+    if (name === undefined || value === undefined)
+      throw new RangeError(`expected type=, threshold= and max_pages=, or less of that, got ${word}`)
+    if (name === 'threshold') request = { ...request, thresholdBytes: amountOf(value) }
+    else if (name === 'max_pages') request = { ...request, maxPages: countOf(value) }
+    else {
+      const type = kindOf(value)
+      if (type === 'incompressible') throw new RangeError('incompressible pages were tried already')
+      request = { ...request, type }
+    }
+  }
+  return request
+}
+
+function kindOf(text: string): PageKind {
+  if (text === 'huge' || text === 'idle' || text === 'huge_idle' || text === 'incompressible') return text
+  throw new RangeError(`expected huge, idle, huge_idle or incompressible, got ${text}`)
+}
+
+function amountOf(text: string): number {
+  const bytes = parseBytes(text)
+  if (bytes === undefined) throw new RangeError(`expected an amount of bytes such as 64MiB, got ${text}`)
+  return bytes
+}
+
+function countOf(text: string): number {
+  if (!/^\d{1,15}$/.test(text)) throw new RangeError(`expected a number, got ${text}`)
+  return Number(text)
+}
