@@ -277,9 +277,9 @@ const knobsFor = ({ device, served }: Opened): ReadonlyMap<string, Knob> =>
 
 const filesOf = (knobs: ReadonlyMap<string, Knob>): Map<string, FuseNode> =>
   new Map(
-    [...knobs].map(([name, { read, write }]) => [
+    [...knobs].map(([name, knob]) => [
       name,
-      { kind: 'text', read: () => `${read()}\n`, write: async (text) => write(text) },
+      { kind: 'text', read: () => `${knob.read()}\n`, write: async (text) => knob.write(text) },
     ]),
   )
 
