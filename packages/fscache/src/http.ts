@@ -7,10 +7,11 @@
  * Invariants:
  *  - All bytes of one open file are of one version: the one the server had when it was opened. When the server has another one, a read
  *    of what is not in the cache rejects (`ESTALE`), and what is opened from then on is the new one.
- *  - Only files with a strong ETag and a known length are cached, and none that the server marks `no-store`. Everything else is passed
- *    through.
+ *  - Only files with a strong ETag and a known length are cached, and none that the server marks `no-store` or sends encoded (compressed).
+ *    Everything else is passed through.
+ *  - An ETag names a version of one URL. After a redirect that is the URL where it ended: when it ends elsewhere that is another file.
  *
- * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 (no-store).
+ * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 (no-store; §4.3.4 headers of a 304).
  */
 import { type Cookie, type FsCache, ReadOutcome, type Volume } from './cookies.ts'
 
@@ -57,8 +58,10 @@ export class StaleFileError extends Error {
 /** What is known of a file on a server. */
 interface Entry {
   readonly url: string
+  /** Where the redirects ended, if there were any; otherwise the URL. */
+  readonly target: string
   readonly cookie: Cookie
-  /** Headers of the last full answer. */
+  /** Headers of the last full answer, with those of later ones that said that it is still good. */
   headers: Headers
   users: number
   /** Pages on their way, by index. */
@@ -96,7 +99,7 @@ export class HttpFiles {
    * no strong ETag or no length (see `fetch` for those).
    */
   async open(url: string, signal?: AbortSignal): Promise<HttpFile> {
-    const { href } = new URL(url)
+    const href = addressOf(url)
     const answer = await this.#validate(href, signal)
     if (answer instanceof Response)
       throw new Error(
@@ -109,13 +112,14 @@ export class HttpFiles {
   }
 
   /**
-   * As `fetch`: a GET without headers of its own is answered with pages from the cache as far as they are there, after one request
-   * that asks whether they are still good. Everything else is passed on; a method that changes something forgets the file.
+   * As `fetch`: a GET without headers or settings of its own (a `signal` apart) is answered with pages from the cache as far as they are
+   * there, after one request that asks whether they are still good. Everything else is passed on; a method that changes something
+   * forgets the file.
    */
   async fetch(url: string | URL, init: RequestInit = {}): Promise<Response> {
-    const { href } = new URL(url)
+    const href = addressOf(url)
     const method = (init.method ?? 'GET').toUpperCase()
-    if (method !== 'GET' || init.body != null || [...new Headers(init.headers).keys()].length > 0) {
+    if (method !== 'GET' || !isPlain(init)) {
       this.counters.uncached++
       this.counters.requests++
       try {
@@ -126,10 +130,11 @@ export class HttpFiles {
     }
     const { signal } = init
     const entry = await this.#validate(href, signal ?? undefined)
-    if (entry instanceof Response) {
+    // There are servers that give the length of what they send to a HEAD: nothing.
+    if (entry instanceof Response || entry.cookie.size === 0) {
       this.counters.uncached++
       this.counters.requests++
-      await entry.body?.cancel()
+      if (entry instanceof Response) await entry.body?.cancel()
       return this.#fetch(href, init)
     }
     entry.users++
@@ -139,6 +144,8 @@ export class HttpFiles {
       pull: async (controller) => {
         const chunk = new Uint8Array(Math.min(bodyChunk, file.size - position))
         try {
+          // Also when all of it is in the cache.
+          signal?.throwIfAborted()
           await file.read(chunk, 0, chunk.length, position, signal ?? undefined)
         } catch (error) {
           file.close()
@@ -152,7 +159,11 @@ export class HttpFiles {
       },
       cancel: () => file.close(),
     })
-    return new Response(body, { status: 200, headers: entry.headers })
+    const response = new Response(body, { status: 200, headers: entry.headers })
+    return Object.defineProperties(response, {
+      url: { value: entry.target },
+      redirected: { value: entry.target !== href },
+    })
   }
 
   /** Forgets all files; their pages stay in the cache, for who opens the same version again. */
@@ -234,23 +245,25 @@ export class HttpFiles {
       headers: { ...identity, range: `bytes=${start}-${end - 1}`, 'if-match': version },
       ...(signal === undefined ? {} : { signal }),
     })
-    const whole = response.status === 200
-    const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(response.headers.get('content-range') ?? '')
-    if (response.status === 412 || (response.ok && response.headers.get('etag') !== version)) {
+    const { status, headers } = response
+    const whole = status === 200
+    const other = response.ok && (headers.get('etag') !== version || targetOf(response, url) !== entry.target)
+    // 416: the file is shorter now, or was never as long as the server said.
+    if (status === 412 || status === 416 || other) {
       await response.body?.cancel()
       this.#changed(entry, version)
       throw this.#stale(entry)
     }
-    if (
-      !whole &&
-      (response.status !== 206 || range === null || Number(range[1]) !== start || Number(range[2]) !== end - 1)
-    ) {
+    const wrong = isEncoded(headers)
+      ? `${status} in the encoding ${headers.get('content-encoding')}, not asked for`
+      : whole
+        ? wrongLength(headers, size)
+        : wrongRange(response, start, end, size)
+    if (wrong !== undefined) {
       await response.body?.cancel()
-      throw new Error(
-        `${url}: asked for bytes ${start} to ${end - 1}, the server answers ${response.status} ${response.headers.get('content-range') ?? response.statusText}`,
-      )
+      throw new Error(`${url}: asked for bytes ${start} to ${end - 1} of ${size}, the server answers ${wrong}`)
     }
-    const pages = await this.#receive(response, whole ? 0 : start, start, end, url)
+    const pages = await this.#receive(response, whole ? size : end, start, end, url)
     for (let page = 0; page < pages.length; page++) {
       this.counters.pagesFetched++
       // Meanwhile another version may have been found: then these pages are good for this call only.
@@ -260,9 +273,13 @@ export class HttpFiles {
     return pages
   }
 
-  /** Takes the bytes from `start` to `end` out of a body that begins at `at`, as pages; the last one is filled up with zeros. */
-  async #receive(response: Response, at: number, start: number, end: number, url: string): Promise<Uint8Array[]> {
+  /**
+   * Takes the bytes from `start` to `end` of a file out of a body, as pages; the last one is filled up with zeros. A part begins at
+   * `start`, the whole file at 0; neither goes on behind `limit`.
+   */
+  async #receive(response: Response, limit: number, start: number, end: number, url: string): Promise<Uint8Array[]> {
     const { pageSize } = this.cache
+    const at = response.status === 200 ? 0 : start
     const pages = Array.from({ length: Math.ceil((end - start) / pageSize) }, () => new Uint8Array(pageSize))
     let position = at
     if (response.body !== null)
@@ -276,9 +293,10 @@ export class HttpFiles {
           this.counters.bytesFetched += count
         }
         position += chunk.length
-        // A server that does not know ranges sends all of it: enough is enough.
-        if (position >= end && at < start) break
+        // A server that does not know ranges sends all of it, a hostile one never ends: enough is enough.
+        if (position > limit || (position >= end && end < limit)) break
       }
+    if (position > limit) throw new Error(`${url}: the answer goes on after the ${limit - at} bytes that were promised`)
     if (position < end)
       throw new Error(`${url}: the answer ended after ${position - at} bytes, ${end - at} were promised`)
     return pages
@@ -293,38 +311,47 @@ export class HttpFiles {
       headers: { ...identity, ...(known === undefined ? {} : { 'if-none-match': known.cookie.version }) },
       ...(signal === undefined ? {} : { signal }),
     })
-    // Somebody else may have asked at the same time, and found another version.
-    const entry = this.#entries.get(url)
+    const target = targetOf(response, url)
     if (response.status === 304 && known !== undefined) {
       this.counters.notModified++
-      return entry === known ? this.#used(known) : this.#validate(url, signal)
+      // The same ETag elsewhere is another file's.
+      if (known.target !== target) this.#forget(url)
+      // Somebody else may have asked at the same time, and found another version.
+      if (this.#entries.get(url) !== known) return this.#validate(url, signal)
+      for (const [name, value] of response.headers) if (!ofBody.has(name)) known.headers.set(name, value)
+      return this.#used(known)
     }
     const version = response.headers.get('etag') ?? ''
     const length = response.headers.get('content-length') ?? ''
     const control = response.headers.get('cache-control') ?? ''
-    const strong = /^"[^"]*"$/.test(version)
-    if (response.status !== 200 || !strong || !/^\d+$/.test(length) || /\bno-store\b/i.test(control)) {
+    const size = /^\d+$/.test(length) ? Number(length) : Number.NaN
+    const good = response.status === 200 && /^"[^"]*"$/.test(version) && Number.isSafeInteger(size)
+    if (!good || isEncoded(response.headers) || /\bno-store\b/i.test(control)) {
       this.#forget(url)
       return response
     }
-    const auxiliary = { version, size: Number(length) }
+    const auxiliary = { version, size }
+    if (this.#entries.get(url)?.target !== target) this.#forget(url)
+    const entry = this.#entries.get(url)
     if (entry !== undefined) {
       if (entry.cookie.version !== version || entry.cookie.size !== auxiliary.size) {
         this.counters.changes++
         entry.coming.clear()
         entry.cookie.invalidate(auxiliary)
       }
-      entry.headers = response.headers
+      entry.headers = new Headers(response.headers)
       return this.#used(entry)
     }
-    const { origin } = new URL(url)
+    const { origin } = new URL(target)
     let volume = this.#volumes.get(origin)
     if (volume === undefined) {
       volume = this.cache.acquireVolume(origin)
       this.#volumes.set(origin, volume)
     }
-    const cookie = volume.acquireCookie(url, auxiliary)
-    const made: Entry = { url, cookie, headers: response.headers, users: 0, coming: new Map() }
+    // Several URLs may lead to one: each has its own pages of it.
+    const cookie = volume.acquireCookie(target === url ? url : `${url} ${target}`, auxiliary)
+    const headers = new Headers(response.headers)
+    const made: Entry = { url, target, cookie, headers, users: 0, coming: new Map() }
     this.#entries.set(url, made)
     this.#trim(made)
     return made
@@ -370,6 +397,64 @@ export class HttpFiles {
 
 /** So that ranges and lengths are those of the file, not of a compressed form. */
 const identity = { 'accept-encoding': 'identity' }
+/** Headers that describe a body: a 304 has none. */
+const ofBody: ReadonlySet<string> = new Set([
+  'content-length',
+  'content-encoding',
+  'content-range',
+  'transfer-encoding',
+])
+/** Settings of a request that change nothing of the answer. */
+const plain: Readonly<Record<string, readonly unknown[]>> = {
+  body: [null],
+  cache: ['default', 'no-cache'],
+  redirect: ['follow'],
+}
+
+/** Whether a request can be answered from the cache: settings that are not known to do no harm are none of ours. */
+function isPlain(init: RequestInit): boolean {
+  return Object.entries(init).every(([name, value]) => {
+    if (value === undefined || name === 'method' || name === 'signal') return true
+    if (name === 'headers') return [...new Headers(init.headers).keys()].length === 0
+    return plain[name]?.includes(value) ?? false
+  })
+}
+
+/** What servers are asked for: without a fragment. Throws `TypeError` for what is no URL. */
+function addressOf(url: string | URL): string {
+  const address = new URL(url)
+  address.hash = ''
+  return address.href
+}
+
+/** Where an answer comes from, after redirects. Answers that a program made itself have no URL. */
+const targetOf = ({ url }: Response, asked: string): string => (url === '' ? asked : url)
+
+const isEncoded = (headers: Headers): boolean => !/^(identity)?$/i.test(headers.get('content-encoding') ?? '')
+
+/** What is wrong with a whole file, if that can be seen. */
+function wrongLength(headers: Headers, size: number): string | undefined {
+  const length = headers.get('content-length')
+  return length === null || Number(length) === size ? undefined : `200 with ${length} bytes`
+}
+
+/** What is wrong with an answer that is to be a part of a file. */
+function wrongRange(
+  { status, statusText, headers }: Response,
+  start: number,
+  end: number,
+  size: number,
+): string | undefined {
+  const text = headers.get('content-range') ?? ''
+  const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(text)
+  const right =
+    status === 206 &&
+    range !== null &&
+    Number(range[1]) === start &&
+    Number(range[2]) === end - 1 &&
+    (range[3] === '*' || Number(range[3]) === size)
+  return right ? undefined : `${status} ${text || statusText}`
+}
 
 /** A version of a file of a server, open for reading. */
 export class HttpFile {

@@ -156,6 +156,20 @@ describe('cookies', () => {
 })
 
 describe('pages may disappear at any time', () => {
+  test('DEVIATION: nothing is pinned, reserved or listed: a page of a cookie in use goes when others come', () => {
+    const cache = make([memory({ limitBytes: 100_000 })])
+    const cookie = filled(cache)
+    expect(cookie.read(0, pageOf(0))).toBe(Data)
+    const other = cache.acquireVolume('another').acquireCookie('f', { version: '1', size: 100 * pageSize })
+    for (let index = 0; index < 100; index++) other.write(index, pageOf(index))
+    for (let index = 0; index < 10; index++) expect(cookie.read(index, pageOf(0))).toBe(NoData)
+    expect(cookie.enabled).toBe(true)
+    const offered = [FsCache, cache.acquireVolume('third').constructor, cookie.constructor].flatMap((made) =>
+      Object.getOwnPropertyNames(made.prototype),
+    )
+    expect(offered.filter((name) => /pin|reserve|list|keys|entries|iterator/i.test(name))).toEqual([])
+  })
+
   test('a page that went between write and read is NoData, never an error', () => {
     for (const layers of [
       [discard({ mode: 'lose' as const })],
@@ -197,7 +211,9 @@ describe('a store that has to wait', () => {
     return { cache, open: () => open() }
   }
 
-  test('read answers a promise', async () => {
+  test('DEVIATION: reads and writes are answered at once; only here read answers a promise', async () => {
+    const atOnce = filled(make())
+    expect([atOnce.write(1, pageOf(9)), atOnce.read(1, pageOf(0))]).toEqual([WriteOutcome.Stored, Data])
     const { cache, open } = waiting()
     const cookie = filled(cache)
     const into = pageOf(0)
