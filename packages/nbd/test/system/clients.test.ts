@@ -1,11 +1,11 @@
 /** Clients that others wrote, against the server as it is built, in this process or one of its own. */
 import { execFile, spawn } from 'node:child_process'
-import { readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { describe, expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
-import { memoryDevice, type NbdExport, type NbdServer } from '../../src/index.ts'
+import { memoryDevice, type NbdExport, type NbdServer, type NbdServerOptions } from '../../src/index.ts'
 import { bytesOf, serve, testFolder } from '../client.ts'
 
 const size = 64 * 2 ** 20
@@ -17,6 +17,12 @@ async function start(given: Partial<NbdExport> = {}): Promise<{ folder: string; 
   const path = join(folder, 'nbd.sock')
   const { server } = await serve({ exports: [{ device: memoryDevice({ sizeBytes: size }), ...given }] }, { path })
   return { folder, server, uri: `nbd+unix:///${given.name ?? ''}?socket=${path}` }
+}
+
+async function listening(options: Partial<NbdServerOptions>): Promise<{ path: string; server: NbdServer }> {
+  const path = join(testFolder(), 'nbd.sock')
+  const { server } = await serve(options, { path })
+  return { path, server }
 }
 
 /** An image with bytes, zeros that are there, and holes. */
@@ -230,4 +236,38 @@ test('the server in a process of its own, killed and started again on the same s
       await ended
     }
   }
+})
+
+describe('nbd-client', () => {
+  const both: NbdExport[] = ['one', 'two'].map((name) => ({ name, device: memoryDevice({ sizeBytes: size }) }))
+
+  test('lists the exports, on a unix socket and on TCP', async (ctx) => {
+    requires(ctx, { commands: ['nbd-client'] })
+    const { server, path } = await listening({ exports: both })
+    const tcp = await server.listen({ host: '127.0.0.1', port: 0 })
+    if (!('port' in tcp)) throw new Error('no port')
+    for (const words of [
+      ['-unix', path],
+      ['127.0.0.1', `${tcp.port}`],
+    ])
+      expect((await run('nbd-client', '-l', ...words)).split('\n')).toEqual(['Negotiation: ..', 'one', 'two', ''])
+  })
+
+  test('agrees with the server on an export, with GO and with EXPORT_NAME; the rest is for a kernel', async (ctx) => {
+    requires(ctx, { commands: ['nbd-client'] })
+    if (existsSync('/sys/module/nbd')) ctx.skip('the kernel has an nbd module: it would take the device')
+    const { path, server } = await listening({ exports: both })
+    for (const words of [[], ['-g']]) {
+      const asked = promisify(execFile)('nbd-client', ['-N', 'two', '-unix', path, ...words, '/dev/nbd0'])
+      const failure = await asked.then(
+        () => ({ stdout: 'it has a device', stderr: '' }),
+        (error: { stdout: string; stderr: string }) => error,
+      )
+      expect(failure.stdout).toBe('Negotiation: ..size = 64MB\n')
+      expect(failure.stderr).toContain('make sure the nbd module is loaded')
+    }
+    // Both got as far as requests, of which there were none.
+    const [, two] = server.stats().children
+    expect(two).toMatchObject({ name: 'two', counters: { reads: 0, errors: 0 } })
+  })
 })
