@@ -250,10 +250,11 @@ describe('registration', () => {
     expect([first, second]).toEqual([['initFs 4096', 'put 0 1 0'], []])
   })
 
-  test('a file system that the backend refuses is not cached; more than 32 may wait', () => {
+  test('DEVIATION: more than 32 file systems may wait, without fake ids; one that the backend refuses is not cached', () => {
     const log: string[] = []
     const cleancache = new Cleancache()
     const superblocks = Array.from({ length: 40 }, () => cleancache.initFs(disk, pageSize))
+    expect(superblocks.map(({ poolId, waiting }) => [poolId, waiting])).toEqual(Array(40).fill([undefined, true]))
     cleancache.register(
       recorder(
         log,
@@ -382,7 +383,7 @@ describe('the hooks', () => {
     expect(cleancache.counters).toEqual({ succ_gets: 1, failed_gets: 3, puts: 2, invalidates: 1 })
   })
 
-  test('a store that has to wait: getPage defers and counts nothing, fetchPage counts', async () => {
+  test('DEVIATION: a store that has to wait: getPage defers and counts nothing, fetchPage counts', async () => {
     const tmem = new Tmem(compose([delay({ turn: async () => {} }), memory({ limitBytes: 2 ** 20 })]))
     const cleancache = new Cleancache()
     cleancache.register(tmemBackend(tmem, 1))
@@ -438,7 +439,7 @@ describe('a cluster of three machines (the case of ocfs2)', () => {
     return { tmem, caches, mount: (machine, id = 1) => caches[machine]!.initSharedFs(uuid(id), cluster, pageSize) }
   }
 
-  test('pages of one are got by the others, and stay; an invalidation of any is one for all', async () => {
+  test('DEVIATION: it really shares: pages of one are got by the others, and stay; an invalidation of any is for all', async () => {
     const { caches, mount } = machines([1, 2, 3])
     const superblocks = [mount(0), mount(1), mount(2)]
     const into = pageOf(0)
@@ -476,7 +477,7 @@ describe('a cluster of three machines (the case of ocfs2)', () => {
     expect(get(0)).toBe(Miss)
   })
 
-  test('who is not authorised is not cached, and shares nothing, rather than with itself', () => {
+  test('DEVIATION: who is not authorised is not cached, and shares nothing, rather than with itself', () => {
     const { caches, mount } = machines([1, 2])
     const superblocks = [mount(0), mount(1), mount(2)]
     expect(superblocks[2]!.poolId).toBeUndefined()

@@ -111,7 +111,7 @@ describe('a restart', () => {
     await next.close()
   })
 
-  test('a destroyed pool: gone for this run, also for a new pool of its kind; found by the next run when there was none', async () => {
+  test('DEVIATION: a destroyed pool: gone for this run, also for a new pool of its kind; found by the next run when there was none', async () => {
     const file = path()
     const store = open(file)
     const pool = poolOf(store)
