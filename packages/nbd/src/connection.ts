@@ -3,8 +3,8 @@
  *
  * Bytes are received into a chunk and parsed where they lie; a write hands a view of them to the device. Replies are
  * written into an outgoing chunk; a read is done by the device right into it. What a device does at once is answered in
- * the same call, and all answers of one batch of received bytes leave together. Only what a device answers with a promise
- * gets objects of its own.
+ * the same call; how many answers leave together is decided in pace.ts. Only what a device answers with a promise gets objects
+ * of its own.
  *
  * Invariants:
  *  - Bytes of `#in` before `#start` are done with, [`#start`, `#end`) wait to be parsed. Nothing is moved or
@@ -22,6 +22,7 @@
  */
 import { type BlockDevice, type Completion, TmemError } from '@tmem/core'
 import { type Chunk, type ChunkPool, largeChunk } from './chunks.ts'
+import { Pace } from './pace.ts'
 import {
   CHUNK_BYTES,
   CHUNK_DONE,
@@ -99,6 +100,11 @@ export interface Service {
   readonly pool: ChunkPool
   /** Requests in flight on one connection. */
   readonly requests: number
+  /**
+   * Answers are ready but held, because more are expected: `turned` is to be called after each turn of the event loop in
+   * which nothing came. Absent where nobody counts turns; then nothing is held.
+   */
+  readonly hold?: (connection: Connection) => void
   /** A device failed: the client was told, and so is whoever runs the server. */
   failed(error: unknown, served: Served): void
 }
@@ -185,6 +191,11 @@ export class Connection {
   #queue: Segment[] = []
   #draining = false
   #flushing = false
+  readonly #pace = new Pace()
+  /** What is ready is held. */
+  #holding = false
+  /** `turned` is being called. */
+  #turns = false
 
   #clientFlags = 0
   #structured = false
@@ -205,6 +216,7 @@ export class Connection {
   // The write whose payload is being received.
   #writeAt = 0
   #writeLeft = 0
+  #writeBytes = 0
   #writeHigh = 0
   #writeLow = 0
   #writeFlags = 0
@@ -254,9 +266,17 @@ export class Connection {
   received(count: number): boolean {
     this.#wantsLarge = this.#end + count === this.#in.capacity
     this.#end += count
+    this.#pace.arrived()
     this.#run()
     this.#stalled = this.#busy()
     return !this.#stalled && !this.ended
+  }
+
+  /** The event loop has turned, and nothing was received. False: nothing is held any more. */
+  turned(): boolean {
+    if (this.#holding && this.#pace.turned()) this.#flush()
+    this.#turns = this.#holding
+    return this.#turns
   }
 
   /** Takes bytes that were received elsewhere; they must stay as they are until `resume`. False: as in `received`. */
@@ -286,6 +306,7 @@ export class Connection {
     if (this.ended) return
     const { pool } = this.#service
     this.#phase = Phase.Ended
+    this.#holding = false
     if (this.#served !== undefined) this.#served.connections--
     pool.release(this.#in)
     this.#rest = undefined
@@ -379,9 +400,23 @@ export class Connection {
     do {
       this.#blocked = false
       this.#parse()
+      if (this.#mayHold()) return
       this.#flush()
       // What was sent may have been what it had to wait for.
     } while (this.#blocked && !this.#busy() && !this.ended)
+  }
+
+  /** Whether what is ready is held; then it will be sent by `turned`, or with what comes. */
+  #mayHold(): boolean {
+    const { hold } = this.#service
+    if (hold === undefined || this.#blocked || this.#ending || this.#inFlight > 0) return false
+    if (this.#phase < Phase.Requests || this.ended || this.#draining || !this.#pace.holds) return false
+    this.#holding = true
+    if (!this.#turns) {
+      this.#turns = true
+      hold(this)
+    }
+    return true
   }
 
   #parse(): void {
@@ -638,6 +673,7 @@ export class Connection {
         if (length > MAXIMUM_PAYLOAD) return this.#destroy()
         this.#writeAt = from
         this.#writeLeft = length
+        this.#writeBytes = length
         this.#writeHigh = high
         this.#writeLow = low
         this.#writeFlags = flags
@@ -648,6 +684,7 @@ export class Connection {
         this.#endSoon()
         return false
       } else this.#command(type, flags, from, length, high, low)
+      if (this.#pace.answered(type === Command.READ ? length : 0)) this.#flush()
       if (this.#phase !== Phase.Requests) return false
     }
     return false
@@ -865,6 +902,7 @@ export class Connection {
       if (this.#writeError !== 0) write.error = this.#writeError
       if (write.parts === 0) this.#written(write.error, write.flags, write.high, write.low)
     } else this.#written(this.#writeError, this.#writeFlags, this.#writeHigh, this.#writeLow)
+    if (this.#pace.answered(this.#writeBytes)) this.#flush()
     return true
   }
 
@@ -1121,6 +1159,8 @@ export class Connection {
   #flush(): void {
     if (this.#flushing) return
     this.#flushing = true
+    this.#holding = false
+    this.#pace.sent()
     while (!this.#draining && !this.ended) {
       const first = this.#queue.shift()
       if (first !== undefined) this.#send(first.chunk, first.from, first.to)

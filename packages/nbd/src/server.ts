@@ -116,6 +116,7 @@ class NodeNbdServer implements NbdServer {
   readonly #busyTurns: number
   #quietTurns = 0
   #turning = false
+  readonly #held: Connection[] = []
   /** Arrivals of bytes, and how often in a row the loop turned for nothing. */
   #arrivals = 0
   #inVain = 0
@@ -143,6 +144,7 @@ class NodeNbdServer implements NbdServer {
       pool: this.#pool,
       requests,
       failed: (error, { name }) => onError?.(error, name),
+      ...(busyTurns > 0 ? { hold: (connection) => this.#hold(connection) } : {}),
     }
   }
 
@@ -309,7 +311,23 @@ class NodeNbdServer implements NbdServer {
     }
   }
 
+  /** Answers of this connection wait for more requests: the loop turns as long as they do. */
+  #hold(connection: Connection): void {
+    this.#held.push(connection)
+    if (this.#turning) return
+    this.#turning = true
+    setImmediate(this.#turn)
+  }
+
   readonly #turn = (): void => {
+    // Those that hold nothing any more leave the list.
+    let kept = 0
+    for (const connection of this.#held) if (connection.turned()) this.#held[kept++] = connection
+    this.#held.length = kept
+    if (kept > 0) {
+      setImmediate(this.#turn)
+      return
+    }
     if (this.#quietTurns++ < this.#busyTurns && !this.#closed) {
       setImmediate(this.#turn)
       return
