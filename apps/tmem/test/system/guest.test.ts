@@ -1,0 +1,121 @@
+/**
+ * Another kernel than this host's swaps to `tmem serve`: a guest of QEMU with 128 MiB, in which a program uses 200 MiB and verifies them,
+ * over NBD on a unix socket. What runs is the same as in `tmem bench nbd`.
+ */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import type { StatsNode } from '@tmem/core'
+import type { GuestDrive } from '@tmem/guest'
+import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
+import { requires } from '../../../../tools/requires.ts'
+import { type SwapRun, type SwapServer, serveSwap, swappingGuest } from '../../src/bench/guest.ts'
+
+const pages = 200 * 256
+const slots = 65536
+
+/** What runs the guest; it ends with the test, whatever comes of that. */
+function guest(ctx: TestContext, rounds: number): (drive: GuestDrive) => Promise<SwapRun> {
+  requires(ctx, {
+    commands: ['qemu-system-x86_64', 'setpriv', 'cc'],
+    packages: ['linux-image-cloud-amd64', 'busybox-static'],
+  })
+  const run = swappingGuest(rounds)
+  if (typeof run === 'string') ctx.skip(run)
+  const controller = new AbortController()
+  onTestFinished(() => controller.abort())
+  return (drive) => run(drive, controller.signal)
+}
+
+function temporary(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'tmem-test-guest-'))
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+async function serving(...words: Parameters<typeof serveSwap>): Promise<SwapServer> {
+  const server = await serveSwap(...words)
+  onTestFinished(async () => {
+    server.child.kill('SIGKILL')
+    await server.ended
+  })
+  return server
+}
+
+interface Figures {
+  readonly device: Record<string, number>
+  readonly slots: Record<string, number>
+}
+
+async function figures(server: SwapServer): Promise<Figures> {
+  const [device] = (await server.stats()).devices
+  const child = (device as StatsNode).children!.find(({ name }) => name === 'slots')!
+  return { device: device!.counters, slots: child.counters } as unknown as Figures
+}
+
+/** Every byte was right, a good part of the pages went out and came back more than once, and the server's statistics add up. */
+function right({ exit, console, swapIns, swapOuts }: SwapRun, { device, slots: of }: Figures): void {
+  expect({ exit, console }).toMatchObject({ exit: 0, console: expect.stringContaining(`${pages} pages, 0 wrong\n`) })
+  expect(swapOuts).toBeGreaterThan(50_000)
+  expect(swapIns).toBeGreaterThan(50_000)
+  expect(device).toMatchObject({ disksize: slots * 4096, failed_reads: 0, failed_writes: 0, invalid_io: 0 })
+  const used = of['same_filled']! + of['compressed']! + of['backing']!
+  expect(used + of['empty']!).toBe(slots)
+  expect(of['stored']).toBe(used + of['overwritten']! + of['freed']!)
+}
+
+describe('a guest that swaps to us', { timeout: 600_000 }, () => {
+  test('gets back every byte, and the statistics add up', async (ctx) => {
+    const run = guest(ctx, 2)
+    const server = await serving(temporary(), 'limit=128MiB,zvMaxZsize=2048')
+    const ran = await run(server.drive)
+    const found = await figures(server)
+    right(ran, found)
+    expect(found.device['num_writes']).toBeGreaterThanOrEqual(ran.swapOuts)
+    expect(found.device['num_reads']).toBeGreaterThanOrEqual(ran.swapIns)
+    // Of 16 pages the one of noise went to the file; what the guest's kernel has freed it has discarded.
+    expect(found.device['bdev_num_writes']).toBeGreaterThan(ran.swapOuts / 32)
+    expect(found.device['bdev_num_writes']).toBeLessThan(ran.swapOuts / 8)
+    expect(found.slots['freed']).toBeGreaterThan(10_000)
+    server.child.kill('SIGTERM')
+    expect(await server.ended).toEqual({ code: 0, notes: '' })
+  })
+
+  test('with so little memory that most pages go to the file', async (ctx) => {
+    const run = guest(ctx, 1)
+    const server = await serving(temporary(), 'limit=4MiB,zvMaxZsize=2048')
+    const ran = await run(server.drive)
+    const found = await figures(server)
+    right(ran, found)
+    expect(found.device['bdev_num_writes']).toBeGreaterThan(ran.swapOuts / 2)
+    expect(found.device['bdev_num_reads']).toBeGreaterThan(ran.swapIns / 2)
+  })
+
+  test('goes on when the server is killed and another one takes its place', async (ctx) => {
+    const run = guest(ctx, 1)
+    const folder = temporary()
+    const start = (): Promise<SwapServer> =>
+      serving(folder, 'limit=128MiB,zvMaxZsize=2048', `,snapshot=${folder}/swap0.raw,writethrough`)
+    let server = await start()
+    let over = false
+    const running = run(server.drive).finally(() => {
+      over = true
+    })
+    for (const kills of [1, 2]) {
+      // Each time in the middle of what it does: pages have gone out, and come back.
+      for (let found = await figures(server); found.device['num_reads']! < 15_000; found = await figures(server)) {
+        expect({ kills, over }).toEqual({ kills, over: false })
+        await setTimeout(100)
+      }
+      server.child.kill('SIGKILL')
+      await server.ended
+      rmSync(join(folder, 'swap.img'))
+      server = await start()
+    }
+    const ran = await running
+    const found = await figures(server)
+    right(ran, found)
+    expect(found.device['num_reads']).toBeGreaterThan(1000)
+  })
+})
