@@ -24,7 +24,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { TmemError } from '@tmem/core'
+import { markedProcess, processMark, TmemError } from '@tmem/core'
 
 export const headerBytes = 4096
 export const recordBytes = 64
@@ -32,7 +32,11 @@ export const unitBytes = 64
 /** Last bytes of a record: its checksum. */
 const checksumAt = 60
 const magic = 'TMEMSPIL'
-const version = 1
+const version = 2
+/** Of the header: name of the boot; mark of the process. Each with its length before it. */
+const bootAt = 32
+const markAt = 128
+const textBytes = 80
 
 /** What the layer needs of a file. Tests give one that fails. */
 export interface SpillIo {
@@ -236,13 +240,13 @@ export class SpillFile {
     if (view.getUint32(headerBytes - 4, true) !== crc32(header.subarray(0, headerBytes - 4))) return false
     if (view.getUint32(8, true) !== version || view.getFloat64(16, true) !== this.#sizeBytes) return false
     const closed = view.getUint32(12, true) === 1
-    const pid = view.getUint32(24, true)
-    const length = view.getUint32(28, true)
-    const boot = Buffer.from(header.buffer, 32, Math.min(length, 64)).toString('latin1')
-    const sameBoot = boot !== '' && boot === this.#boot
-    if (!closed && sameBoot && pid !== process.pid && runs(pid))
-      throw new TmemError('TMEM_IO', `spill file ${this.#path}: process ${pid} uses it`, { layer: 'spill' })
-    return closed || sameBoot
+    const boot = textOf(header, bootAt)
+    const user = markedProcess(textOf(header, markAt))
+    if (!closed && user?.running === true) {
+      const who = user.pid === process.pid ? 'this process uses it already' : `process ${user.pid} uses it`
+      throw new TmemError('TMEM_IO', `spill file ${this.#path}: ${who}`, { layer: 'spill' })
+    }
+    return closed || (boot !== '' && boot === this.#boot)
   }
 
   /** Reads all records. One that is damaged costs one page; so does a second one for the same place. */
@@ -292,10 +296,8 @@ export class SpillFile {
     view.setUint32(8, version, true)
     view.setUint32(12, closed ? 1 : 0, true)
     view.setFloat64(16, this.#sizeBytes, true)
-    view.setUint32(24, process.pid, true)
-    const boot = Buffer.from(this.#boot, 'latin1').subarray(0, 64)
-    view.setUint32(28, boot.length, true)
-    header.set(boot, 32)
+    setText(header, bootAt, this.#boot)
+    setText(header, markAt, processMark())
     view.setUint32(headerBytes - 4, crc32(header.subarray(0, headerBytes - 4)), true)
     this.#io.write(this.#descriptor, header, headerBytes, 0)
   }
@@ -319,12 +321,14 @@ function worked(action: () => void): boolean {
   }
 }
 
-/** Whether a process of that number runs. */
-function runs(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM'
-  }
+/** A text in the header, with its length in the four bytes before it. */
+function setText(header: Uint8Array, at: number, text: string): void {
+  const bytes = Buffer.from(text, 'latin1').subarray(0, textBytes)
+  new DataView(header.buffer).setUint32(at - 4, bytes.length, true)
+  header.set(bytes, at)
+}
+
+function textOf(header: Uint8Array, at: number): string {
+  const length = new DataView(header.buffer).getUint32(at - 4, true)
+  return Buffer.from(header.buffer, at, Math.min(length, textBytes)).toString('latin1')
 }

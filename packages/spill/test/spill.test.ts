@@ -1,6 +1,9 @@
+import { spawn, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { crc32 } from 'node:zlib'
 import {
   compose,
   GetOutcome,
@@ -14,6 +17,7 @@ import {
 import fc from 'fast-check'
 import { afterAll, describe, expect, test } from 'vitest'
 import { nodeSpillIo, type SpillIo, type SpillOptions, spill, spillFactory } from '../src/index.ts'
+import { bootName } from '../src/spill-file.ts'
 
 const { Hit, Miss, Deferred } = GetOutcome
 const { Stored, Unavailable } = PutOutcome
@@ -46,13 +50,22 @@ async function fetched(pool: Pool, object: ObjectId, index: number): Promise<Uin
   const into = new Uint8Array(pageSize)
   return (await pool.fetch(object, index, into)) === Hit ? into : undefined
 }
-/** The process dies: nothing is closed. (The descriptor goes with the test.) */
-const crash = (_store: PageStore): void => {}
+/** The process dies: nothing is closed, and the header names a process that has ended. (The descriptor goes with the test.) */
+function crash(file: string): void {
+  const bytes = readFileSync(file)
+  const mark = Buffer.from(`${ended} - -`.padEnd(80, '\0'), 'latin1')
+  bytes.writeUInt32LE(`${ended} - -`.length, 124)
+  mark.copy(bytes, 128)
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, 4092)), 4092)
+  writeFileSync(file, bytes)
+}
+/** Number of a process that has ended. */
+const ended = spawnSync(process.execPath, ['-e', '']).pid
 
 describe('a restart', () => {
   test.each([
     ['closed in order', async (store: PageStore) => store.close()],
-    ['dead', async (store: PageStore) => crash(store)],
+    ['dead', async (_store: PageStore, file: string) => crash(file)],
   ])('the process was %s: every page is there', async (_how, end) => {
     const file = path()
     let store = open(file)
@@ -61,7 +74,7 @@ describe('a restart', () => {
     for (const [number, pool] of pools.entries())
       for (let index = 0; index < 10; index++)
         expect(pool.put(index % 2 === 0 ? 5 : wide, index, pageOf(number * 10 + index))).toBe(Stored)
-    await end(store)
+    await end(store, file)
     store = open(file)
     expect(store.stats().counters).toMatchObject({ recovered: 40, live: 40, corrupt_dropped: 0 })
     pools = [poolOf(store), poolOf(store), poolOf(store, 2), poolOf(store, 1, false)]
@@ -84,6 +97,7 @@ describe('a restart', () => {
       const store = open(file)
       poolOf(store).put(1, 1, pageOf(1))
       if (closed) await store.close()
+      else crash(file)
       const next = open(file, { boot })
       expect(next.stats().counters['recovered']).toBe(recovered)
       await next.close()
@@ -100,7 +114,7 @@ describe('a restart', () => {
     pool.put(1, 1, pageOf(50))
     expect(await fetched(pool, 1, 2)).toEqual(pageOf(2))
     pool.flushObject(2)
-    crash(store)
+    crash(file)
     const next = open(file)
     const again = poolOf(next, 1, false)
     expect(await fetched(again, 1, 0)).toBeUndefined()
@@ -162,17 +176,45 @@ describe('a restart', () => {
     expect(() => open(join(folder, 'none', 'spill'))).toThrow('it cannot be opened')
   })
 
-  test('a file that another process uses is not opened', async () => {
+  test('a file that is in use is not opened, by this process or another one; a killed one leaves it to the next', async () => {
     const file = path()
     const store = open(file)
-    const header = readFileSync(file)
-    // The process that started this one runs for sure.
-    header.writeUInt32LE(process.ppid, 24)
-    const { crc32 } = await import('node:zlib')
-    header.writeUInt32LE(crc32(header.subarray(0, 4092)), 4092)
-    writeFileSync(file, header)
-    expect(() => open(file)).toThrow(`process ${process.ppid} uses it`)
+    poolOf(store).put(1, 1, pageOf(1))
+    expect(() => open(file)).toThrow('this process uses it already')
     await store.close()
+    const holder = spawn(process.execPath, [fileURLToPath(new URL('holder.mjs', import.meta.url)), file])
+    try {
+      await new Promise((resolve, reject) => {
+        holder.stdout.once('data', resolve)
+        holder.once('exit', (code) => reject(new Error(`the other process ended with ${code}`)))
+      })
+      expect(() => open(file, { boot: bootName() })).toThrow(`process ${holder.pid} uses it`)
+      expect(() => open(file, { boot: 'another' })).toThrow(`process ${holder.pid} uses it`)
+    } finally {
+      holder.kill('SIGKILL')
+      await new Promise((resolve) => holder.once('close', resolve))
+    }
+    const next = open(file, { boot: bootName() })
+    const pool = poolOf(next)
+    // What was there before, and what the other one had put.
+    expect([await fetched(pool, 1, 1), await fetched(pool, 1, 2)]).toEqual([pageOf(1), pageOf(2)])
+    await next.close()
+  })
+
+  test('who was killed long ago, and whose number another process has now, does not keep the file', async () => {
+    const file = path()
+    const store = open(file)
+    poolOf(store).put(1, 1, pageOf(1))
+    const bytes = readFileSync(file)
+    // This process, started at another time.
+    const mark = `${process.pid} 1 -`
+    bytes.writeUInt32LE(mark.length, 124)
+    bytes.write(mark.padEnd(80, '\0'), 128, 'latin1')
+    bytes.writeUInt32LE(crc32(bytes.subarray(0, 4092)), 4092)
+    writeFileSync(file, bytes)
+    const next = open(file)
+    expect(next.stats().counters['recovered']).toBe(1)
+    await next.close()
   })
 })
 
@@ -320,7 +362,81 @@ describe('a file that is torn or altered costs the cache, never wrong bytes', ()
     expect(Math.max(...counts)).toBe(pages - 1)
   })
 
-  test('blocks exchanged, records copied to other places, one old half and one new half', async () => {
+  test('cut off at, before and behind each structure', { timeout: 60_000 }, async () => {
+    const bytes = readFileSync(prepared)
+    const ringAt = 4096 + Math.ceil((512 * 64) / 4096) * 4096
+    const borders = [8, 12, 16, 32, 128, 4092, 4096, ringAt]
+    for (let record = 0; record < pages; record += 7) borders.push(4096 + record * 64, 4096 + record * 64 + 60)
+    // Where pages begin and end, by their records.
+    for (let record = 0; record < pages; record += 5) {
+      const at = 4096 + record * 64
+      const begin = ringAt + bytes.readUInt32LE(at + 32) * 64
+      borders.push(begin, begin + bytes.readUInt32LE(at + 36))
+    }
+    let last = 0
+    for (const border of borders.sort((a, b) => a - b))
+      for (const at of [border - 1, border, border + 1]) {
+        // Shorter than the name of the format it is nobody's.
+        const right = await survivors((file) => truncateSync(file, at))
+        if (at <= ringAt) expect(right).toBe(0)
+        last = Math.max(last, right)
+      }
+    expect(last).toBeGreaterThan(pages / 2)
+  })
+
+  test('blocks of several generations of the file: a page that was once put there, or none', {
+    timeout: 60_000,
+  }, async () => {
+    const file = path()
+    const sizeBytes = 128 * 1024
+    /** By handle: all that was ever put under it. */
+    const ever = new Map<string, Set<number>>()
+    const generations: Buffer[] = []
+    let seed = 1
+    for (let generation = 0; generation < 5; generation++) {
+      const store = open(file, { sizeBytes })
+      const pool = poolOf(store)
+      for (let n = 0; n < 40; n++) {
+        const [object, index] = [n % 3, (n * 7 + generation) % 30]
+        const handle = `${object}:${index}`
+        seed = (seed * 5 + 3) % 251
+        if (n % 5 === 4) pool.flushPage(object, index)
+        else if (pool.put(object, index, pageOf(seed)) === Stored)
+          ever.set(handle, (ever.get(handle) ?? new Set()).add(seed))
+      }
+      await store.close()
+      generations.push(readFileSync(file))
+    }
+    let [found, gone] = [0, 0]
+    await fc.assert(
+      fc.asyncProperty(fc.infiniteStream(fc.nat(4)), fc.constantFrom(64, 512, 4096, 32_768), async (choices, block) => {
+        const length = Math.max(...generations.map((one) => one.length))
+        const mixed = Buffer.alloc(length)
+        // The header is one block: it has a checksum of its own.
+        for (let at = 4096; at < length; at += block)
+          mixed.set(generations[choices.next().value]!.subarray(at, at + block), at)
+        generations[choices.next().value]!.copy(mixed, 0, 0, 4096)
+        const copy = path()
+        writeFileSync(copy, mixed)
+        const store = open(copy, { sizeBytes })
+        const pool = poolOf(store)
+        for (const [handle, seeds] of ever) {
+          const [object, index] = handle.split(':').map(Number)
+          const page = await fetched(pool, object!, index!)
+          if (page === undefined) gone++
+          else if ([...seeds].some((one) => Buffer.compare(page, pageOf(one)) === 0)) found++
+          else throw new Error(`wrong bytes for ${handle}`)
+        }
+        await store.close()
+        rmSync(copy)
+      }),
+      { seed: 12, numRuns: 60 },
+    )
+    expect(found).toBeGreaterThan(500)
+    expect(gone).toBeGreaterThan(500)
+  })
+
+  test('blocks exchanged, records copied to other places', async () => {
     const blocks = (file: string, work: (bytes: Buffer) => void): void => {
       const bytes = readFileSync(file)
       work(bytes)
@@ -354,7 +470,7 @@ describe('a disk that fails', () => {
       Object.entries(nodeSpillIo).map(([name, work]) => [
         name,
         (...args: unknown[]) => {
-          if (fail.has(name as keyof SpillIo) || (name === 'write' && nth.writes-- <= 0)) throw error(name)
+          if (fail.has(name as keyof SpillIo) || (name === 'write' && nth.writes-- === 0)) throw error(name)
           return (work as (...args: unknown[]) => unknown)(...args)
         },
       ]),
@@ -375,6 +491,7 @@ describe('a disk that fails', () => {
     await store.close()
   })
 
+  // What fails is one write; the record that may be there in part is then emptied.
   test.each([0, 1])(
     'a put whose write %i fails is refused, and nothing of it is left, also after a restart',
     async (n) => {
@@ -388,7 +505,7 @@ describe('a disk that fails', () => {
       expect(pool.put(1, 1, pageOf(2))).toBe(Unavailable)
       nth.writes = Number.POSITIVE_INFINITY
       expect(pool.get(1, 1, pageOf(0))).toBe(Miss)
-      crash(store)
+      crash(file)
       const next = open(file)
       expect(await fetched(poolOf(next), 1, 1)).toBeUndefined()
       await next.close()
@@ -488,6 +605,7 @@ test('histories with crashes and restarts: what is found is the last page put, o
             if (page === undefined || !shared) model.delete(handle)
           } else {
             if (what === 'close') await store.close()
+            else crash(file)
             store = open(file, { sizeBytes })
             pool = poolOf(store, 1, shared)
           }
