@@ -462,16 +462,19 @@ describe('a file that is torn or altered costs the cache, never wrong bytes', ()
 })
 
 describe('a disk that fails', () => {
-  const failing = (): { io: SpillIo; fail: Set<keyof SpillIo>; nth: { writes: number } } => {
+  const failing = (): { io: SpillIo; fail: Set<keyof SpillIo>; nth: { writes: number; late: boolean } } => {
     const fail = new Set<keyof SpillIo>()
-    const nth = { writes: Number.POSITIVE_INFINITY }
+    const nth = { writes: Number.POSITIVE_INFINITY, late: false }
     const error = (name: string): Error => Object.assign(new Error(`EIO: injected, ${name}`), { code: 'EIO' })
     const io = Object.fromEntries(
       Object.entries(nodeSpillIo).map(([name, work]) => [
         name,
         (...args: unknown[]) => {
-          if (fail.has(name as keyof SpillIo) || (name === 'write' && nth.writes-- === 0)) throw error(name)
-          return (work as (...args: unknown[]) => unknown)(...args)
+          const fails = fail.has(name as keyof SpillIo) || (name === 'write' && nth.writes-- === 0)
+          if (fails && !nth.late) throw error(name)
+          const answer = (work as (...args: unknown[]) => unknown)(...args)
+          if (fails) throw error(name)
+          return answer
         },
       ]),
     ) as unknown as SpillIo
@@ -491,16 +494,22 @@ describe('a disk that fails', () => {
     await store.close()
   })
 
-  // What fails is one write; the record that may be there in part is then emptied.
-  test.each([0, 1])(
-    'a put whose write %i fails is refused, and nothing of it is left, also after a restart',
-    async (n) => {
+  // What fails is one write, before or after it did its work; the record that may be there is then emptied.
+  test.each([
+    [0, false],
+    [1, false],
+    [0, true],
+    [1, true],
+  ])(
+    'a put whose write %i fails (its work done: %s) is refused, and nothing of it is left, also after a restart',
+    async (n, late) => {
       const { io, nth } = failing()
       const file = path()
       const store = open(file, { io })
       const pool = poolOf(store)
       pool.put(1, 1, pageOf(1))
       // After the old record was emptied.
+      nth.late = late
       nth.writes = n + 1
       expect(pool.put(1, 1, pageOf(2))).toBe(Unavailable)
       nth.writes = Number.POSITIVE_INFINITY
