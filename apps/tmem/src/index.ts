@@ -151,6 +151,7 @@ function program(terminal: Terminal): Command {
     .argument('[device]', 'name of the device (default: the only one)')
     .addOption(control())
     .option('--priority <number>', 'priority of the swap area, 0 to 32767', seed, 100)
+    .option('--wait <seconds>', 'wait so long for a server that is just being started', seed, 0)
     .addOption(json())
     .action(async (what, device, options) => (await import('./serve/swap.ts')).swap(what, device, options, terminal))
 

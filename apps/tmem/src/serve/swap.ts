@@ -2,7 +2,8 @@
  * `tmem swap`: makes this host's kernel swap to a device of a server, through its file and a loop device, and undoes that in the
  * opposite order. What is on is read from the kernel each time: there is no state of its own that could be wrong.
  */
-import { BadInput, Failed } from '../ending.ts'
+import { setTimeout } from 'node:timers/promises'
+import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { ask, type Info } from './control.ts'
 import { type LoopUse, loopsBelow, tool } from './host.ts'
@@ -18,10 +19,10 @@ interface State {
 export async function swap(
   what: 'on' | 'off' | 'status',
   device: string | undefined,
-  options: { readonly control: string; readonly priority: number; readonly json?: true },
+  options: { readonly control: string; readonly priority: number; readonly wait: number; readonly json?: true },
   terminal: Terminal,
 ): Promise<void> {
-  const info = await ask(options.control, 'info')
+  const info = await infoWithin(options.wait, options.control, terminal)
   if (info.fuse === null) throw new Failed('the server has no files for a loop device: start it with --fuse DIRECTORY')
   if (what === 'status') {
     show(statesOf(info, device), options.json, terminal)
@@ -31,6 +32,22 @@ export async function swap(
   if (what === 'on') await on(state, options.priority)
   else await off(state)
   show(statesOf(info, state.device), options.json, terminal)
+}
+
+const retryMs = 200
+
+/** Asks until a server answers: who starts one in the background cannot know when it serves. */
+async function infoWithin(seconds: number, control: string, terminal: Terminal): Promise<Info> {
+  const end = performance.now() + seconds * 1000
+  for (;;) {
+    try {
+      return await ask(control, 'info')
+    } catch (error) {
+      if (performance.now() >= end) throw error
+    }
+    await setTimeout(retryMs, undefined, { signal: terminal.signal }).catch(() => undefined)
+    throwIfInterrupted(terminal.signal)
+  }
 }
 
 async function on({ device, file, loop: before, swap: active }: State, priority: number): Promise<void> {

@@ -1,10 +1,10 @@
 /**
  * This host's kernel really swaps to a device of `tmem serve`: its file, a loop device, and a program in a control group with 64 MiB that uses
- * 200 MiB and verifies them. All of it lies in one directory and one control group, and is undone also when a test fails, and
- * before the first test, in case that a run before was killed.
+ * 200 MiB and verifies them; or stress-ng. All of it lies in one directory and one control group (what the README says lies where it says), and is
+ * undone also when a test fails, and before the first test, in case that a run before was killed.
  */
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -178,12 +178,53 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     const { devices: states } = await json('swap', 'status')
     expect(65536 - slots.empty).toBeGreaterThanOrEqual(states[0].swap.usedBytes / 4096)
     expect(counters.notify_free).toBeGreaterThan(0)
+    const [head, row] = (await tmem(['stat', '--control', control])).stdout.split('\n').map((line) => line.split(/\s+/))
+    const column = (name: string): number => Number(row![head!.indexOf(name)])
+    expect(column('same') + column('compr') + column('backing')).toBe(column('used'))
+    expect(column('kernel') + column('stale')).toBe(column('used') + column('unwritten'))
+    expect(column('kernel')).toBe(states[0].swap.usedBytes / 4096)
+    expect(column('stale')).toBeGreaterThan(0)
 
     child.kill('SIGTERM')
     while (!notes().includes('not stopped')) await setTimeout(50)
     expect(notes()).toMatch(/not stopped: in use by \/dev\/loop\d+, which is active swap: run tmem swap off first/)
     expect(swapping()).toBe(true)
     expect(await json('swap', 'off')).toMatchObject({ devices: [{ device: 'swap0', loop: null, swap: null }] })
+    child.kill('SIGTERM')
+    expect(await ended).toBe(0)
+    await sweep()
+    expect(traces()).toEqual(clean)
+  })
+
+  test('stress-ng verifies its memory in a group with a quarter of it', async (ctx) => {
+    requires(ctx, { ...needs, commands: [...needs.commands, 'stress-ng'] })
+    const { child, ended } = await serve()
+    await json('swap', 'on')
+    mkdirSync(group)
+    writeFileSync(join(group, 'memory.limit_in_bytes'), '64M')
+    const before = swapped()
+    const words = ['--vm', '4', '--vm-bytes', '192M', '--vm-keep', '--verify', '--metrics', '--timeout', '15s']
+    // It asks for all of its memory at once again and again (MADV_POPULATE_READ); in a group this small the kernel then kills a worker now and
+    // then, with zram as its swap as well, and stress-ng starts another one. What it verifies is the same.
+    const script = `echo $$ > ${group}/cgroup.procs && exec timeout -s KILL 90 stress-ng ${words.join(' ')} --temp-path ${folder} 2>&1`
+    const stress = spawn('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+    running.add(stress)
+    let output = ''
+    stress.stdout.setEncoding('utf8').on('data', (text: string) => {
+      output += text
+    })
+    const code = await new Promise((resolve) => stress.once('close', resolve))
+    running.delete(stress)
+    if (code !== 0) throw new Error(`stress-ng ended with ${String(code)}: ${output}`)
+    expect(output).not.toMatch(/fail/)
+    const [, operations] = /metrc: .* vm +(\d+) /.exec(output) ?? []
+    expect(Number(operations)).toBeGreaterThan(0)
+    const after = swapped()
+    expect(after.outs - before.outs).toBeGreaterThan(128 * 256)
+    expect(after.ins - before.ins).toBeGreaterThan(128 * 256)
+    const [{ counters }] = (await json('stat')).devices
+    expect(counters).toMatchObject({ failed_reads: 0, failed_writes: 0, invalid_io: 0 })
+    await json('swap', 'off')
     child.kill('SIGTERM')
     expect(await ended).toBe(0)
     await sweep()
@@ -277,6 +318,71 @@ test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx)
     child.kill('SIGTERM')
     expect(await ended).toBe(0)
   } finally {
+    await sweep()
+  }
+  expect(traces()).toEqual(clean)
+})
+
+test('the README\u2019s way to use it as swap works as it is written', { timeout: 180_000 }, async (ctx) => {
+  requires(ctx, needs)
+  const [memory] = /(?<=MemAvailable: +)\d+/.exec(readFileSync('/proc/meminfo', 'utf8')) ?? ['0']
+  if (Number(memory) < 3 * 2 ** 20) ctx.skip('needs 3 GiB of memory')
+  const { bavail, bsize } = statfsSync('/var/lib')
+  if (bavail * bsize < 4 * 2 ** 30) ctx.skip('needs 4 GiB of disk in /var/lib')
+  const places = ['/run/tmem', '/run/tmem.sock', '/run/tmem.sock.record', '/var/lib/tmem']
+  const there = places.find((path) => existsSync(path))
+  if (there !== undefined) ctx.skip(`${there} is there: somebody uses it`)
+  const markdown = readFileSync(new URL('../../README.md', import.meta.url), 'utf8').split('## Use it as swap')[1]!
+  const [begin, end] = [...markdown.matchAll(/^```sh\n(.*?)^```$/gms)].map(([, code]) => code!)
+  mkdirSync(folder, { recursive: true })
+  // The program under the name that the README gives it.
+  writeFileSync(join(folder, 'tmem'), `#!/bin/sh\nexec ${process.execPath} ${bin} "$@"\n`, { mode: 0o755 })
+  const env: NodeJS.ProcessEnv = { ...process.env, PATH: `${folder}:${process.env['PATH']}`, NO_COLOR: '1' }
+  delete env['XDG_RUNTIME_DIR']
+  const shell = spawn('bash', ['-e'], { stdio: ['pipe', 'pipe', 'pipe'], env, cwd: folder })
+  running.add(shell)
+  let output = ''
+  for (const stream of [shell.stdout, shell.stderr])
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      output += text
+    })
+  const ended = new Promise<number | null>((resolve) => shell.once('close', resolve))
+  let isOver = false
+  void ended.then(() => {
+    isOver = true
+  })
+  const until = async (what: RegExp, count: number): Promise<void> => {
+    while ([...output.matchAll(what)].length < count) {
+      if (isOver) throw new Error(`it ended: ${output}`)
+      await setTimeout(100)
+    }
+  }
+  try {
+    // --watch goes on until somebody ends it; so does `wait`, for the server that was told to stop.
+    shell.stdin.write(`${begin!.trimEnd()} || true\n`)
+    await until(/^swap0 +2GiB +524288 /gm, 2)
+    expect(readFileSync('/proc/swaps', 'utf8')).toMatch(/^\/dev\/loop\d+ +partition\s+2097148\s+\d+\s+100$/m)
+    const watch = readFileSync(`/proc/${shell.pid}/task/${shell.pid}/children`, 'utf8').trim().split(' ').map(Number)
+    process.kill(watch.at(-1)!, 'SIGINT')
+    shell.stdin.end(`${end}wait %1\n`)
+    expect(await ended).toBe(0)
+    expect(places.filter((path) => existsSync(path))).toEqual(['/run/tmem', '/var/lib/tmem'])
+    expect(readdirSync('/var/lib/tmem')).toEqual([])
+    expect(readdirSync('/run/tmem')).toEqual([])
+    expect(readFileSync('/proc/swaps', 'utf8')).not.toContain('2097148')
+  } finally {
+    const { pid = 0 } =
+      JSON.parse(
+        (
+          await tmem(['swap', 'off', '--control', '/run/tmem.sock']).then(() =>
+            tmem(['stat', '--json', '--control', '/run/tmem.sock']),
+          )
+        ).stdout || '{}',
+      ).info ?? {}
+    if (pid !== 0) process.kill(pid, 'SIGTERM')
+    await ended
+    running.delete(shell)
+    for (const path of places) rmSync(path, { recursive: true, force: true })
     await sweep()
   }
   expect(traces()).toEqual(clean)
