@@ -2,4 +2,4 @@
 export { type CpioEntry, cpio } from './cpio.ts'
 export { compileHog } from './hog.ts'
 export { findKernel, type InitramfsOptions, initramfs, type Kernel } from './initramfs.ts'
-export { type GuestDrive, type GuestOptions, type GuestRun, runGuest } from './run.ts'
+export { driveWords, type GuestDrive, type GuestOptions, type GuestRun, runGuest } from './run.ts'

@@ -104,7 +104,8 @@ function wordsOf({ kernel, memoryBytes, drives = [] }: GuestOptions, root: strin
   return [...machine, ...console, ...boot, ...drives.flatMap(driveWords)]
 }
 
-function driveWords(drive: GuestDrive, n: number): string[] {
+/** What QEMU is told about a drive, the `n`-th: four words. */
+export function driveWords(drive: GuestDrive, n: number): string[] {
   const node =
     'file' in drive
       ? { driver: 'file', filename: resolve(drive.file) }

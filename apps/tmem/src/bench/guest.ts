@@ -21,6 +21,8 @@ const deviceBytes = 256 * mebibyte
 const memoryBytes = 128 * mebibyte
 const hogMebibytes = 200
 const timeoutMs = 600_000
+/** How long the guest waits for the next server. */
+export const reconnectSeconds = 60
 const tmpfs = '/dev/shm'
 
 /** What a guest is made of. */
@@ -45,7 +47,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version'], { st
 
 /** What came of a run. */
 export interface SwapRun {
-  /** The exit code of the program (0: every byte was right), 9 when swapon failed, 8 when swapoff did, or how the guest ended instead. */
+  /** The exit code of the program (0: every byte was right) or of what failed before or after it, or how the guest ended instead. */
   readonly exit: number | 'died' | 'timeout'
   readonly console: string
   readonly seconds: number
@@ -54,13 +56,19 @@ export interface SwapRun {
   readonly swapOuts: number
 }
 
-// The kernel discards what it has freed only where it takes the drive for one that does not rotate, and swapoff waits until it has done so.
-const script = `
+/**
+ * What the guest does. The kernel discards what it has freed only where it takes the drive for one that does not rotate, and swapoff waits
+ * until it has done so.
+ */
+export const swapScript: string = `
+set -e
 echo 0 >/sys/block/vda/queue/rotational
-mkswap /dev/vda >/dev/null && swapon -d /dev/vda || exit 9
+mkswap /dev/vda
+swapon -d /dev/vda
+set +e
 hog ${hogMebibytes} ROUNDS
 code=$?
-swapoff /dev/vda || exit 8
+swapoff /dev/vda || exit 9
 grep -E '^pswp(in|out) ' /proc/vmstat
 exit $code
 `
@@ -77,7 +85,7 @@ export function swappingGuest(
     const hog = join(folder, 'hog')
     compileHog(hog)
     const files = [{ path: 'bin/hog', data: readFileSync(hog), mode: 0o755 }]
-    root = initramfs({ ...parts, script: script.replace('ROUNDS', String(rounds)), files })
+    root = initramfs({ ...parts, script: swapScript.replace('ROUNDS', String(rounds)), files })
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
@@ -129,7 +137,7 @@ export async function serveSwap(folder: string, zcache: string, device: string =
   const early = await Promise.race([ready, ended])
   if (early !== true) throw new Failed(`tmem serve ended with ${early.code}: ${early.notes.trim()}`)
   return {
-    drive: { socket, exportName: 'swap0', reconnectSeconds: 60 },
+    drive: { socket, exportName: 'swap0', reconnectSeconds },
     child,
     ended,
     stats: () => ask(control, 'stats'),

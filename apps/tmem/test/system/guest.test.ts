@@ -2,15 +2,22 @@
  * Another kernel than this host's swaps to `tmem serve`: a guest of QEMU with 128 MiB, in which a program uses 200 MiB and verifies them,
  * over NBD on a unix socket. What runs is the same as in `tmem bench nbd`.
  */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import type { StatsNode } from '@tmem/core'
-import type { GuestDrive } from '@tmem/guest'
+import { driveWords, type GuestDrive } from '@tmem/guest'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
-import { type SwapRun, type SwapServer, serveSwap, swappingGuest } from '../../src/bench/guest.ts'
+import {
+  reconnectSeconds,
+  type SwapRun,
+  type SwapServer,
+  serveSwap,
+  swappingGuest,
+  swapScript,
+} from '../../src/bench/guest.ts'
 
 const pages = 200 * 256
 const slots = 65536
@@ -65,6 +72,15 @@ function right({ exit, console, swapIns, swapOuts }: SwapRun, { device, slots: o
   expect(of['stored']).toBe(used + of['overwritten']! + of['freed']!)
 }
 
+test('the README says of a drive what QEMU gets here', () => {
+  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
+  const drive = { socket: '/run/swap0.sock', exportName: 'swap0', reconnectSeconds }
+  const [option, node, device, model] = driveWords(drive, 0)
+  expect(readme).toContain(`  ${option} '${node}' \\\n  ${device} ${model}\n`)
+  const inGuest = /In the guest:\n\n```sh\n(.*?)```/s.exec(readme)![1]!
+  expect(swapScript).toContain(inGuest)
+})
+
 describe('a guest that swaps to us', { timeout: 600_000 }, () => {
   test('gets back every byte, and the statistics add up', async (ctx) => {
     const run = guest(ctx, 2)
@@ -110,7 +126,6 @@ describe('a guest that swaps to us', { timeout: 600_000 }, () => {
       }
       server.child.kill('SIGKILL')
       await server.ended
-      rmSync(join(folder, 'swap.img'))
       server = await start()
     }
     const ran = await running
