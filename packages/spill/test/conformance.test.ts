@@ -74,18 +74,18 @@ it('every allocation, failed once, of a zcache over a spill that gets what it ev
       const pool = store.newPool({ client: 1, persistent: false, shared: true, pageSize: 4096 })
       if (typeof pool === 'number') return result
       let stored = 0
-      for (let index = 0; index < 300; index++)
+      for (let index = 0; index < 900; index++)
         if (pool.put(9, index, makePage('text', index, 4096)) === PutOutcome.Stored) stored++
       passedOn += store.stats().counters['evicted_eph_passed_on']!
       const into = new Uint8Array(4096)
       let found = 0
-      for (let index = 0; index < 300; index++) {
+      for (let index = 0; index < 900; index++) {
         if ((await pool.fetch(9, index, into)) !== GetOutcome.Hit) continue
         found++
         if (Buffer.compare(into, makePage('text', index, 4096)) !== 0) throw new Error(`wrong bytes in page ${index}`)
       }
       if (found > stored) throw new Error(`${found} pages found, ${stored} stored`)
-      return { stored: result.stored + stored, regular: result.regular + 300 - stored }
+      return { stored: result.stored + stored, regular: result.regular + 900 - stored }
     },
   )
   expect([...report.sites.keys()]).toEqual(expect.arrayContaining(['zcache.chunk', 'zcache.page', 'spill.entries']))
