@@ -116,6 +116,8 @@ function program(terminal: Terminal): Command {
       list,
     )
     .option('--nbd <address>', 'serve over NBD: unix:PATH or tcp:HOST:PORT (repeat for more)', list)
+    .option('--tls-certificates <directory>', 'TLS on TCP: server-cert.pem, server-key.pem, ca-cert.pem')
+    .option('--tls-verify-peer', 'let in only clients whose certificate ca-cert.pem has signed')
     .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
     .addOption(control())
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')

@@ -25,18 +25,18 @@ import { BadInput, Failed } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
+import { type EndpointOptions, endpointsOf } from './endpoints.ts'
 import { drain, loopsBelow } from './host.ts'
 import { type Knob, knobsOf } from './knobs.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
 
 /** As they come from the command line. */
-export interface ServeOptions {
+export interface ServeOptions extends EndpointOptions {
   readonly stack: string
   readonly hypervisor?: string
   readonly recompress?: string
   readonly device: readonly string[]
-  readonly nbd?: readonly string[]
   readonly fuse?: string
   readonly control: string
   readonly drain?: true
@@ -75,7 +75,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   for (const [n, { snapshot }] of requests.entries())
     if (snapshot !== undefined && requests.findIndex((other) => other.snapshot === snapshot) !== n)
       throw new BadInput(`two devices have the snapshot ${snapshot}`)
-  const endpoints = (options.nbd ?? []).map(endpointOf)
+  const endpoints = endpointsOf(options)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
   const plans = requests.map((request) => planFor(options, request))
   for (const line of judgeRecord(options.control, options.fresh === true)) terminal.note(`tmem: ${line}`)
@@ -407,15 +407,6 @@ function planFor({ stack, hypervisor, recompress }: ServeOptions, request: Devic
 function stackFor(text: string, { name, sizeBytes, maxSizeBytes }: DeviceRequest): Layer[] {
   const size = formatBytes(maxSizeBytes ?? sizeBytes)
   return parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), layerFactories)
-}
-
-function endpointOf(text: string): NbdEndpoint {
-  const unix = /^unix:(.+)$/.exec(text)
-  if (unix !== null) return { path: resolve(unix[1]!) }
-  const tcp = /^tcp:(.+):(\d+)$/.exec(text)
-  if (tcp === null || Number(tcp[2]) > 65535)
-    throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)
-  return { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
 }
 
 function described(info: Info, control: string): string {

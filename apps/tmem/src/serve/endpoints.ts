@@ -1,0 +1,57 @@
+/**
+ * Where `tmem serve` listens for NBD, as it is said on the command line.
+ *
+ * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use: server-cert.pem,
+ * server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory serves all of them.
+ */
+import { readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { createSecureContext } from 'node:tls'
+import type { NbdEndpoint, NbdTls } from '@tmem/nbd'
+import { BadInput } from '../ending.ts'
+
+/** What the command line says of NBD. */
+export interface EndpointOptions {
+  /** `unix:PATH` or `tcp:HOST:PORT`. */
+  readonly nbd?: readonly string[]
+  /** Directory with the server's certificate and key. */
+  readonly tlsCertificates?: string
+  readonly tlsVerifyPeer?: true
+}
+
+/** All endpoints. Throws `BadInput` for addresses, files or combinations that make no sense. */
+export function endpointsOf({ nbd = [], tlsCertificates, tlsVerifyPeer }: EndpointOptions): NbdEndpoint[] {
+  if (tlsVerifyPeer === true && tlsCertificates === undefined)
+    throw new BadInput('--tls-verify-peer needs --tls-certificates, the directory with ca-cert.pem')
+  const tls = tlsCertificates === undefined ? undefined : tlsOf(tlsCertificates, tlsVerifyPeer === true)
+  const endpoints = nbd.map((text) => endpointOf(text, tls))
+  if (tls !== undefined && endpoints.every((endpoint) => 'path' in endpoint))
+    throw new BadInput('--tls-certificates is for TCP: add --nbd tcp:HOST:PORT, or leave it out')
+  return endpoints
+}
+
+function endpointOf(text: string, tls: NbdTls | undefined): NbdEndpoint {
+  const unix = /^unix:(.+)$/.exec(text)
+  if (unix !== null) return { path: resolve(unix[1]!) }
+  const tcp = /^tcp:(.+):(\d+)$/.exec(text)
+  if (tcp === null || Number(tcp[2]) > 65535)
+    throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)
+  const address = { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
+  return tls === undefined ? address : { ...address, tls }
+}
+
+function tlsOf(directory: string, verifyClients: boolean): NbdTls {
+  try {
+    const read = (name: string): Buffer => readFileSync(join(directory, name))
+    const tls = {
+      cert: read('server-cert.pem'),
+      key: read('server-key.pem'),
+      ...(verifyClients ? { ca: read('ca-cert.pem'), verifyClients } : {}),
+    }
+    // What is no certificate, or not the key's, is found now and not when the first client comes.
+    createSecureContext(tls)
+    return tls
+  } catch (error) {
+    throw new BadInput(`--tls-certificates ${directory}: ${(error as Error).message}`)
+  }
+}

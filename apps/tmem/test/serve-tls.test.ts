@@ -1,0 +1,99 @@
+/** `tmem serve` over TLS: certificates made with openssl, a client from elsewhere. */
+import { execFileSync } from 'node:child_process'
+import { copyFileSync, mkdirSync, renameSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeEach, describe, expect, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
+import { temporaryDirectory, tmem } from './tmem.ts'
+
+/** Fills three directories: the server's, a client's, and a client's whom nobody knows. */
+function makeCertificates(folder: string): void {
+  const openssl = (...words: string[]): void => {
+    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
+  }
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2']
+  for (const ca of ['known', 'stranger'])
+    openssl('req', '-x509', ...key, '-subj', `/CN=${ca}`, '-keyout', `${ca}.key`, '-out', `${ca}.pem`)
+  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+  for (const [directory, name, ca] of [
+    ['server', 'server', 'known'],
+    ['client', 'client', 'known'],
+    ['unknown', 'client', 'stranger'],
+  ] as const) {
+    mkdirSync(join(folder, directory))
+    const own = `${directory}/${name}`
+    openssl('req', ...key.slice(0, 5), '-subj', `/CN=${name}`, '-keyout', `${own}-key.pem`, '-out', `${own}.csr`)
+    const signed = ['-CA', `${ca}.pem`, '-CAkey', `${ca}.key`, '-CAcreateserial', '-days', '2', '-extfile', 'names']
+    openssl('x509', '-req', '-in', `${own}.csr`, ...signed, '-out', `${own}-cert.pem`)
+    copyFileSync(join(folder, 'known.pem'), join(folder, directory, 'ca-cert.pem'))
+  }
+}
+
+describe('tmem serve over TLS', () => {
+  let folder: string
+  const serve = (...words: string[]): string[] => [
+    'serve',
+    '--stack',
+    'memory(limit=8MiB)',
+    '--device',
+    'name=disk,size=4MiB',
+    '--control',
+    join(folder, 'control.sock'),
+    '--json',
+    ...words,
+  ]
+  beforeEach(() => {
+    folder = temporaryDirectory()
+  })
+
+  test('lets in who has a certificate, and nobody else', async (ctx) => {
+    requires(ctx, { commands: ['openssl', 'nbdinfo'] })
+    makeCertificates(folder)
+    const sizes = new Map<string, string>()
+    const options = ['--tls-certificates', join(folder, 'server'), '--tls-verify-peer']
+    const { code, stderr } = await tmem(serve('--nbd', 'tcp:127.0.0.1:0', ...options), {
+      during: async (running) => {
+        const [text] = (await new Promise<string>((resolve) => running.stdout.once('data', resolve))).split('\n')
+        const port = /:(\d+)$/.exec(JSON.parse(text!).nbd[0])![1]!
+        const size = (uri: string): string => {
+          try {
+            return execFileSync('nbdinfo', ['--size', uri], {
+              encoding: 'utf8',
+              stdio: ['ignore', 'pipe', 'ignore'],
+            }).trim()
+          } catch {
+            return 'refused'
+          }
+        }
+        for (const who of ['client', 'unknown'])
+          sizes.set(who, size(`nbds://localhost:${port}/disk?tls-certificates=${join(folder, who)}`))
+        sizes.set('in the clear', size(`nbd://localhost:${port}/disk`))
+        running.kill('SIGTERM')
+      },
+    })
+    expect(Object.fromEntries(sizes)).toEqual({ client: '4194304', unknown: 'refused', 'in the clear': 'refused' })
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+  })
+
+  test('says what is wrong with its certificates before it serves', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    makeCertificates(folder)
+    const tcp = ['--nbd', 'tcp:127.0.0.1:0']
+    const unix = ['--nbd', `unix:${folder}/nbd.sock`]
+    const certificates = (directory: string): string[] => ['--tls-certificates', join(folder, directory)]
+    mkdirSync(join(folder, 'mixed'))
+    copyFileSync(join(folder, 'server/server-cert.pem'), join(folder, 'mixed/server-cert.pem'))
+    renameSync(join(folder, 'client/client-key.pem'), join(folder, 'mixed/server-key.pem'))
+    for (const [words, reason] of [
+      [[...tcp, ...certificates('nowhere')], 'server-cert.pem'],
+      [[...tcp, ...certificates('mixed')], 'key values mismatch'],
+      [[...tcp, '--tls-verify-peer'], 'needs --tls-certificates'],
+      [[...unix, ...certificates('server')], 'is for TCP'],
+    ] as const) {
+      const { code, stdout, stderr } = await tmem(serve(...words))
+      expect({ code, stdout }).toEqual({ code: 2, stdout: '' })
+      expect(stderr).toContain(reason)
+      expect(stderr.trimEnd()).not.toContain('\n')
+    }
+  })
+})
