@@ -14,7 +14,9 @@
  *    are changed whole, and two changes of different parts of a page are both kept.
  *  - Every slot is counted in `#places` under its place; pages written and moved in = in place + moved on + overwritten + freed.
  *
- * DEVIATION from ramzswap: size limit, memlimit and statistics are each device's own (the limit on compressed pages was one
+ * DEVIATION from ramzswap: num_reads counts all reads, as num_writes counts all writes (what was forwarded to the backing store was taken out of
+ * the former only); failed_writes counts writes that failed (also those for which memory was wanting and which went to the backing store);
+ * sizes are given (they had defaults by the size of memory); size limit, memlimit and statistics are each device's own (the limit on compressed pages was one
  * variable for all); requests need not be single aligned pages; a slot that holds nothing reads as zeros (it left the buffer
  * as it was); an overwrite that fails leaves the old page (it was freed first); slot 0 is a page like any other, mkswap writes the
  * header (it was preset, and freeing it made counters underflow); a backing store that is too small is refused (its size replaced
@@ -467,6 +469,24 @@ export class Ramzswap implements BlockDevice {
       full = true
       return false
     })
+  }
+
+  /** Gives up all pages, and begins to count anew: what the device was when it was made (RESET), with the settings that it has now. */
+  reset(): void {
+    for (let slot = 0; slot < this.#slots; slot++) if (this.#placeOf(slot) !== EMPTY) this.#settle(slot, EMPTY, 0)
+    this.#reads = this.#writes = this.#failedReads = this.#failedWrites = this.#invalid = this.#notifyFree = 0
+    this.#backingReads = this.#backingWrites = this.#hugeSince = this.#compacted = 0
+    this.#stored = this.#overwritten = this.#freed = this.#cutOff = 0
+    this.#writtenBack = this.#recalled = this.#recallFailed = this.#recompressed = this.#recompressPoor = 0
+    this.#refused.fill(0)
+    this.#tiers.memory.most = this.#tiers.memory.bytes
+    this.forgetMostUsed()
+  }
+
+  /** The largest amount of memory in use (mem_used_max) is that of now; writing 0 to it, with zram. */
+  forgetMostUsed(): void {
+    this.#mostUsed = 0
+    this.#used()
   }
 
   /** Lets the stores do background work (compact, with zram). */

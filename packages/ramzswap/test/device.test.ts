@@ -1,4 +1,4 @@
-import { type Completion, type Layer, memory, type PageStore, systemAllocator } from '@tmem/core'
+import { type Completion, type Layer, memory, type PageStore, type StatsNode, systemAllocator } from '@tmem/core'
 import { failingAllocator, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
@@ -212,6 +212,60 @@ describe('a device', () => {
     void device.write(0, page('text'))
     await device.discard(0, 4096)
     expect(device.ramzswapStats()).toMatchObject({ pages_stored: 0, notify_free: 1, pages_zero: 0 })
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  test('DEVIATION: all reads and writes are counted; the original took reads that it forwarded out of num_reads', async () => {
+    const { device } = withFile()
+    await device.write(0, Buffer.concat([page('text'), page('noise'), page('zero')]))
+    for (let n = 0; n < 4; n++) await device.read(n * 4096, new Uint8Array(4096))
+    expect(device.ramzswapStats()).toMatchObject({
+      num_reads: 4,
+      num_writes: 3,
+      bdev_num_reads: 1,
+      bdev_num_writes: 1,
+      failed_writes: 0,
+    })
+    await device.close()
+  })
+
+  test('DEVIATION: a page that finds no memory and is forwarded is no failed write', async () => {
+    const { layers } = backingFile(pages)
+    const allocator = failingAllocator(systemAllocator)
+    const device = ramzswap({ name: 'dev', sizeBytes, compressed: compressed(), backing: layers, allocator })
+    allocator.fail({ sites: ['zcache.chunk'] })
+    await device.write(0, page('text'))
+    expect(allocator.failures).toBeGreaterThan(0)
+    expect(device.ramzswapStats()).toMatchObject({ num_writes: 1, failed_writes: 0, bdev_num_writes: 1 })
+    await device.close()
+  })
+
+  test('reset: nothing is left, and everything is counted anew', async () => {
+    const { device } = withFile()
+    const fresh = device.stats()
+    await device.write(0, Buffer.concat([page('text'), page('noise'), page('zero'), page('word')]))
+    await device.write(0, page('text', 2))
+    await device.discard(4096, 4096)
+    await device.writeback({ pageIndex: 0 })
+    expect(() => device.read(1, new Uint8Array(512))).toThrow(RangeError)
+    device.reset()
+    device.tick({ pages: 10_000 })
+    device.forgetMostUsed()
+    // What the stores below have counted is theirs.
+    const own = ({ counters, children }: StatsNode) => [
+      counters,
+      children.filter((child) => child.children.length === 0),
+    ]
+    const again = device.stats()
+    const { mem_used_total: used = 0, pages_used: usedPages = 0 } = again.counters
+    expect(used).toBeLessThanOrEqual(2 ** 20)
+    expect(section(again, 'mm_stat')['mem_used_max']).toBe(used)
+    const text = JSON.stringify(own(fresh))
+      .replaceAll(/"(mem_used_total|mem_used_max)":\d+/g, `"$1":${used}`)
+      .replaceAll(/"pages_used":\d+/g, `"pages_used":${usedPages}`)
+    expect(JSON.stringify(own(again)).replaceAll(/"pages_compacted":\d+/g, '"pages_compacted":0')).toBe(text)
+    expectBytes(await contentOf(device), new Uint8Array(sizeBytes))
     expectSums(device.stats())
     await device.close()
   })
