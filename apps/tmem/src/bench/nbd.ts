@@ -5,13 +5,21 @@
  * `allocator=zstd`; fio then writes blocks of which about half is random and half is zeros. All devices are written once before
  * anything is measured, and fio's own figures are taken: its start is in none of them. Each server has a process of its own.
  */
-import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
+import { setImmediate } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { mixedCorpus } from '@tmem/codecs/bench'
+import { frontswap } from '@tmem/frontswap'
+import { ramzswap } from '@tmem/ramzswap'
+import { zcache } from '@tmem/zcache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
+import { fio, type Load, started } from './fio.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
+import { guestRows } from './guest.ts'
+import { zramBytes } from './zram-use.ts'
 
 /** The suite. */
 export const nbd: Suite = {
@@ -22,20 +30,17 @@ export const nbd: Suite = {
 
 const deviceBytes = 256 * 2 ** 20
 
-/** What fio does: a row. */
-interface Load {
+/** A row. */
+interface LoadRow extends Load {
   readonly name: string
-  readonly kind: 'read' | 'write'
-  readonly random: boolean
-  readonly blockBytes: number
-  readonly depth: number
   /** Largest ratio of our cost to theirs. */
   readonly goal: number
 }
 
 const random = { random: true, blockBytes: 4096 } as const
+const filling: Load = { kind: 'write', random: false, blockBytes: 2 ** 20, depth: 4 }
 const sequential = { random: false, blockBytes: 2 ** 20, depth: 4, goal: 1.1 } as const
-const plainLoads: readonly Load[] = Object.freeze([
+const plainLoads: readonly LoadRow[] = Object.freeze([
   { name: 'plain-read-4k-qd32', kind: 'read', ...random, depth: 32, goal: 0.7 },
   { name: 'plain-write-4k-qd32', kind: 'write', ...random, depth: 32, goal: 0.85 },
   { name: 'plain-read-4k-qd1', kind: 'read', ...random, depth: 1, goal: 1.1 },
@@ -43,13 +48,22 @@ const plainLoads: readonly Load[] = Object.freeze([
   { name: 'plain-read-1m', kind: 'read', ...sequential },
   { name: 'plain-write-1m', kind: 'write', ...sequential },
 ])
-const compressedLoads: readonly Load[] = Object.freeze([
+const compressedLoads: readonly LoadRow[] = Object.freeze([
   { name: 'compressed-write-4k-qd32', kind: 'write', ...random, depth: 32, goal: 0.15 },
   { name: 'compressed-write-4k-qd1', kind: 'write', ...random, depth: 1, goal: 0.4 },
   { name: 'compressed-read-4k-qd32', kind: 'read', ...random, depth: 32, goal: 0.8 },
 ])
 
 async function nbdRows(bench: Bench): Promise<Row[]> {
+  return [...(await fioRows(bench)), ...(await guestRows(bench))]
+}
+
+async function fioRows(bench: Bench): Promise<Row[]> {
+  return [...(await serverRows(bench)), ...(await corpusRows(bench))]
+}
+
+/** What fio measures. */
+export async function serverRows(bench: Bench): Promise<Row[]> {
   const missing = ['fio', 'nbdkit'].find((command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).error)
   if (missing !== undefined)
     return [...plainLoads, ...compressedLoads].map(({ name }) => skippedRow(name, `needs the program ${missing}`))
@@ -64,6 +78,49 @@ async function nbdRows(bench: Bench): Promise<Row[]> {
   }
 }
 
+/**
+ * Memory for the pages of `tmem bench zcache` on a device: zcache, which keeps also what does not shrink, over a file, which gets nothing.
+ * The kernel does not count zram's tables of pages and handles, our stores count theirs: the chunks alone compare like with like.
+ */
+async function corpusRows(bench: Bench): Promise<Row[]> {
+  const name = 'compressed-bytes-for-corpus'
+  const { bytes, pageBytes } = mixedCorpus(bench.quick ? 32_768 : 49_152)
+  const zram = zramBytes(bytes)
+  if (typeof zram === 'string') return [skippedRow(name, zram)]
+  const sizeBytes = bytes.length
+  const folder = mkdtempSync(join(tmpdir(), 'tmem-bench-nbd-'))
+  const device = ramzswap({
+    name: 'corpus',
+    sizeBytes,
+    compressed: [zcache({ limitBytes: sizeBytes, incompressible: 'keep', zvMaxMeanZsize: pageBytes })],
+    backing: [frontswap({ file: join(folder, 'backing'), sizeBytes: sizeBytes + 2 ** 20 })],
+  })
+  try {
+    const into = new Uint8Array(pageBytes)
+    for (let at = 0; at < sizeBytes; at += 256 * pageBytes) {
+      await device.write(at, bytes.subarray(at, at + 256 * pageBytes))
+      await setImmediate()
+      throwIfInterrupted(bench.signal)
+    }
+    const { mem_used_total, bdev_num_writes } = device.ramzswapStats()
+    if (bdev_num_writes > 0) throw new Failed(`bench nbd: ${bdev_num_writes} pages went to the file`)
+    for (let at = 0; at < sizeBytes; at += pageBytes) {
+      await device.read(at, into)
+      if (Buffer.compare(into, bytes.subarray(at, at + pageBytes)) !== 0)
+        throw new Failed(`bench nbd: the page at ${at} is not what was written`)
+    }
+    const tables = device.stats().children.find((child) => child.name === 'compressed')!.children[0]!.counters
+    const reference = 'zram-lz4-mem-used-total'
+    return [
+      ratioRow(name, 'bytes', mem_used_total, reference, zram, 1),
+      ratioRow('compressed-chunks-for-corpus', 'bytes', mem_used_total - tables['metadata_bytes']!, reference, zram),
+    ]
+  } finally {
+    await device.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
 /** Runs the loads on both servers in turns. */
 async function compared(
   bench: Bench,
@@ -71,19 +128,23 @@ async function compared(
   kind: 'plain' | 'compressed',
   reference: string,
   settings: readonly string[],
-  loads: readonly Load[],
+  loads: readonly LoadRow[],
 ): Promise<Row[]> {
   const ours = join(folder, `${kind}.sock`)
   const theirs = join(folder, `${kind}-nbdkit.sock`)
-  const server = new URL('./nbd-server.js', import.meta.url)
+  const server = fileURLToPath(new URL('./nbd-server.js', import.meta.url))
   const processes = [
-    await started(process.execPath, [server.pathname, kind, String(deviceBytes), ours], ours),
+    await started(process.execPath, [server, kind, String(deviceBytes), ours], ours),
     await started('nbdkit', ['-f', '-U', theirs, 'memory', String(deviceBytes), ...settings], theirs),
   ]
   try {
     const rows: Row[] = []
-    const filled: Load = { name: 'fill', kind: 'write', random: false, blockBytes: 2 ** 20, depth: 4, goal: 0 }
-    for (const socket of [ours, theirs]) await fio(socket, filled, kind, undefined)
+    const target = (socket: string) => ({
+      words: ['--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`],
+      sizeBytes: deviceBytes,
+      half: kind === 'compressed',
+    })
+    for (const socket of [ours, theirs]) await fio(filling, target(socket))
     const rounds = bench.quick ? 3 : 7
     const seconds = bench.quick ? 0.5 : 1.5
     for (const load of loads) {
@@ -91,84 +152,12 @@ async function compared(
       for (let round = 0; round < rounds; round++)
         for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
           throwIfInterrupted(bench.signal)
-          taken[turn]!.push(await fio(turn === 0 ? ours : theirs, load, kind, seconds))
+          taken[turn]!.push(await fio(load, { ...target(turn === 0 ? ours : theirs), seconds }))
         }
       rows.push(ratioRow(load.name, 'ns/request', median(taken[0]), reference, median(taken[1]), load.goal))
     }
     return rows
   } finally {
-    for (const stop of processes) await stop()
+    for (const { stop } of processes) await stop()
   }
-}
-
-/** Starts a server and waits until its socket is there; returns what ends it. */
-async function started(command: string, words: readonly string[], socket: string): Promise<() => Promise<void>> {
-  const child = spawn(command, words, { stdio: ['ignore', 'ignore', 'pipe'] })
-  let said = ''
-  child.stderr.on('data', (text: Buffer) => {
-    said += text.toString()
-  })
-  let over = false
-  const ended = new Promise<void>((resolve) => {
-    const end = (): void => {
-      over = true
-      resolve()
-    }
-    child.once('exit', end)
-    child.once('error', end)
-  })
-  const stop = async (): Promise<void> => {
-    if (!over) child.kill('SIGTERM')
-    await ended
-  }
-  for (let tries = 0; !existsSync(socket); tries++) {
-    if (over || tries > 200) {
-      await stop()
-      throw new Failed(`${command} did not start: ${said.trim()}`)
-    }
-    await setTimeout(50)
-  }
-  return stop
-}
-
-/** Nanoseconds per request. Without `seconds`: once over the whole device. */
-async function fio(socket: string, load: Load, kind: string, seconds: number | undefined): Promise<number> {
-  const words = [
-    '--name=bench',
-    '--ioengine=nbd',
-    `--uri=nbd+unix:///?socket=${socket}`,
-    `--rw=${load.random ? 'rand' : ''}${load.kind}`,
-    `--bs=${load.blockBytes}`,
-    `--iodepth=${load.depth}`,
-    `--size=${deviceBytes}`,
-    '--randseed=1',
-    '--norandommap',
-    '--output-format=json',
-    ...(kind === 'compressed' ? ['--buffer_compress_percentage=50', '--buffer_compress_chunk=4096'] : []),
-    ...(kind === 'compressed' ? ['--refill_buffers'] : []),
-    ...(seconds === undefined ? [] : ['--time_based', `--runtime=${Math.ceil(seconds * 1000)}ms`, '--ramp_time=200ms']),
-  ]
-  const child = spawn('fio', words, { stdio: ['ignore', 'pipe', 'pipe'] })
-  let output = ''
-  let complaint = ''
-  child.stdout.on('data', (text: Buffer) => {
-    output += text.toString()
-  })
-  child.stderr.on('data', (text: Buffer) => {
-    complaint += text.toString()
-  })
-  const status = await new Promise<number | null>((resolve) => {
-    child.once('close', resolve)
-  })
-  if (status !== 0) throw new Failed(`fio failed (status ${status}): ${complaint.trim().split('\n').at(-1) ?? ''}`)
-  // Before the document fio may have printed a note.
-  const answer = JSON.parse(output.slice(output.indexOf('{'))) as FioAnswer
-  const { iops } = answer.jobs[0]![load.kind]
-  if (!(iops > 0)) throw new Failed(`fio did nothing: ${load.name}`)
-  return 1e9 / iops
-}
-
-/** What is used of fio's JSON document. */
-interface FioAnswer {
-  readonly jobs: readonly { readonly read: { readonly iops: number }; readonly write: { readonly iops: number } }[]
 }
