@@ -352,6 +352,39 @@ describe('the hooks', () => {
     expect(cleancache.counters.invalidates).toBe(0)
   })
 
+  test('a file without a cached page is invalidated at both ends as well, and hooks of a whole file need no lock', async () => {
+    const log: string[] = []
+    const cleancache = new Cleancache()
+    cleancache.register(recorder(log))
+    const superblock = cleancache.initFs(disk, pageSize)
+    log.length = 0
+    expect(await cleancache.aroundInode(superblock, 7, () => log.push('work'))).toBe(2)
+    cleancache.invalidateInode(superblock, 8)
+    expect(log).toEqual(['inode 0 7', 'work', 'inode 0 7', 'inode 0 8'])
+  })
+
+  test('put-put-get: the second or nothing; get-get: after a miss, a miss until the next put', () => {
+    for (const layers of [[memory({ limitBytes: 2 ** 20 })], [refuse({ every: 2 }), memory({ limitBytes: 2 ** 20 })]]) {
+      const cleancache = new Cleancache()
+      cleancache.register(tmemBackend(new Tmem(compose(layers, { check: 'model' })), 1))
+      const superblock = cleancache.initFs(disk, pageSize)
+      const into = pageOf(0)
+      let hits = 0
+      for (let index = 0; index < 9; index++) {
+        for (const fill of [1, 2]) cleancache.putPage(superblock, 1, index, pageOf(fill), clean)
+        if (cleancache.getPage(superblock, 1, index, into, locked) === Hit) {
+          hits++
+          expect(into).toEqual(pageOf(2))
+        }
+        for (let again = 0; again < 2; again++)
+          expect(cleancache.getPage(superblock, 1, index, into, locked)).toBe(Miss)
+        cleancache.putPage(superblock, 1, index + 100, pageOf(3), clean)
+      }
+      expect(hits).toBeGreaterThan(2)
+      expect(cleancache.counters).toMatchObject({ puts: 27, succ_gets: hits, failed_gets: 27 - hits })
+    }
+  })
+
   test('a private pool gives a page once, a shared one keeps it', () => {
     const { cleancache, superblock, tmem } = setup()
     tmem.authorize(1, uuidNumber(9))
