@@ -316,6 +316,8 @@ describe('a device with every tier', () => {
       'writeback',
       'recompress',
       'recall',
+      'mem_used_max',
+      'reset',
       'compact',
       '',
     ])
@@ -326,11 +328,21 @@ describe('a device with every tier', () => {
       [['writeback', 'page_index=512'], /v has no page 512/],
       [['writeback_limit', '-1'], /expected a number, got -1/],
       [['mem_limit', 'much'], /expected an amount of bytes/],
+      [['mem_used_max', '1'], /only 0 can be written/],
+      [['reset', '1'], /v is in use: 1 NBD connections/],
       [['disksize', '9MiB'], /v was made for at most 8388608 bytes/],
       [['nothing'], /there is no knob nothing; there are disksize, mem_limit/],
     ] as const)
       expect(await turn(control, ...words)).toMatch(message)
     expect((await tmem(['knob', 'w', '--control', control])).stderr).toMatch(/there is no device w; there is v/)
+    expect(Number(await turn(control, 'mem_used_max', '0'))).toBeLessThan(
+      Number(all.stdout.match(/mem_used_max +(\d+)/)![1]),
+    )
+    client.socket.destroy()
+    await until(async () => (await turn(control, 'reset', '1')) === 'empty')
+    expect(await table(control)).toMatchObject({ size: '2MiB', used: '0' })
+    const { devices } = JSON.parse((await tmem(['stat', '--json', '--control', control])).stdout)
+    expect(devices[0].counters).toMatchObject({ num_reads: 0, num_writes: 0, notify_free: 0, bdev_num_writes: 0 })
     expect(await stop()).toEqual({ code: 0, stderr: '' })
   })
 
@@ -506,6 +518,11 @@ describe('without a server', () => {
     )
   })
 })
+
+/** Waits for what the server finds out by itself, such as that a client has gone. */
+async function until(holds: () => Promise<boolean>): Promise<void> {
+  for (let tries = 0; !(await holds()); tries++) if (tries > 50) throw new Error(`in vain: ${holds.toString()}`)
+}
 
 /** Runs a program to its end. */
 function run(command: string, ...words: string[]): Promise<{ code: number | null; output: string }> {

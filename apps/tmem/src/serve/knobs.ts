@@ -2,7 +2,7 @@
  * What can be set on a device while it is served: zram's knobs under their names and with their words, and `recall` for virtswap. They are files of
  * the mount, and `tmem knob`.
  */
-import { parseBytes } from '@tmem/core'
+import { type Completion, parseBytes } from '@tmem/core'
 import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
 
 /** One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked. */
@@ -11,11 +11,20 @@ export interface Knob {
   write(text: string): string | Promise<string>
 }
 
+/** What is served of a device. */
+export interface Turned {
+  readonly device: Ramzswap
+  /** What requests go through: a snapshot, which has to know what changes, or the device itself. */
+  readonly served: { resize(sizeBytes: number): void; discard(at: number, length: number): Completion }
+  /** Who has the device open, if somebody has. */
+  holder(): string | undefined
+}
+
 /** Pages that `compact` touches. */
 const compactPages = 2 ** 16
 
-/** The knobs of a device by name; a new size goes through `resize`, because a snapshot has to know. */
-export function knobsOf(device: Ramzswap, resize: (sizeBytes: number) => void): ReadonlyMap<string, Knob> {
+/** The knobs of a device by name. */
+export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string, Knob> {
   const setting = (read: () => string, write: (text: string) => void): Knob => ({
     read,
     write: (text) => {
@@ -32,7 +41,7 @@ export function knobsOf(device: Ramzswap, resize: (sizeBytes: number) => void): 
       'disksize',
       setting(
         () => `${device.sizeBytes}`,
-        (text) => resize(amountOf(text)),
+        (text) => served.resize(amountOf(text)),
       ),
     ],
     [
@@ -57,6 +66,29 @@ export function knobsOf(device: Ramzswap, resize: (sizeBytes: number) => void): 
     ['writeback', action((text) => device.writeback(writebackOf(text)))],
     ['recompress', action((text) => device.recompress(recompressOf(text)))],
     ['recall', action((text) => device.recall(text === 'all' ? undefined : countOf(text)))],
+    [
+      'mem_used_max',
+      setting(
+        () => `${device.stats().children.find(({ name }) => name === 'mm_stat')!.counters['mem_used_max']}`,
+        (text) => {
+          if (text !== '0') throw new RangeError(`only 0 can be written, which begins anew, got ${text}`)
+          device.forgetMostUsed()
+        },
+      ),
+    ],
+    [
+      'reset',
+      {
+        read: () => '',
+        write: async () => {
+          const who = holder()
+          if (who !== undefined) throw new Error(`${device.name} is in use: ${who}`)
+          await served.discard(0, device.sizeBytes)
+          device.reset()
+          return 'empty'
+        },
+      },
+    ],
     ['compact', action(() => device.tick({ pages: compactPages }).pages)],
   ])
 }

@@ -27,7 +27,7 @@ import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf } from './endpoints.ts'
 import { drain, loopsBelow } from './host.ts'
-import { type Knob, knobsOf } from './knobs.ts'
+import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
 
@@ -56,8 +56,7 @@ interface DeviceRequest {
 }
 
 /** A device, and what is served of it: with a snapshot, all requests go through that. */
-interface Opened {
-  readonly device: Ramzswap
+interface Opened extends Turned {
   readonly served: BlockDevice & { resize(sizeBytes: number): void }
 }
 
@@ -90,6 +89,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
     }
     const devices: Opened[] = []
+    let nbd: NbdServer | undefined
+    let fuse: FuseServer | undefined
     // Who is swapped to has no memory to wait for.
     const allocator = options.fuse === undefined ? systemAllocator : residentAllocator
     // After the devices are closed: until then a kill would still take something with it.
@@ -99,7 +100,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     let seconds = 0
     for (const [n, request] of requests.entries()) {
       const device = await opened(request, plans[n]!, () => seconds, allocator, terminal)
-      devices.push(device)
+      devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
       undo.push(() => device.served.close())
     }
     forget = keepRecord(
@@ -116,14 +117,13 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       terminal.note(`tmem: ${line}`)
     }
     const servers: { stats(): StatsNode }[] = []
-    const nbd = nbdServer({
+    nbd = nbdServer({
       exports: devices.map(({ served }) => ({ name: served.name, device: served, resizable: true })),
       onError,
       busyTurns: options.busyTurns,
     })
     const addresses = await listenAll(nbd, endpoints, undo)
     if (endpoints.length > 0) servers.push(nbd)
-    let fuse: FuseServer | undefined
     if (options.fuse !== undefined) {
       fuse = await fuseServer({
         mountPoint: options.fuse,
@@ -263,7 +263,7 @@ function rootOf(
           new Map(
             devices.map((opened) => [
               opened.served.name,
-              { kind: 'directory', entries: () => filesOf(knobsFor(opened)) },
+              { kind: 'directory', entries: () => filesOf(knobsOf(opened)) },
             ]),
           ),
       })
@@ -272,8 +272,14 @@ function rootOf(
   }
 }
 
-const knobsFor = ({ device, served }: Opened): ReadonlyMap<string, Knob> =>
-  knobsOf(device, (sizeBytes) => served.resize(sizeBytes))
+/** Who has a device open: a client, or this host's kernel. */
+function holderOf(name: string, nbd: NbdServer | undefined, fuse: FuseServer | undefined): string | undefined {
+  const clients = nbd?.stats().children.find((served) => served.name === name)?.counters['connections'] ?? 0
+  if (clients > 0) return `${clients} NBD connections`
+  return fuse === undefined
+    ? undefined
+    : loopsBelow(fuse.mountPoint).find(({ file }) => file === `${fuse.mountPoint}/${name}`)?.loop
+}
 
 const filesOf = (knobs: ReadonlyMap<string, Knob>): Map<string, FuseNode> =>
   new Map(
@@ -302,7 +308,7 @@ async function answerTo(
       const { device: wanted, name, value } = request
       const device = devices.find(({ served }) => served.name === wanted)
       if (device === undefined) throw new Error(`there is no device ${wanted}; there is ${namesOf(devices)}`)
-      const knobs = knobsFor(device)
+      const knobs = knobsOf(device)
       if (name === undefined) return Object.fromEntries([...knobs].map(([each, knob]) => [each, knob.read()]))
       const knob = knobs.get(name)
       if (knob === undefined) throw new Error(`there is no knob ${name}; there are ${[...knobs.keys()].join(', ')}`)
@@ -321,7 +327,7 @@ async function opened(
   clock: () => number,
   allocator: Allocator,
   terminal: Terminal,
-): Promise<Opened> {
+): Promise<Omit<Opened, 'holder'>> {
   const { snapshot: path, writethrough } = request
   const device = deviceFor(request, plan, clock, allocator)
   if (path === undefined) return { device, served: device }
