@@ -457,6 +457,14 @@ describe('a server that is killed', () => {
     expect(again.stderr).toBe(
       `tmem: ${what}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh\n`,
     )
+    const seen = JSON.parse((await tmem(['doctor', '--json', '--control', first.control])).stdout)
+    expect(seen.checks.find(({ name }: { name: string }) => name === 'server before')).toEqual({
+      name: 'server before',
+      need: 'advice',
+      ok: false,
+      found: `process ${pid} was killed, and what it held of a is lost`,
+      advice: 'end its clients, then start tmem serve with --fresh',
+    })
     const second = await servingIn(folder, stack, ...words, '--fresh')
     expect(await must((await client(folder, 'a')).read(0, 4096))).toEqual(Buffer.alloc(4096))
     expect(await second.stop()).toEqual({ code: 0, stderr: `tmem: ${what}\n` })

@@ -2,7 +2,8 @@
  * `tmem doctor`: looks at everything that swapping to tmem on this host needs, and says what to do about what is missing.
  *
  * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one of them can
- * be gone; 1: none.
+ * be gone; 1: none. A server takes the limits of its stacks at once and must not run short itself: so memory, and a limit on it, are looked at
+ * as well; and a server that was killed, whose record makes the next one refuse to start.
  */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
@@ -12,6 +13,7 @@ import pc from 'picocolors'
 import { Failed } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 import { ask } from './control.ts'
+import { formerServer } from './record.ts'
 
 /** What a check is about: needed by both ways, by one of them, or good to have. */
 type Need = 'both' | 'fuse' | 'nbd' | 'advice'
@@ -27,6 +29,8 @@ interface Check {
 
 /** Below this much free memory a host swaps before tmem could help. */
 const headroomBytes = 256 * 2 ** 20
+/** Groups without a limit have the largest number that there is, or a word. */
+const unlimitedBytes = 2 ** 60
 
 export async function doctor(
   options: { readonly control: string; readonly json?: true },
@@ -56,6 +60,8 @@ export async function doctor(
     program('nbd-client', 'nbd', 'nbd-client'),
     memory(),
     group(),
+    limit(),
+    ...killed(options.control),
     ...(await server(options.control)),
   ]
   const can = (way: 'fuse' | 'nbd'): boolean => checks.every(({ need, ok }) => ok || (need !== 'both' && need !== way))
@@ -163,6 +169,45 @@ function group(): Check {
     found,
     'without one, the server itself may be swapped out: give the host memory to spare',
   )
+}
+
+/** Whoever starts the server from a group with a limit on memory has it waiting for memory that only it could free. */
+function limit(): Check {
+  const found: string[] = []
+  const text = existsSync('/proc/self/cgroup') ? readFileSync('/proc/self/cgroup', 'utf8').trim() : ''
+  for (const line of text.split('\n')) {
+    const [, controllers = '', path = '/'] = line.split(':')
+    const isFirst = controllers.split(',').includes('memory')
+    if (!isFirst && controllers !== '') continue
+    const [base, name] = isFirst ? ['/sys/fs/cgroup/memory', 'memory.limit_in_bytes'] : ['/sys/fs/cgroup', 'memory.max']
+    // A limit of a group holds for all groups in it.
+    for (let group = path; group !== ''; group = group.slice(0, group.lastIndexOf('/'))) {
+      const file = join(base, group, name)
+      const bytes = existsSync(file) ? Number(readFileSync(file, 'utf8')) : Number.NaN
+      if (bytes < unlimitedBytes) found.push(`${group}: ${Math.floor(bytes / 2 ** 20)}MiB`)
+    }
+  }
+  return check(
+    'limit on memory',
+    'advice',
+    found.length === 0,
+    found.length === 0 ? 'none' : found.join(', '),
+    'start tmem serve outside of it',
+  )
+}
+
+/** A server that was killed before. */
+function killed(control: string): Check[] {
+  try {
+    const former = formerServer(control)
+    if (former === undefined || former.running) return []
+    const { pid, lost } = former
+    const found = `process ${pid} was killed${lost === '' ? '' : `, and what it held of ${lost} is lost`}`
+    const advice = lost === '' ? 'start tmem serve again' : 'end its clients, then start tmem serve with --fresh'
+    return [check('server before', 'advice', false, found, advice)]
+  } catch (error) {
+    return [check('server before', 'advice', false, (error as Error).message, 'see whether a server runs')]
+  }
 }
 
 /** A server that runs already: whether it is protected. */

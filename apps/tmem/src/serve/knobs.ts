@@ -17,7 +17,7 @@ export interface Turned {
   /** What requests go through: a snapshot, which has to know what changes, or the device itself. */
   readonly served: { resize(sizeBytes: number): void; discard(at: number, length: number): Completion }
   /** Who has the device open, if somebody has. */
-  holder(): string | undefined
+  readonly holder: () => string | undefined
 }
 
 /** Pages that `compact` touches. */

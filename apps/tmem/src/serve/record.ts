@@ -19,25 +19,41 @@ interface Content {
 
 const pathOf = (control: string): string => `${control}.record`
 
-/**
- * Judges the record beside a control socket: lines to tell about a server that was killed. Throws `Failed` when the server still runs,
- * and when pages are lost and `fresh` does not consent to that.
- */
-export function judgeRecord(control: string, fresh: boolean): string[] {
+/** A server that left its record behind. */
+export interface FormerServer {
+  readonly pid: number
+  /** It has not ended. */
+  readonly running: boolean
+  /** Devices of which nothing is left, and devices of which what was flushed is left, once it has ended; `''`: none. */
+  readonly lost: string
+  readonly partly: string
+}
+
+/** Whose record is beside a control socket, if one is. Throws `Failed` for what is none. */
+export function formerServer(control: string): FormerServer | undefined {
   const path = pathOf(control)
   const content = read(path)
-  if (content === undefined) return []
+  if (content === undefined) return undefined
   const owner = markedProcess(content.mark)
   if (owner === undefined) throw spoilt(path)
-  if (owner.running) throw new Failed(`process ${owner.pid} serves on ${control}: stop it, or give another --control`)
   const names = (survives: Survival): string =>
     content.devices
       .filter((device) => device.survives === survives)
       .map(({ name }) => name)
       .join(', ')
-  const lost = names('nothing')
-  const partly = names('flushed')
-  const what = `process ${owner.pid}, the server before, was killed`
+  return { ...owner, lost: names('nothing'), partly: names('flushed') }
+}
+
+/**
+ * Judges the record beside a control socket: lines to tell about a server that was killed. Throws `Failed` when the server still runs,
+ * and when pages are lost and `fresh` does not consent to that.
+ */
+export function judgeRecord(control: string, fresh: boolean): string[] {
+  const former = formerServer(control)
+  if (former === undefined) return []
+  const { pid, running, lost, partly } = former
+  if (running) throw new Failed(`process ${pid} serves on ${control}: stop it, or give another --control`)
+  const what = `process ${pid}, the server before, was killed`
   if (lost !== '' && !fresh)
     throw new Failed(
       `${what}: what it held of ${lost} is lost, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
