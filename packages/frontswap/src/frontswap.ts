@@ -459,6 +459,43 @@ export class Frontswap {
   }
 }
 
+/** When pages are to come back by themselves; the defaults are those of Xen's selfballooning and of ramster. */
+export interface SelfShrinkOptions {
+  /** One page in so many comes back at a time; this many or fewer all at once. A positive integer, default 20. */
+  readonly hysteresis?: number
+  /** Calls to wait after the number of pages has grown. Default 3. */
+  readonly inertia?: number
+}
+
+/**
+ * Frontswap never gives a page up by itself: what was swapped out once and is not needed stays in the backend. This decides, each time it is asked
+ * (every 5 seconds in the original), down to how many pages to `shrink`: a little at a time, and not while the number grows.
+ */
+export class SelfShrink {
+  readonly #hysteresis: number
+  readonly #inertia: number
+  #last = 0
+  #left = 0
+
+  /** Throws `RangeError` unless both are integers, `hysteresis` positive and `inertia` not negative. */
+  constructor({ hysteresis = 20, inertia = 3 }: SelfShrinkOptions = {}) {
+    if (!Number.isInteger(hysteresis) || hysteresis < 1 || !Number.isInteger(inertia) || inertia < 0)
+      throw new RangeError(`hysteresis and inertia must be counts, got ${hysteresis} and ${inertia}`)
+    this.#hysteresis = hysteresis
+    this.#inertia = inertia
+  }
+
+  /** The target for `shrink`, or `undefined`: not now. `currPages` is that of the `Frontswap`. */
+  target(currPages: number): number | undefined {
+    const grew = currPages > this.#last
+    this.#last = currPages
+    if (grew || currPages === 0) this.#left = this.#inertia
+    else if (this.#left > 0) this.#left--
+    if (grew || currPages === 0 || this.#left > 0) return undefined
+    return currPages <= this.#hysteresis ? 0 : currPages - Math.floor(currPages / this.#hysteresis)
+  }
+}
+
 /** A backend broke its promise to keep an accepted page. */
 export const lost = (entry: number): TmemError =>
   new TmemError('TMEM_CORRUPT', 'the store in front of the swap area lost a page that it had accepted', {

@@ -20,6 +20,7 @@ import {
   Frontswap,
   maxTypes,
   noEntry,
+  SelfShrink,
   type SwapArea,
   type SwapAreaOptions,
   swapEntry,
@@ -374,6 +375,26 @@ test('shrink: by priority, from one area only, no more than the excess, and only
   expect(await swap.shrink(0, { ...unuse, mayCommit: () => false })).toEqual({ pages: 0, outOfMemory: true })
   expect(await swap.shrink(0, { ...unuse, frame: () => undefined })).toEqual({ pages: 0, outOfMemory: true })
   expect(swap.currPages).toBe(2)
+})
+
+test('self-shrinking: a twentieth at a time, all of few, and not until three calls after the number grew', () => {
+  const self = new SelfShrink()
+  const targets = (...pages: number[]) => pages.map((count) => self.target(count))
+  expect(targets(0, 1000, 1000, 1000, 1000, 950, 903)).toEqual([
+    undefined,
+    undefined,
+    undefined,
+    undefined,
+    950,
+    903,
+    858,
+  ])
+  expect(targets(904, 904, 858, 858)).toEqual([undefined, undefined, undefined, 816])
+  expect(targets(21, 20, 0, 0)).toEqual([20, 0, undefined, undefined])
+  const eager = new SelfShrink({ hysteresis: 1, inertia: 0 })
+  expect([eager.target(5), eager.target(5)]).toEqual([undefined, 0])
+  for (const options of [{ hysteresis: 0 }, { hysteresis: 1.5 }, { inertia: -1 }])
+    expect(() => new SelfShrink(options)).toThrow(RangeError)
 })
 
 test('a page that the backend lost ends a swapoff with TMEM_CORRUPT; in writethrough mode its slot has it', async () => {
