@@ -1,5 +1,6 @@
 /**
- * One client: the handshake, then requests and replies. Knows no sockets, only a `Wire`.
+ * One client: its bytes in and out, and requests and replies; the options before are in negotiation.ts. Knows no sockets, only a
+ * `Wire`.
  *
  * Bytes are received into a chunk and parsed where they lie; a write hands a view of them to the device. Replies are
  * written into an outgoing chunk; a read is done by the device right into it. What a device does at once is answered in
@@ -20,8 +21,9 @@
  *
  * Source: doc/proto.md of NetworkBlockDevice/nbd.
  */
-import { type BlockDevice, type Completion, TmemError } from '@tmem/core'
+import { type Completion, TmemError } from '@tmem/core'
 import { type Chunk, type ChunkPool, largeChunk } from './chunks.ts'
+import { CONTEXT_ID, MAXIMUM_OPTION, Negotiation, type Served, type TlsState } from './negotiation.ts'
 import { Pace } from './pace.ts'
 import {
   CHUNK_BYTES,
@@ -30,14 +32,10 @@ import {
   CommandFlag,
   DATA_CHUNK_BYTES,
   Errno,
-  ExportFlag,
   Handshake,
   IHAVEOPT,
-  Info,
   MAXIMUM_PAYLOAD,
-  MAXIMUM_STRING,
   NBDMAGIC,
-  OPTION_REPLY,
   Option,
   REQUEST_BYTES,
   REQUEST_MAGIC,
@@ -63,37 +61,6 @@ export interface Wire {
   destroy(): void
 }
 
-/** What is counted for each export. */
-export interface ExportCounters {
-  reads: number
-  writes: number
-  bytesRead: number
-  bytesWritten: number
-  flushes: number
-  trims: number
-  zeroes: number
-  caches: number
-  statuses: number
-  resizes: number
-  /** Requests that were answered with an error. */
-  errors: number
-}
-
-/** An export as it is served. */
-export interface Served {
-  readonly name: string
-  /** The name as it is sent. */
-  readonly nameBytes: Buffer
-  readonly description: Buffer | undefined
-  readonly device: BlockDevice
-  readonly readOnly: boolean
-  /** Clients may change the size. */
-  readonly resizable: boolean
-  /** Connections in transmission. */
-  connections: number
-  readonly counters: ExportCounters
-}
-
 /** What connections share. */
 export interface Service {
   readonly exports: ReadonlyMap<string, Served>
@@ -109,9 +76,6 @@ export interface Service {
   failed(error: unknown, served: Served): void
 }
 
-/** How a connection stands to TLS: not offered, offered, insisted upon, or in use. */
-export type TlsState = 'none' | 'optional' | 'required' | 'on'
-
 /** Settings of one connection. */
 export interface ConnectionOptions {
   readonly tls: TlsState
@@ -124,16 +88,12 @@ export interface ConnectionOptions {
 const Phase = { Greeting: 0, Options: 1, Skip: 2, Requests: 3, Payload: 4, Ended: 5 } as const
 type Phase = (typeof Phase)[keyof typeof Phase]
 
-/** Longest option that is looked at: a name, and some queries. */
-const maximumOption = 2 * MAXIMUM_STRING
 /** With less room than this at the end of a chunk, what is unfinished moves to the front. */
 const roomBytes = 4096
 /** TRIM and WRITE_ZEROES go to the device in slices of this size, with other connections' turns between them. */
 const sliceBytes = 64 * 2 ** 20
 /** Extents in one answer to BLOCK_STATUS. */
 const maximumExtents = 1024
-const contextId = 1
-const contextName = Buffer.from('base:allocation')
 
 /** Ready bytes of a chunk. */
 interface Segment {
@@ -170,7 +130,6 @@ interface Write {
 export class Connection {
   readonly #service: Service
   readonly #wire: Wire
-  readonly #tls: TlsState
   readonly #startTls: ((clientFlags: number) => void) | undefined
   #phase: Phase = Phase.Greeting
 
@@ -197,10 +156,9 @@ export class Connection {
   /** `turned` is being called. */
   #turns = false
 
-  #clientFlags = 0
+  readonly #negotiation: Negotiation
+  // What was negotiated.
   #structured = false
-  /** Export for which `base:allocation` was selected. */
-  #contextOf: string | undefined
   #status = false
   #skipOption = 0
   #skip = 0
@@ -226,11 +184,13 @@ export class Connection {
   constructor(service: Service, wire: Wire, options: ConnectionOptions) {
     this.#service = service
     this.#wire = wire
-    this.#tls = options.tls
     this.#startTls = options.startTls?.bind(options)
     this.#in = service.pool.take(false)
+    this.#negotiation = new Negotiation(service.exports, options.tls, options.startTls !== undefined, (bytes) =>
+      this.#append(bytes),
+    )
     if (options.clientFlags !== undefined) {
-      this.#clientFlags = options.clientFlags
+      this.#negotiation.clientFlags = options.clientFlags
       this.#phase = Phase.Options
     }
   }
@@ -445,7 +405,7 @@ export class Connection {
     const flags = this.#in.data.getUint32(this.#start)
     this.#start += 4
     if ((flags & ~(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES)) !== 0) return this.#destroy()
-    this.#clientFlags = flags
+    this.#negotiation.clientFlags = flags
     this.#phase = Phase.Options
     return true
   }
@@ -456,7 +416,7 @@ export class Connection {
     this.#skip -= count
     if (this.#skip > 0) return false
     this.#phase = Phase.Options
-    this.#optionReply(this.#skipOption, Reply.ERR_TOO_BIG, message('the option is too long'))
+    this.#negotiation.tooLong(this.#skipOption)
     return true
   }
 
@@ -470,7 +430,7 @@ export class Connection {
     if (data.getUint32(at) !== IHAVEOPT[0] || data.getUint32(at + 4) !== IHAVEOPT[1]) return this.#destroy()
     const option = data.getUint32(at + 8)
     const length = data.getUint32(at + 12)
-    if (length > maximumOption) {
+    if (length > MAXIMUM_OPTION) {
       if (option === Option.EXPORT_NAME) return this.#destroy()
       this.#start += 16
       this.#skipOption = option
@@ -481,174 +441,41 @@ export class Connection {
     if (available < 16 + length) return false
     const body = Buffer.from(bytes.subarray(at + 16, at + 16 + length))
     this.#start += 16 + length
-    if (this.#tls === 'required' && option !== Option.STARTTLS && option !== Option.ABORT) {
-      if (option === Option.EXPORT_NAME) return this.#destroy()
-      this.#optionReply(option, Reply.ERR_TLS_REQD, message('TLS is required'))
-      return true
-    }
-    switch (option) {
-      case Option.EXPORT_NAME:
-        return this.#exportName(body)
-      case Option.ABORT:
-        this.#optionReply(option, Reply.ACK)
+    const next = this.#negotiation.option(option, body)
+    switch (next) {
+      case 'more':
+        return true
+      case 'broken':
+        return this.#destroy()
+      case 'end':
         this.#endSoon()
         return false
-      case Option.LIST:
-        this.#list(body)
-        return true
-      case Option.STARTTLS:
-        return this.#secure(body)
-      case Option.INFO:
-      case Option.GO:
-        this.#info(option, body)
-        return true
-      case Option.STRUCTURED_REPLY:
-        if (body.length > 0) this.#optionReply(option, Reply.ERR_INVALID, message('the option has no data'))
-        else {
-          this.#structured = true
-          this.#optionReply(option, Reply.ACK)
-        }
-        return true
-      case Option.LIST_META_CONTEXT:
-      case Option.SET_META_CONTEXT:
-        this.#metaContext(option, body)
-        return true
+      case 'tls':
+        return this.#secure()
       default:
-        this.#optionReply(option, Reply.ERR_UNSUP)
+        this.#transmit(next)
         return true
     }
   }
 
-  #exportName(name: Buffer): boolean {
-    const served = this.#service.exports.get(name.toString())
-    if (served === undefined) return this.#destroy()
-    const padding = (this.#clientFlags & Handshake.NO_ZEROES) === 0 ? 124 : 0
-    const answer = Buffer.alloc(10 + padding)
-    answer.writeBigUInt64BE(BigInt(served.device.sizeBytes), 0)
-    answer.writeUInt16BE(this.#exportFlags(served), 8)
-    this.#append(answer)
-    this.#transmit(served)
-    return true
-  }
-
-  #list(body: Buffer): void {
-    if (body.length > 0) {
-      this.#optionReply(Option.LIST, Reply.ERR_INVALID, message('the option has no data'))
-      return
-    }
-    for (const { nameBytes, description } of this.#service.exports.values()) {
-      const entry = Buffer.alloc(4 + nameBytes.length + (description?.length ?? 0))
-      entry.writeUInt32BE(nameBytes.length, 0)
-      nameBytes.copy(entry, 4)
-      description?.copy(entry, 4 + nameBytes.length)
-      this.#optionReply(Option.LIST, Reply.SERVER, entry)
-    }
-    this.#optionReply(Option.LIST, Reply.ACK)
-  }
-
-  #secure(body: Buffer): boolean {
-    if (body.length > 0 || this.#tls === 'on') {
-      this.#optionReply(Option.STARTTLS, Reply.ERR_INVALID)
-      return true
-    }
-    if (this.#tls === 'none' || this.#startTls === undefined) {
-      this.#optionReply(Option.STARTTLS, Reply.ERR_POLICY, message('TLS is not offered here'))
-      return true
-    }
-    // Bytes that came in the clear behind the request would be taken for part of the secured session.
-    if (this.#start !== this.#end || this.#rest !== undefined) return this.#destroy()
-    this.#optionReply(Option.STARTTLS, Reply.ACK)
-    this.#flush()
+  #secure(): boolean {
     const begin = this.#startTls
-    const flags = this.#clientFlags
+    // Bytes that came in the clear behind the request would be taken for part of the secured session.
+    if (begin === undefined || this.#start !== this.#end || this.#rest !== undefined) return this.#destroy()
+    this.#negotiation.reply(Option.STARTTLS, Reply.ACK)
+    this.#flush()
+    const { clientFlags } = this.#negotiation
     this.closed()
-    begin(flags)
+    begin(clientFlags)
     return false
-  }
-
-  #info(option: number, body: Buffer): void {
-    const nameLength = body.length >= 6 ? body.readUInt32BE(0) : Number.POSITIVE_INFINITY
-    const requests = nameLength <= body.length - 6 ? body.readUInt16BE(4 + nameLength) : -1
-    if (requests < 0 || body.length !== 6 + nameLength + 2 * requests || nameLength > MAXIMUM_STRING) {
-      this.#optionReply(option, Reply.ERR_INVALID, message('the lengths do not fit'))
-      return
-    }
-    const served = this.#service.exports.get(body.toString('utf8', 4, 4 + nameLength))
-    if (served === undefined) {
-      this.#optionReply(option, Reply.ERR_UNKNOWN, message('there is no such export'))
-      return
-    }
-    const { device, nameBytes, description } = served
-    const about = Buffer.alloc(12)
-    about.writeUInt16BE(Info.EXPORT, 0)
-    about.writeBigUInt64BE(BigInt(device.sizeBytes), 2)
-    about.writeUInt16BE(this.#exportFlags(served), 10)
-    this.#optionReply(option, Reply.INFO, about)
-    const sizes = Buffer.alloc(14)
-    sizes.writeUInt16BE(Info.BLOCK_SIZE, 0)
-    sizes.writeUInt32BE(device.blockSize, 2)
-    sizes.writeUInt32BE(Math.max(device.preferredBlockSize, device.blockSize, 512), 6)
-    sizes.writeUInt32BE(MAXIMUM_PAYLOAD, 10)
-    this.#optionReply(option, Reply.INFO, sizes)
-    for (let n = 0; n < requests; n++) {
-      const wanted = body.readUInt16BE(6 + nameLength + 2 * n)
-      if (wanted === Info.NAME) this.#optionReply(option, Reply.INFO, labelled(Info.NAME, nameBytes))
-      if (wanted === Info.DESCRIPTION && description !== undefined)
-        this.#optionReply(option, Reply.INFO, labelled(Info.DESCRIPTION, description))
-    }
-    this.#optionReply(option, Reply.ACK)
-    if (option === Option.GO) this.#transmit(served)
-  }
-
-  #metaContext(option: number, body: Buffer): void {
-    if (option === Option.SET_META_CONTEXT) this.#contextOf = undefined
-    const asked = this.#structured ? contextQueries(body) : undefined
-    if (asked === undefined) {
-      this.#optionReply(option, Reply.ERR_INVALID, message('needs structured replies, and lengths that fit'))
-      return
-    }
-    if (!this.#service.exports.has(asked.name)) {
-      this.#optionReply(option, Reply.ERR_UNKNOWN, message('there is no such export'))
-      return
-    }
-    const { queries } = asked
-    const setting = option === Option.SET_META_CONTEXT
-    const exact = queries.includes('base:allocation')
-    if (exact || (!setting && (queries.length === 0 || queries.includes('base:')))) {
-      const answer = Buffer.alloc(4 + contextName.length)
-      answer.writeUInt32BE(setting ? contextId : 0, 0)
-      contextName.copy(answer, 4)
-      this.#optionReply(option, Reply.META_CONTEXT, answer)
-      if (setting) this.#contextOf = asked.name
-    }
-    this.#optionReply(option, Reply.ACK)
-  }
-
-  #exportFlags(served: Served): number {
-    const { HAS_FLAGS, SEND_FLUSH, SEND_FUA, CAN_MULTI_CONN, SEND_CACHE, SEND_DF } = ExportFlag
-    let flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE
-    if (this.#structured) flags |= SEND_DF
-    if (served.readOnly) return flags | ExportFlag.READ_ONLY
-    flags |= ExportFlag.SEND_TRIM | ExportFlag.SEND_WRITE_ZEROES | ExportFlag.SEND_FAST_ZERO
-    return served.resizable ? flags | ExportFlag.SEND_RESIZE : flags
   }
 
   #transmit(served: Served): void {
     this.#served = served
     served.connections++
-    this.#status = this.#contextOf === served.name
+    this.#structured = this.#negotiation.structured
+    this.#status = this.#negotiation.contextOf === served.name
     this.#phase = Phase.Requests
-  }
-
-  #optionReply(option: number, type: number, payload?: Buffer): void {
-    const header = Buffer.alloc(20)
-    header.writeUInt32BE(OPTION_REPLY[0], 0)
-    header.writeUInt32BE(OPTION_REPLY[1], 4)
-    header.writeUInt32BE(option, 8)
-    header.writeUInt32BE(type, 12)
-    header.writeUInt32BE(payload?.length ?? 0, 16)
-    this.#append(header)
-    if (payload !== undefined) this.#append(payload)
   }
 
   // ---- requests
@@ -1038,7 +865,7 @@ export class Connection {
     }
     const place = this.#chunk(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * extents.length)
     const { data } = this.#out!
-    data.setUint32(place, contextId)
+    data.setUint32(place, CONTEXT_ID)
     for (let n = 0; n < extents.length; n++) {
       data.setUint32(place + 4 + 8 * n, extents[n]!)
       data.setUint32(place + 8 + 8 * n, states[n]!)
@@ -1256,43 +1083,6 @@ export function errnoOf(thrown: unknown): number {
   }
   // The size may have changed since the range was judged.
   return thrown instanceof RangeError && !(thrown instanceof TmemError) ? Errno.EINVAL : Errno.EIO
-}
-
-/** Text that goes with an error reply. */
-const message = (text: string): Buffer => Buffer.from(text)
-
-/** An NBD_INFO item that is a string. */
-function labelled(type: number, text: Buffer): Buffer {
-  const item = Buffer.alloc(2 + text.length)
-  item.writeUInt16BE(type, 0)
-  text.copy(item, 2)
-  return item
-}
-
-/** Data of (SET_|LIST_)META_CONTEXT; `undefined` when the lengths do not fit. */
-function contextQueries(body: Buffer): { name: string; queries: string[] } | undefined {
-  let at = 0
-  const number = (): number => {
-    if (at + 4 > body.length) return -1
-    at += 4
-    return body.readUInt32BE(at - 4)
-  }
-  const text = (): string | undefined => {
-    const length = number()
-    if (length < 0 || length > MAXIMUM_STRING || at + length > body.length) return undefined
-    at += length
-    return body.toString('utf8', at - length, at)
-  }
-  const name = text()
-  const count = number()
-  if (name === undefined || count < 0) return undefined
-  const queries: string[] = []
-  for (let n = 0; n < count; n++) {
-    const query = text()
-    if (query === undefined) return undefined
-    queries.push(query)
-  }
-  return at === body.length ? { name, queries } : undefined
 }
 
 /** Long ranges in slices, with turns of others between them. */

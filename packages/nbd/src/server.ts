@@ -10,7 +10,8 @@ import { connect, createServer, type Server, Socket, type SocketConstructorOpts 
 import { createServer as createTlsServer, type TlsOptions, type Server as TlsServer } from 'node:tls'
 import type { BlockDevice, StatsNode } from '@tmem/core'
 import { type Chunk, ChunkPool } from './chunks.ts'
-import { Connection, type Served, type Service, type TlsState, type Wire } from './connection.ts'
+import { Connection, type Service, type Wire } from './connection.ts'
+import type { Served, TlsState } from './negotiation.ts'
 import { MAXIMUM_STRING } from './protocol.ts'
 
 /** What clients see under one name. */

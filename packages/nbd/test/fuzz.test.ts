@@ -85,7 +85,7 @@ describe('every message, cut short at every byte', () => {
   })
 
   test('the beginning', async () => {
-    for (let length = 0; length <= negotiation.length; length += 3) await attack([negotiation.subarray(0, length)])
+    for (let length = 0; length <= negotiation.length; length++) await attack([negotiation.subarray(0, length)])
     expect(await harm()).toEqual(none)
   })
 })
