@@ -72,7 +72,7 @@ const opcode = {
   FALLOCATE: 43,
 } as const
 
-const opcodeNames = new Map<number, string>(
+const opcodeNames: ReadonlyMap<number, string> = new Map(
   Object.entries(opcode).map(([name, number]) => [number, name.toLowerCase()]),
 )
 
@@ -111,23 +111,28 @@ interface Slot {
 /** Mounts a tree and serves it. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where FUSE is not to be had, `TMEM_IO` when it cannot be mounted. */
 export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
   const system = await System.load()
-  const mountPoint = resolve(options.mountPoint)
-  await sweep(system, mountPoint)
-  let descriptor: number
+  let descriptor: number | undefined
   try {
-    descriptor = openSync('/dev/fuse', constants.O_RDWR | constants.O_NONBLOCK)
+    const mountPoint = resolve(options.mountPoint)
+    await sweep(system, mountPoint)
+    descriptor = openFuse()
+    const server = new RawFuseServer(system, descriptor, mountPoint, options)
+    system.mount(descriptor, mountPoint)
+    server.begin()
+    return server
+  } catch (error) {
+    if (descriptor !== undefined) closeSync(descriptor)
+    system.close()
+    throw error
+  }
+}
+
+function openFuse(): number {
+  try {
+    return openSync('/dev/fuse', constants.O_RDWR | constants.O_NONBLOCK)
   } catch (error) {
     throw new TmemError('TMEM_UNSUPPORTED', `/dev/fuse cannot be opened: ${(error as Error).message}`, { cause: error })
   }
-  const server = new RawFuseServer(system, descriptor, mountPoint, options)
-  try {
-    system.mount(descriptor, mountPoint)
-  } catch (error) {
-    closeSync(descriptor)
-    throw error
-  }
-  server.begin()
-  return server
 }
 
 /**
@@ -135,7 +140,12 @@ export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
  * Rejects with `TmemError` (`TMEM_UNSUPPORTED`) where it cannot be asked for.
  */
 export async function setIoFlusher(): Promise<boolean> {
-  return (await System.load()).setIoFlusher()
+  const system = await System.load()
+  try {
+    return system.setIoFlusher()
+  } finally {
+    system.close()
+  }
 }
 
 /** Takes a mount of ours away whose server is gone. Looks at it from another thread: its server may be in this one. */
@@ -218,7 +228,14 @@ class RawFuseServer implements FuseServer {
   }
 
   begin(): void {
+    process.on('exit', this.#exit)
     this.#receive()
+  }
+
+  /** The process ends without having closed: nothing would be served any more, and the thread that waits would keep it from ending. */
+  readonly #exit = (): void => {
+    this.#system.endWait()
+    this.#system.unmountIfUnused(this.mountPoint)
   }
 
   stats(): StatsNode {
@@ -290,7 +307,9 @@ class RawFuseServer implements FuseServer {
   #finish(): void {
     if (this.#gone) return
     this.#gone = true
+    process.off('exit', this.#exit)
     closeSync(this.#descriptor)
+    this.#system.close()
     this.#end()
   }
 

@@ -4,8 +4,9 @@
  * Reads and writes of the descriptor answer the negative error number instead of throwing: on the way of every request an
  * exception would cost more than the request.
  *
- * Source: mount(2), umount(2), poll(2), prctl(2).
+ * Source: mount(2), umount(2), poll(2), eventfd(2), prctl(2).
  */
+import { closeSync } from 'node:fs'
 import { TmemError } from '@tmem/core'
 
 type Koffi = typeof import('koffi')
@@ -34,6 +35,7 @@ export const errorNumbers = {
 const pollIn = 1
 const detach = 2
 const setIoFlusherOption = 57
+const closeOnExec = 0o2000000
 
 /** The loaded functions, for one descriptor. */
 export class System {
@@ -43,8 +45,10 @@ export class System {
   readonly #read: Call
   readonly #write: Call
   readonly #prctl: Call
+  /** An eventfd that ends a wait. */
+  readonly #alarm: number
   /** What poll is told and answers. Kept here, because another thread writes to it while nothing else refers to it. */
-  readonly #record: DataView = new DataView(new ArrayBuffer(8))
+  readonly #record: DataView = new DataView(new ArrayBuffer(16))
   readonly #recordBytes: Uint8Array = new Uint8Array(this.#record.buffer)
   readonly #poll: { async: (...args: unknown[]) => void }
 
@@ -56,6 +60,9 @@ export class System {
     this.#read = libc.func('int64_t read(int, void *, size_t)') as Call
     this.#write = libc.func('int64_t write(int, void *, size_t)') as Call
     this.#prctl = libc.func('int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)') as Call
+    const eventfd = libc.func('int eventfd(unsigned int, int)') as Call
+    this.#alarm = eventfd(0, closeOnExec)
+    if (this.#alarm < 0) throw this.#failure('cannot make an eventfd')
     this.#poll = libc.func('int poll(void *, unsigned long, int)') as unknown as { async: (...args: unknown[]) => void }
   }
 
@@ -63,9 +70,10 @@ export class System {
   static async load(): Promise<System> {
     if (process.platform !== 'linux')
       throw new TmemError('TMEM_UNSUPPORTED', `FUSE as it is spoken here is Linux's, and this is ${process.platform}`)
+    let koffi: Koffi
     try {
       const module = (await import('koffi')) as Koffi & { default?: Koffi }
-      return new System(module.default ?? module)
+      koffi = module.default ?? module
     } catch (error) {
       throw new TmemError(
         'TMEM_UNSUPPORTED',
@@ -73,6 +81,7 @@ export class System {
         { cause: error },
       )
     }
+    return new System(koffi)
   }
 
   /** Throws `TmemError` (`TMEM_IO`) with what failed and why. */
@@ -88,6 +97,11 @@ export class System {
     if (this.#umount(point, lazily ? detach : 0) < 0) throw this.#failure(`cannot unmount ${point}`)
   }
 
+  /** Takes a mount away, where no file of it is open. */
+  unmountIfUnused(point: string): void {
+    this.#umount(point, 0)
+  }
+
   /** Bytes read, or the negative error number. */
   read(descriptor: number, into: Uint8Array): number {
     const bytes = this.#read(descriptor, into, into.length)
@@ -100,14 +114,29 @@ export class System {
     return written < 0 ? -this.#koffi.errno() : written
   }
 
-  /** Calls `then` when the descriptor has something to read, or has ended. Takes one of the runtime's threads until then. One call at a time. */
+  /**
+   * Calls `then` when the descriptor has something to read, or has ended, or after `endWait`. Takes one of the runtime's threads until
+   * then. One call at a time.
+   */
   whenReadable(descriptor: number, then: () => void): void {
-    this.#record.setInt32(0, descriptor, true)
-    this.#record.setInt16(4, pollIn, true)
-    this.#poll.async(this.#recordBytes, 1, -1, (error: Error | null) => {
+    for (const [n, file] of [descriptor, this.#alarm].entries()) {
+      this.#record.setInt32(8 * n, file, true)
+      this.#record.setInt16(8 * n + 4, pollIn, true)
+    }
+    this.#poll.async(this.#recordBytes, 2, -1, (error: Error | null) => {
       if (error !== null) throw error
       then()
     })
+  }
+
+  /** Ends a wait for good: the runtime waits for its threads before the process ends. */
+  endWait(): void {
+    this.#write(this.#alarm, new Uint8Array([1, 0, 0, 0, 0, 0, 0, 0]), 8)
+  }
+
+  /** Gives back what it holds; nothing may wait. */
+  close(): void {
+    closeSync(this.#alarm)
   }
 
   /**
