@@ -199,6 +199,8 @@ export class HandleTable {
   readonly #id: Int32Array = new Int32Array(6)
   /** 1 when any of the upper four words of the scratch id is set. */
   #wide = 0
+  /** The wide id in the scratch, if it is one. */
+  #idOf: bigint | undefined
   /** Where the page found last was: a hint, always checked against the memory. */
   #foundAt = 0
   /** Where the search for the page missed last ended, and with how many changes before. */
@@ -474,8 +476,11 @@ export class HandleTable {
 
   /** Splits an id into the scratch words. Throws for what is no object id, as `assertObject`. */
   #setId(object: ObjectId): void {
+    // Taking a wide id apart makes a dozen numbers on the heap, and most operations name the object of the one before.
+    if (typeof object === 'bigint' && object === this.#idOf) return
     assertObject(object)
     const id = this.#id
+    this.#idOf = undefined
     if (typeof object === 'number') {
       id[0] = object
       id[1] = object / 2 ** 32
@@ -492,6 +497,7 @@ export class HandleTable {
       rest >>= 32n
     }
     this.#wide = object >> 64n === 0n ? 0 : 1
+    this.#idOf = object
   }
 
   #findObject(pool: number, object: ObjectId): number {
@@ -729,6 +735,7 @@ export class HandleTable {
   #hashOfObject(slot: number): number {
     const at = slot * objectWords
     const objects = this.#objects
+    this.#idOf = undefined
     for (let word = 0; word < 6; word++) this.#id[word] = objects[at + ID + word]
     this.#wide = objects[at + WIDE]
     return this.#idHash(objects[at + POOL])

@@ -198,6 +198,7 @@ export const zcacheFactory: LayerFactory = Object.freeze({
             file: writebackFile as string,
             sizeBytes: writebackSize as number,
             ...(writebackPerHour === undefined ? {} : { bytesPerHour: writebackPerHour as number }),
+            // A text can name no clock. This is where a program gives one to the layer, which has none of its own.
             clock: () => performance.now(),
           }
     return zcache({
