@@ -197,6 +197,8 @@ export class HandleTable {
   readonly #objectSlots: Slots
   /** Scratch: the six words of the id being looked up. */
   readonly #id: Int32Array = new Int32Array(6)
+  /** The way from a wide id to its words; each part is cut to its lower 64 bits. */
+  readonly #idBytes: DataView = new DataView(new ArrayBuffer(24))
   /** 1 when any of the upper four words of the scratch id is set. */
   #wide = 0
   /** The wide id in the scratch, if it is one. */
@@ -476,7 +478,7 @@ export class HandleTable {
 
   /** Splits an id into the scratch words. Throws for what is no object id, as `assertObject`. */
   #setId(object: ObjectId): void {
-    // Taking a wide id apart makes a dozen numbers on the heap, and most operations name the object of the one before.
+    // Taking a wide id apart makes numbers on the heap, and most operations name the object of the one before.
     if (typeof object === 'bigint' && object === this.#idOf) return
     assertObject(object)
     const id = this.#id
@@ -491,12 +493,12 @@ export class HandleTable {
       this.#wide = 0
       return
     }
-    let rest = object
-    for (let word = 0; word < 6; word++) {
-      id[word] = Number(rest & 0xffffffffn)
-      rest >>= 32n
-    }
-    this.#wide = object >> 64n === 0n ? 0 : 1
+    const bytes = this.#idBytes
+    bytes.setBigUint64(0, object, true)
+    bytes.setBigUint64(8, object >> 64n, true)
+    bytes.setBigUint64(16, object >> 128n, true)
+    for (let word = 0; word < 6; word++) id[word] = bytes.getInt32(word * 4, true)
+    this.#wide = (id[2] | id[3] | id[4] | id[5]) === 0 ? 0 : 1
     this.#idOf = object
   }
 
