@@ -9,11 +9,11 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { compileHog, findKernel, type GuestDrive, initramfs, type Kernel, runGuest } from '@tmem/guest'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Answers, ask } from '../serve/control.ts'
+import { started } from './fio.ts'
 import { type Bench, type Row, ratioRow, type Subject, skippedRow } from './frame.ts'
 
 const mebibyte = 2 ** 20
@@ -216,24 +216,6 @@ async function raw(folder: string): Promise<Begun> {
 
 async function nbdkit(folder: string): Promise<Begun> {
   const socket = join(folder, 'nbd.sock')
-  const child = spawn('nbdkit', ['-f', '-U', socket, 'memory', String(deviceBytes)], { stdio: 'ignore' })
-  let over = false
-  const ended = new Promise<void>((resolve) => {
-    child.once('exit', () => {
-      over = true
-      resolve()
-    })
-  })
-  const end = async (): Promise<void> => {
-    child.kill('SIGTERM')
-    await ended
-  }
-  for (let tries = 0; !existsSync(socket); tries++) {
-    if (over || tries > 200) {
-      await end()
-      throw new Failed('nbdkit did not start')
-    }
-    await setTimeout(50)
-  }
-  return { drive: { socket, exportName: '' }, end }
+  const server = await started('nbdkit', ['-f', '-U', socket, 'memory', String(deviceBytes)], socket)
+  return { drive: { socket, exportName: '' }, end: () => server.stop() }
 }

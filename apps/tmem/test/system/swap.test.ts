@@ -3,11 +3,12 @@
  * 200 MiB and verifies them; or stress-ng. All of it lies in one directory and one control group (what the README says lies where it says), and is
  * undone also when a test fails, and before the first test, in case that a run before was killed.
  */
-import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { compileHog } from '@tmem/guest'
 import { afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
 import { tmem } from '../tmem.ts'
@@ -114,7 +115,7 @@ function startHog(
   rounds: number,
 ): { child: ChildProcess; ended: Promise<{ code: number | null; output: string }> } {
   const program = join(folder, 'hog')
-  execFileSync('cc', ['-O2', '-o', program, fileURLToPath(new URL('hog.c', import.meta.url))])
+  compileHog(program)
   mkdirSync(group)
   writeFileSync(join(group, 'memory.limit_in_bytes'), '64M')
   const script = `echo $$ > ${group}/cgroup.procs && exec timeout -s KILL 120 ${program} ${mebibytes} ${rounds}`
