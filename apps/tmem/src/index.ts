@@ -122,7 +122,7 @@ function program(terminal: Terminal): Command {
     .addOption(control())
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
     .option('--fresh', 'serve also where a server before was killed and its pages are lost')
-    .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed, 0)
+    .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
     .addOption(json())
     .action(async (options) => (await import('./serve/serve.ts')).serve(options, terminal))
 

@@ -13,6 +13,7 @@ import pc from 'picocolors'
 import { Failed } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 import { ask } from './control.ts'
+import { availableBytes, headroomBytes } from './host.ts'
 import { formerServer } from './record.ts'
 
 /** What a check is about: needed by both ways, by one of them, or good to have. */
@@ -27,8 +28,6 @@ interface Check {
   readonly advice: string
 }
 
-/** Below this much free memory a host swaps before tmem could help. */
-const headroomBytes = 256 * 2 ** 20
 /** Groups without a limit have the largest number that there is, or a word. */
 const unlimitedBytes = 2 ** 60
 
@@ -142,8 +141,7 @@ function nbdModule(): Check {
 }
 
 function memory(): Check {
-  const text = existsSync('/proc/meminfo') ? readFileSync('/proc/meminfo', 'utf8') : ''
-  const available = Number(/^MemAvailable:\s+(\d+) kB$/m.exec(text)?.[1] ?? 0) * 1024
+  const available = availableBytes() ?? 0
   return check(
     'memory',
     'advice',

@@ -2,7 +2,59 @@
 import { execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
 import { Failed } from '../ending.ts'
+
+/** Below this much free memory a host swaps before tmem could help. */
+export const headroomBytes: number = 256 * 2 ** 20
+
+/** Bytes of memory that programs can have before this host swaps; `undefined` where the system does not tell. */
+export function availableBytes(): number | undefined {
+  if (!existsSync('/proc/meminfo')) return undefined
+  const [, kilobytes] = /^MemAvailable:\s+(\d+) kB$/m.exec(readFileSync('/proc/meminfo', 'utf8')) ?? []
+  return kilobytes === undefined ? undefined : Number(kilobytes) * 1024
+}
+
+/** Memory that is there before it is needed, if the host can spare it. */
+export interface AheadMemory {
+  /** Layers take all they may ever need when they open. */
+  readonly allocator: Allocator
+  /**
+   * Once they are open: has the kernel give what they took, and what is taken from now on. Throws `Failed` when the host cannot spare it: more
+   * than there is would not fail, but have the kernel kill somebody.
+   */
+  settle(): void
+}
+
+const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)}MiB`
+
+export function aheadMemory(): AheadMemory {
+  const taken: Uint8Array[] = []
+  let isSettled = false
+  return {
+    allocator: {
+      ahead: true,
+      allocate: (bytes, site) => {
+        if (isSettled) return residentAllocator.allocate(bytes, site)
+        const memory = systemAllocator.allocate(bytes, site)
+        if (memory !== undefined) taken.push(new Uint8Array(memory))
+        return memory
+      },
+    },
+    settle: () => {
+      const bytes = taken.reduce((sum, { length }) => sum + length, 0)
+      const spare = (availableBytes() ?? Number.POSITIVE_INFINITY) - headroomBytes
+      if (bytes > spare)
+        throw new Failed(
+          `the stacks may take ${mebibytes(bytes)} of memory, and this host can spare ${mebibytes(Math.max(0, spare))} now: give smaller limits`,
+        )
+      // What is there already stays as it is.
+      for (const memory of taken) for (let at = 0; at < memory.length; at += 4096) memory[at] = memory[at]!
+      taken.length = 0
+      isSettled = true
+    },
+  }
+}
 
 /** A file that the kernel uses as a block device. */
 export interface LoopUse {

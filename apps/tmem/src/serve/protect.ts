@@ -3,7 +3,7 @@
  * out, nor choose it when memory is short.
  *
  * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is done elsewhere: the
- * memory of the stores is there before it serves (`residentAllocator`).
+ * memory of the stores is there before it serves (`aheadMemory`).
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { setIoFlusher } from '@tmem/fuse'

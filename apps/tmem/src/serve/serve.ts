@@ -14,7 +14,6 @@ import {
   type Layer,
   parseBytes,
   parseStack,
-  residentAllocator,
   type StatsNode,
   systemAllocator,
 } from '@tmem/core'
@@ -26,7 +25,7 @@ import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf } from './endpoints.ts'
-import { drain, loopsBelow } from './host.ts'
+import { aheadMemory, drain, loopsBelow } from './host.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
@@ -41,7 +40,7 @@ export interface ServeOptions extends EndpointOptions {
   readonly control: string
   readonly drain?: true
   readonly fresh?: true
-  readonly busyTurns: number
+  readonly busyTurns?: number
   readonly json?: true
 }
 
@@ -92,7 +91,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     let nbd: NbdServer | undefined
     let fuse: FuseServer | undefined
     // Who is swapped to has no memory to wait for.
-    const allocator = options.fuse === undefined ? systemAllocator : residentAllocator
+    const memory = options.fuse === undefined ? undefined : aheadMemory()
+    const allocator = memory?.allocator ?? systemAllocator
     // After the devices are closed: until then a kill would still take something with it.
     let forget = (): void => undefined
     undo.push(() => forget())
@@ -103,10 +103,12 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
       undo.push(() => device.served.close())
     }
+    memory?.settle()
     forget = keepRecord(
       options.control,
       requests.map((request) => ({ name: request.name, survives: survivalOf(request) })),
     )
+    const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
     const told = new Set<string>()
     const onError = (error: unknown): void => {
       // A failing disk fails each request: one line for each kind of failure will do.
@@ -120,7 +122,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     nbd = nbdServer({
       exports: devices.map(({ served }) => ({ name: served.name, device: served, resizable: true })),
       onError,
-      busyTurns: options.busyTurns,
+      ...busy,
     })
     const addresses = await listenAll(nbd, endpoints, undo)
     if (endpoints.length > 0) servers.push(nbd)
@@ -128,7 +130,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       fuse = await fuseServer({
         mountPoint: options.fuse,
         root: rootOf(devices, servers),
-        busyTurns: options.busyTurns,
+        ...busy,
         onError,
       })
       servers.push(fuse)

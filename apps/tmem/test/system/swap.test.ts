@@ -197,6 +197,22 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     expect(traces()).toEqual(clean)
   })
 
+  test('a limit that the host cannot spare is refused, before anything is mounted', async (ctx) => {
+    requires(ctx, needs)
+    const [memory] = /(?<=MemTotal: +)\d+/.exec(readFileSync('/proc/meminfo', 'utf8'))!
+    mkdirSync(mount, { recursive: true })
+    const gibibytes = Math.ceil(Number(memory) / 2 ** 20) + 1
+    const stack = `memory(limit=${gibibytes}GiB)`
+    const words = ['--device', 'name=swap0,size=16MiB', '--fuse', mount, '--control', control]
+    if (gibibytes > 60) ctx.skip('a store of so much memory is refused for its size')
+    expect(await tmem(['serve', '--stack', stack, ...words])).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^tmem: the stacks may take \d+MiB of memory, and this host can spare \d+MiB now/m),
+    })
+    await sweep()
+    expect(traces()).toEqual(clean)
+  })
+
   test('stress-ng verifies its memory in a group with a quarter of it', async (ctx) => {
     requires(ctx, { ...needs, commands: [...needs.commands, 'stress-ng'] })
     const { child, ended } = await serve()
