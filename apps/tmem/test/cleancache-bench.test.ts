@@ -58,5 +58,7 @@ test('tmem bench cleancache --quick --json: a working set and a real build, from
   expect(row('replay-tsc-reads').ratio).toBeLessThan(0.5)
   expect(row('replay-tsc-pages').reference_value).toBeGreaterThan(300)
   expect(row('replay-tsc-puts-per-saved-read').value).toBeGreaterThan(0)
-  for (const { name } of rows) if (/time|per-saved|seconds/.test(name)) expect(row(name).value).toBeGreaterThan(0)
+  const timed = rows.map(({ name }) => name).filter((name) => /time|per-saved|second/.test(name))
+  expect(timed).toHaveLength(6)
+  for (const name of timed) expect(row(name).value).toBeGreaterThan(0)
 })

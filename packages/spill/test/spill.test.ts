@@ -378,7 +378,7 @@ describe('a file that is torn or altered costs the cache, never wrong bytes', ()
       for (const at of [border - 1, border, border + 1]) {
         // Shorter than the name of the format it is nobody's.
         const right = await survivors((file) => truncateSync(file, at))
-        if (at <= ringAt) expect(right).toBe(0)
+        if (at <= ringAt && right > 0) throw new Error(`${right} pages without a ring, cut off at ${at}`)
         last = Math.max(last, right)
       }
     expect(last).toBeGreaterThan(pages / 2)
