@@ -48,8 +48,11 @@ export function aheadMemory(): AheadMemory {
         throw new Failed(
           `the stacks may take ${mebibytes(bytes)} of memory, and this host can spare ${mebibytes(Math.max(0, spare))} now: give smaller limits`,
         )
-      // What is there already stays as it is.
-      for (const memory of taken) for (let at = 0; at < memory.length; at += 4096) memory[at] = memory[at]!
+      for (const memory of taken)
+        for (let at = 0; at < memory.length; at += 4096) {
+          const same = memory[at]!
+          memory[at] = same
+        }
       taken.length = 0
       isSettled = true
     },
