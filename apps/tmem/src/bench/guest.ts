@@ -20,7 +20,7 @@ const mebibyte = 2 ** 20
 const deviceBytes = 256 * mebibyte
 const memoryBytes = 128 * mebibyte
 const hogMebibytes = 200
-const timeoutMs = 600_000
+const timeoutMs = 300_000
 /** How long the guest waits for the next server. */
 export const reconnectSeconds = 60
 const tmpfs = '/dev/shm'

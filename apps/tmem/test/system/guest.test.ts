@@ -2,7 +2,7 @@
  * Another kernel than this host's swaps to `tmem serve`: a guest of QEMU with 128 MiB, in which a program uses 200 MiB and verifies them,
  * over NBD on a unix socket. What runs is the same as in `tmem bench nbd`.
  */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -10,7 +10,9 @@ import type { StatsNode } from '@tmem/core'
 import { driveWords, type GuestDrive } from '@tmem/guest'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
+import { createBench } from '../../src/bench/frame.ts'
 import {
+  guestRows,
   reconnectSeconds,
   type SwapRun,
   type SwapServer,
@@ -18,6 +20,8 @@ import {
   swappingGuest,
   swapScript,
 } from '../../src/bench/guest.ts'
+import { Interrupted } from '../../src/ending.ts'
+import { silentTerminal } from '../tmem.ts'
 
 const pages = 200 * 256
 const slots = 65536
@@ -132,5 +136,33 @@ describe('a guest that swaps to us', { timeout: 600_000 }, () => {
     const found = await figures(server)
     right(ran, found)
     expect(found.device['num_reads']).toBeGreaterThan(1000)
+  })
+})
+
+describe('the rows of the bench', { timeout: 600_000 }, () => {
+  const inMemory = (): string[] => readdirSync('/dev/shm').filter((name) => name.startsWith('tmem-bench-guest-'))
+
+  test('are measured, and nothing is left', async (ctx) => {
+    guest(ctx, 1)
+    requires(ctx, { commands: ['nbdkit'], paths: ['/dev/shm'] })
+    const rows = await guestRows(createBench(silentTerminal(), true))
+    const seconds = { unit: 's', value: expect.any(Number), reference_value: expect.any(Number) }
+    expect(rows).toEqual([
+      expect.objectContaining({ name: 'guest-swap', reference: 'raw file on tmpfs', goal: 1.05, ...seconds }),
+      expect.objectContaining({ name: 'guest-swap-nbdkit', reference: 'nbdkit memory', ...seconds }),
+    ])
+    expect(inMemory()).toEqual([])
+  })
+
+  test('end when they are interrupted, and nothing is left', async (ctx) => {
+    guest(ctx, 1)
+    requires(ctx, { paths: ['/dev/shm'] })
+    const controller = new AbortController()
+    const rows = guestRows(createBench(silentTerminal(controller.signal), true))
+    while (inMemory().length === 0) await setTimeout(50)
+    await setTimeout(1000)
+    controller.abort()
+    await expect(rows).rejects.toThrow(Interrupted)
+    expect(inMemory()).toEqual([])
   })
 })
