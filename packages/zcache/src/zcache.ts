@@ -430,7 +430,7 @@ export class Zcache implements PageStore {
    * yet, so that what the layer below does meanwhile may use this store. At most `maxPassedDown` steps.
    */
   makeRoom(pool: ZcachePool, object: ObjectId): void {
-    if (this.#next === undefined || this.#passing || pool.frozen) return
+    if (this.#next === undefined || this.#table.oldest(EPHEMERAL) === none || this.#passing || pool.frozen) return
     const arena = this.#arena
     const allocator = this.#allocators[pool.queue]
     const { longestRun } = allocator
@@ -438,8 +438,8 @@ export class Zcache implements PageStore {
     const large = pool.pageSize > this.#blockBytes
     const wanted = large ? Math.min(pool.pageSize, this.#budget.limit.bytes / 8) : longestRun
     for (let left = maxPassedDown; left > 0; left--) {
-      if (this.#metadataRoom(pool, object) < 0) arena.trim()
-      const room = this.#metadataRoom(pool, object)
+      let room = this.#metadataRoom(pool, object)
+      if (room < 0 && arena.trim() > 0) room = this.#metadataRoom(pool, object)
       if (room >= 0 && ((!large && arena.hasRun(longestRun)) || arena.canHave(wanted, room))) return
       const runs = arena.runCount
       allocator.compact(256, this.#moved)

@@ -88,6 +88,34 @@ test('persistent pages that eat ephemeral ones pass them down, too', () => {
   store.check()
 })
 
+test('where there are only persistent pages nothing is moved about before a put', () => {
+  const history = (below: boolean): Readonly<Record<string, number>> => {
+    const context: LayerContext = { allocator: systemAllocator, accounts: createAccounts() }
+    const store = below
+      ? over({ limitBytes: MiB }, 16 * MiB).store
+      : (zcache({ limitBytes: MiB }).open(undefined, context) as Zcache)
+    const pool = newPool(store, 'swap')
+    for (let i = 0; i < 900; i++) {
+      pool.put(0, i, noisyPage(i, 0.4))
+      if (i % 3 === 0) pool.flushPage(0, i >> 1)
+    }
+    const { counters, children } = store.stats()
+    const { runs_moved, runs } = children.find(({ name }) => name === 'arena')!.counters
+    return {
+      tried: counters['pers_ate_eph_failed']!,
+      hit: counters['pool_limit_hit']!,
+      moved: runs_moved! + children[0]!.counters['objects_moved']!,
+      runs: runs!,
+    }
+  }
+  const alone = history(false)
+  expect(alone['hit']).toBeGreaterThan(50)
+  expect(alone['moved']).toBeGreaterThan(0)
+  // But for the few bytes of a second scratch page it does what it does alone.
+  const above = history(true)
+  for (const name of ['tried', 'hit', 'moved', 'runs']) expect(above[name]! / alone[name]!).toBeCloseTo(1, 1)
+})
+
 test('what the layer below refuses is dropped, and counted so', () => {
   const { store, below } = over({ limitBytes: MiB }, 16 * MiB, (put, _object, index) =>
     index % 2 === 0 ? PutOutcome.Policy : put(),
