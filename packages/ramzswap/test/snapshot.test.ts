@@ -1,6 +1,5 @@
 /** What a device's image holds, whenever its process is killed. */
-import { execFileSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { systemAllocator, TmemError } from '@tmem/core'
@@ -585,8 +584,8 @@ test('two never have one image; the lock of a process that ended is taken over, 
 test('what is no plain file is refused, and left unlocked', () => {
   const path = folder()
   expect(() => openImageFile(path)).toThrow(/cannot be opened: EISDIR/)
-  const pipe = join(path, 'pipe')
-  execFileSync('mkfifo', [pipe])
-  expect(() => openImageFile(pipe)).toThrow(/no plain file/)
-  expect([existsSync(`${path}.lock`), existsSync(`${pipe}.lock`)]).toEqual([false, false])
+  const device = join(path, 'null')
+  symlinkSync('/dev/null', device)
+  expect(() => openImageFile(device)).toThrow(/no plain file/)
+  expect([existsSync(`${path}.lock`), existsSync(`${device}.lock`)]).toEqual([false, false])
 })

@@ -82,7 +82,7 @@ async function serve(
 ): Promise<{ child: ChildProcess; notes: () => string; ended: Promise<number | null> }> {
   // What a killed server has left answers ENOTCONN to everything, and is for the next server to take away.
   if (!readFileSync('/proc/self/mounts', 'utf8').includes(mount)) mkdirSync(mount, { recursive: true })
-  const stack = `zcache(limit=64MiB,zvMaxZsize=2048) > frontswap(file=${folder}/swap.img,size={size})`
+  const stack = `zcache(limit=64MiB,zvMaxZsize=2048) > frontswap(file=${folder}/{name}.img,size={size})`
   const device = 'name=swap0,size=256MiB'
   const child = spawn(
     process.execPath,
@@ -105,7 +105,7 @@ async function serve(
     ended.then((code) => `ended with ${code}: ${notes}`),
   ])
   if (!ready.startsWith('{')) throw new Error(ready)
-  expect(JSON.parse(ready)).toMatchObject({ pid: child.pid, fuse: mount, devices: [{ name: 'swap0' }] })
+  expect(JSON.parse(ready)).toMatchObject({ pid: child.pid, fuse: mount })
   return { child, notes: () => notes, ended }
 }
 
@@ -293,6 +293,78 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
   })
 })
 
+/** Runs a tool that must succeed: what it said. */
+async function must(command: string, ...words: string[]): Promise<string> {
+  const ran = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 })
+  let output = ''
+  for (const stream of [ran.stdout, ran.stderr])
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      output += text
+    })
+  const code = await new Promise((resolve) => ran.once('close', resolve))
+  if (code !== 0) throw new Error(`${command} ${words.join(' ')} ended with ${String(code)}: ${output}`)
+  return output.trim()
+}
+
+test('a file system whose server is killed: what was synced is there for the next one', {
+  timeout: 120_000,
+}, async (ctx) => {
+  requires(ctx, { ...needs, commands: [...needs.commands, 'mkfs.ext4', 'e2fsck'] })
+  await sweep()
+  try {
+    const device = ['--device', `name=disk0,size=128MiB,snapshot=${folder}/disk0.raw`]
+    const first = await serve(...device)
+    const file = join(mount, 'disk0')
+    const place = join(folder, 'ext4')
+    mkdirSync(place)
+    const loop = await must('losetup', '-f', '--show', '--direct-io=on', file)
+    await must('mkfs.ext4', '-q', '-F', loop)
+    await must('mount', loop, place)
+    const tree = fileURLToPath(new URL('../../dist', import.meta.url))
+    await must('cp', '-r', tree, join(place, 'synced'))
+    await must('sync', '-f', place)
+    // Nobody asked that these last.
+    await must('cp', '-r', tree, join(place, 'later'))
+    first.child.kill('SIGKILL')
+    await first.ended
+    // What the kernel still wants to write has nowhere to go.
+    await must('umount', place)
+    await must('losetup', '-d', loop)
+
+    // The image is a file system without us, too.
+    await must('cp', '--sparse=always', join(folder, 'disk0.raw'), join(folder, 'copy.raw'))
+    await must('e2fsck', '-fp', join(folder, 'copy.raw')).catch((error: Error) => {
+      // 1: its journal was replayed.
+      if (!error.message.includes('ended with 1:')) throw error
+    })
+    await must('e2fsck', '-fn', join(folder, 'copy.raw'))
+
+    const second = await serve(...device, '--fresh')
+    expect(second.notes()).toMatch(/of disk0 what was flushed is there/)
+    const again = await must('losetup', '-f', '--show', '--direct-io=on', file)
+    await must('mount', again, place)
+    await must('diff', '-r', tree, join(place, 'synced'))
+    await must('umount', place)
+    await must('e2fsck', '-fn', again)
+    // Knobs are files.
+    const knob = join(mount, 'knobs', 'disk0', 'writeback_limit')
+    expect(readFileSync(knob, 'utf8')).toBe('off\n')
+    writeFileSync(knob, '7\n')
+    expect(readFileSync(knob, 'utf8')).toBe('7\n')
+    expect(() => writeFileSync(join(mount, 'knobs', 'disk0', 'reset'), '1')).toThrow(/EIO/)
+    await must('losetup', '-d', again)
+    await setTimeout(300)
+    writeFileSync(join(mount, 'knobs', 'disk0', 'reset'), '1')
+    expect((await json('stat')).devices[1].counters).toMatchObject({ num_reads: 0, num_writes: 0, pages_stored: 0 })
+    second.child.kill('SIGTERM')
+    expect(await second.ended).toBe(0)
+    expect(readFileSync(join(folder, 'disk0.raw')).every((byte) => byte === 0)).toBe(true)
+  } finally {
+    await sweep()
+  }
+  expect(traces()).toEqual(clean)
+})
+
 test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx) => {
   requires(ctx, { ...needs, commands: [...needs.commands, 'mkfs.ext4', 'e2fsck', 'fstrim'] })
   await sweep()
@@ -301,17 +373,6 @@ test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx)
     const file = join(mount, 'swap0')
     const place = join(folder, 'ext4')
     mkdirSync(place)
-    const must = async (command: string, ...words: string[]): Promise<string> => {
-      const ran = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 })
-      let output = ''
-      for (const stream of [ran.stdout, ran.stderr])
-        stream.setEncoding('utf8').on('data', (text: string) => {
-          output += text
-        })
-      const code = await new Promise((resolve) => ran.once('close', resolve))
-      expect({ command, code, output: code === 0 ? '' : output }).toEqual({ command, code: 0, output: '' })
-      return output.trim()
-    }
     const loop = await must('losetup', '-f', '--show', '--direct-io=on', file)
     await must('mkfs.ext4', '-q', '-F', loop)
     await must('mount', loop, place)
