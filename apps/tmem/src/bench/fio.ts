@@ -75,7 +75,7 @@ interface FioAnswer {
 export interface Started {
   readonly pid: number
   /** Ends it with SIGTERM, and waits. */
-  stop(): Promise<void>
+  readonly stop: () => Promise<void>
 }
 
 /** Starts a server and waits until the file by which it can be reached is there. */
