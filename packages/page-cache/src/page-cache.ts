@@ -694,6 +694,8 @@ export class PageCache {
           got += bytes
           this.counters.diskBytesRead += bytes
         }
+        // A part of a page costs the disk a page.
+        if (got > 0) this.counters.diskPagesRead++
         // Beyond the file on disk, but before bytes that are yet to be written: a hole.
         const hole = Math.min(count, dirtyEnd - position)
         if (hole > got) {
