@@ -181,6 +181,7 @@ export class Zcache implements PageStore {
   #flushed = 0
   #evicted = 0
   #passedOn = 0
+  #dropped = 0
   #corruptDropped = 0
   #putToFlush = 0
   #writtenBack = 0
@@ -345,7 +346,7 @@ export class Zcache implements PageStore {
         flushed: this.#flushed,
         evicted_eph_zpages: this.#evicted,
         evicted_eph_passed_on: this.#passedOn,
-        evicted_eph_dropped: this.#evicted - this.#passedOn,
+        evicted_eph_dropped: this.#dropped,
         corrupt_dropped: this.#corruptDropped,
         put_to_flush: this.#putToFlush,
         writtenback_pages: this.#writtenBack,
@@ -655,6 +656,10 @@ export class Zcache implements PageStore {
       this.#writtenBack
     if (this.#stored !== table.size + gone)
       throw new Error(`zcache: stored ${this.#stored}, live ${table.size} and gone ${gone} do not add up`)
+    if (this.#evicted !== this.#passedOn + this.#dropped)
+      throw new Error(
+        `zcache: evicted ${this.#evicted}, passed on ${this.#passedOn}, dropped ${this.#dropped} do not add up`,
+      )
     const used =
       this.#fixedBytes +
       this.#homeBytes +
@@ -1048,6 +1053,7 @@ export class Zcache implements PageStore {
     this.#removeEntry(pool, entry)
     this.#evicted++
     if (passed) this.#passedOn++
+    else this.#dropped++
     return true
   }
 
