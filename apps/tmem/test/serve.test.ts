@@ -394,6 +394,12 @@ describe('a server that is killed', () => {
       await must(to.write(4096 + 100 * 4096, Buffer.concat(later.slice(0, 100))))
       await must(to.request(Command.trim, 4096 + 300 * 4096, 100 * 4096))
     }
+    const [head, ...rows] = (await tmem(['stat', '--control', first.control])).stdout
+      .trimEnd()
+      .split('\n')
+      .map((line) => line.split(/\s+/))
+    // 1000 later ones, 100 overwritten and 100 trimmed.
+    expect(rows.map((row) => row[head!.indexOf('unsaved')])).toEqual(['1200', '0'])
     await first.kill()
     expect(readdirSync(folder)).toContain('a.img')
 

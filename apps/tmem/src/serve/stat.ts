@@ -27,7 +27,8 @@ export async function stat(
 /**
  * In pages: used = same + hyper + compr + recompr + raw + backing + lost, and used + unwritten = kernel + stale: `kernel` are the slots that the
  * kernel has given out, `stale` those of ours that it has freed and not yet discarded (and the header page), `unwritten` those of its that it has not
- * written (it knows pages of zeros itself). The kernel tells only a number; so of the last two we know the difference, and show that.
+ * written (it knows pages of zeros itself). The kernel tells only a number; so of the last two we know the difference, and show that. `unsaved` are
+ * pages that a snapshot would lose if the server were killed now.
  */
 function tableFor({ info, devices }: Answers['stats']): string {
   const uses = info.fuse === null ? [] : loopsBelow(info.fuse)
@@ -46,6 +47,7 @@ function tableFor({ info, devices }: Answers['stats']): string {
     'kernel',
     'stale',
     'unwritten',
+    'unsaved',
     'memory',
     'ratio',
   ]
@@ -72,6 +74,7 @@ function tableFor({ info, devices }: Answers['stats']): string {
       kernel === undefined ? '-' : String(kernel),
       kernel === undefined ? '-' : String(Math.max(0, used - kernel)),
       kernel === undefined ? '-' : String(Math.max(0, kernel - used)),
+      String(section(device, 'snapshot')['dirty_pages'] ?? '-'),
       `${(memory / 2 ** 20).toFixed(1)}MiB`,
       original === 0 ? '-' : (original / memory).toFixed(2),
     ]
