@@ -1,13 +1,14 @@
 /**
  * The server of a mount: reads requests from /dev/fuse, answers them from a tree of nodes.
  *
- * It runs in the event loop of its thread: it takes requests until there are none, and then lets one of the runtime's threads wait
- * for more. A request that a device answers at once is answered at once; one that has to wait keeps its buffers, and others go on
+ * It runs in the event loop of its thread: it takes requests until there are none, and then the loop waits for more, or where it
+ * cannot (watch.ts) one of the runtime's threads does. A request that a device answers at once is answered at once; one that has to wait keeps its buffers, and others go on
  * meanwhile, as long as there are buffers.
  *
  * Invariants:
  *  - All buffers are reserved, and touched, before the mount: a kernel that swaps to a file of it must not have to wait for
  *    memory that only swapping can free.
+ *  - The loop reads only while there is a free slot beside `#next`: what it has read can be at work while it reads the next request.
  *  - Each request is answered exactly once (FORGET and INTERRUPT: never).
  *  - After `close` nothing is mounted and the descriptor is closed. A mount that is in use is not taken away: `close` rejects, and
  *    the server goes on.
@@ -20,6 +21,7 @@ import { resolve } from 'node:path'
 import { type Completion, type StatsNode, TmemError } from '@tmem/core'
 import { errorNumbers, System } from './system.ts'
 import { type FuseDirectory, type FuseNode, type FuseText, Inodes } from './tree.ts'
+import { type Watch, watch } from './watch.ts'
 
 /** Settings of a mount. */
 export interface FuseOptions {
@@ -108,6 +110,13 @@ interface Slot {
   readonly answerView: DataView
 }
 
+/** Buffers that are filled once, so that the memory is really there. */
+function newSlot(): Slot {
+  const request = new Uint8Array(requestHeader + writeHeader + maxTransfer).fill(1)
+  const answer = new Uint8Array(answerHeader + maxTransfer).fill(1)
+  return { request, requestView: new DataView(request.buffer), answer, answerView: new DataView(answer.buffer) }
+}
+
 /** Mounts a tree and serves it. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where FUSE is not to be had, `TMEM_IO` when it cannot be mounted. */
 export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
   const system = await System.load()
@@ -187,12 +196,17 @@ class RawFuseServer implements FuseServer {
   readonly #busyTurns: number
   readonly #onError: (error: unknown) => void
   readonly #free: Slot[] = []
+  /** Where the loop reads the next request to; nobody else uses it. */
+  #next: Slot
+  #watch: Watch | undefined
   /** Texts by file handle: as they were when they were opened; and what is left unread of a directory. */
   readonly #texts = new Map<number, Uint8Array>()
   readonly #directories = new Map<number, readonly (readonly [string, FuseNode])[]>()
   readonly #counts = new Map<number, number>()
   #nextHandle = 1
   #quietTurns = 0
+  /** The next turn is used. */
+  #turning = false
   /** Nobody reads now: all buffers are at work. */
   #stalled = false
   #gone = false
@@ -214,22 +228,18 @@ class RawFuseServer implements FuseServer {
     this.ended = new Promise((settle) => {
       this.#end = settle
     })
-    for (let n = 0; n < slots; n++) {
-      // Filled, so that the memory is really there.
-      const request = new Uint8Array(requestHeader + writeHeader + maxTransfer).fill(1)
-      const answer = new Uint8Array(answerHeader + maxTransfer).fill(1)
-      this.#free.push({
-        request,
-        requestView: new DataView(request.buffer),
-        answer,
-        answerView: new DataView(answer.buffer),
-      })
-    }
+    this.#next = newSlot()
+    for (let n = 0; n < slots; n++) this.#free.push(newSlot())
   }
 
   begin(): void {
     process.on('exit', this.#exit)
-    this.#receive()
+    this.#watch = watch(this.#descriptor, {
+      room: () => this.#next.request,
+      received: (count) => this.#received(count),
+      closed: () => this.#finish(),
+    })
+    if (this.#watch === undefined) this.#receive()
   }
 
   /** The process ends without having closed: nothing would be served any more, and the thread that waits would keep it from ending. */
@@ -261,14 +271,16 @@ class RawFuseServer implements FuseServer {
    * devices wait for, and everything else in this thread, must go on under any load.
    */
   #receive(): void {
-    for (let served = 0; ; served++) {
-      if (served === turnRequests) {
-        setImmediate(() => this.#receive())
-        return
-      }
+    for (let served = 0; !this.#gone; served++) {
       const slot = this.#free.pop()
       if (slot === undefined) {
         this.#stalled = true
+        this.#watch?.pause()
+        return
+      }
+      if (served === turnRequests) {
+        this.#free.push(slot)
+        this.#again()
         return
       }
       const length = this.#system.read(this.#descriptor, slot.request)
@@ -294,11 +306,31 @@ class RawFuseServer implements FuseServer {
     }
   }
 
+  /** The loop has read a request. There are free buffers: else it would have been paused. */
+  #received(count: number): boolean {
+    const slot = this.#next
+    this.#next = this.#free.pop()!
+    this.#quietTurns = 0
+    this.#serve(slot, count)
+    this.#receive()
+    return !this.#stalled
+  }
+
+  /** Looks for requests in the next turn. */
+  #again(): void {
+    if (this.#turning) return
+    this.#turning = true
+    setImmediate(() => {
+      this.#turning = false
+      this.#receive()
+    })
+  }
+
   #wait(): void {
     if (this.#quietTurns < this.#busyTurns) {
       this.#quietTurns++
-      setImmediate(() => this.#receive())
-    } else
+      this.#again()
+    } else if (this.#watch === undefined)
       this.#system.whenReadable(this.#descriptor, () => {
         this.#receive()
       })
@@ -308,7 +340,8 @@ class RawFuseServer implements FuseServer {
     if (this.#gone) return
     this.#gone = true
     process.off('exit', this.#exit)
-    closeSync(this.#descriptor)
+    if (this.#watch === undefined) closeSync(this.#descriptor)
+    else this.#watch.close()
     this.#system.close()
     this.#end()
   }
@@ -351,7 +384,8 @@ class RawFuseServer implements FuseServer {
     this.#free.push(slot)
     if (!this.#stalled) return
     this.#stalled = false
-    setImmediate(() => this.#receive())
+    this.#watch?.resume()
+    this.#again()
   }
 
   #failed(error: unknown): number {

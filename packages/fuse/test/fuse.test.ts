@@ -8,7 +8,7 @@ import type { BlockDevice } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
 import { type Ramzswap, ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'
-import { afterEach, describe, expect, test } from 'vitest'
+import { afterEach, describe, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { type FuseDirectory, type FuseNode, type FuseServer, fuseServer, statisticsTree } from '../src/index.ts'
 
@@ -173,9 +173,38 @@ describe('a device as a file', () => {
   })
 })
 
-describe('more requests than buffers', () => {
-  test('wait until there is one, and all are answered', async (ctx) => {
+describe.each(['the event loop', 'a thread'])('requests that %s waits for', (who) => {
+  /** Takes away what the runtime does not document. */
+  const prepare = (): void => {
+    if (who !== 'a thread') return
+    const taken = vi.spyOn(process as unknown as { binding(name: string): unknown }, 'binding')
+    taken.mockImplementation(() => {
+      throw new Error('not here')
+    })
+    cleanups.push(() => taken.mockRestore())
+  }
+
+  test('one after the other, and many at once', async (ctx) => {
     requires(ctx, needs)
+    prepare()
+    for (const busyTurns of [0, 20]) {
+      const disk = device()
+      const { at, server } = await mounted(directory({ disk: { kind: 'device', device: disk } }), { busyTurns })
+      const bytes = corpus(2 ** 20)
+      const source = join(mkdtempSync(join(tmpdir(), 'fuse-source-')), 'bytes')
+      cleanups.push(() => rmSync(join(source, '..'), { recursive: true }))
+      writeFileSync(source, bytes)
+      const direct = [`of=${at('disk')}`, 'oflag=direct', 'conv=notrunc']
+      expect((await run('dd', `if=${source}`, 'bs=4k', ...direct)).code).toBe(0)
+      const all = Array.from({ length: 8 }, () => run('dd', `if=${at('disk')}`, 'bs=4k', 'count=256', 'iflag=direct'))
+      for (const { stdout } of await Promise.all(all)) expect(stdout.equals(bytes)).toBe(true)
+      expect(server.stats().counters).toMatchObject({ write: 256, in_flight: 0 })
+    }
+  })
+
+  test('wait until there is a buffer when there are more than buffers, and all are answered', async (ctx) => {
+    requires(ctx, needs)
+    prepare()
     const disk = device()
     await disk.write(0, corpus(2 ** 20))
     const gates: (() => void)[] = []
@@ -189,12 +218,13 @@ describe('more requests than buffers', () => {
     )
     while (server.stats().counters['in_flight'] !== 16) await setTimeout(10)
     expect(gates.length).toBe(16)
-    while (gates.length > 0 || server.stats().counters['in_flight'] !== 0) {
+    // Some of the readers may not even have begun.
+    const pump = setInterval(() => {
       for (const open of gates.splice(0)) open()
-      await setTimeout(10)
-    }
-    for (const [n, reader] of readers.entries())
-      expect((await reader).stdout).toEqual(corpus(2 ** 20).subarray(n * 4096, (n + 1) * 4096))
+    }, 10)
+    cleanups.push(() => clearInterval(pump))
+    for (const [n, { stdout }] of (await Promise.all(readers)).entries())
+      expect(stdout).toEqual(corpus(2 ** 20).subarray(n * 4096, (n + 1) * 4096))
   })
 })
 
