@@ -157,11 +157,9 @@ export class Zcache implements PageStore {
   #countedObjects = 0
   /** Bytes of the codec's home that pools of this store can touch. */
   #homeBytes = 0
-  /** Where whole pages are shown to borrowers. */
+  /** Where whole pages are shown: to a borrower, or to the layer below. One at a time. */
   #page: Uint8Array = new Uint8Array(0)
   #lending = false
-  /** Where pages are shown to the layer below. */
-  #outgoing: Uint8Array = new Uint8Array(0)
   #passing = false
   /** Counts whatever may have changed what is under a handle. */
   #changes = 0
@@ -414,7 +412,6 @@ export class Zcache implements PageStore {
     for (const pool of this.#pools) pool?.retire()
     this.#arena.close()
     this.#page = new Uint8Array(0)
-    this.#outgoing = new Uint8Array(0)
     await this.#writeback?.close()
     await this.#next?.close()
   }
@@ -431,7 +428,9 @@ export class Zcache implements PageStore {
    * yet, so that what the layer below does meanwhile may use this store. At most `maxPassedDown` steps.
    */
   makeRoom(pool: ZcachePool, object: ObjectId): void {
-    if (this.#next === undefined || this.#table.oldest(EPHEMERAL) === none || this.#passing || pool.frozen) return
+    if (this.#next === undefined || this.#table.oldest(EPHEMERAL) === none || pool.frozen) return
+    // The page that shows them is in use: what has to go is dropped.
+    if (this.#passing || this.#lending) return
     const arena = this.#arena
     const allocator = this.#allocators[pool.queue]
     const { longestRun } = allocator
@@ -539,7 +538,10 @@ export class Zcache implements PageStore {
 
   /** Lends the page; otherwise as `get`. The view is a scratch page: a lend inside of a lend throws `TypeError`. */
   lend(pool: ZcachePool, object: ObjectId, index: number, use: Borrower): GetOutcome {
-    if (this.#lending) throw new TypeError('zcache: lend inside of a lend: copy the page out with get instead')
+    if (this.#lending || this.#passing)
+      throw new TypeError(
+        'zcache: lend inside of a lend, or while a page goes down: copy the page out with get instead',
+      )
     const { pageSize } = pool
     const page = this.#page
     const outcome = this.get(pool, object, index, page, 0)
@@ -664,7 +666,6 @@ export class Zcache implements PageStore {
       this.#fixedBytes +
       this.#homeBytes +
       this.#page.length +
-      this.#outgoing.length +
       this.#countedEntries * bytesPerEntry +
       this.#countedObjects * HandleTable.bytesPerObject +
       this.#arena.bytesInBudget()
@@ -681,16 +682,14 @@ export class Zcache implements PageStore {
     }
     const before = this.#page.length
     if (before >= pageSize) return true
-    const pages = this.#next === undefined ? 1 : 2
-    if (!this.#budget.take(pages * (pageSize - before))) return false
-    const memory = this.#context.allocator.allocate(pages * pageSize, 'zcache.page')
+    if (!this.#budget.take(pageSize - before)) return false
+    const memory = this.#context.allocator.allocate(pageSize, 'zcache.page')
     if (memory === undefined || this.#page.length !== before) {
-      this.#budget.give(pages * (pageSize - before))
+      this.#budget.give(pageSize - before)
       // Whoever gave the memory may have made a pool of this size meanwhile.
       return this.#page.length >= pageSize
     }
     this.#page = new Uint8Array(memory, 0, pageSize)
-    if (this.#next !== undefined) this.#outgoing = new Uint8Array(memory, pageSize, pageSize)
     return true
   }
 
@@ -1044,8 +1043,8 @@ export class Zcache implements PageStore {
   #drop(entry: number, passing: boolean): boolean {
     const pool = this.#pools[this.#table.poolOf(entry)]!
     let passed: boolean | undefined = false
-    if (passing && pool.next !== undefined && !this.#passing) {
-      const page = this.#outgoing.length === pool.pageSize ? this.#outgoing : this.#outgoing.subarray(0, pool.pageSize)
+    if (passing && pool.next !== undefined && !this.#passing && !this.#lending) {
+      const page = this.#page.length === pool.pageSize ? this.#page : this.#page.subarray(0, pool.pageSize)
       if (!this.#decode(pool, entry, page, 0)) return true
       passed = this.#offer(pool, pool.next, entry, page)
       if (passed === undefined) return false
@@ -1317,7 +1316,7 @@ export class Zcache implements PageStore {
 
   /** Passes the oldest persistent page with bytes at rest down; false when none goes. */
   #writeBack(): boolean {
-    if (this.#passing || this.#next === undefined) return false
+    if (this.#lending || this.#passing || this.#next === undefined) return false
     const table = this.#table
     let entry = table.oldest(PERSISTENT)
     // A same-filled page would free nothing worth the way.
@@ -1325,7 +1324,7 @@ export class Zcache implements PageStore {
       entry = table.newer(entry)
     if (entry === none) return false
     const pool = this.#pools[table.poolOf(entry)]!
-    const page = this.#outgoing.subarray(0, pool.pageSize)
+    const page = this.#page.subarray(0, pool.pageSize)
     this.#decode(pool, entry, page, 0)
     // The place below is safe before this one is given up.
     if (this.#offer(pool, pool.next!, entry, page) !== true) return false

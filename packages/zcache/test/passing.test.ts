@@ -187,9 +187,11 @@ test('the place below is secure before the page is given up, and the scratch pag
   // A borrower after all that sees its own page, and none of what was shown to the layer below.
   const outcome = pool.lend(7, 699, (bytes) => {
     expect(sameBytes(bytes.subarray(0, 4096), noisyPage(699, 0.4))).toBe(true)
-    // A put while a page is lent passes pages down as always, without touching what is lent.
-    for (let i = 700; i < 760; i++) pool.put(7, i, noisyPage(i, 0.4))
+    // A put while a page is lent passes nothing down, because what is lent would be seen to change.
+    const { passedOn, dropped } = evictions(store)
+    for (let i = 700; i < 950; i++) pool.put(7, i, noisyPage(i, 0.4))
     expect(sameBytes(bytes.subarray(0, 4096), noisyPage(699, 0.4))).toBe(true)
+    expect(evictions(store)).toMatchObject({ passedOn, dropped: expect.toSatisfy((now: number) => now > dropped) })
   })
   expect(outcome).toBe(Hit)
 })
