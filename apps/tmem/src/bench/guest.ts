@@ -156,7 +156,7 @@ export async function guestRows(bench: Bench): Promise<Row[]> {
   const subject = (begin: (folder: string) => Promise<Begun>): Subject => ({
     async prepare() {
       await undo()
-      const folder = mkdtempSync(join(tmpfs, 'tmem-bench-guest-'))
+      const folder = mkdtempSync(join(tmpfs, `tmem-bench-guest-${process.pid}-`))
       const remove = (): void => rmSync(folder, { recursive: true, force: true })
       undo = remove
       const begun = await begin(folder)

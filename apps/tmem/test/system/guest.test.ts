@@ -140,7 +140,8 @@ describe('a guest that swaps to us', { timeout: 600_000 }, () => {
 })
 
 describe('the rows of the bench', { timeout: 600_000 }, () => {
-  const inMemory = (): string[] => readdirSync('/dev/shm').filter((name) => name.startsWith('tmem-bench-guest-'))
+  const inMemory = (): string[] =>
+    readdirSync('/dev/shm').filter((name) => name.startsWith(`tmem-bench-guest-${process.pid}-`))
 
   test('are measured, and nothing is left', async (ctx) => {
     guest(ctx, 1)

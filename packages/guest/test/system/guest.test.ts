@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { runInThisContext } from 'node:vm'
-import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
+import { afterAll, describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { unpacked } from '../../../../tools/debian-packages.mjs'
 import { requires } from '../../../../tools/requires.ts'
 import * as own from '../../src/index.ts'
@@ -44,7 +44,17 @@ function machinesOf(pid: number): number[] {
       }
     })
 }
-const folders = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('tmem-guest-'))
+
+// Other runs on this machine have theirs elsewhere.
+const usual = process.env['TMPDIR']
+const scratch = mkdtempSync(join(tmpdir(), 'tmem-test-'))
+process.env['TMPDIR'] = scratch
+afterAll(() => {
+  if (usual === undefined) delete process.env['TMPDIR']
+  else process.env['TMPDIR'] = usual
+  rmSync(scratch, { recursive: true })
+})
+const folders = (): string[] => readdirSync(scratch).filter((name) => name.startsWith('tmem-guest-'))
 
 describe('a guest', { timeout: 150_000 }, () => {
   test('the example of the README works', async (ctx) => {
@@ -84,7 +94,7 @@ describe('a guest', { timeout: 150_000 }, () => {
 
   test('that hangs is killed when the time is over', async (ctx) => {
     const kernel = kernelFor(ctx)
-    const { console, exit } = await run(kernel, 'echo before; sleep 1000; echo after', { timeoutMs: 15_000 })
+    const { console, exit } = await run(kernel, 'echo before; sleep 1000; echo after', { timeoutMs: 30_000 })
     expect({ console, exit }).toEqual({ console: 'before\n', exit: 'timeout' })
     expect(machinesOf(process.pid)).toEqual([])
     expect(folders()).toEqual([])
