@@ -236,8 +236,9 @@ class NodeNbdServer implements NbdServer {
   #stream(socket: Socket, tls: TlsState, startTls: (clientFlags: number) => void, clientFlags?: number): void {
     const wire = new StreamWire(socket)
     const take = (bytes: Buffer): void => {
-      this.#busy()
-      if (!connection.feed(bytes)) socket.pause()
+      const more = connection.feed(bytes)
+      if (!more) socket.pause()
+      this.#busy(more)
     }
     const over = (): void => {
       connection.closed()
@@ -277,9 +278,12 @@ class NodeNbdServer implements NbdServer {
           return room
         },
         callback: (count, bytes) => {
-          this.#busy()
-          if (bytes !== this.#restart) return connection.received(count)
-          return connection.feed(Uint8Array.prototype.slice.call(bytes, 0, count))
+          const more =
+            bytes === this.#restart
+              ? connection.feed(Uint8Array.prototype.slice.call(bytes, 0, count))
+              : connection.received(count)
+          this.#busy(more)
+          return more
         },
       },
     }
@@ -300,9 +304,13 @@ class NodeNbdServer implements NbdServer {
 
   /**
    * Bytes have come: more may follow soon, and a loop that still turns need not be woken. Where they mostly do not follow, it
-   * is tried again only now and then.
+   * is tried again only now and then. None will follow as long as a connection takes no `more`.
    */
-  #busy(): void {
+  #busy(more: boolean): void {
+    if (!more) {
+      this.#quietTurns = this.#busyTurns
+      return
+    }
     this.#quietTurns = 0
     this.#arrivals++
     if (this.#turning) this.#inVain = 0
@@ -357,6 +365,9 @@ function handleOf(socket: Socket): SocketHandle | undefined {
   return handle
 }
 
+/** More than this goes through the socket. */
+const directBytes = 128 * 1024
+
 /** Sends by system calls what the system takes at once, the rest through the socket. */
 class DirectWire implements Wire {
   socket!: Socket
@@ -368,6 +379,8 @@ class DirectWire implements Wire {
 
   sendNow(chunk: Chunk, at: number, length: number): number {
     if (this.socket.destroyed) return -1
+    // Hardly ever taken at once, and an exception each time that nothing is.
+    if (length > directBytes) return 0
     try {
       return writeSync(this.#fd, chunk.bytes, at, length)
     } catch (error) {
