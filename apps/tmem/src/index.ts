@@ -11,9 +11,15 @@ import { BadInput, endingOf } from './ending.ts'
 import { defaultControl } from './serve/control.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
 
+/** SIGHUP comes when the terminal goes: what a server serves may not go with it. */
+const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+/** Nobody reads messages any more; what they are about goes on. */
+const ignoreDeaf = (): void => {}
+
 /**
  * Runs `tmem WORDS…` in this process and answers its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad input,
- * 130 interrupted. Takes SIGINT and SIGTERM while it runs; a second one ends the process at once.
+ * 130 interrupted. Takes SIGINT, SIGTERM and SIGHUP while it runs; a second one ends the process at once.
  */
 export async function run(words: readonly string[]): Promise<number> {
   const interruption = new AbortController()
@@ -32,9 +38,9 @@ export async function run(words: readonly string[]): Promise<number> {
     if (error.code === 'EPIPE') interruption.abort()
     else throw error
   }
-  process.on('SIGINT', interrupt)
-  process.on('SIGTERM', interrupt)
+  for (const name of signals) process.on(name, interrupt)
   process.stdout.on('error', deaf)
+  process.stderr.on('error', ignoreDeaf)
   const terminal = processTerminal(interruption.signal, (taken) => {
     handler = taken
     return () => {
@@ -50,8 +56,7 @@ export async function run(words: readonly string[]): Promise<number> {
     if (message !== '') terminal.note(`tmem: ${message}`)
     return code
   } finally {
-    process.off('SIGINT', interrupt)
-    process.off('SIGTERM', interrupt)
+    for (const name of signals) process.off(name, interrupt)
     process.stdout.off('error', deaf)
   }
 }

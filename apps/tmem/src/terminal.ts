@@ -17,10 +17,10 @@ export interface Progress {
 
 /** What a command prints to, and the signal that ends it early. */
 export interface Terminal {
-  /** Raised by SIGINT and SIGTERM. */
+  /** Raised by SIGINT, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal
   /**
-   * From now on SIGINT and SIGTERM call `handler`, each time, and neither raise `signal` nor end the process; until the function that
+   * From now on those signals call `handler`, each time, and neither raise `signal` nor end the process; until the function that
    * this returns is called. For a server, which may have to refuse.
    */
   takeSignals(handler: () => void): () => void

@@ -1,7 +1,7 @@
 /** The programs around a server: what they answer, and how they end. Swapping for real is in test/system. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -220,6 +220,76 @@ describe('tmem serve', () => {
     expect(ended.stderr).toMatch(message)
   })
 
+  test('sockets that cannot be made are said before anything is opened', async () => {
+    const folder = temporaryDirectory()
+    const long = join(folder, 'x'.repeat(120))
+    for (const [path, words] of [
+      [
+        join(folder, 'missing', 's'),
+        /^tmem: the socket .*missing.s cannot be made: there is no directory .*missing\n$/,
+      ],
+      [folder, /^tmem: .* is there, and no socket: name another path\n$/],
+      // The runtime would cut it off and listen there.
+      [long, /^tmem: the path of a socket has at most 107 bytes: .* has \d+\n$/],
+    ] as const)
+      for (const [nbd, control] of [
+        [path, join(folder, 'c')],
+        [join(folder, 's'), path],
+      ] as const) {
+        const stack = filed.replaceAll('FOLDER', folder)
+        const ended = await tmem([
+          'serve',
+          '--stack',
+          stack,
+          ...twoDevices,
+          '--nbd',
+          `unix:${nbd}`,
+          '--control',
+          control,
+        ])
+        expect(ended).toEqual({ code: 2, stdout: '', stderr: expect.stringMatching(words) })
+        expect(readdirSync(folder)).toEqual([])
+      }
+  })
+
+  test('a signal ends it also while it starts', async () => {
+    const folder = temporaryDirectory()
+    const image = join(folder, 'a.raw')
+    writeFileSync(image, '')
+    // Sparse: it takes no room, and seconds to read.
+    truncateSync(image, 4 * 2 ** 30)
+    const words = ['serve', '--stack', filed.replaceAll('FOLDER', folder), '--control', join(folder, 'c')]
+    const ended = await tmem(
+      [...words, '--device', `name=a,size=4GiB,snapshot=${image}`, '--nbd', `unix:${folder}/s`],
+      {
+        during: async (running) => {
+          while (running.exitCode === null && !existsSync(`${image}.lock`))
+            await new Promise((resolve) => setTimeout(resolve, 10))
+          running.kill('SIGTERM')
+        },
+      },
+    )
+    expect(ended).toEqual({ code: 130, stdout: '', stderr: 'tmem: interrupted\n' })
+    expect(readdirSync(folder)).toEqual(['a.raw'])
+  })
+
+  test('when its terminal goes it ends cleanly, and nobody need read what it says', async () => {
+    const first = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
+    await first.kill()
+    const { folder, control } = first
+    const words = ['serve', '--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--control', control]
+    const ended = await tmem([...words, '--nbd', `unix:${folder}/nbd.sock`, '--fresh'], {
+      during: async (running) => {
+        // What was lost is told there.
+        running.stderr.destroy()
+        await new Promise((resolve) => running.stdout.once('data', resolve))
+        running.kill('SIGHUP')
+      },
+    })
+    expect(ended).toMatchObject({ code: 0, stderr: '' })
+    expect(readdirSync(folder)).toEqual([])
+  })
+
   test('what cannot be opened leaves nothing behind', async () => {
     const folder = temporaryDirectory()
     writeFileSync(join(folder, 'b.img'), 'mine')
@@ -356,7 +426,14 @@ describe('a device with every tier', () => {
 
   test('a hypervisor alone is no place for pages', async () => {
     const words = ['--stack', 'zcache(limit=1MiB)', '--hypervisor', 'memory(limit=8MiB)', '--nbd', 'unix:x']
-    const ended = await tmem(['serve', ...words, '--device', 'name=v,size=1MiB', '--control', '/nowhere/c'])
+    const ended = await tmem([
+      'serve',
+      ...words,
+      '--device',
+      'name=v,size=1MiB',
+      '--control',
+      join(temporaryDirectory(), 'c'),
+    ])
     expect(ended).toMatchObject({
       code: 2,
       stderr: expect.stringContaining('it needs room for all of its 1048576 bytes'),

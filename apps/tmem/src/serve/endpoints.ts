@@ -4,8 +4,8 @@
  * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use: server-cert.pem,
  * server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory serves all of them.
  */
-import { readFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { readFileSync, statSync } from 'node:fs'
+import { dirname, join, resolve } from 'node:path'
 import { createSecureContext } from 'node:tls'
 import type { NbdEndpoint, NbdTls } from '@tmem/nbd'
 import { BadInput } from '../ending.ts'
@@ -30,9 +30,26 @@ export function endpointsOf({ nbd = [], tlsCertificates, tlsVerifyPeer }: Endpoi
   return endpoints
 }
 
+/** Bytes that the system has for the path of a socket; the runtime would cut off what is more. */
+const mostPathBytes = 107
+
+/** A path at which a socket can be made. Throws `BadInput` for any other. */
+export function socketPath(text: string): string {
+  const path = resolve(text)
+  if (Buffer.byteLength(path) > mostPathBytes)
+    throw new BadInput(
+      `the path of a socket has at most ${mostPathBytes} bytes: ${path} has ${Buffer.byteLength(path)}`,
+    )
+  const found = statSync(path, { throwIfNoEntry: false })
+  if (found !== undefined && !found.isSocket()) throw new BadInput(`${path} is there, and no socket: name another path`)
+  if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
+    throw new BadInput(`the socket ${path} cannot be made: there is no directory ${dirname(path)}`)
+  return path
+}
+
 function endpointOf(text: string, tls: NbdTls | undefined): NbdEndpoint {
   const unix = /^unix:(.+)$/.exec(text)
-  if (unix !== null) return { path: resolve(unix[1]!) }
+  if (unix !== null) return { path: socketPath(unix[1]!) }
   const tcp = /^tcp:(.+):(\d+)$/.exec(text)
   if (tcp === null || Number(tcp[2]) > 65535)
     throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)

@@ -70,8 +70,13 @@ export function keepRecord(control: string, devices: Content['devices']): () => 
   const content: Content = { mark: processMark(), devices }
   // Never half a record.
   const draft = `${path}-${process.pid}`
-  writeFileSync(draft, JSON.stringify(content), { mode: 0o600 })
-  renameSync(draft, path)
+  try {
+    writeFileSync(draft, JSON.stringify(content), { mode: 0o600 })
+    renameSync(draft, path)
+  } catch (error) {
+    rmSync(draft, { force: true })
+    throw new Failed(`${path} cannot be written: ${(error as Error).message}`)
+  }
   return () => {
     if (read(path)?.mark === content.mark) rmSync(path)
   }

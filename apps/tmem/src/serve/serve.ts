@@ -20,11 +20,11 @@ import {
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { type DevicePlan, openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
-import { BadInput, Failed } from '../ending.ts'
+import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
-import { type EndpointOptions, endpointsOf } from './endpoints.ts'
+import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
 import { aheadMemory, drain, loopsBelow } from './host.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import { protect } from './protect.ts'
@@ -75,11 +75,14 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       throw new BadInput(`two devices have the snapshot ${snapshot}`)
   const endpoints = endpointsOf(options)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
+  const controlPath = socketPath(options.control)
   const plans = requests.map((request) => planFor(options, request))
-  for (const line of judgeRecord(options.control, options.fresh === true)) terminal.note(`tmem: ${line}`)
+  for (const line of judgeRecord(controlPath, options.fresh === true)) terminal.note(`tmem: ${line}`)
 
   // Undone in the opposite order, whatever happens.
   const undo: (() => Promise<void> | void)[] = []
+  // A signal that comes before it serves ends it, as soon as it may.
+  const goOn = (): void => throwIfInterrupted(terminal.signal)
   try {
     if (options.fuse !== undefined) {
       const protection = await protect()
@@ -102,10 +105,11 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       const device = await opened(request, plans[n]!, () => seconds, allocator, terminal)
       devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
       undo.push(() => device.served.close())
+      goOn()
     }
     memory?.settle()
     forget = keepRecord(
-      options.control,
+      controlPath,
       requests.map((request) => ({ name: request.name, survives: survivalOf(request) })),
     )
     const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
@@ -125,6 +129,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       ...busy,
     })
     const addresses = await listenAll(nbd, endpoints, undo)
+    goOn()
     if (endpoints.length > 0) servers.push(nbd)
     if (options.fuse !== undefined) {
       fuse = await fuseServer({
@@ -149,18 +154,19 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     undo.push(async () => {
       if (mounted !== undefined) await mounted.close()
     })
-    const control = await serveControl(options.control, (request) => answerTo(request, info, devices, servers))
+    const control = await serveControl(controlPath, (request) => answerTo(request, info, devices, servers))
     undo.push(() => {
       control.close()
-      rmSync(options.control, { force: true })
+      rmSync(controlPath, { force: true })
     })
     const ticking = setInterval(() => {
       seconds = Math.floor(process.uptime())
       for (const { device } of devices) device.tick({ pages: tickPages })
     }, tickMs)
     undo.push(() => clearInterval(ticking))
+    goOn()
     if (options.json === true) terminal.print(JSON.stringify(info))
-    else terminal.print(described(info, options.control))
+    else terminal.print(described(info, controlPath))
     await stopped(fuse, options.drain === true, terminal)
     mounted = undefined
   } finally {
@@ -336,6 +342,7 @@ async function opened(
   const begun = performance.now()
   let progress: Progress | undefined
   const onProgress = (done: number, total: number): void => {
+    throwIfInterrupted(terminal.signal)
     if (performance.now() - begun > patienceMs) progress ??= terminal.progress(`reading ${path}`)
     progress?.at(done, total)
   }
