@@ -24,7 +24,7 @@
 import { type Completion, TmemError } from '@tmem/core'
 import { type Chunk, type ChunkPool, largeChunk } from './chunks.ts'
 import { CONTEXT_ID, MAXIMUM_OPTION, Negotiation, type Served, type TlsState } from './negotiation.ts'
-import { Pace } from './pace.ts'
+import { heldBytes, Pace } from './pace.ts'
 import {
   CHUNK_BYTES,
   CHUNK_DONE,
@@ -371,6 +371,8 @@ export class Connection {
     const { hold } = this.#service
     if (hold === undefined || this.#blocked || this.#ending || this.#inFlight > 0) return false
     if (this.#phase < Phase.Requests || this.ended || this.#draining || !this.#pace.holds) return false
+    // The rest of a large payload keeps coming for long; what is ready has nothing to do with that.
+    if (this.#phase === Phase.Payload && this.#writeBytes >= heldBytes) return false
     this.#holding = true
     if (!this.#turns) {
       this.#turns = true

@@ -15,7 +15,9 @@ const quietTurns = 8
 /** One sending in so many waits until nothing more comes. */
 const trialEvery = 64
 /** Answers to requests for so many bytes, together, are not held. */
-const heldBytes = 64 * 1024
+export const heldBytes: number = 64 * 1024
+/** Nor are so many: a client that never waits for answers has no depth, and the more it sends the longer they would be held. */
+const heldAnswers = 64
 
 /** Of one connection. */
 export class Pace {
@@ -35,9 +37,9 @@ export class Pace {
     this.#bytes += bytes
     this.#answers++
     this.#burst++
-    const least = Math.max(this.#answers, this.#burst)
+    const least = Math.min(Math.max(this.#answers, this.#burst), 2 * heldAnswers)
     if (least > this.#depth) this.#depth = least
-    if (this.#bytes >= heldBytes) return true
+    if (this.#bytes >= heldBytes || this.#answers >= heldAnswers) return true
     return !this.#trial && this.#depth >= 4 && this.#answers >= this.#depth >> 1
   }
 

@@ -1,7 +1,11 @@
 /** Clients as simple as can be against the rule of when to send: what is counted is sendings. */
 import { describe, expect, test } from 'vitest'
+import { ChunkPool } from '../src/chunks.ts'
+import { Connection } from '../src/connection.ts'
+import { memoryDevice } from '../src/index.ts'
+import type { Served } from '../src/negotiation.ts'
 import { Pace } from '../src/pace.ts'
-import { Command } from '../src/protocol.ts'
+import { Command, Option } from '../src/protocol.ts'
 import { Client, requestBytes, serve } from './client.ts'
 
 /**
@@ -86,6 +90,22 @@ describe('answers are sent', () => {
     expect(sendings(new Pace(), 4, 2 ** 20, 100).every((count) => count === 1)).toBe(true)
   })
 
+  test('at the latest when there are 64, to a client that never waits and never pauses', () => {
+    const pace = new Pace()
+    const sent: number[] = []
+    for (let n = 0, ready = 0; n < 20_000; n++) {
+      // Now many at once, now one by one, and always before the event loop is quiet.
+      if (n < 4096 ? n % 4096 === 0 : true) pace.arrived()
+      ready++
+      if (!pace.answered(0) && pace.holds) continue
+      pace.sent()
+      sent.push(ready)
+      ready = 0
+    }
+    expect(Math.max(...sent)).toBe(64)
+    expect(sent.length).toBeGreaterThan(20_000 / 64 - 1)
+  })
+
   test('when nothing more comes, whatever was learned; and one by one again soon', () => {
     const pace = new Pace()
     sendings(pace, 32, 512, 1000)
@@ -100,6 +120,55 @@ describe('answers are sent', () => {
     }
     expect(held).toBeLessThan(2)
   })
+})
+
+test('what is ready does not wait for the rest of a large payload', () => {
+  const device = memoryDevice({ sizeBytes: 2 ** 20 })
+  const counters = { reads: 0, writes: 0, bytesRead: 0, bytesWritten: 0, flushes: 0, trims: 0, zeroes: 0, caches: 0 }
+  const served: Served = {
+    name: '',
+    nameBytes: Buffer.alloc(0),
+    description: undefined,
+    device,
+    readOnly: false,
+    resizable: false,
+    connections: 0,
+    counters: { ...counters, statuses: 0, resizes: 0, errors: 0 },
+  }
+  const none = (): void => undefined
+  let sentBytes = 0
+  const sendNow = (_chunk: unknown, _at: number, length: number): number => {
+    sentBytes += length
+    return length
+  }
+  const wire = { sendNow, send: none, resume: none, end: none, destroy: none }
+  let held = 0
+  const hold = (): void => void held++
+  const service = { exports: new Map([['', served]]), pool: new ChunkPool(2 ** 24), requests: 16, hold, failed: none }
+  const connection = new Connection(service, wire, { tls: 'none', clientFlags: 3 })
+  const said = (): number => {
+    const bytes = sentBytes
+    sentBytes = 0
+    return bytes
+  }
+  const exportName = Buffer.alloc(16)
+  exportName.write('IHAVEOPT')
+  exportName.writeUInt32BE(Option.EXPORT_NAME, 8)
+  connection.feed(exportName)
+  expect(said()).toBe(10)
+  // The first is a trial: held until nothing more comes.
+  const read = requestBytes(Command.READ, 0, 512, 1n)
+  connection.feed(read)
+  expect([held, said()]).toEqual([1, 0])
+  connection.feed(Buffer.concat([requestBytes(Command.WRITE, 0, 4096, 2n), Buffer.alloc(100)]))
+  expect(said()).toBe(0)
+  connection.feed(Buffer.alloc(3996))
+  expect(said()).toBe(0)
+  connection.feed(Buffer.concat([requestBytes(Command.WRITE, 0, 2 ** 17, 3n), Buffer.alloc(100)]))
+  expect(said()).toBe(16 + 512 + 16)
+  connection.feed(Buffer.alloc(2 ** 17 - 100))
+  expect(said()).toBe(16)
+  connection.closed()
 })
 
 test('a client that sends everything at once gets all its answers, held or not', async () => {
