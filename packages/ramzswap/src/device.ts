@@ -139,6 +139,8 @@ const waitingPages = 16
 const spillPages = 128
 /** Pages that one request fetches at the same time. */
 const fetchedPages = 32
+/** Pages that are moved at once, before requests have their turn. */
+const turnPages = 16
 /** Every page is in one object. */
 const object = 0
 
@@ -404,7 +406,8 @@ export class Ramzswap implements BlockDevice {
         if (outcome !== PutOutcome.Stored)
           throw this.#refusal('write back', slot, 'the backing store refused it', outcome, backing)
         this.#moved(slot, BACKING, this.#states[slot]! & HUGE_FLAG, 0)
-        if (this.#writebackLimit !== undefined) this.#writebackLimit--
+        // It may have been lowered while the page was read.
+        if (this.#writebackLimit !== undefined && this.#writebackLimit > 0) this.#writebackLimit--
         this.#writtenBack++
         return true
       },
@@ -916,7 +919,10 @@ export class Ramzswap implements BlockDevice {
     }
   }
 
-  /** Calls `move` with the pages that match, in the order of their slots (or with the one of slot `only`); how many it moved. */
+  /**
+   * Calls `move` with the pages that match, in the order of their slots (or with the one of slot `only`), and lets requests have their
+   * turn in between; how many it moved.
+   */
   async #walk(
     maxPages: number,
     matches: (slot: number, state: number) => boolean,
@@ -925,6 +931,7 @@ export class Ramzswap implements BlockDevice {
   ): Promise<number> {
     if (this.#closing !== undefined) throw this.#closedError()
     let moved = 0
+    let tried = 0
     await this.#borrow(async (page) => {
       for (let slot = only ?? 0; slot < (only === undefined ? this.#slots : only + 1) && moved < maxPages; slot++) {
         const state = this.#states[slot]!
@@ -938,6 +945,9 @@ export class Ramzswap implements BlockDevice {
         if (this.#stamps[slot] !== stamp) continue
         if (outcome !== GetOutcome.Hit) throw this.#ioError('move', slot, `the ${tier.name} store has lost its page`)
         if (move(slot, page)) moved++
+        if (++tried % turnPages !== 0) continue
+        await new Promise((resolve) => setImmediate(resolve))
+        if (this.#closing !== undefined) throw this.#closedError()
       }
     })
     return moved

@@ -662,6 +662,56 @@ describe('what zram added', () => {
     await device.close()
   })
 
+  test('requests have their turn while pages are moved, and what they change is kept', async () => {
+    const many = 200
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes: many * 4096,
+      compressed: compressed(),
+      recompressed: [zcache({ limitBytes: 2 ** 20, codec: 'deflate' })],
+      backing: backingFile(many).layers,
+      check: 'model',
+    })
+    for (let n = 0; n < many; n++) void device.write(n * 4096, page('text', n))
+    for (const [move, place] of [
+      [() => device.recompress(), 'recompressed'],
+      [() => device.writeback('idle'), 'backing'],
+    ] as const) {
+      device.idle('all')
+      const moved = move()
+      const seen: number[] = []
+      for (let n = 0; n < 3; n++) {
+        await new Promise((resolve) => setImmediate(resolve))
+        seen.push(section(device.stats(), 'slots')[place]!)
+      }
+      expect(seen[2]).toBeLessThan(many / 2)
+      expect(seen[0]).toBeLessThan(seen[2]!)
+      // Behind, and far ahead of what is being moved.
+      void device.write(0, page('noise', many))
+      void device.discard((many - 1) * 4096, 4096)
+      const count = await moved
+      expect(count).toBeGreaterThan(many / 2)
+      expect(section(device.stats(), 'slots')[place]).toBeGreaterThan(many / 2)
+      expectBytes(await contentOf(device, 0, 4096), page('noise', many))
+      for (let n = 1; n < many - 1; n++) expectBytes(await contentOf(device, n * 4096, 4096), page('text', n))
+      expectBytes(await contentOf(device, (many - 1) * 4096, 4096), new Uint8Array(4096))
+      expectSums(device.stats())
+    }
+    await device.close()
+  })
+
+  test('a device that is closed while pages are moved says so', async () => {
+    const many = 100
+    const layers = backingFile(many).layers
+    const device = ramzswap({ name: 'dev', sizeBytes: many * 4096, compressed: compressed(), backing: layers })
+    for (let n = 0; n < many; n++) void device.write(n * 4096, page('text', n))
+    device.idle('all')
+    const moved = codeOf(() => device.writeback('idle'))
+    await new Promise((resolve) => setImmediate(resolve))
+    await device.close()
+    expect(await moved).toBe('TMEM_CLOSED')
+  })
+
   test('writeback that fails leaves the page where it was', async () => {
     const { device, file } = withFile()
     void device.write(0, page('text'))

@@ -20,8 +20,9 @@ export interface Turned {
   readonly holder: () => string | undefined
 }
 
-/** Pages that `compact` touches. */
+/** Pages that `compact` touches, and those that it touches before requests have their turn. */
 const compactPages = 2 ** 16
+const turnPages = 64
 
 /** The knobs of a device by name. */
 export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string, Knob> {
@@ -89,8 +90,20 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
         },
       },
     ],
-    ['compact', action(() => device.tick({ pages: compactPages }).pages)],
+    ['compact', action(() => compact(device))],
   ])
+}
+
+async function compact(device: Ramzswap): Promise<number> {
+  let pages = 0
+  for (let pending = true; pending && pages < compactPages; ) {
+    const progress = device.tick({ pages: turnPages })
+    pages += progress.pages
+    // A store that has more to do and does nothing would keep this here for ever.
+    pending = progress.pending && progress.pages > 0
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  return pages
 }
 
 /** `huge`, `type=huge`, or `page_index=7`. */
@@ -99,8 +112,9 @@ function writebackOf(text: string): WritebackRequest {
   return index === undefined ? kindOf(text.replace(/^type=/, '')) : { pageIndex: countOf(index) }
 }
 
-/** `type=idle threshold=3000 max_pages=100`, each of which may be missing. */
+/** `type=idle threshold=3000 max_pages=100`, each of which may be missing, or `all`. */
 function recompressOf(text: string): RecompressRequest {
+  if (text === 'all') return {}
   let request: RecompressRequest = {}
   for (const word of text.split(/\s+/).filter((part) => part !== '')) {
     const [, name, value] = /^(type|threshold|max_pages)=(.+)$/.exec(word) ?? []
