@@ -116,7 +116,7 @@ test('busybox unpacks what was put in', { timeout: 60_000 }, (ctx) => {
         const above = entries.flatMap(({ path: own }) =>
           own.split('/').map((_, n, parts) => parts.slice(0, n + 1).join('/')),
         )
-        expect(new Set(readdirSync(folder, { recursive: true }))).toEqual(new Set(above))
+        expect(new Set(readdirSync(folder, { recursive: true, encoding: 'utf8' }))).toEqual(new Set(above))
         const found = entries.map(({ path: own }) => described(join(folder, own)))
         expect(found).toEqual(
           entries.map((one) =>
