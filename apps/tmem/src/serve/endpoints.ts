@@ -40,10 +40,16 @@ export function socketPath(text: string): string {
     throw new BadInput(
       `the path of a socket has at most ${mostPathBytes} bytes: ${path} has ${Buffer.byteLength(path)}`,
     )
-  const found = statSync(path, { throwIfNoEntry: false })
-  if (found !== undefined && !found.isSocket()) throw new BadInput(`${path} is there, and no socket: name another path`)
-  if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
-    throw new BadInput(`the socket ${path} cannot be made: there is no directory ${dirname(path)}`)
+  try {
+    const found = statSync(path, { throwIfNoEntry: false })
+    if (found !== undefined && !found.isSocket())
+      throw new BadInput(`${path} is there, and no socket: name another path`)
+    if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
+      throw new BadInput(`the socket ${path} cannot be made: there is no directory ${dirname(path)}`)
+  } catch (error) {
+    if (error instanceof BadInput) throw error
+    throw new BadInput(`the socket ${path} cannot be made: ${(error as Error).message}`)
+  }
   return path
 }
 

@@ -6,6 +6,7 @@
  * does not stop (or, with `--drain`, ends that first).
  */
 import { rmSync } from 'node:fs'
+import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import {
   type Allocator,
@@ -25,7 +26,7 @@ import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
-import { aheadMemory, drain, loopsBelow } from './host.ts'
+import { aheadMemory, drain, type LoopUse, loopsBelow } from './host.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
@@ -77,6 +78,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
   const controlPath = socketPath(options.control)
   const plans = requests.map((request) => planFor(options, request))
+  if (options.fuse !== undefined) await judgeLoops(resolve(options.fuse))
   for (const line of judgeRecord(controlPath, options.fresh === true)) terminal.note(`tmem: ${line}`)
 
   // Undone in the opposite order, whatever happens.
@@ -174,6 +176,27 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   }
 }
 
+/**
+ * Throws `Failed` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
+ * mount is taken away nobody can tell what they were.
+ */
+async function judgeLoops(directory: string): Promise<void> {
+  const uses = loopsBelow(directory)
+  if (uses.length === 0) return
+  const isDead = await lstat(`${directory}/.`).then(
+    () => false,
+    (error: NodeJS.ErrnoException) => error.code === 'ENOTCONN',
+  )
+  if (!isDead) return
+  const steps = uses.flatMap(({ loop, swap }) => [...(swap ? [`swapoff ${loop}`] : []), `losetup -d ${loop}`])
+  throw new Failed(
+    `the server before was killed, and its files are in use by ${usesOf(uses)}: run ${steps.join('; ')}; then start again`,
+  )
+}
+
+const usesOf = (uses: readonly LoopUse[]): string =>
+  uses.map(({ loop, swap }) => `${loop}${swap === undefined ? '' : ', which is active swap'}`).join('; ')
+
 /** Undoes all of it, the last first; then throws what went wrong first. */
 async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<void> {
   const errors: unknown[] = []
@@ -207,10 +230,7 @@ async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: 
           await fuse.close()
           return
         }
-        const what = uses
-          .map(({ loop, swap }) => `${loop}${swap === undefined ? '' : ', which is active swap'}`)
-          .join('; ')
-        terminal.note(`tmem: not stopped: in use by ${what}: run tmem swap off first, or start with --drain`)
+        terminal.note(`tmem: not stopped: in use by ${usesOf(uses)}: run tmem swap off first, or start with --drain`)
       } catch (error) {
         terminal.note(`tmem: not stopped: ${(error as Error).message}`)
       }

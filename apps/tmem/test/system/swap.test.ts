@@ -276,6 +276,11 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     await ended
     expect((await hog.ended).code).not.toBe(0)
     const [loop] = loops()
+    // Without its mount nobody could tell what the loop device was.
+    for (const words of [[], ['--fresh']])
+      await expect(serve(...words)).rejects.toThrow(
+        `in use by /dev/${loop}, which is active swap: run swapoff /dev/${loop}; losetup -d /dev/${loop}; then start again`,
+      )
     expect(spawnSync('swapoff', [`/dev/${loop}`], { timeout: 60_000 }).status).toBe(0)
     expect(spawnSync('losetup', ['-d', `/dev/${loop}`], { timeout: 60_000 }).status).toBe(0)
     // Nobody reads zeros unasked, and what the killed server left is not in the way of the next.
