@@ -270,12 +270,16 @@ export class Connection {
     if (this.#served !== undefined) this.#served.connections--
     pool.release(this.#in)
     this.#rest = undefined
-    if (this.#out !== undefined) pool.release(this.#out)
-    this.#out = undefined
+    this.#dropOut()
     for (const segment of this.#queue) pool.release(segment.chunk)
     this.#queue = []
     this.#stream = undefined
     this.#endHeld()
+  }
+
+  #dropOut(): void {
+    if (this.#out !== undefined) this.#service.pool.release(this.#out)
+    this.#out = undefined
   }
 
   /** Begins no more requests, and closes the wire when those in flight are done. */
@@ -343,7 +347,10 @@ export class Connection {
 
   /** Goes on after something that was waited for. */
   #wake(): void {
-    if (this.ended) return
+    if (this.ended) {
+      this.#dropOut()
+      return
+    }
     if (this.#stream !== undefined) this.#pump()
     this.#run()
     this.#checkIdle()
@@ -400,6 +407,8 @@ export class Connection {
           more = this.#greeting()
       }
     }
+    // The client was found to be gone in the middle of an answer, which may have taken another chunk since.
+    if (this.#phase === Phase.Ended) this.#dropOut()
   }
 
   #greeting(): boolean {

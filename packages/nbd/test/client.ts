@@ -6,6 +6,8 @@ import { join } from 'node:path'
 import { type ConnectionOptions as TlsConnectionOptions, connect as tlsConnect } from 'node:tls'
 import type { BlockDevice, Completion } from '@tmem/core'
 import { afterEach } from 'vitest'
+import { ChunkPool } from '../src/chunks.ts'
+import { Connection, type Service, type Wire } from '../src/connection.ts'
 import {
   memoryDevice,
   type NbdAddress,
@@ -14,7 +16,8 @@ import {
   type NbdServerOptions,
   nbdServer,
 } from '../src/index.ts'
-import { Command, IHAVEOPT, OPTION_REPLY, Option, Reply } from '../src/protocol.ts'
+import type { Served } from '../src/negotiation.ts'
+import { Command, Handshake, IHAVEOPT, OPTION_REPLY, Option, Reply } from '../src/protocol.ts'
 
 /** Everything that a test opened is closed after it, also when it failed. */
 const cleanups: (() => unknown)[] = []
@@ -41,6 +44,61 @@ export async function serve(
   later(() => server.close())
   const address = await server.listen(endpoint ?? { path: join(testFolder(), 'nbd.sock') })
   return { server, address }
+}
+
+/** What stands for a client that takes everything, until it is gone. */
+class BareWire implements Wire {
+  sentBytes = 0
+  gone = false
+
+  sendNow(_chunk: unknown, _at: number, length: number): number {
+    if (this.gone) return -1
+    this.sentBytes += length
+    return length
+  }
+
+  send(): void {}
+  resume(): void {}
+  end(): void {}
+  destroy(): void {}
+}
+
+/** A connection without a socket, with a device of 1 MiB, ready for requests. */
+export function bareConnection({ hold }: Pick<Service, 'hold'>): {
+  connection: Connection
+  wire: BareWire
+  pool: ChunkPool
+} {
+  const served: Served = {
+    name: '',
+    nameBytes: Buffer.alloc(0),
+    description: undefined,
+    device: memoryDevice({ sizeBytes: 2 ** 20 }),
+    readOnly: false,
+    resizable: false,
+    connections: 0,
+    counters: {
+      reads: 0,
+      writes: 0,
+      bytesRead: 0,
+      bytesWritten: 0,
+      flushes: 0,
+      trims: 0,
+      zeroes: 0,
+      caches: 0,
+      statuses: 0,
+      resizes: 0,
+      errors: 0,
+    },
+  }
+  const pool = new ChunkPool(2 ** 24)
+  const service = { exports: new Map([['', served]]), pool, requests: 16, failed: () => undefined }
+  const wire = new BareWire()
+  const options = { tls: 'none', clientFlags: Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES } as const
+  const connection = new Connection(hold === undefined ? service : { ...service, hold }, wire, options)
+  connection.feed(optionBytes(Option.EXPORT_NAME))
+  wire.sentBytes = 0
+  return { connection, wire, pool }
 }
 
 export interface OptionAnswer {

@@ -1,7 +1,7 @@
 import { describe, expect, test, vi } from 'vitest'
 import { memoryDevice } from '../src/index.ts'
 import { Command, Option } from '../src/protocol.ts'
-import { bytesOf, Client, optionBytes, requestBytes, SlowDevice, serve, until } from './client.ts'
+import { bareConnection, bytesOf, Client, optionBytes, requestBytes, SlowDevice, serve, until } from './client.ts'
 
 const size = 4 * 2 ** 20
 
@@ -151,6 +151,17 @@ describe('a device that waits', () => {
     await client.closed
     expect(server.stats().counters['buffer_bytes']).toBe(0)
   })
+})
+
+test('a client that is found to be gone in the middle of an answer leaves no buffer behind', () => {
+  // The second answer has no room behind the first: that one is sent, in vain.
+  const lengths = [32 * 1024, 250 * 1024]
+  const two = Buffer.concat(lengths.map((length) => requestBytes(Command.READ, 0, length, 1n)))
+  const { connection, wire, pool } = bareConnection({})
+  wire.gone = true
+  connection.feed(two)
+  expect(connection.ended).toBe(true)
+  expect(pool.used).toBe(0)
 })
 
 test('when the memory is used up, large requests are done in small pieces', async () => {

@@ -1,12 +1,8 @@
 /** Clients as simple as can be against the rule of when to send: what is counted is sendings. */
 import { describe, expect, test } from 'vitest'
-import { ChunkPool } from '../src/chunks.ts'
-import { Connection } from '../src/connection.ts'
-import { memoryDevice } from '../src/index.ts'
-import type { Served } from '../src/negotiation.ts'
 import { Pace } from '../src/pace.ts'
-import { Command, Option } from '../src/protocol.ts'
-import { Client, requestBytes, serve } from './client.ts'
+import { Command } from '../src/protocol.ts'
+import { bareConnection, Client, requestBytes, serve } from './client.ts'
 
 /**
  * A client that keeps `depth` requests of `bytes` under way: it sends the next one for each answer that it gets, and the event loop turns
@@ -123,39 +119,14 @@ describe('answers are sent', () => {
 })
 
 test('what is ready does not wait for the rest of a large payload', () => {
-  const device = memoryDevice({ sizeBytes: 2 ** 20 })
-  const counters = { reads: 0, writes: 0, bytesRead: 0, bytesWritten: 0, flushes: 0, trims: 0, zeroes: 0, caches: 0 }
-  const served: Served = {
-    name: '',
-    nameBytes: Buffer.alloc(0),
-    description: undefined,
-    device,
-    readOnly: false,
-    resizable: false,
-    connections: 0,
-    counters: { ...counters, statuses: 0, resizes: 0, errors: 0 },
-  }
-  const none = (): void => undefined
-  let sentBytes = 0
-  const sendNow = (_chunk: unknown, _at: number, length: number): number => {
-    sentBytes += length
-    return length
-  }
-  const wire = { sendNow, send: none, resume: none, end: none, destroy: none }
   let held = 0
   const hold = (): void => void held++
-  const service = { exports: new Map([['', served]]), pool: new ChunkPool(2 ** 24), requests: 16, hold, failed: none }
-  const connection = new Connection(service, wire, { tls: 'none', clientFlags: 3 })
+  const { connection, wire } = bareConnection({ hold })
   const said = (): number => {
-    const bytes = sentBytes
-    sentBytes = 0
+    const bytes = wire.sentBytes
+    wire.sentBytes = 0
     return bytes
   }
-  const exportName = Buffer.alloc(16)
-  exportName.write('IHAVEOPT')
-  exportName.writeUInt32BE(Option.EXPORT_NAME, 8)
-  connection.feed(exportName)
-  expect(said()).toBe(10)
   // The first is a trial: held until nothing more comes.
   const read = requestBytes(Command.READ, 0, 512, 1n)
   connection.feed(read)
