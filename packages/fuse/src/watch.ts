@@ -2,7 +2,7 @@
  * A descriptor that is no socket in the event loop: its loop waits for it and reads from it, as it does for a pipe.
  *
  * The runtime has no documented way to do that. Where its inside is not as expected `watch` answers `undefined`, and the descriptor
- * has to be waited for in another thread; each request then takes two more wake-ups, which is half of the time of a small one.
+ * has to be waited for in another thread; each request then takes two more wake-ups.
  */
 import { Socket, type SocketConstructorOpts } from 'node:net'
 
