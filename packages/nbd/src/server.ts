@@ -487,7 +487,8 @@ async function removeStale(path: string): Promise<void> {
   if (refused) await rm(path)
 }
 
-function servedOf(given: NbdExport): Served {
+/** Judges an export: what connections need of it. Throws `RangeError` or `TypeError`. */
+export function servedOf(given: NbdExport): Served {
   const { name = '', description, device, readOnly = false, resizable = false } = given
   const nameBytes = Buffer.from(name)
   const descriptionBytes = description === undefined ? undefined : Buffer.from(description)

@@ -16,8 +16,8 @@ import {
   type NbdServerOptions,
   nbdServer,
 } from '../src/index.ts'
-import type { Served } from '../src/negotiation.ts'
 import { Command, Handshake, IHAVEOPT, OPTION_REPLY, Option, Reply } from '../src/protocol.ts'
+import { servedOf } from '../src/server.ts'
 
 /** Everything that a test opened is closed after it, also when it failed. */
 const cleanups: (() => unknown)[] = []
@@ -69,28 +69,7 @@ export function bareConnection({ hold }: Pick<Service, 'hold'>): {
   wire: BareWire
   pool: ChunkPool
 } {
-  const served: Served = {
-    name: '',
-    nameBytes: Buffer.alloc(0),
-    description: undefined,
-    device: memoryDevice({ sizeBytes: 2 ** 20 }),
-    readOnly: false,
-    resizable: false,
-    connections: 0,
-    counters: {
-      reads: 0,
-      writes: 0,
-      bytesRead: 0,
-      bytesWritten: 0,
-      flushes: 0,
-      trims: 0,
-      zeroes: 0,
-      caches: 0,
-      statuses: 0,
-      resizes: 0,
-      errors: 0,
-    },
-  }
+  const served = servedOf({ device: memoryDevice({ sizeBytes: 2 ** 20 }) })
   const pool = new ChunkPool(2 ** 24)
   const service = { exports: new Map([['', served]]), pool, requests: 16, failed: () => undefined }
   const wire = new BareWire()

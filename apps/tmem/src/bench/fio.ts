@@ -4,10 +4,11 @@
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
-import { Failed } from '../ending.ts'
+import { Failed, throwIfInterrupted } from '../ending.ts'
+import { type Bench, median, type Row, ratioRow } from './frame.ts'
 
 /** What fio does to a device. */
-export interface Load {
+interface Load {
   readonly kind: 'read' | 'write'
   readonly random: boolean
   readonly blockBytes: number
@@ -27,7 +28,7 @@ export interface FioTarget {
 }
 
 /** Nanoseconds per request. Rejects with `Failed` and what fio said. */
-export async function fio(load: Load, { words, sizeBytes, half, seconds }: FioTarget): Promise<number> {
+async function fio(load: Load, { words, sizeBytes, half, seconds }: FioTarget): Promise<number> {
   const child = spawn(
     'fio',
     [
@@ -64,6 +65,46 @@ export async function fio(load: Load, { words, sizeBytes, half, seconds }: FioTa
   const { iops } = answer.jobs[0]![load.kind]
   if (!(iops > 0)) throw new Failed(`fio did nothing: ${words.join(' ')}`)
   return 1e9 / iops
+}
+
+/** A load that makes a row. */
+export interface LoadRow extends Load {
+  readonly name: string
+  /** Largest ratio of our cost to theirs. */
+  readonly goal?: number
+}
+
+/** Whom fio measures, and how. */
+export interface Comparison {
+  readonly ours: FioTarget
+  readonly theirs: FioTarget
+  /** Name of theirs. */
+  readonly reference: string
+  readonly loads: readonly LoadRow[]
+  readonly rounds: number
+}
+
+const filling: Load = { kind: 'write', random: false, blockBytes: 2 ** 20, depth: 4 }
+
+/** Writes both once over, then runs each load on both in turns: rows of medians, in nanoseconds per request. */
+export async function comparedByFio(
+  bench: Bench,
+  { ours, theirs, reference, loads, rounds }: Comparison,
+): Promise<Row[]> {
+  const targets = [ours, theirs] as const
+  for (const target of targets) await fio(filling, target)
+  const seconds = bench.quick ? 0.5 : 1.5
+  const rows: Row[] = []
+  for (const load of loads) {
+    const taken: [number[], number[]] = [[], []]
+    for (let round = 0; round < rounds; round++)
+      for (const turn of round % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const)) {
+        throwIfInterrupted(bench.signal)
+        taken[turn].push(await fio(load, { ...targets[turn], seconds }))
+      }
+    rows.push(ratioRow(load.name, 'ns/request', median(taken[0]), reference, median(taken[1]), load.goal))
+  }
+  return rows
 }
 
 /** What is used of fio's JSON document. */

@@ -26,7 +26,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { compileHog } from '@tmem/guest'
 import { Failed, throwIfInterrupted } from '../ending.ts'
-import { type FioTarget, fio, type Load, type Started, started } from './fio.ts'
+import { comparedByFio, type FioTarget, type LoadRow, type Started, started } from './fio.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow, valueRow } from './frame.ts'
 
 /** The suite. */
@@ -61,12 +61,8 @@ const tmpfsMagic = 0x0102_1994
 const zram = '/dev/zram0'
 const zramSettings = '/sys/block/zram0'
 
-interface LoadRow extends Load {
-  readonly name: string
-}
 const random = { random: true, blockBytes: 4096 } as const
 const sequential = { random: false, blockBytes: mebibyte, depth: 4 } as const
-const filling: Load = { kind: 'write', ...sequential }
 const fileLoads: readonly LoadRow[] = Object.freeze([
   { name: 'file-read-4k-qd32', kind: 'read', ...random, depth: 32 },
   { name: 'file-write-4k-qd32', kind: 'write', ...random, depth: 32 },
@@ -82,6 +78,7 @@ const loopLoads: readonly LoadRow[] = Object.freeze([
   { name: 'loop-compressed-write-4k-qd1', kind: 'write', ...random, depth: 1 },
 ])
 const hogName = 'hog-run'
+const roundsOf = ({ quick }: Bench): number => (quick ? 1 : 7)
 
 async function fuseRows(bench: Bench): Promise<Row[]> {
   const names = [...fileLoads.map(({ name }) => name), ...loopLoads.map(({ name }) => name), hogName]
@@ -102,7 +99,9 @@ async function fuseRows(bench: Bench): Promise<Row[]> {
     writeFileSync(`${zramSettings}/comp_algorithm`, 'lz4')
     writeFileSync(`${zramSettings}/disksize`, `${deviceBytes}`)
     const loop = command('losetup', '-f', '--show', '--direct-io=on', join(mountPoint, 'compressed'))
-    rows.push(...(await compared(bench, loopLoads, direct(loop, true), 'zram lz4', direct(zram, true))))
+    const reference = 'zram lz4'
+    const both = { ours: direct(loop, true), theirs: direct(zram, true) }
+    rows.push(...(await comparedByFio(bench, { ...both, reference, loads: loopLoads, rounds: roundsOf(bench) })))
     rows.push(...(await hogRows(bench, loop)))
     return rows
   } finally {
@@ -140,34 +139,11 @@ const direct = (path: string, half: boolean): FioTarget => ({
 async function fileRows(bench: Bench): Promise<Row[]> {
   const tmpfs = { ...direct(tmpfsFile, false), words: ['--ioengine=libaio', `--filename=${tmpfsFile}`] }
   try {
-    return await compared(bench, fileLoads, direct(join(mountPoint, 'plain'), false), 'tmpfs file', tmpfs)
+    const both = { ours: direct(join(mountPoint, 'plain'), false), theirs: tmpfs }
+    return await comparedByFio(bench, { ...both, reference: 'tmpfs file', loads: fileLoads, rounds: roundsOf(bench) })
   } finally {
     rmSync(tmpfsFile, { force: true })
   }
-}
-
-/** Runs the loads on both in turns. */
-async function compared(
-  bench: Bench,
-  loads: readonly LoadRow[],
-  ours: FioTarget,
-  reference: string,
-  theirs: FioTarget,
-): Promise<Row[]> {
-  const rows: Row[] = []
-  for (const target of [ours, theirs]) await fio(filling, target)
-  const rounds = bench.quick ? 1 : 7
-  const seconds = bench.quick ? 0.5 : 1.5
-  for (const load of loads) {
-    const taken: [number[], number[]] = [[], []]
-    for (let round = 0; round < rounds; round++)
-      for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
-        throwIfInterrupted(bench.signal)
-        taken[turn]!.push(await fio(load, { ...(turn === 0 ? ours : theirs), seconds }))
-      }
-    rows.push(ratioRow(load.name, 'ns/request', median(taken[0]), reference, median(taken[1])))
-  }
-  return rows
 }
 
 /** One run of the program, in milliseconds. */

@@ -16,8 +16,8 @@ import { frontswap } from '@tmem/frontswap'
 import { ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
-import { fio, type Load, started } from './fio.ts'
-import { type Bench, median, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
+import { comparedByFio, type FioTarget, type LoadRow, started } from './fio.ts'
+import { type Bench, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
 import { guestRows } from './guest.ts'
 import { zramBytes } from './zram-use.ts'
 
@@ -30,15 +30,7 @@ export const nbd: Suite = {
 
 const deviceBytes = 256 * 2 ** 20
 
-/** A row. */
-interface LoadRow extends Load {
-  readonly name: string
-  /** Largest ratio of our cost to theirs. */
-  readonly goal: number
-}
-
 const random = { random: true, blockBytes: 4096 } as const
-const filling: Load = { kind: 'write', random: false, blockBytes: 2 ** 20, depth: 4 }
 const sequential = { random: false, blockBytes: 2 ** 20, depth: 4, goal: 1.1 } as const
 const plainLoads: readonly LoadRow[] = Object.freeze([
   { name: 'plain-read-4k-qd32', kind: 'read', ...random, depth: 32, goal: 0.7 },
@@ -138,25 +130,13 @@ async function compared(
     await started('nbdkit', ['-f', '-U', theirs, 'memory', String(deviceBytes), ...settings], theirs),
   ]
   try {
-    const rows: Row[] = []
-    const target = (socket: string) => ({
+    const target = (socket: string): FioTarget => ({
       words: ['--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`],
       sizeBytes: deviceBytes,
       half: kind === 'compressed',
     })
-    for (const socket of [ours, theirs]) await fio(filling, target(socket))
     const rounds = bench.quick ? 3 : 7
-    const seconds = bench.quick ? 0.5 : 1.5
-    for (const load of loads) {
-      const taken: [number[], number[]] = [[], []]
-      for (let round = 0; round < rounds; round++)
-        for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
-          throwIfInterrupted(bench.signal)
-          taken[turn]!.push(await fio(load, { ...target(turn === 0 ? ours : theirs), seconds }))
-        }
-      rows.push(ratioRow(load.name, 'ns/request', median(taken[0]), reference, median(taken[1]), load.goal))
-    }
-    return rows
+    return await comparedByFio(bench, { ours: target(ours), theirs: target(theirs), reference, loads, rounds })
   } finally {
     for (const { stop } of processes) await stop()
   }
