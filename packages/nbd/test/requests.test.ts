@@ -444,3 +444,21 @@ test('over TCP, byte by byte', async () => {
   expect(answers.subarray(-10).toString()).toBe('0123456789')
   expect(await client.closed).toBe(true)
 })
+
+test('where the runtime keeps the insides of its sockets to itself, streams serve as well', async () => {
+  const { binding } = process as unknown as { binding(name: string): Record<string, { prototype: object }> }
+  const handles = [binding('tcp_wrap')['TCP']!, binding('pipe_wrap')['Pipe']!]
+  for (const { prototype } of handles) Object.defineProperty(prototype, 'useUserBuffer', { configurable: true })
+  try {
+    const client = await ready()
+    const writes = Array.from({ length: 64 }, (_, n) =>
+      client.write(n * 65_536, bytesOf(n, n % 2 === 0 ? 65_536 : 512)),
+    )
+    expect((await Promise.all(writes)).every(({ error }) => error === 0)).toBe(true)
+    const reads = await Promise.all(writes.map((_, n) => client.read(n * 65_536, n % 2 === 0 ? 65_536 : 512)))
+    expect(reads.every(({ data }, n) => data.equals(bytesOf(n, data.length)))).toBe(true)
+    expect((await client.read(0, size)).error).toBe(0)
+  } finally {
+    for (const { prototype } of handles) Reflect.deleteProperty(prototype, 'useUserBuffer')
+  }
+})

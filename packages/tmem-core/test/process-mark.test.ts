@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { expect, test } from 'vitest'
+import { expect, test, vi } from 'vitest'
 import { markedProcess, processMark } from '../src/index.ts'
 
 const own = processMark()
@@ -25,3 +25,20 @@ test.each(['', 'x', '0 1 a', `${own}\n`, ` ${own}`, `${own} 1`, '12345678901 1 a
     expect(markedProcess(text)).toBeUndefined()
   },
 )
+
+test('where the system does not tell when a process started, its number has to do', async () => {
+  vi.resetModules()
+  vi.doMock('node:fs', () => ({
+    readFileSync: (path: string) => {
+      throw Object.assign(new Error(`ENOENT: ${path}`), { code: 'ENOENT' })
+    },
+  }))
+  try {
+    const elsewhere = await import('../src/process-mark.ts')
+    expect(elsewhere.processMark()).toBe(`${process.pid} - -`)
+    expect(elsewhere.markedProcess(`${process.pid} - -`)).toEqual({ pid: process.pid, running: true })
+    expect(elsewhere.markedProcess(own)).toEqual({ pid: process.pid, running: false })
+  } finally {
+    vi.doUnmock('node:fs')
+  }
+})
