@@ -446,8 +446,8 @@ test('over TCP, byte by byte', async () => {
 })
 
 test('where the runtime keeps the insides of its sockets to itself, streams serve as well', async () => {
-  const { binding } = process as unknown as { binding(name: string): Record<string, { prototype: object }> }
-  const handles = [binding('tcp_wrap')['TCP']!, binding('pipe_wrap')['Pipe']!]
+  const runtime = process as unknown as { binding(name: string): Record<string, { prototype: object }> }
+  const handles = [runtime.binding('tcp_wrap')['TCP']!, runtime.binding('pipe_wrap')['Pipe']!]
   for (const { prototype } of handles) Object.defineProperty(prototype, 'useUserBuffer', { configurable: true })
   try {
     const client = await ready()

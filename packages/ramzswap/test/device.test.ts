@@ -1,5 +1,5 @@
 import { type Completion, type Layer, memory, type PageStore, type StatsNode, systemAllocator } from '@tmem/core'
-import { failingAllocator, refuse } from '@tmem/faults'
+import { delay, failingAllocator, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
 import { type Ramzswap, type RamzswapOptions, ramzswap, tiersOf, virtswap } from '../src/index.ts'
@@ -631,6 +631,25 @@ describe('faults', () => {
 })
 
 describe('what zram added', () => {
+  test('a writeback limit that is lowered while a page is read is used up, not unlimited', async () => {
+    const { device } = withFile({
+      compressed: [
+        delay({
+          turn: async () => {
+            device.writebackLimit = 0
+          },
+        }),
+        ...compressed(),
+      ],
+    })
+    for (let n = 0; n < 4; n++) void device.write(n * 4096, page('text', n))
+    device.idle('all')
+    device.writebackLimit = 3
+    expect(await device.writeback('idle')).toBe(1)
+    expect(device.writebackLimit).toBe(0)
+    expect(await device.writeback('idle')).toBe(0)
+  })
+
   test('writeback moves huge, idle or single pages, within its limit', async () => {
     const device = ramzswap({
       name: 'dev',
