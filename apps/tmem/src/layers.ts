@@ -5,13 +5,13 @@ import {
   formatBytes,
   type Layer,
   type LayerFactory,
-  memoryFactory,
   type OptionSpec,
   parseStack,
   planStack,
   stackFromData,
 } from '@tmem/core'
 import { frontswapFactory } from '@tmem/frontswap'
+import { memoryFactory } from '@tmem/memory'
 import { spillFactory } from '@tmem/spill'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'

@@ -1,5 +1,5 @@
 /** Knobs whose work has to wait: what happens meanwhile. */
-import { memory } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { ramzswap } from '@tmem/ramzswap'
 import { expect, test } from 'vitest'
 import { knobsOf } from '../src/serve/knobs.ts'

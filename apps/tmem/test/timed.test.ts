@@ -1,6 +1,7 @@
 import { conformance } from '@tmem/conformance'
-import { compose, GetOutcome, memory, PutOutcome } from '@tmem/core'
+import { compose, GetOutcome, PutOutcome } from '@tmem/core'
 import { delay, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { describe, expect, it, test } from 'vitest'
 import { timed } from '../src/demo/timed.ts'
 

@@ -1,5 +1,6 @@
-import { compose, GetOutcome, memory, Tmem } from '@tmem/core'
+import { compose, GetOutcome, Tmem } from '@tmem/core'
 import { delay, discard, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {

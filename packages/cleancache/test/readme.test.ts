@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { runInThisContext } from 'node:vm'
 import * as core from '@tmem/core'
+import * as memory from '@tmem/memory'
 import { expect, test } from 'vitest'
 import * as cleancache from '../src/index.ts'
 
@@ -11,6 +12,6 @@ test('the example of the README works', async () => {
   const lines: string[] = []
   const names = 'Cleancache, PageState, tmemBackend, compose, GetOutcome, memory, Tmem'
   const run = runInThisContext(`async (modules, console) => { const { ${names} } = modules; ${code} }`)
-  await run({ ...core, ...cleancache }, { log: (...words: unknown[]) => lines.push(words.join(' ')) })
+  await run({ ...core, ...memory, ...cleancache }, { log: (...words: unknown[]) => lines.push(words.join(' ')) })
   expect(lines).toEqual(['true a clean page 1'])
 })

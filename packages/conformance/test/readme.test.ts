@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { runInThisContext } from 'node:vm'
 import * as core from '@tmem/core'
+import * as memory from '@tmem/memory'
 import { expect, test } from 'vitest'
 import * as own from '../src/index.ts'
 
@@ -23,7 +24,7 @@ test('the suite of the README runs, with any runner that has describe and it', a
   const register = runInThisContext(
     `async (modules, { describe, it }) => { const { compose, memory, conformance } = modules; ${suite} }`,
   )
-  await register({ ...core, ...own }, runner)
+  await register({ ...core, ...memory, ...own }, runner)
   expect(titles).toEqual(['my stack conforms', 'store', 'refusals', 'pages of 4 KiB', 'pages of 64 KiB', 'history'])
   expect(cases.length).toBeGreaterThan(100)
   const failures: unknown[] = []
@@ -36,6 +37,6 @@ test('the allocations of the README fail', async () => {
   const run = runInThisContext(
     `async (modules, console) => { const { compose, memory, everyAllocation } = modules; ${allocations} }`,
   )
-  await run({ ...core, ...own }, { log: (line: string) => lines.push(line) })
+  await run({ ...core, ...memory, ...own }, { log: (line: string) => lines.push(line) })
   expect(lines).toEqual([expect.stringMatching(/^\d+ sites, \d+ runs, \d+ did not open, [1-9]\d* fell back$/)])
 })

@@ -10,7 +10,6 @@ import {
   encodePoolFlags,
   GetOutcome,
   type Layer,
-  memory,
   type PageStore,
   PoolRefusal,
   PutOutcome,
@@ -18,6 +17,7 @@ import {
   type TmemOptions,
 } from '@tmem/core'
 import { delay } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'

@@ -1,7 +1,8 @@
 /** A layer of one's own passes everything on and conforms; @tmem/conformance has the compositions of all layers. */
 import { conformance } from '@tmem/conformance'
 import type { Layer, Pool } from '@tmem/core'
-import { compose, memory } from '@tmem/core'
+import { compose } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { describe, it } from 'vitest'
 import { PassingPool, PassingStore, passingPlan } from '../src/index.ts'
 

@@ -2,7 +2,6 @@ import type { Layer, PageStore, Pool, PoolAttributes, StatsNode } from '@tmem/co
 import {
   compose,
   GetOutcome,
-  memory,
   PageBatch,
   Pending,
   PoolRefusal,
@@ -11,6 +10,7 @@ import {
   systemAllocator,
   TmemError,
 } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { describe, expect, test } from 'vitest'
 import {
   corrupt,

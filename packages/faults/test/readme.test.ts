@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { runInThisContext } from 'node:vm'
 import * as core from '@tmem/core'
+import * as memory from '@tmem/memory'
 import { expect, test } from 'vitest'
 import * as own from '../src/index.ts'
 
@@ -13,7 +14,7 @@ test('the example of the README prints what the README says', async () => {
     `async (modules, console) => {
       const { compose, memory, PutOutcome, count, refuse, TraceLog, trace } = modules; ${code.replace(/^import .*\n/gm, '')} }`,
   )
-  await run({ ...core, ...own }, { log: (...words: unknown[]) => printed.push(words.join(' ')) })
+  await run({ ...core, ...memory, ...own }, { log: (...words: unknown[]) => printed.push(words.join(' ')) })
   expect(`${printed.join('\n')}\n`).toBe(output)
 })
 

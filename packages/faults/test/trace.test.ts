@@ -1,5 +1,6 @@
 import type { Pool, PoolAttributes } from '@tmem/core'
-import { compose, memory, PageBatch, systemAllocator } from '@tmem/core'
+import { compose, PageBatch, systemAllocator } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { describe, expect, test } from 'vitest'
 import { corrupt, failingAllocator, refuse, replay, TraceLog, trace } from '../src/index.ts'
 

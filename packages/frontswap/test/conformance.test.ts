@@ -1,6 +1,7 @@
 import { conformance, everyAllocation } from '@tmem/conformance'
-import { compose, type Layer, memory } from '@tmem/core'
+import { compose, type Layer } from '@tmem/core'
 import { delay } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { describe, expect, it } from 'vitest'
 import { frontswap } from '../src/index.ts'
 import { onDevice, testFolder } from './device.ts'

@@ -4,7 +4,6 @@ import {
   GetOutcome,
   getOutcomeName,
   type Layer,
-  memory,
   PageBatch,
   type PageStore,
   Pending,
@@ -14,6 +13,7 @@ import {
   TmemError,
 } from '@tmem/core'
 import { delay, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type FrontswapFileOptions, frontswap, frontswapFactory } from '../src/index.ts'

@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { runInThisContext } from 'node:vm'
 import * as core from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
 import * as own from '../src/index.ts'
 import { testFolder } from './device.ts'
@@ -27,7 +28,7 @@ test('the example of the README works', async () => {
 test('the core is used as the README says', async () => {
   const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
   const code = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)][1]![1]!
-  const store = core.compose([core.memory({ limitBytes: 2 ** 20 })])
+  const store = core.compose([memory({ limitBytes: 2 ** 20 })])
   const pulled: number[] = []
   const run = runInThisContext(
     `async (modules, file, sizeBytes, allocator, store, page, markDirty, unuse) => {

@@ -1,5 +1,6 @@
-import { compose, memory, TmemError } from '@tmem/core'
+import { compose, TmemError } from '@tmem/core'
 import { delay, discard, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type Cookie, FsCache, ReadOutcome, WriteOutcome } from '../src/index.ts'

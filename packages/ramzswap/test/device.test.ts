@@ -1,5 +1,6 @@
-import { type Completion, type Layer, memory, type PageStore, type StatsNode, systemAllocator } from '@tmem/core'
+import { type Completion, type Layer, type PageStore, type StatsNode, systemAllocator } from '@tmem/core'
 import { delay, failingAllocator, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
 import { type Ramzswap, type RamzswapOptions, ramzswap, tiersOf, virtswap } from '../src/index.ts'

@@ -1,6 +1,7 @@
 /** What the tests share: a swap file in memory that fails when told to, devices over it, pages of several kinds. */
-import { type Layer, memory, type StatsNode, TmemError } from '@tmem/core'
+import { type Layer, type StatsNode, TmemError } from '@tmem/core'
 import { type BlockFile, type BlockFileRequest, frontswap } from '@tmem/frontswap'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { expect } from 'vitest'
 

@@ -5,7 +5,6 @@ import {
   ByteLimit,
   compose,
   type Layer,
-  memory,
   type PageStore,
   type Pool,
   type PoolRefusal,
@@ -15,6 +14,7 @@ import {
 } from '@tmem/core'
 import { delay, failingAllocator, refuse } from '@tmem/faults'
 import { frontswap } from '@tmem/frontswap'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'

@@ -30,7 +30,7 @@ export const none = -1
 /** Largest number of entries in one table: entry numbers have 24 bits. */
 export const maxEntries: number = 2 ** 24 - 1
 
-/** Words of an entry. */
+/** Words of an entry: entry `n` of a table has those of `words` from `n × entryWords` on. */
 export const entryWords = 5
 const PREVIOUS_PAGE = 0
 const NEXT_PAGE = 1
@@ -291,8 +291,8 @@ export class HandleTable {
   }
 
   /**
-   * The words of all entries, five each. The words of a number that is not in the table belong to the caller, who may
-   * chain free numbers in them; a store that does so does not use `acquire`.
+   * The words of all entries, `entryWords` each. The words of a number that is not in the table belong to the caller,
+   * who may chain free numbers in them; a store that does so does not use `acquire`.
    */
   get words(): Int32Array {
     return this.#entries

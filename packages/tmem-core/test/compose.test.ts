@@ -15,7 +15,9 @@ import {
 } from '../src/outcomes.ts'
 import type { Borrower, Capabilities, Layer, ObjectId, PageStore, Pool, PoolAttributes } from '../src/store.ts'
 import { basePageSize, idle, PageBatch } from '../src/store.ts'
-import { pageOf } from './reference.ts'
+
+/** So many parts of 4 KiB, all of whose bytes are the value. */
+const pageOf = (value: number, parts: number): Buffer => Buffer.alloc(parts * basePageSize, value)
 
 const able: Capabilities = Object.freeze({
   ephemeral: true,

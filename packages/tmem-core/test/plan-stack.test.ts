@@ -1,5 +1,6 @@
+import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
-import { memory, planStack, TmemError } from '../src/index.ts'
+import { planStack, TmemError } from '../src/index.ts'
 import type { Layer } from '../src/store.ts'
 
 const unopened = (layer: Layer): Layer => ({

@@ -1,3 +1,4 @@
+import { memory } from '@tmem/memory'
 import { describe, expect, it } from 'vitest'
 import {
   Authorization,
@@ -6,7 +7,6 @@ import {
   decodePoolFlags,
   encodePoolFlags,
   GetOutcome,
-  memory,
   PoolRefusal,
   PutOutcome,
   Tmem,

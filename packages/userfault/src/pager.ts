@@ -28,7 +28,6 @@ import {
   compose,
   GetOutcome,
   type LayerFactory,
-  memoryFactory,
   PageBatch,
   type PageStore,
   Pending,
@@ -41,6 +40,7 @@ import {
   stackFromData,
   TmemError,
 } from '@tmem/core'
+import { memoryFactory } from '@tmem/memory'
 import {
   argumentAt,
   COMMAND,

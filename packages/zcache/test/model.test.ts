@@ -1,14 +1,7 @@
 /** Any sequence of operations against a map: what is served is what was put last, and nothing adds up wrongly. */
 import type { Pool } from '@tmem/core'
-import {
-  createAccounts,
-  GetOutcome,
-  memory,
-  PageBatch,
-  PutOutcome,
-  residentAllocator,
-  systemAllocator,
-} from '@tmem/core'
+import { createAccounts, GetOutcome, PageBatch, PutOutcome, residentAllocator, systemAllocator } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { type ZcacheOptions, zcache } from '../src/index.ts'

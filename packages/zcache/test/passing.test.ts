@@ -1,6 +1,7 @@
 /** Evicted ephemeral pages are offered to the layer below, in an order that leaves every page in one place at most. */
 import type { Allocator, LayerContext, PageStore, Pool } from '@tmem/core'
-import { ByteLimit, createAccounts, GetOutcome, memory, PutOutcome, systemAllocator } from '@tmem/core'
+import { ByteLimit, createAccounts, GetOutcome, PutOutcome, systemAllocator } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { describe, expect, test } from 'vitest'
 import { type ZcacheOptions, zcache } from '../src/index.ts'
 import type { Zcache } from '../src/zcache.ts'

@@ -1,7 +1,8 @@
 /** Policies: thresholds, hysteresis, writing back, recompression, and where memory may be asked for. */
 import { createCodec } from '@tmem/codecs'
 import type { LayerContext, PageStore, Pool } from '@tmem/core'
-import { ByteLimit, compose, createAccounts, GetOutcome, memory, PutOutcome, systemAllocator } from '@tmem/core'
+import { ByteLimit, compose, createAccounts, GetOutcome, PutOutcome, systemAllocator } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
 import { type ZcacheOptions, zcache } from '../src/index.ts'
 import type { Zcache } from '../src/zcache.ts'

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { runInThisContext } from 'node:vm'
 import * as core from '@tmem/core'
+import * as memory from '@tmem/memory'
 import { expect, test } from 'vitest'
 import * as own from '../src/index.ts'
 
@@ -12,7 +13,7 @@ test('the example of the README works', async () => {
   const run = runInThisContext(
     `async (modules, console) => { const { compose, GetOutcome, memory, PutOutcome, zcache } = modules; ${code} }`,
   )
-  await run({ ...core, ...own }, { log: (...words: unknown[]) => lines.push(words.join(' ')) })
+  await run({ ...core, ...memory, ...own }, { log: (...words: unknown[]) => lines.push(words.join(' ')) })
   expect(lines[0]).toBe('transcendent memory')
   expect(lines[1]).toMatch(/^\d+ bytes hold a page of 4096$/)
   expect(Number.parseInt(lines[1]!, 10)).toBeLessThan(200)

@@ -9,7 +9,8 @@
  */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { basePageSize, compose, memory, PageBatch, type PageStore, type Pool, PutOutcome } from '@tmem/core'
+import { basePageSize, compose, PageBatch, type PageStore, type Pool, PutOutcome } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { LRUCache } from 'lru-cache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Bench, type Row, ratioRow, type Subject, type Suite, skippedRow, valueRow } from './frame.ts'

@@ -1,5 +1,6 @@
 /** The devices that `tmem bench nbd` and `tmem bench fuse` serve. */
-import { type BlockDevice, memory } from '@tmem/core'
+import type { BlockDevice } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { memoryDevice } from '@tmem/nbd'
 import { type Ramzswap, ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'

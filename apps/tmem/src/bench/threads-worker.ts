@@ -1,6 +1,7 @@
 /** A worker thread of `threads.ts`: works in pages of its own, and says when it began and ended. */
 import { parentPort, workerData } from 'node:worker_threads'
-import { basePageSize, GetOutcome, PutOutcome, type SharedMemoryHandle, SharedMemoryStore } from '@tmem/core'
+import { basePageSize, GetOutcome, PutOutcome } from '@tmem/core'
+import { type SharedMemoryHandle, SharedMemoryStore } from '@tmem/memory'
 
 /** What a worker thread is given at its start. */
 export interface ThreadData {

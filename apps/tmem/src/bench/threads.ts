@@ -7,7 +7,8 @@
  * its memory, and perhaps one core.
  */
 import { Worker } from 'node:worker_threads'
-import { basePageSize, SharedMemoryStore } from '@tmem/core'
+import { basePageSize } from '@tmem/core'
+import { SharedMemoryStore } from '@tmem/memory'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Bench, median, type Row, ratioRow } from './frame.ts'
 import type { Round, ThreadData, Times, Work } from './threads-worker.ts'

@@ -20,7 +20,8 @@ import {
   napiSubject,
   storeBytes,
 } from '@tmem/codecs/bench'
-import { compose, GetOutcome, memory, type PageStore, type Pool, PutOutcome } from '@tmem/core'
+import { compose, GetOutcome, type PageStore, type Pool, PutOutcome } from '@tmem/core'
+import { memory } from '@tmem/memory'
 import { type ZcacheOptions, zcache as zcacheLayer } from '@tmem/zcache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'

@@ -7,17 +7,9 @@
  */
 import { constants } from 'node:buffer'
 import { join } from 'node:path'
-import {
-  basePageSize,
-  compose,
-  formatBytes,
-  type Layer,
-  memory,
-  type PageStore,
-  type StatsNode,
-  TmemError,
-} from '@tmem/core'
+import { basePageSize, compose, formatBytes, type Layer, type PageStore, type StatsNode, TmemError } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
+import { memory } from '@tmem/memory'
 import { minLimitBytes, zcache } from '@tmem/zcache'
 import { BadInput } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'

@@ -8,7 +8,7 @@
  * Invariants: a free run never has a free buddy of the same order; every frame of a present chunk belongs to exactly
  * one run; frames of an absent chunk belong to none.
  */
-import { basePageSize } from './store.ts'
+import { basePageSize } from '@tmem/core'
 
 const none = -1
 

@@ -4,12 +4,6 @@
  * What the engine refuses goes to the layer below, if there is one; so do pages that it evicts. The store keeps nothing
  * but engine state: see `engine.ts` for the invariants.
  */
-import { ByteLimit } from './context.ts'
-import type { Engine } from './engine.ts'
-import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
-import { none } from './handles.ts'
-import type { PoolRefusal } from './outcomes.ts'
-import { GetOutcome, Pending, PutOutcome, PoolRefusal as Refusal, TmemError } from './outcomes.ts'
 import type {
   Borrower,
   Budget,
@@ -22,10 +16,28 @@ import type {
   PageStore,
   Pool,
   PoolAttributes,
+  PoolRefusal,
   Progress,
   StatsNode,
-} from './store.ts'
-import { assertBatch, assertIndex, assertPage, basePageSize, checkedAttributes, idle, maxPageSize } from './store.ts'
+} from '@tmem/core'
+import {
+  assertBatch,
+  assertIndex,
+  assertPage,
+  ByteLimit,
+  basePageSize,
+  checkedAttributes,
+  GetOutcome,
+  idle,
+  maxPageSize,
+  none,
+  Pending,
+  PutOutcome,
+  PoolRefusal as Refusal,
+  TmemError,
+} from '@tmem/core'
+import type { Engine } from './engine.ts'
+import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
 
 /** Settings of the memory store. */
 export interface MemoryOptions {
@@ -71,7 +83,7 @@ function capabilitiesOver(limit: ByteLimit, below: Capabilities | undefined): Ca
   })
 }
 
-/** The memory store opened; `memory(…)` in a stack, or `MemoryStore.create` alone, for the exchange of frames. */
+/** The memory store opened; `memory(…)` in a stack, or `new MemoryStore(…)` alone, for the exchange of frames. */
 export class MemoryStore implements PageStore {
   readonly name = 'memory'
   readonly capabilities: Capabilities

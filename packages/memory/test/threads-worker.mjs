@@ -1,7 +1,8 @@
 // What the worker threads of the tests do. A worker thread cannot load TypeScript, so it loads the built packages.
 import { parentPort, workerData } from 'node:worker_threads'
 import { History, PageOperation } from '@tmem/conformance'
-import { GetOutcome, PageBatch, Pending, PutOutcome, SharedMemoryStore } from '@tmem/core'
+import { GetOutcome, PageBatch, Pending, PutOutcome } from '@tmem/core'
+import { SharedMemoryStore } from '@tmem/memory'
 import { collectGarbage } from './garbage.mjs'
 
 const { thread, progress } = workerData

@@ -11,11 +11,6 @@
  *
  * A thread that is ended in the middle of an operation leaves its shard locked: end workers between operations.
  */
-import { ByteLimit, sharedAllocator, systemAllocator } from './context.ts'
-import type { Engine, EngineMemory } from './engine.ts'
-import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
-import type { PoolRefusal } from './outcomes.ts'
-import { GetOutcome, Pending, PutOutcome, PoolRefusal as Refusal, TmemError } from './outcomes.ts'
 import type {
   Account,
   Accounts,
@@ -27,19 +22,30 @@ import type {
   PageStore,
   Pool,
   PoolAttributes,
+  PoolRefusal,
   Progress,
   StatsNode,
-} from './store.ts'
+} from '@tmem/core'
 import {
   assertBatch,
   assertEntries,
   assertIndex,
   assertObject,
   assertPage,
+  ByteLimit,
   basePageSize,
   checkedAttributes,
+  GetOutcome,
   idle,
-} from './store.ts'
+  Pending,
+  PutOutcome,
+  PoolRefusal as Refusal,
+  sharedAllocator,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
+import type { Engine, EngineMemory } from './engine.ts'
+import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
 
 /** Settings of a store for several threads. */
 export interface SharedMemoryOptions {

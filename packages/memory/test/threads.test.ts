@@ -1,8 +1,10 @@
 import type { PageModel } from '@tmem/conformance'
 import { contradictionIn, History, pageModels } from '@tmem/conformance'
+import type { PoolAttributes } from '@tmem/core'
+import { GetOutcome, PoolRefusal, PutOutcome } from '@tmem/core'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import type { PoolAttributes, SharedMemoryHandle, SharedMemoryOptions } from '../src/index.ts'
-import { GetOutcome, PoolRefusal, PutOutcome, SharedMemoryStore } from '../src/index.ts'
+import type { SharedMemoryHandle, SharedMemoryOptions } from '../src/index.ts'
+import { SharedMemoryStore } from '../src/index.ts'
 import { Crew, settled } from './crew.ts'
 
 const KiB = 1024

@@ -20,14 +20,32 @@
  * Invariants: bytes of chunks and metadata stay within the limit that was given at the start; refusing costs the same
  * however full the engine is; a frame given to another owner is overwritten whole, or scrubbed, before anybody can read it.
  */
-import type { ByteLimit } from './context.ts'
+import type {
+  Account,
+  Accounts,
+  Allocator,
+  Borrower,
+  ByteLimit,
+  HandleTableMemory,
+  ObjectId,
+  PageBatch,
+  PoolAttributes,
+  PoolRefusal,
+} from '@tmem/core'
+import {
+  basePageSize,
+  entryWords,
+  GetOutcome,
+  HandleTable,
+  maxEntries,
+  maxPageSize,
+  none,
+  Pending,
+  PutOutcome,
+  PoolRefusal as Refusal,
+  TmemError,
+} from '@tmem/core'
 import { Frames } from './frames.ts'
-import type { HandleTableMemory } from './handles.ts'
-import { entryWords, HandleTable, maxEntries, none } from './handles.ts'
-import type { PoolRefusal } from './outcomes.ts'
-import { GetOutcome, Pending, PutOutcome, PoolRefusal as Refusal, TmemError } from './outcomes.ts'
-import type { Account, Accounts, Allocator, Borrower, ObjectId, PageBatch, PoolAttributes } from './store.ts'
-import { basePageSize, maxPageSize } from './store.ts'
 
 /** Largest chunk of frames: big enough that chunks are few, small enough that giving one back is worth having. */
 const largestChunkBytes = 64 * 1024 * 1024

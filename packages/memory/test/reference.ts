@@ -5,21 +5,24 @@
  * becomes possible for all ephemeral parts as soon as the real store counts an eviction, and for no other reason.
  */
 import assert from 'node:assert/strict'
-import fc from 'fast-check'
-import type { ClientAccounts } from '../src/context.ts'
-import { ByteLimit, createAccounts, systemAllocator } from '../src/context.ts'
-import type { MemoryPool, MemoryStore } from '../src/memory.ts'
+import type { Allocator, ClientAccounts, ObjectId, PageStore, Pool, StatsNode } from '@tmem/core'
 import {
+  ByteLimit,
+  basePageSize,
+  createAccounts,
   GetOutcome,
   getOutcomeName,
+  maxObjectId,
+  PageBatch,
   Pending,
   PoolRefusal,
   PutOutcome,
   poolRefusalName,
   putOutcomeName,
-} from '../src/outcomes.ts'
-import type { Allocator, ObjectId, PageStore, Pool, StatsNode } from '../src/store.ts'
-import { basePageSize, maxObjectId, PageBatch } from '../src/store.ts'
+  systemAllocator,
+} from '@tmem/core'
+import fc from 'fast-check'
+import type { MemoryPool, MemoryStore } from '../src/memory.ts'
 
 /** One 4 KiB part: the number that its bytes repeat, and whether it must be there. */
 interface Part {

@@ -1,9 +1,8 @@
+import type { ByteLimit, Layer } from '@tmem/core'
+import { compose } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { compose } from '../src/compose.ts'
-import type { ByteLimit } from '../src/context.ts'
 import { MemoryStore, memory } from '../src/memory.ts'
-import type { Layer } from '../src/store.ts'
 import type { Operation, WorldOptions } from './reference.ts'
 import { operation, World } from './reference.ts'
 

@@ -1,14 +1,21 @@
+import type { Allocator, ClientAccounts, Pool, PoolAttributes, PoolRefusal as Refusal } from '@tmem/core'
+import {
+  ByteLimit,
+  compose,
+  createAccounts,
+  GetOutcome,
+  HandleTable,
+  maxObjectId,
+  PageBatch,
+  PoolRefusal,
+  PutOutcome,
+  residentAllocator,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
 import { describe, expect, test } from 'vitest'
-import { compose } from '../src/compose.ts'
-import type { ClientAccounts } from '../src/context.ts'
-import { ByteLimit, createAccounts, residentAllocator, systemAllocator } from '../src/context.ts'
-import { HandleTable } from '../src/handles.ts'
 import type { MemoryPool } from '../src/memory.ts'
 import { MemoryStore, memory } from '../src/memory.ts'
-import type { PoolRefusal as Refusal } from '../src/outcomes.ts'
-import { GetOutcome, PoolRefusal, PutOutcome, TmemError } from '../src/outcomes.ts'
-import type { Allocator, Pool, PoolAttributes } from '../src/store.ts'
-import { maxObjectId, PageBatch } from '../src/store.ts'
 import { pageOf } from './reference.ts'
 
 const KiB = 1024

@@ -1,10 +1,9 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
+import type { Pool } from '@tmem/core'
+import { ByteLimit, createAccounts, PageBatch, systemAllocator } from '@tmem/core'
 import { expect, test } from 'vitest'
-import { ByteLimit, createAccounts, systemAllocator } from '../src/context.ts'
 import { MemoryStore } from '../src/memory.ts'
-import type { Pool } from '../src/store.ts'
-import { PageBatch } from '../src/store.ts'
 
 setFlagsFromString('--expose-gc')
 const collect: () => void = runInNewContext('gc')

@@ -100,7 +100,7 @@ export async function settled<T>(runs: readonly Promise<T>[]): Promise<T[]> {
 
 /** Worker threads load what was built: it must not be older than the sources. */
 function assertBuilt(): void {
-  for (const folder of ['../', '../../conformance/']) {
+  for (const folder of ['../', '../../tmem-core/', '../../conformance/']) {
     const source = new URL(`${folder}src/`, import.meta.url)
     const newest = Math.max(...readdirSync(source).map((file) => statSync(new URL(file, source)).mtimeMs))
     const built = statSync(new URL(`${folder}dist/.tsbuildinfo`, import.meta.url), { throwIfNoEntry: false })?.mtimeMs

@@ -1,7 +1,7 @@
 import type { Manifest } from '@tmem/conformance'
 import { conformance } from '@tmem/conformance'
+import type { PageStore } from '@tmem/core'
 import { afterAll, describe, it } from 'vitest'
-import type { PageStore } from '../src/index.ts'
 import { SharedMemoryStore } from '../src/index.ts'
 import { Crew } from './crew.ts'
 import { collectGarbage } from './garbage.mjs'

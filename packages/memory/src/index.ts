@@ -1,0 +1,3 @@
+/** Page stores of plain memory: one engine, alone, as a layer of a stack, or shared by several threads. */
+export * from './memory.ts'
+export * from './threads.ts'
