@@ -11,7 +11,9 @@
  * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again.
  */
 import { crc32 } from 'node:zlib'
+import { Chain } from './chain.ts'
 import { createAccounts, systemAllocator } from './context.ts'
+import { maxPlaces } from './directory.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import {
   GetOutcome as Got,
@@ -23,6 +25,7 @@ import {
   putOutcomeCount,
   TmemError,
 } from './outcomes.ts'
+import type { Place, PlaceTraits } from './place.ts'
 import type {
   Accounts,
   Allocator,
@@ -72,6 +75,10 @@ export interface ComposeOptions {
   readonly check?: 'arguments' | 'model'
   /** What the stack is for. */
   readonly requirement?: StackRequirement
+  /** See `LayerContext`. */
+  readonly clock?: () => number
+  readonly wake?: () => void
+  readonly io?: 'pool' | 'blocking'
 }
 
 /**
@@ -81,15 +88,25 @@ export interface ComposeOptions {
  */
 export function compose(layers: readonly Layer[], options: ComposeOptions = {}): PageStore {
   const { allocator = systemAllocator, accounts = createAccounts(), check = 'arguments', requirement } = options
+  const { clock, wake, io } = options
   const plans = judge(layers)
   if (requirement !== undefined) satisfy(requirement, layers, plans[0]!)
-  const context: LayerContext = { allocator, accounts }
+  const context: LayerContext = {
+    allocator,
+    accounts,
+    ...(clock === undefined ? {} : { clock }),
+    ...(wake === undefined ? {} : { wake }),
+    ...(io === undefined ? {} : { io }),
+  }
+  const filters = filtersOf(layers)
   let store: PageStore | undefined
-  for (let i = layers.length - 1; i >= 0; i--) {
-    const layer = layers[i]!
+  const enter = (opened: PageStore, number: number): void => {
+    store = new Boundary(opened, number === 0 ? 'the caller' : layers[number - 1]!.name, check === 'model', store)
+  }
+  if (filters < layers.length) enter(openChain(layers.slice(filters), plans[filters]!, context), filters)
+  for (let i = filters - 1; i >= 0; i--) {
     try {
-      const opened = layer.open(store, context)
-      store = new Boundary(opened, i === 0 ? 'the caller' : layers[i - 1]!.name, check === 'model', store)
+      enter(layers[i]!.open!(store, context), i)
     } catch (error) {
       // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error thrown here.
       if (store !== undefined) void store.close()
@@ -97,6 +114,37 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
     }
   }
   return store!
+}
+
+/** Layers above the first place: filters, or a store of its own. */
+function filtersOf(layers: readonly Layer[]): number {
+  const first = layers.findIndex(({ place }) => place !== undefined)
+  if (first < 0) return layers.length
+  // A place that is a store by itself, and alone, is opened as that: it can do more (views in parts, threads).
+  return first === layers.length - 1 && layers[first]!.open !== undefined ? layers.length : first
+}
+
+/** Opens the places of a chain, from the bottom up, and the chain over them. */
+function openChain(layers: readonly Layer[], capabilities: Capabilities, context: LayerContext): PageStore {
+  const places: Place[] = []
+  let below: Place | undefined
+  try {
+    for (let i = layers.length - 1; i >= 0; i--) {
+      const { place, wrapPlace } = layers[i]!
+      if (place !== undefined) {
+        if (below !== undefined) places.unshift(below)
+        below = undefined
+        below = place.open(context)
+      } else below = wrapPlace!(below!, context)
+    }
+    places.unshift(below!)
+    below = undefined
+    return new Chain(places, capabilities, context)
+  } catch (error) {
+    // As above.
+    for (const open of below === undefined ? places : [below, ...places]) void open.close()
+    throw error
+  }
 }
 
 /**
@@ -112,12 +160,14 @@ function judge(layers: readonly Layer[]): readonly Capabilities[] {
   if (layers.length === 0)
     throw new TmemError('TMEM_BAD_STACK', 'a stack needs at least one layer that keeps pages, e.g. memory')
   const plans = new Array<Capabilities>(layers.length)
-  for (let i = layers.length - 1; i >= 0; i--) {
+  const filters = filtersOf(layers)
+  if (filters < layers.length) plans[filters] = judgeChain(layers.slice(filters))
+  for (let i = filters - 1; i >= 0; i--) {
     const layer = layers[i]!
     const next = layers[i + 1]
     const where =
       next === undefined ? `${layer.name} cannot be the last layer` : `${layer.name} cannot stand above ${next.name}`
-    const plan = layer.plan(plans[i + 1])
+    const plan = layer.plan?.(plans[i + 1]) ?? 'it stands between places only, or is one'
     if (typeof plan === 'string') throw new TmemError('TMEM_BAD_STACK', `${where}: ${plan}`, { layer: layer.name })
     if (plan.minPageSize > plan.maxPageSize)
       throw new TmemError('TMEM_BAD_STACK', `${where}: there is no page size that both keep`, { layer: layer.name })
@@ -126,6 +176,40 @@ function judge(layers: readonly Layer[]): readonly Capabilities[] {
     plans[i] = plan
   }
   return plans
+}
+
+/** What a chain of places can do, filters between them included. Throws `TMEM_BAD_STACK`. */
+function judgeChain(layers: readonly Layer[]): Capabilities {
+  const refuse = (layer: Layer, why: string): never => {
+    throw new TmemError('TMEM_BAD_STACK', `${layer.name} ${why}`, { layer: layer.name })
+  }
+  const traits: PlaceTraits[] = []
+  for (const [number, layer] of layers.entries()) {
+    if (layer.place !== undefined) traits.push(layer.place.traits)
+    else if (layer.wrapPlace === undefined)
+      refuse(layer, `cannot stand below ${layers[number - 1]!.name}: it is no place, nor a filter between places`)
+    else if (number === layers.length - 1)
+      refuse(layer, 'cannot be the last layer: it keeps no pages itself and needs a place below')
+  }
+  if (traits.length > maxPlaces)
+    throw new TmemError('TMEM_BAD_STACK', `a stack has at most ${maxPlaces} places, not ${traits.length}`)
+  for (const [number, one] of traits.entries())
+    if (number > 0 && !one.waits && traits.slice(0, number).some(({ waits }) => waits)) {
+      const layer = layers.filter(({ place }) => place !== undefined)[number]!
+      refuse(layer, 'cannot stand below a place that waits: memory comes first')
+    }
+  const some = (of: (one: PlaceTraits) => boolean): boolean => traits.some(of)
+  const most = (of: (one: PlaceTraits) => number): number => Math.max(...traits.map(of))
+  return Object.freeze({
+    ephemeral: some(({ ephemeral }) => ephemeral),
+    persistent: some(({ persistent }) => persistent),
+    shared: some(({ ephemeral }) => ephemeral),
+    minPageSize: basePageSize,
+    maxPageSize: most(({ maxPageSize }) => maxPageSize),
+    deferred: some(({ waits }) => waits),
+    split: false,
+    reservedBytes: traits.reduce((sum, { reservedBytes }) => sum + reservedBytes, 0),
+  })
 }
 
 function satisfy(need: StackRequirement, layers: readonly Layer[], can: Capabilities): void {
@@ -217,6 +301,15 @@ class Boundary implements PageStore {
     return progress
   }
 
+  async ready(): Promise<void> {
+    await this.#store.ready?.()
+  }
+
+  async sync(): Promise<void> {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    await this.#store.sync?.()
+  }
+
   stats(): StatsNode {
     return this.#store.stats()
   }
@@ -251,12 +344,35 @@ class BoundaryPool implements Pool {
     assertPage(page, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
-    const outcome = this.#pool.put(object, index, page)
+    return this.#wasPut(object, index, page, this.#pool.put(object, index, page), false)
+  }
+
+  replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertPage(page, this.#pageSize)
+    assertObject(object)
+    assertIndex(index, this.#pageSize)
+    const pool = this.#pool
+    if (pool.replace === undefined) return this.#wasPut(object, index, page, pool.put(object, index, page), false)
+    return this.#wasPut(object, index, page, pool.replace(object, index, page), true)
+  }
+
+  #wasPut(object: ObjectId, index: number, page: Uint8Array, outcome: PutOutcome, kept: boolean): PutOutcome {
+    const state = this.#state
     if (outcome >>> 0 !== outcome || outcome >= putOutcomeCount)
       state.break(`put answered ${outcome}`, handleName(object, index))
+    if (kept && outcome !== Put.Stored) return outcome
     const complaint = this.#model?.put(object, index, page, 0, outcome)
     if (complaint !== undefined) state.break(complaint, handleName(object, index))
     return outcome
+  }
+
+  release(object: ObjectId, index: number): boolean {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
+    assertIndex(index, this.#pageSize)
+    return this.#pool.release?.(object, index) ?? false
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
@@ -311,12 +427,20 @@ class BoundaryPool implements Pool {
   }
 
   putMany(batch: PageBatch): number {
+    return this.#putMany(batch, false)
+  }
+
+  replaceMany(batch: PageBatch): number {
+    return this.#putMany(batch, this.#pool.replaceMany !== undefined)
+  }
+
+  #putMany(batch: PageBatch, kept: boolean): number {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
     const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
-    const stored = this.#pool.putMany(batch)
+    const stored = kept ? this.#pool.replaceMany!(batch) : this.#pool.putMany(batch)
     let count = 0
     for (let i = 0; i < batch.length; i++) {
       const outcome = batch.outcomes[i]!
@@ -325,6 +449,7 @@ class BoundaryPool implements Pool {
       if (before === undefined) continue
       const { bytes, objects, indexes, offsets } = batch
       if (before[i] === Pending) {
+        if (kept && outcome !== Put.Stored) continue
         const complaint = this.#model!.put(objects[i]!, indexes[i]!, bytes, offsets[i]!, outcome as PutOutcome)
         if (complaint !== undefined) state.break(complaint, entryName(batch, i))
       } else if (before[i] === Put.Stored) this.#model!.flushPage(objects[i]!, indexes[i]!)

@@ -11,6 +11,7 @@ export {
   none,
 } from './handles.ts'
 export * from './outcomes.ts'
+export * from './place.ts'
 export * from './process-mark.ts'
 export * from './stack-text.ts'
 export * from './store.ts'

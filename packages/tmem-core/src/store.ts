@@ -17,6 +17,7 @@
  */
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import { Pending } from './outcomes.ts'
+import type { Place, PlacePlan } from './place.ts'
 
 /**
  * Names an object inside a pool: an integer of at most 192 bits. A non-negative safe integer `number` is the fast
@@ -133,6 +134,19 @@ export interface Pool {
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome
   /** The same pages seen in 4 KiB parts (index = index * parts + part), or why that cannot be had. See `Capabilities.split`. */
   split(): Pool | PoolRefusal
+  /**
+   * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Where a store cannot keep both
+   * at once it answers as `put` does.
+   */
+  replace?(object: ObjectId, index: number, page: Uint8Array): PutOutcome
+  /** As `putMany`, but a refusal leaves the page that is there. */
+  replaceMany?(batch: PageBatch): number
+  /**
+   * The caller has the page in memory of its own and will not ask for it soon: gives up the copy in memory, where another one lies below
+   * (on disk), which stays. True: a page is still there under the handle. Putting it back as `unchanged` then costs no write below.
+   * False, and nothing was done: there is no other copy.
+   */
+  release?(object: ObjectId, index: number): boolean
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
   freeze(): void
   /** Ends `freeze`. */
@@ -156,6 +170,13 @@ export interface PageStore {
   tick(budget: Budget): Progress
   /** Counters of this layer and of those below. */
   stats(): StatsNode
+  /** Resolves when every layer takes pages: those that must connect or recover have done so. Absent: it is ready. */
+  ready?(): Promise<void>
+  /**
+   * Resolves when all pages that rest in places which promise to survive something are where they do. Moves nothing. Rejects with `TmemError`
+   * (`TMEM_IO`). Absent: nothing here promises that.
+   */
+  sync?(): Promise<void>
   /** Destroys the pools, closes what is below, gives everything back. Idempotent. */
   close(): Promise<void>
 }
@@ -194,19 +215,33 @@ export interface Accounts {
 export interface LayerContext {
   readonly allocator: Allocator
   readonly accounts: Accounts
+  /** Milliseconds, from any start, never going back: for budgets of wear. Absent: there are none. */
+  readonly clock?: () => number
+  /** Called when background work has come up, so that somebody calls `tick` soon. Called again only after a `tick`. */
+  readonly wake?: () => void
+  /** `blocking`: files are read and written in the calling thread, which may not use the runtime's pool of threads (default: `pool`). */
+  readonly io?: 'pool' | 'blocking'
 }
 
-/** A layer before it is opened: frozen data and two functions, so that a stack can be judged before anything is allocated. */
+/**
+ * A layer before it is opened: frozen data and functions, so that a stack can be judged before anything is allocated. It is a place
+ * (it has `place`), which keeps pages; or a filter, which changes something about the pages that pass (`open`, above the first place) or about the blocks
+ * (`wrapPlace`, between places); or a whole store by itself (`open` over nothing).
+ */
 export interface Layer {
   /** Name as in the textual form of a stack, e.g. `zcache`. */
   readonly name: string
+  /** A place: what it promises, and how to open it. The chain decides what rests in it. */
+  readonly place?: PlacePlan
   /**
    * What the stack from here downwards can do when `below` is what the next layer can do (`undefined`: there is none);
-   * a string says in words why the two cannot stand together.
+   * a string says in words why the two cannot stand together. Absent in places, whose traits say it.
    */
-  plan(below: Capabilities | undefined): Capabilities | string
+  plan?(below: Capabilities | undefined): Capabilities | string
   /** Opens the layer over the next one. It owns `next` and closes it. Throws `TmemError` when it cannot open. */
-  open(next: PageStore | undefined, context: LayerContext): PageStore
+  open?(next: PageStore | undefined, context: LayerContext): PageStore
+  /** The layer around the place that follows it. It owns that place. */
+  wrapPlace?(place: Place, context: LayerContext): Place
 }
 
 /** Kinds of option values in the textual form of a stack. `bytes` are written `64MiB`, `flag` as `yes` or `no`. */
@@ -252,6 +287,11 @@ export class PageBatch {
   readonly indexes: Uint32Array
   readonly offsets: Float64Array
   readonly outcomes: Uint8Array
+  /**
+   * 1: the page is what the store had under this handle when it was released or read, so that a copy that is there still serves. Set after `push`; a store
+   * that does not look at it puts the page as any other.
+   */
+  readonly unchanged: Uint8Array
   /** A number per entry for whoever works on the batch, during a call. */
   readonly scratch: Int32Array
   #bytes: Uint8Array
@@ -277,6 +317,7 @@ export class PageBatch {
     this.indexes = new Uint32Array(capacity)
     this.offsets = new Float64Array(capacity)
     this.outcomes = new Uint8Array(capacity)
+    this.unchanged = new Uint8Array(capacity)
   }
 
   /** Whether all pages lie inside of `bytes`: not so when `bytes` was replaced by something too short. */
@@ -322,6 +363,7 @@ export class PageBatch {
     this.offsets[entry] = at
     if (at + this.pageSize > this.#end) this.#end = at + this.pageSize
     this.outcomes[entry] = Pending
+    this.unchanged[entry] = 0
     this.length = entry + 1
     return entry
   }

@@ -1,0 +1,1012 @@
+/**
+ * The chain: a stack of places seen as one page store. It alone decides where a page is.
+ *
+ * One directory says for every page which place has it. So a get or a miss is one lookup however many places there are, a flush
+ * reaches the one place that has the page, and two places never answer for one page.
+ *
+ * New pages and pages in use rest on top. A put goes to the first place that takes it; where that is full, the coldest pages
+ * of it go down (`mover.ts`, `order.ts`), and only what finds no room then goes to the next place itself, down to the refusal that the
+ * caller sees. A page that was read from a slow place rises.
+ *
+ * Pages of more than 64 KiB are kept in parts of 64 KiB, each under a handle of its own: they move one by one.
+ *
+ * Invariants: a handle is in the directory exactly while a place has its page; a put that was refused leaves nothing (`replace`: leaves
+ * what was there); what is charged to a client is what its persistent pages take in memory places;
+ * stored = live + replaced + got + flushed + dropped + refused replacements.
+ *
+ * Nothing here allocates per page but what waits: a fetch of a deferred page is a promise.
+ */
+
+import {
+  bytesPerObject,
+  bytesPerPage,
+  bytesPerResident,
+  codecIn,
+  Directory,
+  EPHEMERAL,
+  lengthIn,
+  MAIN,
+  PROBATION,
+  placeIn,
+  REFERENCED,
+  samePlace,
+  UNTOUCHED,
+} from './directory.ts'
+import { maxEntries, none } from './handles.ts'
+import type { Read, Seat } from './mover.ts'
+import { Mover, type PoolKind } from './mover.ts'
+import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
+import { type BlockCodec, maxBlockBytes, type Place } from './place.ts'
+import { rawCodec } from './raw-codec.ts'
+import type {
+  Account,
+  Borrower,
+  Budget,
+  Capabilities,
+  LayerContext,
+  ObjectId,
+  PageBatch,
+  PageStore,
+  Pool,
+  PoolAttributes,
+  Progress,
+  StatsNode,
+} from './store.ts'
+import { idle } from './store.ts'
+
+/** Pools at once. */
+const maxPools = 256
+
+/** Counters of the chain itself; pages larger than a block count once. */
+interface ChainCounters {
+  puts: number
+  stored: number
+  replaced: number
+  gets: number
+  hits: number
+  deferred: number
+  fetched: number
+  got: number
+  flushed: number
+  /** Pages that a refused put has ended. */
+  put_to_flush: number
+  /** Ephemeral pages that were damaged, or could not be read. */
+  corrupt_dropped: number
+  unchanged_puts: number
+  released: number
+}
+
+export class Chain implements PageStore {
+  readonly name: string
+  readonly capabilities: Capabilities
+  readonly mover: Mover
+  readonly directory: Directory
+  readonly codec: BlockCodec
+  failure: Error | undefined
+  readonly pools: (ChainPool | undefined)[] = []
+  readonly counters: ChainCounters = {
+    puts: 0,
+    stored: 0,
+    replaced: 0,
+    gets: 0,
+    hits: 0,
+    deferred: 0,
+    fetched: 0,
+    got: 0,
+    flushed: 0,
+    put_to_flush: 0,
+    corrupt_dropped: 0,
+    unchanged_puts: 0,
+    released: 0,
+  }
+  readonly refused: Float64Array = new Float64Array(putOutcomeCount)
+  readonly #context: LayerContext
+  readonly #places: readonly Place[]
+  /** Where a page is shown to a borrower. */
+  #page: Uint8Array = new Uint8Array(0)
+  #lending = false
+  /** What `block` in the mover holds of the page being put: nothing, the page in the workspace or as it is. */
+  #formed = 0
+  #checksum = 0
+  /** By frame that was staged: its entry in the batch, and whether its handle is new or was emptied. */
+  readonly #stagedAt: number[] = []
+  readonly #stagedNew: boolean[] = []
+  #stagedSeat: Seat | undefined
+  #woken = false
+  #closing: Promise<void> | undefined
+
+  /** Opens nothing: the places are open. Throws `TmemError` (`TMEM_NO_MEMORY`). */
+  constructor(places: readonly Place[], capabilities: Capabilities, context: LayerContext) {
+    this.name = places[0]!.name
+    this.capabilities = capabilities
+    this.#context = context
+    this.#places = places
+    const { allocator } = context
+    let residents = 0
+    let capacity = 0
+    for (const { traits } of places) {
+      capacity += traits.capacity
+      if (!traits.waits) residents += traits.capacity
+    }
+    capacity = Math.min(capacity, maxEntries)
+    this.directory = new Directory({ capacity, residents: Math.min(residents, capacity), pools: maxPools, allocator })
+    this.codec = places.find(({ codec }) => codec !== undefined)?.codec ?? rawCodec(allocator)
+    this.mover = new Mover({ places, directory: this.directory, codec: this.codec, pools: this.pools, context })
+  }
+
+  newPool(attributes: PoolAttributes): Pool | PoolRefusal {
+    if (this.#closing !== undefined) return PoolRefusal.Closed
+    const { persistent, shared, pageSize, client } = attributes
+    if (persistent && shared) return PoolRefusal.SharedPersistent
+    if (pageSize < this.capabilities.minPageSize || pageSize > this.capabilities.maxPageSize)
+      return PoolRefusal.BadPageSize
+    if (!this.mover.seats.some((seat) => seat.keeps(persistent))) return PoolRefusal.Unsupported
+    if (!this.#reserve(pageSize)) return PoolRefusal.NoMemory
+    let number = 0
+    while (this.pools[number] !== undefined) number++
+    if (number === maxPools) return PoolRefusal.NoSlot
+    // Ephemeral pages are the host's: they can be taken away at any time.
+    const account = persistent ? this.#context.accounts.of(client) : undefined
+    const pool = new ChainPool(this, number, attributes, account)
+    this.pools[number] = pool
+    return pool
+  }
+
+  tick(budget: Budget): Progress {
+    if (this.#closing !== undefined) return idle
+    this.#woken = false
+    const { mover } = this
+    let pages = 0
+    let pending = false
+    // From the bottom up: what sinks finds room.
+    for (let number = mover.seats.length - 1; number >= 0 && pages < budget.pages; number--) {
+      const seat = mover.seats[number]!
+      // Each duty has half of what is left, so that none starves another.
+      const half = Math.ceil((budget.pages - pages) / 2)
+      if (seat.memory !== undefined) {
+        const excess = seat.memory.excess()
+        if (excess > 0) {
+          let done = mover.sinkEphemeral(seat, excess, false, half)
+          const left = seat.memory.excess()
+          if (left > 0 && done < half) done += mover.sink(seat, left, false, half - done)
+          pages += done
+          if (done > 0 && seat.memory.excess() > 0) pending = true
+        }
+        const moved = seat.memory.compact?.(Math.ceil((budget.pages - pages) / 2), mover.moved) ?? 0
+        pages += moved
+        if (moved > 0) pending = true
+      }
+      const own = seat.place.tick?.({ pages: budget.pages - pages })
+      if (own !== undefined) {
+        pages += own.pages
+        pending ||= own.pending
+      }
+    }
+    return { pages, pending }
+  }
+
+  async ready(): Promise<void> {
+    await Promise.all(this.#places.map((place) => place.ready?.()))
+  }
+
+  async sync(): Promise<void> {
+    await this.mover.settle()
+    for (const { slow } of this.mover.seats) await slow?.sync?.()
+  }
+
+  stats(): StatsNode {
+    const { directory, mover } = this
+    const refused: Record<string, number> = {}
+    for (let reason = 1; reason < putOutcomeCount; reason++)
+      if (this.refused[reason]! > 0) refused[putOutcomeName(reason)] = this.refused[reason]!
+    return {
+      name: 'chain',
+      counters: {
+        ...this.counters,
+        pages: directory.table.size,
+        same_filled_pages: directory.pages[samePlace]!,
+        clean_copies: directory.copies,
+        objects: directory.table.objects,
+        encoded: mover.encoded,
+        encoded_again: mover.encodedAgain,
+        decoded_to_move: mover.decoded,
+        metadata_bytes: this.#metadataBytes(),
+        bytes_per_page: bytesPerPage,
+        bytes_per_resident: bytesPerPage + bytesPerResident,
+        bytes_per_object: bytesPerObject,
+      },
+      children: [
+        { name: 'refused', counters: refused, children: [] },
+        ...mover.seats.map((seat) => this.#statsOf(seat)),
+      ],
+    }
+  }
+
+  /** What a place says of itself, and what the chain knows of it. */
+  #statsOf(seat: Seat): StatsNode {
+    const { directory } = this
+    const own = seat.place.stats()
+    const refused: Record<string, number> = {}
+    for (let reason = 1; reason < putOutcomeCount; reason++)
+      if (seat.refused[reason]! > 0) refused[putOutcomeName(reason)] = seat.refused[reason]!
+    const { number, order, counters } = seat
+    const queues =
+      seat.memory === undefined
+        ? []
+        : [
+            {
+              name: 'order',
+              counters: {
+                main_pages: directory.queued(number, MAIN),
+                main_bytes: directory.bytesOf(number, MAIN),
+                probation_pages: directory.queued(number, PROBATION),
+                probation_bytes: directory.bytesOf(number, PROBATION),
+                ephemeral_pages: directory.queued(number, EPHEMERAL),
+                ephemeral_bytes: directory.bytesOf(number, EPHEMERAL),
+                probation_share_percent: Math.round(order.share * 100),
+                refaults_main: order.mainRefaults,
+                refaults_probation: order.probationRefaults,
+              },
+              children: [],
+            },
+          ]
+    return {
+      name: own.name,
+      counters: { pages: directory.pages[number]!, ...own.counters },
+      children: [
+        {
+          name: 'moves',
+          counters: {
+            put: counters.put,
+            sunk_in: counters.sunkIn,
+            rose: counters.rose,
+            passed_down: counters.passedDown,
+            dropped_clean: counters.droppedClean,
+            dropped_ephemeral: counters.droppedEphemeral,
+            used_in_flight: counters.usedInFlight,
+            corrupt: counters.corrupt,
+            flights: counters.flights,
+            forced_flights: counters.forcedFlights,
+            failed_flights: counters.failedFlights,
+            frames: counters.frames,
+            frame_bytes: counters.frameBytes,
+            reads: counters.reads,
+            failed_reads: counters.failedReads,
+            stale_reads: counters.staleReads,
+            resting: seat.rest,
+          },
+          children: [],
+        },
+        { name: 'refused', counters: refused, children: [] },
+        ...queues,
+        ...own.children,
+      ],
+    }
+  }
+
+  /** Bytes of the directory that were ever touched. */
+  #metadataBytes(): number {
+    const { directory } = this
+    const { table } = directory
+    return (
+      table.entryWatermark * bytesPerPage +
+      directory.residentWatermark * bytesPerResident +
+      table.objectWatermark * bytesPerObject
+    )
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    for (const pool of this.pools) pool?.destroy()
+    await this.mover.close()
+    const failed: unknown[] = []
+    // Every place, also when one fails.
+    for (const place of this.#places) {
+      try {
+        await place.close()
+      } catch (error) {
+        failed.push(error)
+      }
+    }
+    if (failed.length > 0) throw failed[0]
+  }
+
+  // ---- Operations on blocks ---------------------------------------------------------------------------------------
+
+  /**
+   * Stores the block of `pool.blockBytes` bytes at `bytes[at]`. `keep`: a refusal leaves what is there. `unchanged`: a copy below still
+   * serves. `batchEntry`: what goes straight to a slow place waits for `commit`, and the answer is `Pending`.
+   */
+  put(
+    pool: ChainPool,
+    object: ObjectId,
+    index: number,
+    bytes: Uint8Array,
+    at: number,
+    keep: boolean,
+    unchanged: boolean,
+    batchEntry: number,
+  ): number {
+    const { mover, directory } = this
+    mover.prepare(pool)
+    if (pool.gone) return PutOutcome.PoolGone
+    const { table } = directory
+    let entry = table.find(pool.number, object, index)
+    if (entry !== none && this.#stagedSeat !== undefined && this.#isStaged(entry)) {
+      // The same handle twice in a batch: the first page must be in place before the second replaces it.
+      this.commit(pool.staging, keep)
+      entry = table.find(pool.number, object, index)
+    }
+    if (entry === none && pool.frozen) return PutOutcome.Frozen
+    if (unchanged && entry !== none) return this.#putBack(pool, entry, bytes, at)
+    const isNew = entry === none
+    if (isNew) {
+      entry = table.acquire()
+      if (entry === none) return PutOutcome.NoMemory
+      if (!table.insert(entry, pool.number, object, index)) {
+        table.release(entry)
+        return PutOutcome.NoMemory
+      }
+    } else if (!keep) mover.vacate(entry)
+    const outcome = this.#store(pool, entry, bytes, at, isNew || !keep, batchEntry)
+    if (outcome === PutOutcome.Stored || outcome === Pending) {
+      if (!isNew && outcome === PutOutcome.Stored) this.counters.replaced++
+      return outcome
+    }
+    if (isNew || !keep) {
+      table.remove(entry)
+      table.release(entry)
+      if (!isNew) this.counters.put_to_flush++
+    }
+    return outcome
+  }
+
+  /** Finds a place for the page of an entry; `isEmpty`: the entry is nowhere now. */
+  #store(pool: ChainPool, entry: number, bytes: Uint8Array, at: number, isEmpty: boolean, batchEntry: number): number {
+    const { mover, directory } = this
+    const { persistent } = pool.attributes
+    if (persistent && isRepeated(bytes, at, pool.blockBytes) && pool.charge(bytesPerPage)) {
+      if (!isEmpty) mover.vacate(entry)
+      directory.setSame(entry, wordAt(bytes, at))
+      return PutOutcome.Stored
+    }
+    this.#formed = 0
+    let reason: number = PutOutcome.NoMemory
+    for (const seat of mover.seats) {
+      if (!seat.keeps(persistent)) continue
+      if (seat.memory !== undefined) {
+        this.#form(pool, seat, bytes, at)
+        const resident = mover.allocate(seat, pool)
+        if (resident >= 0) {
+          if (!isEmpty) mover.vacate(entry)
+          mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
+          seat.counters.put++
+          this.#wakeFor(seat)
+          return PutOutcome.Stored
+        }
+        reason = -resident
+      } else if (mover.canWriteNow(seat)) {
+        this.#form(pool, seat, bytes, at)
+        if (this.#stagedSeat !== undefined && this.#stagedSeat !== seat) this.commit(pool.staging, !isEmpty)
+        if (!mover.stage(seat, entry, this.#checksum)) {
+          this.commit(pool.staging, !isEmpty)
+          mover.stage(seat, entry, this.#checksum)
+        }
+        this.#stagedSeat = seat
+        this.#stagedAt.push(batchEntry)
+        this.#stagedNew.push(isEmpty)
+        if (batchEntry !== none) return Pending
+        return this.commit(undefined, !isEmpty)
+      } else reason = PutOutcome.Unavailable
+      seat.refused[reason]!++
+    }
+    return reason
+  }
+
+  #isStaged(entry: number): boolean {
+    const { owners, count } = this.mover.staged(this.#stagedSeat!)
+    for (let n = 0; n < count; n++) if (owners[n] === entry) return true
+    return false
+  }
+
+  /** Writes what was staged, and sets the outcomes in the batch, if there is one. Answers the last outcome. */
+  commit(batch: PageBatch | undefined, keep: boolean): number {
+    const seat = this.#stagedSeat
+    if (seat === undefined) return PutOutcome.Stored
+    const { mover, directory } = this
+    const { table } = directory
+    const flight = mover.staged(seat)
+    this.#stagedSeat = undefined
+    const error = mover.writeStaged(seat)
+    if (error !== undefined) this.failure = error
+    let last: number = PutOutcome.Stored
+    for (let n = 0; n < flight.count; n++) {
+      const entry = flight.owners[n]!
+      const location = error === undefined ? flight.locations[n]! : none
+      const isEmpty = this.#stagedNew[n]!
+      if (location !== none) {
+        if (!isEmpty) mover.vacate(entry)
+        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - 128)
+        seat.counters.put++
+        last = PutOutcome.Stored
+      } else {
+        last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
+        seat.refused[last]!++
+        if (isEmpty) {
+          table.remove(entry)
+          table.release(entry)
+        }
+      }
+      const at = this.#stagedAt[n]!
+      if (at !== none) this.settle(batch!, at, last)
+    }
+    flight.clear()
+    this.#stagedAt.length = 0
+    this.#stagedNew.length = 0
+    return last
+  }
+
+  /** Notes what became of an entry of a batch. */
+  settle(batch: PageBatch, at: number, outcome: number): void {
+    batch.outcomes[at] = outcome
+    this.count(outcome)
+  }
+
+  /** Counts what became of a put. */
+  count(outcome: number): void {
+    if (outcome === PutOutcome.Stored) this.counters.stored++
+    else this.refused[outcome]!++
+  }
+
+  /** Puts a page back of which a copy is here: in memory, or below. It is stored in any case. */
+  #putBack(pool: ChainPool, entry: number, bytes: Uint8Array, at: number): PutOutcome {
+    const { mover, directory } = this
+    this.counters.unchanged_puts++
+    const place = directory.placeOf(entry)
+    if (place === samePlace) return PutOutcome.Stored
+    const below = mover.seats[place]!
+    if (below.memory !== undefined) {
+      directory.flag(entry, REFERENCED, UNTOUCHED)
+      return PutOutcome.Stored
+    }
+    const { persistent } = pool.attributes
+    const seat = mover.seats.find((one) => one.memory !== undefined && one.keeps(persistent))
+    if (seat === undefined || seat.number > place) return PutOutcome.Stored
+    this.#formed = 0
+    this.#form(pool, seat, bytes, at)
+    const resident = mover.allocate(seat, pool)
+    // Without room it stays below.
+    if (resident < 0) return PutOutcome.Stored
+    const location = directory.locationOf(entry)
+    const isCopy =
+      below.place.traits.survives === 'nothing' &&
+      below.unitsFor(below.raw ? pool.blockBytes : mover.block.length) === directory.unitsOf(entry)
+    if (isCopy) directory.leave(entry)
+    else mover.vacate(entry)
+    mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
+    if (isCopy) directory.setCopy(resident, place, location)
+    seat.counters.put++
+    this.#wakeFor(seat)
+    return PutOutcome.Stored
+  }
+
+  /** Makes the block of the page for a place, unless it is made already. */
+  #form(pool: ChainPool, seat: Seat, bytes: Uint8Array, at: number): void {
+    const { block } = this.mover
+    const wanted = seat.raw ? asItIs : inWorkspace
+    if (this.#formed === wanted) return
+    block.pageBytes = pool.blockBytes
+    block.persistent = pool.attributes.persistent
+    if (wanted === asItIs) {
+      block.bytes = bytes
+      block.at = at
+      block.length = pool.blockBytes
+      block.codec = 0
+      this.#checksum = 0
+      this.#formed = wanted
+      return
+    }
+    const { codec } = this
+    const { workspace } = codec
+    let length = codec.encode(bytes, at, pool.blockBytes, pool.blockBytes - 1)
+    this.mover.encoded++
+    block.codec = codec.id
+    if (length === 0) {
+      copy.call(bytes, workspace, 0, at, at + pool.blockBytes)
+      length = pool.blockBytes
+      block.codec = 0
+    }
+    block.bytes = workspace
+    block.at = 0
+    block.length = length
+    this.#checksum = codec.checksum(block.codec, 0, length)
+    this.#formed = wanted
+  }
+
+  /** Fills `into[to]` with a block. A hit takes it out of a private ephemeral pool. */
+  get(pool: ChainPool, object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
+    const { directory } = this
+    const entry = directory.table.find(pool.number, object, index)
+    if (entry === none) return GetOutcome.Miss
+    const outcome = this.#copyOut(pool, entry, into, to)
+    if (outcome === GetOutcome.Hit) this.#used(pool, entry)
+    return outcome
+  }
+
+  /** Fills `into[to]` with the block of an entry, if it is in memory. */
+  #copyOut(pool: ChainPool, entry: number, into: Uint8Array, to: number): GetOutcome {
+    const { directory, mover } = this
+    const state = directory.stateOf(entry)
+    const place = placeIn(state)
+    if (place === samePlace) {
+      fillWord(into, to, pool.blockBytes, directory.wordOf(entry))
+      return GetOutcome.Hit
+    }
+    const seat = mover.seats[place]!
+    const { memory } = seat
+    if (memory === undefined) return GetOutcome.Deferred
+    const resident = directory.residentOf(entry)
+    const length = lengthIn(state)
+    const { block } = mover
+    block.length = length
+    if (seat.raw) {
+      block.bytes = into
+      block.at = to
+      memory.get(directory.blockOf(resident), block)
+      return GetOutcome.Hit
+    }
+    const codec = codecIn(state)
+    block.bytes = this.codec.workspace
+    block.at = 0
+    memory.get(directory.blockOf(resident), block)
+    if (directory.isSum(resident, this.codec.checksum(codec, 0, length)))
+      if (mover.decode(codec, length, into, to, pool.blockBytes)) return GetOutcome.Hit
+    seat.counters.corrupt++
+    // The copy below is as good.
+    if (mover.release(entry)) return GetOutcome.Deferred
+    if (pool.attributes.persistent) throw this.#corruption(seat, entry)
+    mover.drop(entry)
+    this.counters.corrupt_dropped++
+    return GetOutcome.Miss
+  }
+
+  /** A page was used. */
+  #used(pool: ChainPool, entry: number): void {
+    const { directory, mover } = this
+    const { persistent, shared } = pool.attributes
+    const state = directory.stateOf(entry)
+    if (persistent) {
+      if (placeIn(state) === samePlace) return
+      const now = (state | REFERENCED) & ~UNTOUCHED
+      if (now !== state) directory.flag(entry, REFERENCED, UNTOUCHED)
+      return
+    }
+    if (shared) mover.touch(entry)
+    else {
+      mover.drop(entry)
+      this.counters.got++
+    }
+  }
+
+  /** As `get`, waiting where that is needed. */
+  async fetch(pool: ChainPool, object: ObjectId, index: number, into: Uint8Array, to: number): Promise<GetOutcome> {
+    const { mover, directory } = this
+    for (;;) {
+      if (pool.gone) return GetOutcome.Miss
+      const outcome = this.get(pool, object, index, into, to)
+      if (outcome !== GetOutcome.Deferred) return outcome
+      const read = await mover.borrow()
+      if (read === undefined) return GetOutcome.Miss
+      try {
+        const entry = pool.gone ? none : directory.table.find(pool.number, object, index)
+        if (entry === none) return GetOutcome.Miss
+        if (directory.placeOf(entry) === samePlace) continue
+        if (mover.seats[directory.placeOf(entry)]!.slow === undefined) continue
+        if (await this.#read(pool, read, entry, into, to)) return GetOutcome.Hit
+      } finally {
+        mover.giveBack(read)
+      }
+    }
+  }
+
+  /** One attempt to read a page from a slow place. False: look again. */
+  async #read(pool: ChainPool, read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
+    const { persistent, shared } = pool.attributes
+    try {
+      if (!(await this.mover.read(read, entry, into, to))) return false
+    } catch (error) {
+      if (persistent || !(error instanceof TmemError)) throw error
+      // An ephemeral page may vanish at any time.
+      this.mover.drop(entry)
+      this.counters.corrupt_dropped++
+      return false
+    }
+    this.counters.fetched++
+    if (!persistent && !shared) {
+      this.mover.drop(entry)
+      this.counters.got++
+    }
+    return true
+  }
+
+  /** Where a block is: `none`, memory (true) or a place that waits (false). */
+  isInMemory(pool: ChainPool, object: ObjectId, index: number): boolean | undefined {
+    const { directory } = this
+    const entry = directory.table.find(pool.number, object, index)
+    if (entry === none) return undefined
+    const place = directory.placeOf(entry)
+    return place === samePlace || this.mover.seats[place]!.memory !== undefined
+  }
+
+  /** Removes a block. Whether there was one. */
+  flush(pool: ChainPool, object: ObjectId, index: number): boolean {
+    const entry = this.directory.table.find(pool.number, object, index)
+    if (entry === none) return false
+    this.mover.drop(entry)
+    return true
+  }
+
+  /** Gives the copy in memory up where another one lies below. */
+  release(pool: ChainPool, object: ObjectId, index: number): boolean {
+    const entry = this.directory.table.find(pool.number, object, index)
+    if (entry === none || !this.mover.release(entry)) return false
+    this.counters.released++
+    return true
+  }
+
+  /** Removes all pages that `first` finds, and answers how many. */
+  flushAll(first: () => number): number {
+    let blocks = 0
+    for (let entry = first(); entry !== none; entry = first()) {
+      this.mover.drop(entry)
+      blocks++
+    }
+    return blocks
+  }
+
+  /** A pool is no more. */
+  forget(number: number): void {
+    this.pools[number] = undefined
+  }
+
+  /** Shows a page of the stack's own to a borrower: `fill` fills it. */
+  lend(pageSize: number, fill: (page: Uint8Array) => GetOutcome, use: Borrower): GetOutcome {
+    if (this.#lending) throw new TypeError(`${this.name}: lend inside of a lend: copy the page out with get instead`)
+    const page = this.#page
+    const outcome = fill(page)
+    if (outcome !== GetOutcome.Hit) return outcome
+    this.#lending = true
+    try {
+      use(page, 0, pageSize)
+    } finally {
+      this.#lending = false
+      // The next borrower may be another client.
+      page.fill(0, 0, pageSize)
+    }
+    return outcome
+  }
+
+  #reserve(pageSize: number): boolean {
+    if (!this.mover.reservePage(Math.min(pageSize, maxBlockBytes))) return false
+    if (this.#page.length >= pageSize) return true
+    const memory = this.#context.allocator.allocate(pageSize, 'chain.page')
+    if (memory === undefined) return this.#page.length >= pageSize
+    this.#page = new Uint8Array(memory, 0, pageSize)
+    return true
+  }
+
+  #wakeFor(seat: Seat): void {
+    if (this.#woken || this.#context.wake === undefined || seat.memory!.excess() <= 0) return
+    this.#woken = true
+    this.#context.wake()
+  }
+
+  #corruption(seat: Seat, entry: number): TmemError {
+    const { table } = this.directory
+    const handle = `pool ${table.poolOf(entry)} object ${table.objectOf(entry)} index ${table.indexOf(entry)}`
+    return new TmemError(
+      'TMEM_CORRUPT',
+      `${seat.place.name}: a page at rest is not what was stored (${handle}); it cannot be had: check this machine's memory`,
+      { layer: seat.place.name, handle },
+    )
+  }
+}
+
+const asItIs = 1
+const inWorkspace = 2
+
+/** A fetch of a page in parts, and whether the page changed meanwhile. */
+interface Watch {
+  readonly object: ObjectId
+  readonly index: number
+  changed: boolean
+}
+
+/** A pool of a stack: turns pages into blocks, and counts. Arguments were checked at the boundary of the stack. */
+export class ChainPool implements Pool, PoolKind {
+  readonly attributes: PoolAttributes
+  readonly number: number
+  readonly blockBytes: number
+  readonly account: Account | undefined
+  /** Blocks of a page. */
+  readonly parts: number
+  frozen = false
+  gone = false
+  /** The batch that is being put. */
+  staging: PageBatch | undefined
+  readonly #chain: Chain
+  readonly #watches: Watch[] = []
+
+  constructor(chain: Chain, number: number, attributes: PoolAttributes, account: Account | undefined) {
+    this.#chain = chain
+    this.number = number
+    this.attributes = attributes
+    this.blockBytes = Math.min(attributes.pageSize, maxBlockBytes)
+    this.parts = attributes.pageSize / this.blockBytes
+    this.account = account
+  }
+
+  /** Charges the owner; always true for an ephemeral pool. */
+  charge(bytes: number): boolean {
+    return this.account === undefined || this.account.charge(bytes)
+  }
+
+  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const outcome = this.#put(object, index, page, 0, false, false, none) as PutOutcome
+    this.#chain.count(outcome)
+    return outcome
+  }
+
+  replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const outcome = this.#put(object, index, page, 0, true, false, none) as PutOutcome
+    this.#chain.count(outcome)
+    return outcome
+  }
+
+  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
+    return this.#get(object, index, into, 0)
+  }
+
+  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    if (this.gone) return GetOutcome.Miss
+    const outcome =
+      this.parts === 1
+        ? await this.#chain.fetch(this, object, index, into, 0)
+        : await this.#fetchParts(object, index, into)
+    this.#chain.counters.gets++
+    if (outcome === GetOutcome.Hit) this.#chain.counters.hits++
+    return outcome
+  }
+
+  flushPage(object: ObjectId, index: number): void {
+    if (this.gone) return
+    if (this.#flush(object, index)) this.#chain.counters.flushed++
+  }
+
+  flushObject(object: ObjectId): void {
+    if (this.gone) return
+    const { table } = this.#chain.directory
+    this.#changed(object, none)
+    this.#chain.counters.flushed += Math.ceil(
+      this.#chain.flushAll(() => table.firstOfObject(this.number, object)) / this.parts,
+    )
+  }
+
+  putMany(batch: PageBatch): number {
+    return this.#putMany(batch, false)
+  }
+
+  replaceMany(batch: PageBatch): number {
+    return this.#putMany(batch, true)
+  }
+
+  getMany(batch: PageBatch): number {
+    const { objects, indexes, offsets, outcomes, bytes, length } = batch
+    let hits = 0
+    for (let n = 0; n < length; n++) {
+      if (outcomes[n] === Pending) outcomes[n] = this.#get(objects[n]!, indexes[n]!, bytes, offsets[n]!)
+      if (outcomes[n] === GetOutcome.Hit) hits++
+    }
+    return hits
+  }
+
+  flushMany(batch: PageBatch): void {
+    for (let n = 0; n < batch.length; n++) this.flushPage(batch.objects[n]!, batch.indexes[n]!)
+  }
+
+  lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
+    if (this.gone) return GetOutcome.Miss
+    return this.#chain.lend(this.attributes.pageSize, (page) => this.#get(object, index, page, 0), use)
+  }
+
+  /** Pages are kept as blocks: there is no cheap view of their parts. */
+  split(): PoolRefusal {
+    return this.gone ? PoolRefusal.Closed : PoolRefusal.Unsupported
+  }
+
+  release(object: ObjectId, index: number): boolean {
+    return !this.gone && this.parts === 1 && this.#chain.release(this, object, index)
+  }
+
+  freeze(): void {
+    this.frozen = true
+  }
+
+  thaw(): void {
+    this.frozen = false
+  }
+
+  destroy(): void {
+    if (this.gone) return
+    this.gone = true
+    for (const watch of this.#watches) watch.changed = true
+    const { table } = this.#chain.directory
+    this.#chain.counters.flushed += Math.ceil(this.#chain.flushAll(() => table.firstOfPool(this.number)) / this.parts)
+    this.#chain.forget(this.number)
+  }
+
+  #putMany(batch: PageBatch, keep: boolean): number {
+    const chain = this.#chain
+    const { objects, indexes, offsets, outcomes, unchanged, bytes, length } = batch
+    this.staging = batch
+    for (let n = 0; n < length; n++) {
+      // What a filter above has taken is not here any more.
+      if (outcomes[n] === PutOutcome.Stored) this.flushPage(objects[n]!, indexes[n]!)
+      if (outcomes[n] !== Pending) continue
+      const outcome = this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, keep, unchanged[n] === 1, n)
+      if (outcome !== Pending) chain.settle(batch, n, outcome)
+    }
+    chain.commit(batch, keep)
+    this.staging = undefined
+    let stored = 0
+    for (let n = 0; n < length; n++) if (outcomes[n] === PutOutcome.Stored) stored++
+    return stored
+  }
+
+  #put(
+    object: ObjectId,
+    index: number,
+    bytes: Uint8Array,
+    at: number,
+    keep: boolean,
+    unchanged: boolean,
+    batchEntry: number,
+  ): number {
+    if (this.gone) return PutOutcome.PoolGone
+    const chain = this.#chain
+    chain.counters.puts++
+    chain.failure = undefined
+    if (this.parts === 1) return chain.put(this, object, index, bytes, at, keep, unchanged, batchEntry)
+    this.#changed(object, index)
+    const first = index * this.parts
+    const known = chain.isInMemory(this, object, first) !== undefined
+    if (!known && this.frozen) return PutOutcome.Frozen
+    const wasFrozen = this.frozen
+    // The page is not new, whatever its parts are.
+    this.frozen = false
+    try {
+      for (let part = 0; part < this.parts; part++) {
+        const from = at + part * this.blockBytes
+        const outcome = chain.put(this, object, first + part, bytes, from, false, false, none)
+        if (outcome === PutOutcome.Stored) continue
+        this.#flush(object, index)
+        return outcome
+      }
+    } finally {
+      this.frozen = wasFrozen
+    }
+    return PutOutcome.Stored
+  }
+
+  #get(object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
+    if (this.gone) return GetOutcome.Miss
+    const chain = this.#chain
+    const { counters } = chain
+    counters.gets++
+    const outcome =
+      this.parts === 1 ? chain.get(this, object, index, into, to) : this.#getParts(object, index, into, to)
+    if (outcome === GetOutcome.Hit) counters.hits++
+    else if (outcome === GetOutcome.Deferred) counters.deferred++
+    return outcome
+  }
+
+  #getParts(object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
+    const chain = this.#chain
+    const first = index * this.parts
+    let deferred = false
+    for (let part = 0; part < this.parts; part++) {
+      const here = chain.isInMemory(this, object, first + part)
+      if (here === undefined) {
+        // What is left of an ephemeral page is worth nothing.
+        if (part > 0 || !this.attributes.persistent) this.#flush(object, index)
+        return GetOutcome.Miss
+      }
+      if (!here) deferred = true
+    }
+    if (deferred) return GetOutcome.Deferred
+    for (let part = 0; part < this.parts; part++) {
+      const outcome = chain.get(this, object, first + part, into, to + part * this.blockBytes)
+      if (outcome === GetOutcome.Hit) continue
+      if (outcome === GetOutcome.Miss) this.#flush(object, index)
+      return outcome
+    }
+    return GetOutcome.Hit
+  }
+
+  /** Fetches a page part by part; a page that changes meanwhile is fetched anew, so that it is never half of each. */
+  async #fetchParts(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    const chain = this.#chain
+    for (;;) {
+      const watch: Watch = { object, index, changed: false }
+      this.#watches.push(watch)
+      let outcome: GetOutcome = GetOutcome.Hit
+      try {
+        for (let part = 0; part < this.parts && outcome === GetOutcome.Hit && !watch.changed; part++)
+          outcome = await chain.fetch(this, object, index * this.parts + part, into, part * this.blockBytes)
+      } finally {
+        this.#watches.splice(this.#watches.indexOf(watch), 1)
+      }
+      if (this.gone) return GetOutcome.Miss
+      if (watch.changed) continue
+      if (outcome === GetOutcome.Miss) this.#flush(object, index)
+      return outcome
+    }
+  }
+
+  #flush(object: ObjectId, index: number): boolean {
+    const chain = this.#chain
+    if (this.parts === 1) return chain.flush(this, object, index)
+    this.#changed(object, index)
+    let found = false
+    for (let part = 0; part < this.parts; part++) if (chain.flush(this, object, index * this.parts + part)) found = true
+    return found
+  }
+
+  /** A page (`none`: any of the object) changes: who fetches it in parts begins again. */
+  #changed(object: ObjectId, index: number): void {
+    for (const watch of this.#watches)
+      if (BigInt(watch.object) === BigInt(object) && (index === none || watch.index === index)) watch.changed = true
+  }
+}
+
+/** Whether a page repeats its first four bytes. */
+function isRepeated(bytes: Uint8Array, at: number, length: number): boolean {
+  // Most pages differ in their first words, most others at one of these; only what does not is compared as a whole with itself, a word
+  // further on.
+  const half = at + (length >>> 1)
+  const end = at + length - 4
+  for (let i = 0; i < 4; i++) {
+    const byte = bytes[at + i]
+    if (byte !== bytes[at + 4 + i] || byte !== bytes[end + i] || byte !== bytes[half + i]) return false
+  }
+  return compare.call(bytes, bytes, at, end, at + 4, at + length) === 0
+}
+
+function wordAt(bytes: Uint8Array, at: number): number {
+  return bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)
+}
+
+function fillWord(bytes: Uint8Array, at: number, length: number, word: number): void {
+  if (word === Math.imul(word & 0xff, 0x01010101)) {
+    bytes.fill(word, at, at + length)
+    return
+  }
+  for (let i = 0; i < 4; i++) bytes[at + i] = word >>> (8 * i)
+  for (let done = 4; done < length; done *= 2) bytes.copyWithin(at + done, at, at + Math.min(done, length - done))
+}
+
+/** The runtime's own functions with offsets, which make no views. */
+const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
+  Buffer.prototype.copy
+const compare: (
+  this: Uint8Array,
+  target: Uint8Array,
+  targetStart: number,
+  targetEnd: number,
+  sourceStart: number,
+  sourceEnd: number,
+) => number = Buffer.prototype.compare

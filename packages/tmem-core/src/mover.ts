@@ -1,0 +1,1102 @@
+/**
+ * What happens between the places of a stack: blocks are given a place, sink when they are cold, and rise when they are
+ * asked for.
+ *
+ * A page counts as moved when its new place has acknowledged it; until then the old place answers for it. So each move has
+ * the same three steps: the new place has the block; the directory says so; the old place gives it up. What happens to a page between
+ * the first step and the second (a flush, another put, a read) is seen by looking at its entry again: an entry on a flight has the
+ * number of the flight, and whatever changes the page takes the number away.
+ *
+ * A page that rose keeps its block below as a clean copy, so that sinking again writes nothing; a flush or another put ends both.
+ *
+ * Nothing is compressed here but what lies uncompressed in a memory place and goes to one that compresses.
+ *
+ * Invariants: a location of a slow place is known to exactly one entry, as its place or as its clean copy, or to a flight; a read in
+ * progress whose location is given up is marked as stale before the location can be given out again.
+ */
+import type { Directory } from './directory.ts'
+import {
+  bytesPerObject,
+  bytesPerPage,
+  bytesPerResident,
+  codecIn,
+  EPHEMERAL,
+  isFlying,
+  lengthIn,
+  MAIN,
+  placeIn,
+  REFERENCED,
+  samePlace,
+} from './directory.ts'
+import { none } from './handles.ts'
+import { Order } from './order.ts'
+import { PutOutcome, putOutcomeCount, TmemError } from './outcomes.ts'
+import {
+  Block,
+  type BlockCodec,
+  Flight,
+  frameBytes,
+  isSlow,
+  type MemoryPlace,
+  maxBlockBytes,
+  type Place,
+  type SlowPlace,
+  unitsOf,
+} from './place.ts'
+import type { Account, Allocator, LayerContext, PoolAttributes } from './store.ts'
+
+/** Flights of one slow place: puts that go straight there, what must sink for a put, and what sinks in the background. */
+const STRAIGHT = 0
+const FORCED = 1
+const flightsOfSeat = 4
+/** Numbers in the directory that they need: what goes straight is not in memory. */
+const numbersOfSeat = flightsOfSeat - FORCED
+/** Blocks that are read at the same time. */
+const readsAtOnce = 16
+/** Most attempts that a place which failed is left alone for. */
+const maxRest = 1024
+/** How often a put tries to find room. */
+const squeezes = 12
+/** Pages that one call lets sink at most, clean ones included. */
+const maxVictims = 512
+
+/** What the mover needs to know of a pool. */
+export interface PoolKind {
+  readonly number: number
+  readonly attributes: PoolAttributes
+  /** Bytes of the blocks that its pages are kept in. */
+  readonly blockBytes: number
+  readonly account: Account | undefined
+}
+
+/** Why pages moved, and where to; counted for each place. */
+export interface SeatCounters {
+  /** Blocks put here from above, and blocks that rose to here. */
+  put: number
+  sunkIn: number
+  rose: number
+  /** Blocks that left: passed down, dropped in favour of a clean copy, dropped for good (ephemeral ones). */
+  passedDown: number
+  droppedClean: number
+  droppedEphemeral: number
+  /** Flights that landed, and those that were forced by a put; frames in them; their bytes. */
+  flights: number
+  forcedFlights: number
+  frames: number
+  frameBytes: number
+  failedFlights: number
+  /** Blocks read, reads that failed, reads whose page had changed meanwhile. */
+  reads: number
+  failedReads: number
+  staleReads: number
+  /** Damaged blocks that were met. */
+  corrupt: number
+  /** Blocks that were used while they were on their way down. */
+  usedInFlight: number
+}
+
+/** A place in its stack, and what the chain knows of it. */
+export class Seat {
+  readonly number: number
+  readonly place: Place
+  readonly memory: MemoryPlace | undefined
+  readonly slow: SlowPlace | undefined
+  readonly order: Order
+  /** Blocks here are pages as they are, without a checksum or a frame of ours. */
+  readonly raw: boolean
+  readonly flights: Flight[] = []
+  /** Number in the directory of the first flight that has one. */
+  readonly #firstNumber: number
+  /** By flight: it is under way. */
+  readonly underWay: (Promise<void> | undefined)[] = []
+  /** Attempts for which the place is left alone, and how many the next failure costs. */
+  rest: number = 0
+  nextRest: number = 1
+  /** Why it refused last, for whoever asks. */
+  failure: Error | undefined
+  readonly refused: Float64Array = new Float64Array(putOutcomeCount)
+  readonly counters: SeatCounters = {
+    put: 0,
+    sunkIn: 0,
+    rose: 0,
+    passedDown: 0,
+    droppedClean: 0,
+    droppedEphemeral: 0,
+    flights: 0,
+    forcedFlights: 0,
+    frames: 0,
+    frameBytes: 0,
+    failedFlights: 0,
+    reads: 0,
+    failedReads: 0,
+    staleReads: 0,
+    corrupt: 0,
+    usedInFlight: 0,
+  }
+
+  constructor(number: number, place: Place, directory: Directory, allocator: Allocator, slowBefore: number) {
+    this.number = number
+    this.place = place
+    this.order = new Order(directory, number)
+    this.raw = place.traits.rawOnly
+    this.#firstNumber = 1 + slowBefore * numbersOfSeat
+    if (!isSlow(place)) {
+      this.memory = place
+      return
+    }
+    this.slow = place
+    const bytes = Math.max(place.flightBytes, unitsOf(maxBlockBytes, place.unitBytes) * place.unitBytes)
+    for (let n = 0; n < flightsOfSeat; n++) {
+      const memory = allocator.allocate(bytes, 'chain.flight')
+      if (memory === undefined)
+        throw new TmemError('TMEM_NO_MEMORY', `no memory to write pages to ${place.name} (${bytes} bytes)`, {
+          layer: place.name,
+        })
+      this.flights.push(new Flight(memory, bytes, place.unitBytes))
+      this.underWay.push(undefined)
+    }
+  }
+
+  /** Whether pages of that kind may rest here. */
+  keeps(persistent: boolean): boolean {
+    return persistent ? this.place.traits.persistent : this.place.traits.ephemeral
+  }
+
+  /** Units of a slow place that a block takes. */
+  unitsFor(length: number): number {
+    const { unitBytes } = this.slow!
+    return this.raw ? length / unitBytes : unitsOf(length, unitBytes)
+  }
+
+  /** Number in the directory of a flight. */
+  numberOf(flight: number): number {
+    return this.#firstNumber + flight - FORCED
+  }
+
+  /** Whether anything is under way. */
+  get isBusy(): boolean {
+    return this.underWay.some((flight) => flight !== undefined)
+  }
+
+  /** The outside world failed: the place is left alone for a while. */
+  failed(error: Error): void {
+    this.failure = error
+    this.rest = this.nextRest
+    this.nextRest = Math.min(maxRest, this.nextRest * 2)
+  }
+
+  /** The place works. */
+  worked(): void {
+    this.nextRest = 1
+    this.failure = undefined
+  }
+}
+
+/** A read in progress. */
+export class Read {
+  readonly bytes: Uint8Array
+  readonly words: Int32Array
+  seat: Seat | undefined
+  location: number = none
+  /** What was asked for was given up, or moved, meanwhile. */
+  stale = false
+
+  constructor(memory: ArrayBufferLike, at: number, length: number) {
+    this.bytes = new Uint8Array(memory, at, length)
+    this.words = new Int32Array(memory, at, length >>> 2)
+  }
+}
+
+export interface MoverOptions {
+  readonly places: readonly Place[]
+  readonly directory: Directory
+  readonly codec: BlockCodec
+  readonly pools: readonly (PoolKind | undefined)[]
+  readonly context: LayerContext
+}
+
+export class Mover {
+  readonly seats: readonly Seat[]
+  readonly directory: Directory
+  readonly codec: BlockCodec
+  /** The block that is being put, and one that is on the move meanwhile. */
+  readonly block: Block = new Block()
+  readonly #moving: Block = new Block()
+  readonly #pools: readonly (PoolKind | undefined)[]
+  readonly #reads: Read[] = []
+  readonly #freeReads: Read[] = []
+  readonly #waiting: ((read: Read | undefined) => void)[] = []
+  /** Bytes of the longest frame that any place can have. */
+  readonly #readBytes: number
+  readonly #context: LayerContext
+  /** Whoever sank and has not been used: a page for blocks that must be decoded on their way. */
+  #page: Uint8Array = new Uint8Array(0)
+  #countedObjects = 0
+  #countedResidents = 0
+  #closed = false
+  /** Location of the block that `allocate` took last. */
+  #location = none
+  /** Pages that were decoded on their way, and encoded. */
+  decoded = 0
+  encoded = 0
+  /** Pages encoded a second time: none, while this works. */
+  encodedAgain = 0
+  /** Told by a place of a block that it has moved. */
+  readonly moved: (resident: number, location: number) => void
+  readonly #sizes: ((entry: number) => number)[]
+
+  constructor(options: MoverOptions) {
+    const { places, directory, codec, pools, context } = options
+    this.directory = directory
+    this.codec = codec
+    this.#pools = pools
+    this.#context = context
+    let slow = 0
+    this.seats = places.map(
+      (place, number) => new Seat(number, place, directory, context.allocator, isSlow(place) ? slow++ : 0),
+    )
+    this.moved = (resident, location) => directory.moveBlock(resident, location)
+    this.#sizes = this.seats.map(
+      ({ memory }) =>
+        (entry: number) =>
+          memory === undefined ? 0 : memory.sizeOf(lengthIn(directory.stateOf(entry))),
+    )
+    for (const seat of this.seats)
+      seat.slow?.attach?.({
+        isUsed: (owner, location) => this.#knows(seat, owner, location),
+        moved: (owner, from, to) => this.#relocate(seat, owner, from, to),
+      })
+    this.#readBytes = Math.max(
+      0,
+      ...this.seats.map((seat) => (seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes)),
+    )
+    if (slow === 0) return
+    // All of them now: a page that cannot be read for want of memory would be lost to its caller.
+    const reads = context.io === 'blocking' ? 1 : readsAtOnce
+    const memory = context.allocator.allocate(reads * this.#readBytes, 'chain.reads')
+    if (memory === undefined)
+      throw new TmemError('TMEM_NO_MEMORY', `no memory to read pages (${reads * this.#readBytes} bytes)`, {
+        layer: 'chain',
+      })
+    for (let n = 0; n < reads; n++) {
+      const read = new Read(memory, n * this.#readBytes, this.#readBytes)
+      this.#reads.push(read)
+      this.#freeReads.push(read)
+    }
+  }
+
+  /** Makes room for decoding pages of that size on their way. False: no memory. */
+  reservePage(bytes: number): boolean {
+    if (this.#page.length >= bytes) return true
+    const memory = this.#context.allocator.allocate(bytes, 'chain.page')
+    if (memory === undefined) return this.#page.length >= bytes
+    this.#page = new Uint8Array(memory, 0, bytes)
+    return true
+  }
+
+  /** Lets the memory places get memory, before anything is half done. */
+  prepare(pool: PoolKind): void {
+    for (const { memory } of this.seats) memory?.prepare?.(pool.blockBytes)
+  }
+
+  // ---- Giving blocks a place --------------------------------------------------------------------------------------
+
+  /**
+   * Gives `block` a place in a memory place: the number of its resident, which no entry knows yet, or (negative) why not. Colder
+   * pages may go down for it: at most one write.
+   */
+  allocate(seat: Seat, pool: PoolKind): number {
+    const { directory, block } = this
+    const memory = seat.memory!
+    const charge = this.#chargeOf(memory, block.length)
+    if (pool.account?.charge(charge) === false) return -PutOutcome.Quota
+    const resident = this.#acquire(seat)
+    if (resident === none) {
+      pool.account?.release(charge)
+      return -PutOutcome.NoMemory
+    }
+    let location = memory.put(block, resident)
+    if (location === -PutOutcome.NoMemory) location = this.#squeeze(seat, block, resident)
+    if (location >= 0) {
+      this.#location = location
+      return resident
+    }
+    directory.releaseResident(resident)
+    pool.account?.release(charge)
+    return location
+  }
+
+  /** Notes that an entry's page is the block of a resident from `allocate`. */
+  enter(seat: Seat, entry: number, resident: number, queue: number, checksum: number): void {
+    const { directory, block } = this
+    directory.setResident(entry, seat.number, resident, block.length, block.codec)
+    directory.setBlock(resident, entry, this.#location, checksum)
+    const bytes = seat.memory!.sizeOf(block.length)
+    directory.append(seat.number, queue, resident, entry, bytes)
+  }
+
+  /** Bytes that a client pays for a block in memory. */
+  #chargeOf(memory: MemoryPlace, length: number): number {
+    return bytesPerPage + bytesPerResident + memory.sizeOf(length)
+  }
+
+  /** A number for a resident, whose metadata is in the limit of the place. */
+  #acquire(seat: Seat): number {
+    const { directory } = this
+    for (let left = squeezes; left > 0; left--) {
+      let bytes = 0
+      const { objects } = directory.table
+      if (objects > this.#countedObjects) bytes += (objects - this.#countedObjects) * bytesPerObject
+      const resident = directory.acquireResident()
+      if (resident !== none) {
+        if (resident >= this.#countedResidents) bytes += bytesPerPage + bytesPerResident
+        if (bytes === 0 || seat.memory!.charge(bytes)) {
+          this.#countedObjects = Math.max(this.#countedObjects, objects)
+          this.#countedResidents = Math.max(this.#countedResidents, directory.residentWatermark)
+          return resident
+        }
+        directory.releaseResident(resident)
+      }
+      if (!this.#makeRoom(seat)) return none
+    }
+    return none
+  }
+
+  /** Finds room for a block in a place that is full. */
+  #squeeze(seat: Seat, block: Block, resident: number): number {
+    const memory = seat.memory!
+    let location: number = -PutOutcome.NoMemory
+    for (let left = squeezes; left > 0 && location === -PutOutcome.NoMemory; left--) {
+      if (memory.fit?.(block.length, this.moved) !== true && !this.#makeRoom(seat)) break
+      location = memory.put(block, resident)
+    }
+    return location
+  }
+
+  /** Gives up some of a memory place, the coldest first; false when nothing can go. */
+  #makeRoom(seat: Seat): boolean {
+    if (this.directory.queued(seat.number, EPHEMERAL) > 0 && this.#dropOldest(seat)) return true
+    return this.sink(seat, 64 * 1024, true) > 0
+  }
+
+  /** Ephemeral pages are eaten one by one, by whoever needs room. */
+  #dropOldest(seat: Seat): boolean {
+    return this.#sinkEphemeral(seat, 1, true) > 0
+  }
+
+  // ---- Sinking ----------------------------------------------------------------------------------------------------
+
+  /**
+   * Lets the coldest persistent pages of a memory place go down until `bytes` are free or on their way. `now`: before it
+   * returns, in one write at most. Returns the pages that go, clean ones included.
+   */
+  sink(seat: Seat, bytes: number, now: boolean, most: number = maxVictims): number {
+    const { directory } = this
+    const memory = seat.memory!
+    const sizeOf = this.#sizes[seat.number]!
+    let target: Seat | undefined
+    let flight = none
+    let pages = 0
+    let freed = 0
+    for (let left = Math.min(most, maxVictims); left > 0 && freed < bytes; left--) {
+      const resident = seat.order.next(sizeOf)
+      if (resident === none) break
+      const entry = directory.entryOf(resident)
+      const size = sizeOf(entry)
+      if (directory.copyOf(resident) !== none) {
+        this.#dropToCopy(seat, entry, resident)
+        pages++
+        freed += size
+        continue
+      }
+      target ??= this.#below(seat, true, now)
+      if (target === undefined) break
+      if (target.memory !== undefined) {
+        const moved = this.#passDown(seat, target, entry, resident)
+        if (moved === undefined) continue
+        if (!moved) {
+          target = this.#below(target, true, now)
+          if (target === undefined) break
+          continue
+        }
+        pages++
+        freed += size
+        continue
+      }
+      if (flight === none) {
+        flight = this.#openFlight(target, now)
+        if (flight === none) break
+      }
+      const boarded = this.#board(seat, target, flight, entry, resident)
+      if (boarded === undefined) continue
+      if (!boarded) break
+      pages++
+      freed += size
+    }
+    if (flight === none || target!.flights[flight]!.count === 0) return pages
+    const frames = target!.flights[flight]!.count
+    // What could not be written is where it was.
+    return this.#launch(target!, flight, now) ? pages : pages - frames
+  }
+
+  /** The same for ephemeral pages, in the order in which they came; what no place below takes is dropped. */
+  #sinkEphemeral(seat: Seat, wanted: number, now: boolean): number {
+    const { directory } = this
+    let pages = 0
+    let target = this.#below(seat, false, now)
+    let flight = none
+    for (let left = directory.queued(seat.number, EPHEMERAL); left > 0 && pages < wanted; left--) {
+      const resident = directory.oldest(seat.number, EPHEMERAL)
+      const entry = directory.entryOf(resident)
+      if (isFlying(directory.stateOf(entry))) {
+        this.#requeue(seat, entry, resident, EPHEMERAL)
+        continue
+      }
+      pages++
+      if (directory.copyOf(resident) !== none) {
+        this.#dropToCopy(seat, entry, resident)
+        continue
+      }
+      if (target?.memory !== undefined && this.#passDown(seat, target, entry, resident) === true) continue
+      if (target?.slow !== undefined) {
+        if (flight === none) flight = this.#openFlight(target, now)
+        if (flight === none) target = undefined
+        else if (this.#board(seat, target, flight, entry, resident) === true) continue
+      }
+      this.drop(entry)
+      seat.counters.droppedEphemeral++
+    }
+    if (flight !== none && target!.flights[flight]!.count > 0) this.#launch(target!, flight, now)
+    return pages
+  }
+
+  /** Sinks ephemeral pages for an allowance of bytes. Returns the pages. */
+  sinkEphemeral(seat: Seat, bytes: number, now: boolean, most: number): number {
+    const { directory } = this
+    const before = directory.bytesOf(seat.number, EPHEMERAL)
+    let pages = 0
+    while (
+      pages < most &&
+      directory.queued(seat.number, EPHEMERAL) > 0 &&
+      before - directory.bytesOf(seat.number, EPHEMERAL) < bytes
+    ) {
+      const done = this.#sinkEphemeral(seat, Math.min(16, most - pages), now)
+      pages += done
+      if (done === 0) break
+      // What is on its way does not count as gone yet.
+      if (this.seats.some((one) => one.isBusy)) break
+    }
+    return pages
+  }
+
+  /** The next place below that takes pages of that kind now. */
+  #below(seat: Seat, persistent: boolean, forced: boolean): Seat | undefined {
+    for (let number = seat.number + 1; number < this.seats.length; number++) {
+      const below = this.seats[number]!
+      if (!below.keeps(persistent)) continue
+      if (below.slow === undefined) return below
+      // Who has no other way asks again at once.
+      if (below.rest > 0 && !forced) {
+        below.rest--
+        continue
+      }
+      if (forced && below.slow.writeNow === undefined) continue
+      if (below.slow.open(forced)) return below
+    }
+    return undefined
+  }
+
+  /** A flight that can be filled, or `none`. */
+  #openFlight(target: Seat, now: boolean): number {
+    for (let n = now ? FORCED : FORCED + 1; n < (now ? FORCED + 1 : flightsOfSeat); n++) {
+      if (target.underWay[n] !== undefined) continue
+      target.flights[n]!.clear()
+      return n
+    }
+    return none
+  }
+
+  /** Moves a block between memory places. `undefined`: it is damaged and stays; false: the place below does not take it. */
+  #passDown(seat: Seat, target: Seat, entry: number, resident: number): boolean | undefined {
+    const { directory } = this
+    const pool = this.#poolOf(entry)
+    const state = directory.stateOf(entry)
+    const moving = this.#moving
+    const checksum = this.#fetchBlock(seat, entry, resident, target.raw)
+    if (checksum === undefined) {
+      this.#keepDamaged(seat, entry, resident)
+      return undefined
+    }
+    const memory = target.memory!
+    const charge = this.#chargeOf(memory, moving.length)
+    const before = this.#chargeOf(seat.memory!, lengthIn(state))
+    if (charge > before && pool.account?.charge(charge - before) === false) return false
+    let location = memory.put(moving, resident)
+    if (location === -PutOutcome.NoMemory) {
+      // Its own coldest pages go further down first, and the block has to be fetched again.
+      if (this.sink(target, moving.length * 2, true) + this.#sinkEphemeral(target, 0, true) > 0) {
+        if (this.#fetchBlock(seat, entry, resident, target.raw) === undefined) return undefined
+        location = memory.put(moving, resident)
+      }
+    }
+    if (location < 0) {
+      if (charge > before) pool.account?.release(charge - before)
+      target.refused[-location]!++
+      return false
+    }
+    if (charge < before) pool.account?.release(before - charge)
+    const queue = directory.queueOf(entry)
+    directory.unlink(seat.number, resident, entry, seat.memory!.sizeOf(lengthIn(state)))
+    seat.memory!.free(directory.blockOf(resident), lengthIn(state), pool.blockBytes)
+    directory.leave(entry)
+    directory.setResident(entry, target.number, resident, moving.length, moving.codec)
+    directory.setBlock(resident, entry, location, checksum)
+    directory.append(
+      target.number,
+      queue === EPHEMERAL ? EPHEMERAL : MAIN,
+      resident,
+      entry,
+      memory.sizeOf(moving.length),
+    )
+    seat.counters.passedDown++
+    target.counters.sunkIn++
+    return true
+  }
+
+  /**
+   * Brings the block of a resident to `#moving`, as a page where `raw` asks for it, encoded where it is a page and the codec can. Returns its checksum, or
+   * `undefined` when it is damaged.
+   */
+  #fetchBlock(seat: Seat, entry: number, resident: number, raw: boolean): number | undefined {
+    const { directory, codec } = this
+    const state = directory.stateOf(entry)
+    const pool = this.#poolOf(entry)
+    const moving = this.#moving
+    const { workspace, spareAt } = codec
+    moving.pageBytes = pool.blockBytes
+    moving.persistent = pool.attributes.persistent
+    moving.length = lengthIn(state)
+    moving.codec = codecIn(state)
+    moving.bytes = workspace
+    moving.at = spareAt
+    seat.memory!.get(directory.blockOf(resident), moving)
+    let checksum = codec.checksum(moving.codec, spareAt, moving.length)
+    if (!seat.raw && !directory.isSum(resident, checksum)) return undefined
+    if (raw && moving.codec !== 0) {
+      this.decoded++
+      if (!codec.decode(moving.codec, spareAt, moving.length, this.#page, 0, pool.blockBytes)) return undefined
+      moving.bytes = this.#page
+      moving.at = 0
+      moving.length = pool.blockBytes
+      moving.codec = 0
+      checksum = 0
+    }
+    return checksum
+  }
+
+  /** A damaged block does not move: a get reports it. It goes behind all others, so that it stops nobody. */
+  #keepDamaged(seat: Seat, entry: number, resident: number): void {
+    seat.counters.corrupt++
+    if (this.directory.queueOf(entry) === EPHEMERAL) this.drop(entry)
+    else this.#requeue(seat, entry, resident, MAIN)
+  }
+
+  #requeue(seat: Seat, entry: number, resident: number, queue: number): void {
+    const bytes = this.#sizes[seat.number]!(entry)
+    this.directory.unlink(seat.number, resident, entry, bytes)
+    this.directory.append(seat.number, queue, resident, entry, bytes)
+  }
+
+  /** Gives the block in memory up in favour of its clean copy. */
+  #dropToCopy(seat: Seat, entry: number, resident: number): void {
+    const { directory } = this
+    const place = directory.copyPlaceOf(resident)
+    const location = directory.copyOf(resident)
+    seat.counters.droppedClean++
+    this.#leaveMemory(seat, entry, resident, place, location)
+  }
+
+  /** A page is in a slow place from now on: its block in memory is given up. */
+  #leaveMemory(seat: Seat, entry: number, resident: number, place: number, location: number): void {
+    const { directory } = this
+    const memory = seat.memory!
+    const state = directory.stateOf(entry)
+    const length = lengthIn(state)
+    const main = directory.queueOf(entry) === MAIN
+    const units = this.seats[place]!.unitsFor(this.seats[place]!.raw ? this.#poolOf(entry).blockBytes : length)
+    directory.unlink(seat.number, resident, entry, memory.sizeOf(length))
+    memory.free(directory.blockOf(resident), length, this.#poolOf(entry).blockBytes)
+    if (directory.copyOf(resident) !== none) directory.dropCopy(resident)
+    directory.releaseResident(resident)
+    this.#poolOf(entry).account?.release(this.#chargeOf(memory, length))
+    directory.leave(entry)
+    directory.setSlow(entry, place, location, units, main, seat.order.epoch)
+    seat.order.sank()
+  }
+
+  /**
+   * Adds a block to a flight. `undefined`: it is damaged and stays; false: the flight is full.
+   */
+  #board(seat: Seat, target: Seat, number: number, entry: number, resident: number): boolean | undefined {
+    const { directory } = this
+    const flight = target.flights[number]!
+    const length = target.raw ? this.#poolOf(entry).blockBytes : lengthIn(directory.stateOf(entry))
+    if (!this.#hasRoom(target, flight, length)) return false
+    const checksum = this.#fetchBlock(seat, entry, resident, target.raw)
+    if (checksum === undefined) {
+      this.#keepDamaged(seat, entry, resident)
+      return undefined
+    }
+    this.#frame(target, flight, this.#moving, entry, checksum)
+    directory.setFlight(entry, target.numberOf(number))
+    this.#requeue(seat, entry, resident, directory.queueOf(entry))
+    return true
+  }
+
+  #hasRoom(target: Seat, flight: Flight, length: number): boolean {
+    const bytes = target.unitsFor(length) * target.slow!.unitBytes
+    return (
+      flight.filled + bytes <= Math.max(target.slow!.flightBytes, bytes) && flight.filled + bytes <= flight.bytes.length
+    )
+  }
+
+  /** Writes a frame into a flight that has room for it. */
+  #frame(target: Seat, flight: Flight, block: Block, entry: number, checksum: number): void {
+    const { bytes, words, count } = flight
+    const at = flight.filled
+    const units = target.unitsFor(block.length)
+    const from = target.raw ? at : at + frameBytes
+    copy.call(block.bytes, bytes, from, block.at, block.at + block.length)
+    const end = at + units * flight.unitBytes
+    // What is left of the unit held another flight's bytes.
+    bytes.fill(0, from + block.length, end)
+    if (!target.raw) {
+      const word = at >>> 2
+      const form = (block.length - 1) | (block.codec << 16)
+      const tag = this.directory.tagOf(entry)
+      words[word] = checksum ^ sealOf(form, tag)
+      words[word + 1] = form
+      words[word + 2] = tag
+      words[word + 3] = entry
+    }
+    flight.offsets[count] = at
+    flight.units[count] = units
+    flight.owners[count] = entry
+    flight.locations[count] = none
+    flight.count = count + 1
+    flight.filled = end
+  }
+
+  /** Sends a flight off. False when it has failed already. */
+  #launch(target: Seat, number: number, now: boolean): boolean {
+    const flight = target.flights[number]!
+    const slow = target.slow!
+    target.counters.flights++
+    if (now) {
+      target.counters.forcedFlights++
+      try {
+        slow.writeNow!(flight)
+      } catch (error) {
+        this.#crashed(target, number, error)
+        return false
+      }
+      this.#landed(target, number)
+      return true
+    }
+    target.underWay[number] = slow.write(flight).then(
+      () => {
+        target.underWay[number] = undefined
+        this.#landed(target, number)
+      },
+      (error: unknown) => {
+        target.underWay[number] = undefined
+        this.#crashed(target, number, error)
+      },
+    )
+    return true
+  }
+
+  /** A flight is safe: its pages change places, those that are still what was sent. */
+  #landed(target: Seat, number: number): void {
+    const { directory } = this
+    const flight = target.flights[number]!
+    const id = target.numberOf(number)
+    target.worked()
+    target.counters.frames += flight.count
+    target.counters.frameBytes += flight.filled
+    for (let n = 0; n < flight.count; n++) {
+      const entry = flight.owners[n]!
+      const location = flight.locations[n]!
+      const seat = this.#onFlight(entry, id)
+      if (seat === undefined) {
+        if (location !== none) target.slow!.free(location, flight.units[n]!)
+        continue
+      }
+      directory.setFlight(entry, 0)
+      if (location === none) {
+        target.refused[PutOutcome.NoMemory]!++
+        continue
+      }
+      const resident = directory.residentOf(entry)
+      if ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL) {
+        directory.setCopy(resident, target.number, location)
+        target.counters.usedInFlight++
+        continue
+      }
+      this.#leaveMemory(seat, entry, resident, target.number, location)
+      seat.counters.passedDown++
+      target.counters.sunkIn++
+    }
+    flight.clear()
+  }
+
+  /** Nothing of a flight is kept below: its pages are where they were. */
+  #crashed(target: Seat, number: number, error: unknown): void {
+    if (!(error instanceof Error)) throw error
+    const flight = target.flights[number]!
+    target.counters.failedFlights++
+    target.failed(error)
+    for (let n = 0; n < flight.count; n++) {
+      const entry = flight.owners[n]!
+      if (this.#onFlight(entry, target.numberOf(number)) !== undefined) this.directory.setFlight(entry, 0)
+    }
+    flight.clear()
+  }
+
+  /** The memory place of an entry that is on that flight still. */
+  #onFlight(entry: number, id: number): Seat | undefined {
+    const place = this.directory.placeOf(entry)
+    if (place === samePlace) return undefined
+    const seat = this.seats[place]!
+    return seat.memory !== undefined && this.directory.flightOf(entry) === id ? seat : undefined
+  }
+
+  /** A shared ephemeral page was used: it is the newest now. */
+  touch(entry: number): void {
+    const place = this.directory.placeOf(entry)
+    if (place === samePlace) return
+    const seat = this.seats[place]!
+    if (seat.memory !== undefined) this.#requeue(seat, entry, this.directory.residentOf(entry), EPHEMERAL)
+  }
+
+  // ---- Straight to a slow place -----------------------------------------------------------------------------------
+
+  /** Whether a slow place takes a block straight from a put. */
+  canWriteNow(seat: Seat): boolean {
+    return seat.slow!.writeNow !== undefined && seat.slow!.open(true)
+  }
+
+  /** Frames of puts that wait to be written together. */
+  staged(seat: Seat): Flight {
+    return seat.flights[STRAIGHT]!
+  }
+
+  /** Adds `block` to what is written straight to a slow place; false: it is full, write first. */
+  stage(seat: Seat, entry: number, checksum: number): boolean {
+    const flight = seat.flights[STRAIGHT]!
+    if (!this.#hasRoom(seat, flight, this.block.length)) return false
+    this.#frame(seat, flight, this.block, entry, checksum)
+    return true
+  }
+
+  /** Writes what was staged. Answers the error; the locations are in the flight, which the caller clears. */
+  writeStaged(seat: Seat): Error | undefined {
+    const flight = seat.flights[STRAIGHT]!
+    seat.counters.flights++
+    seat.counters.forcedFlights++
+    try {
+      seat.slow!.writeNow!(flight)
+    } catch (error) {
+      if (!(error instanceof Error)) throw error
+      seat.counters.failedFlights++
+      seat.failed(error)
+      return error
+    }
+    seat.worked()
+    seat.counters.frames += flight.count
+    seat.counters.frameBytes += flight.filled
+    return undefined
+  }
+
+  // ---- Giving up --------------------------------------------------------------------------------------------------
+
+  /** Frees whatever holds the page of an entry, clean copies included. The entry stays in the table, nowhere. */
+  vacate(entry: number): void {
+    const { directory } = this
+    const state = directory.stateOf(entry)
+    const place = placeIn(state)
+    const pool = this.#poolOf(entry)
+    if (place === samePlace) {
+      pool.account?.release(bytesPerPage)
+      directory.leave(entry)
+      return
+    }
+    const seat = this.seats[place]!
+    if (seat.memory === undefined) this.#freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry))
+    else {
+      const resident = directory.residentOf(entry)
+      const length = lengthIn(state)
+      if (directory.copyOf(resident) !== none) this.#endCopy(entry, resident, length)
+      directory.unlink(place, resident, entry, seat.memory.sizeOf(length))
+      seat.memory.free(directory.blockOf(resident), length, pool.blockBytes)
+      directory.releaseResident(resident)
+      pool.account?.release(this.#chargeOf(seat.memory, length))
+    }
+    directory.leave(entry)
+  }
+
+  /** Removes a page wherever it is. */
+  drop(entry: number): void {
+    this.vacate(entry)
+    this.directory.table.remove(entry)
+    this.directory.table.release(entry)
+  }
+
+  /** Gives up the clean copy of a resident. */
+  #endCopy(entry: number, resident: number, length: number): void {
+    const { directory } = this
+    const below = this.seats[directory.copyPlaceOf(resident)]!
+    this.#freeSlow(
+      below,
+      directory.copyOf(resident),
+      below.unitsFor(below.raw ? this.#poolOf(entry).blockBytes : length),
+    )
+    directory.dropCopy(resident)
+  }
+
+  #freeSlow(seat: Seat, location: number, units: number): void {
+    this.#stale(seat, location)
+    seat.slow!.free(location, units)
+  }
+
+  /** Whoever is reading there has to look again. */
+  #stale(seat: Seat, location: number): void {
+    for (const read of this.#reads) if (read.location === location && read.seat === seat) read.stale = true
+  }
+
+  /** Gives up the block in memory of a page that has a clean copy, which stays. False when it has none. */
+  release(entry: number): boolean {
+    const { directory } = this
+    const place = directory.placeOf(entry)
+    if (place === samePlace) return false
+    const seat = this.seats[place]!
+    if (seat.memory === undefined) return true
+    const resident = directory.residentOf(entry)
+    if (directory.copyOf(resident) === none) return false
+    // It is in use, not cold: it counts as of the main queue.
+    if (directory.queueOf(entry) !== MAIN) this.#requeue(seat, entry, resident, MAIN)
+    this.#dropToCopy(seat, entry, resident)
+    seat.counters.droppedClean--
+    return true
+  }
+
+  // ---- Reading and rising -----------------------------------------------------------------------------------------
+
+  /** A buffer for a read; `undefined` when the stack was closed while it waited. */
+  async borrow(): Promise<Read | undefined> {
+    if (this.#closed) return undefined
+    return this.#freeReads.pop() ?? (await new Promise<Read | undefined>((resolve) => this.#waiting.push(resolve)))
+  }
+
+  giveBack(read: Read): void {
+    read.seat = undefined
+    read.location = none
+    const next = this.#waiting.shift()
+    if (next === undefined) this.#freeReads.push(read)
+    else next(read)
+  }
+
+  /**
+   * Reads the page of an entry in a slow place to `into[to]`. True: it is there. False: it changed meanwhile, look again. Rejects with
+   * `TmemError` (`TMEM_IO`, `TMEM_CORRUPT`): the page stays.
+   */
+  async read(read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
+    const { directory } = this
+    const seat = this.seats[directory.placeOf(entry)]!
+    const slow = seat.slow!
+    const location = directory.locationOf(entry)
+    const units = directory.unitsOf(entry)
+    read.seat = seat
+    read.location = location
+    read.stale = false
+    let failure: unknown
+    try {
+      if (this.#context.io === 'blocking' && slow.readNow !== undefined) slow.readNow(location, units, read.bytes)
+      else await slow.read(location, units, read.bytes)
+    } catch (error) {
+      if (!(error instanceof Error)) throw error
+      failure = error
+    }
+    if (read.stale || this.#closed) {
+      seat.counters.staleReads++
+      return false
+    }
+    const pool = this.#poolOf(entry)
+    if (failure !== undefined) {
+      seat.counters.failedReads++
+      throw this.#error('TMEM_IO', seat, entry, 'cannot read the page', failure as Error)
+    }
+    seat.counters.reads++
+    // Somebody else may have brought it up meanwhile: what was read is the same.
+    const isHere = directory.placeOf(entry) === seat.number
+    if (seat.raw) {
+      copy.call(read.bytes, into, to, 0, pool.blockBytes)
+      if (isHere) this.#rise(read, entry, pool, seat, 0, 0, pool.blockBytes, 0)
+      return true
+    }
+    const form = read.words[1]!
+    const length = (form & 0xffff) + 1
+    const codec = (form >>> 16) & 15
+    const { workspace } = this.codec
+    const checksum = read.words[0]! ^ sealOf(form, read.words[2]!)
+    const fits = read.words[2] === directory.tagOf(entry) && this.#isFrame(seat, length, codec, units, pool)
+    if (fits) copy.call(read.bytes, workspace, 0, frameBytes, frameBytes + length)
+    if (
+      !fits ||
+      this.codec.checksum(codec, 0, length) !== checksum ||
+      !this.decode(codec, length, into, to, pool.blockBytes)
+    ) {
+      seat.counters.corrupt++
+      throw this.#error('TMEM_CORRUPT', seat, entry, 'what came back is not what was written')
+    }
+    if (isHere) this.#rise(read, entry, pool, seat, codec, frameBytes, length, checksum)
+    return true
+  }
+
+  #isFrame(seat: Seat, length: number, codec: number, units: number, pool: PoolKind): boolean {
+    return seat.unitsFor(length) === units && (codec !== 0 || length === pool.blockBytes)
+  }
+
+  /** Makes a page of the block at the start of the workspace. */
+  decode(codec: number, length: number, into: Uint8Array, to: number, pageBytes: number): boolean {
+    if (codec !== 0) return this.codec.decode(codec, 0, length, into, to, pageBytes)
+    copy.call(this.codec.workspace, into, to, 0, pageBytes)
+    return true
+  }
+
+  /** Brings a block that was just read up into memory, if there is room for it without failing anybody. */
+  #rise(
+    read: Read,
+    entry: number,
+    pool: PoolKind,
+    seat: Seat,
+    codec: number,
+    at: number,
+    length: number,
+    checksum: number,
+  ): void {
+    const { persistent, shared } = pool.attributes
+    if (!persistent && !shared) return
+    const upper = this.seats.find(
+      (one) => one.memory !== undefined && one.number < seat.number && one.keeps(persistent),
+    )
+    if (upper === undefined) return
+    const { directory, block } = this
+    upper.memory!.prepare?.(pool.blockBytes)
+    if (read.stale || directory.placeOf(entry) !== seat.number) return
+    const location = read.location
+    const queue = persistent ? upper.order.queueFor(entry) : EPHEMERAL
+    block.pageBytes = pool.blockBytes
+    block.persistent = persistent
+    let sum = checksum
+    if (upper.raw && codec !== 0) {
+      if (!this.decode(codec, length, this.#page, 0, pool.blockBytes)) return
+      this.decoded++
+      block.bytes = this.#page
+      block.at = 0
+      block.length = pool.blockBytes
+      block.codec = 0
+    } else {
+      block.bytes = read.bytes
+      block.at = at
+      block.length = length
+      block.codec = codec
+      if (seat.raw && !upper.raw) {
+        copy.call(read.bytes, this.codec.workspace, 0, 0, length)
+        sum = this.codec.checksum(0, 0, length)
+      }
+    }
+    const resident = this.allocate(upper, pool)
+    if (resident < 0) {
+      upper.refused[-resident]!++
+      return
+    }
+    directory.leave(entry)
+    this.enter(upper, entry, resident, queue, sum)
+    upper.counters.rose++
+    // Its length is that of the copy, but where the page was decoded: then it sinks as a page, another block.
+    if (seat.place.traits.survives === 'nothing' && block.length === length)
+      directory.setCopy(resident, seat.number, location)
+    else this.#freeSlow(seat, location, seat.unitsFor(length))
+  }
+
+  // ---- Cleaning ---------------------------------------------------------------------------------------------------
+
+  #knows(seat: Seat, entry: number, location: number): boolean {
+    const { directory } = this
+    if (entry < 0 || entry >= directory.capacity) return false
+    const place = directory.placeOf(entry)
+    if (place === seat.number) return directory.locationOf(entry) === location
+    if (place === samePlace || this.seats[place]?.memory === undefined) return false
+    const resident = directory.residentOf(entry)
+    return (
+      resident < directory.residentWatermark &&
+      directory.copyOf(resident) === location &&
+      directory.copyPlaceOf(resident) === seat.number &&
+      directory.entryOf(resident) === entry
+    )
+  }
+
+  #relocate(seat: Seat, entry: number, from: number, to: number): boolean {
+    if (!this.#knows(seat, entry, from)) return false
+    const { directory } = this
+    this.#stale(seat, from)
+    if (directory.placeOf(entry) === seat.number) directory.relocate(entry, to)
+    else {
+      const resident = directory.residentOf(entry)
+      directory.dropCopy(resident)
+      directory.setCopy(resident, seat.number, to)
+    }
+    return true
+  }
+
+  // ---- Ending -----------------------------------------------------------------------------------------------------
+
+  /** Resolves when nothing is under way any more; what begins meanwhile is waited for, too. */
+  async settle(): Promise<void> {
+    for (const seat of this.seats) while (seat.isBusy) await Promise.all(seat.underWay)
+  }
+
+  /** Nothing is read any more; who waits for a buffer is told. */
+  async close(): Promise<void> {
+    this.#closed = true
+    for (const resolve of this.#waiting.splice(0)) resolve(undefined)
+    await this.settle()
+    // Reads that are under way need their buffer and their place.
+    while (this.#freeReads.length < this.#reads.length) await new Promise((resolve) => setImmediate(resolve))
+  }
+
+  #poolOf(entry: number): PoolKind {
+    return this.#pools[this.directory.table.poolOf(entry)]!
+  }
+
+  /** An error about a page. */
+  #error(code: 'TMEM_IO' | 'TMEM_CORRUPT', seat: Seat, entry: number, what: string, cause?: Error): TmemError {
+    const { table } = this.directory
+    const handle = `pool ${table.poolOf(entry)} object ${table.objectOf(entry)} index ${table.indexOf(entry)}`
+    const why = cause === undefined ? '' : `: ${cause.message}`
+    return new TmemError(code, `${seat.place.name}: ${what} (${handle})${why}`, {
+      layer: seat.place.name,
+      handle,
+      cause,
+    })
+  }
+}
+
+/** Ties the header of a frame together. */
+const sealOf = (form: number, tag: number): number =>
+  Math.imul(form ^ 0x5bd1e995, 0x9e3779b1) ^ Math.imul(tag, 0x85ebca6b)
+
+/** The runtime's own copy with offsets, which makes no view. */
+const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
+  Buffer.prototype.copy

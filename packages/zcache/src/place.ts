@@ -1,0 +1,248 @@
+/**
+ * zcache as a place of a stack: compressed blocks in bounded memory.
+ *
+ * It finds each block a place of its size (zsmalloc) in an arena of chunks, all within one byte budget, and makes blocks of pages
+ * (`block-codec.ts`). What rests here, for how long, and where it goes, is the chain's business.
+ *
+ * Invariants: `budget.used` counts chunks, tables as far as they were ever touched, and what the chain has charged; it never passes the
+ * limit in force (a limit lowered later is reached as blocks leave).
+ *
+ * Sources: zcache of Linux 2.6.39 to 3.10 (its limits, as options), zsmalloc.
+ */
+import type {
+  Block,
+  BlockCodec,
+  ByteLimit,
+  LayerContext,
+  MemoryPlace,
+  MovedBlock,
+  PlaceTraits,
+  StatsNode,
+} from '@tmem/core'
+import { basePageSize, PutOutcome } from '@tmem/core'
+import { Arena, ByteBudget, granuleBytes, none, type ZAllocator } from './arena.ts'
+import { copyBytes } from './bytes.ts'
+
+/** The rules of the historical zcache, where they are wanted. */
+export interface ZvRules {
+  /** Pages that do not shrink are taken as they are. */
+  readonly keepsRaw: boolean
+  /** Largest block that is taken of a persistent page, in bytes per 4 KiB of page. */
+  readonly maxZsize: number | undefined
+  /** While the mean of the blocks is above this, larger ones are refused; in bytes per 4 KiB of page. */
+  readonly maxMeanZsize: number | undefined
+  /** Pages, uncompressed, in percent of the limit at most. */
+  readonly pageCountPercent: number | undefined
+}
+
+export class ZcachePlace implements MemoryPlace {
+  readonly name = 'zcache'
+  readonly traits: PlaceTraits
+  readonly codec: BlockCodec
+  readonly #budget: ByteBudget
+  readonly #arena: Arena
+  readonly #allocator: ZAllocator
+  readonly #rules: ZvRules
+  readonly #moved: (owner: number, from: number, to: number) => void
+  /** Who is told of what compaction moves. */
+  #listener: MovedBlock = () => undefined
+  #blocks = 0
+  #bytes = 0
+  #rawBlocks = 0
+  /** Bytes of the pages that they are made of. */
+  #pageBytes = 0
+  #compressPoor = 0
+  #meanCompressPoor = 0
+  #rejectedPageCount = 0
+  #limitHit = 0
+  #failedAlloc = 0
+  #compacted = 0
+
+  /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables. */
+  constructor(
+    limit: ByteLimit,
+    codec: BlockCodec,
+    rules: ZvRules,
+    allocator: (arena: Arena) => ZAllocator,
+    traits: PlaceTraits,
+    context: LayerContext,
+  ) {
+    this.traits = traits
+    this.codec = codec
+    this.#rules = rules
+    this.#budget = new ByteBudget(limit)
+    this.#arena = new Arena(context.allocator, this.#budget)
+    this.#allocator = allocator(this.#arena)
+    this.#moved = (owner, _from, to) => this.#listener(owner, to)
+  }
+
+  get limitBytes(): number {
+    return this.#budget.limit.bytes
+  }
+
+  prepare(length: number): void {
+    const { longestRun } = this.#allocator
+    this.#arena.preload(longestRun, length <= basePageSize ? longestRun : length + (length >>> 2))
+  }
+
+  put(block: Block, owner: number): number {
+    const refusal = this.#judge(block)
+    if (refusal !== PutOutcome.Stored) return -refusal
+    const location = this.#allocator.alloc(block.length, owner)
+    if (location === none) return -this.#noRoom()
+    this.#allocator.locate(location)
+    copyBytes(block.bytes, block.at, block.length, this.#allocator.bytes, this.#allocator.at)
+    this.#blocks++
+    this.#bytes += block.length
+    this.#pageBytes += block.pageBytes
+    if (block.length === block.pageBytes) this.#rawBlocks++
+    return location
+  }
+
+  get(location: number, into: Block): void {
+    this.#allocator.locate(location)
+    copyBytes(this.#allocator.bytes, this.#allocator.at, into.length, into.bytes, into.at)
+  }
+
+  free(location: number, length: number, pageBytes: number): void {
+    this.#allocator.free(location)
+    this.#blocks--
+    this.#bytes -= length
+    this.#pageBytes -= pageBytes
+    if (length === pageBytes) this.#rawBlocks--
+  }
+
+  sizeOf(length: number): number {
+    return this.#allocator.slotSize(length)
+  }
+
+  charge(bytes: number): boolean {
+    return this.#budget.take(bytes) || (this.#arena.trim() > 0 && this.#budget.take(bytes))
+  }
+
+  /**
+   * Above the high mark: what lies in slots is so near to all that the chunks could hold that puts would not find room. Slots of
+   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free.
+   */
+  excess(): number {
+    const arena = this.#arena
+    const { limit, used } = this.#budget
+    const elsewhere = used - arena.chunks * arena.chunkBytes
+    const chunks = Math.min(arena.maxChunks, Math.floor((limit.bytes - elsewhere) / arena.chunkBytes))
+    const room = Math.max(0, chunks) * arena.chunkBytes
+    return this.#allocator.slotBytes - (room - Math.min(room / 4, Math.max(room / 40, 2 * this.#allocator.longestRun)))
+  }
+
+  fit(_length: number, moved: MovedBlock): boolean {
+    this.#listener = moved
+    const runs = this.#arena.runCount
+    this.#compacted += this.#allocator.compact(256, this.#moved)
+    // Moving a chunk together costs as much as copying it: not for the last hole.
+    return this.#arena.runCount < runs || this.#arena.defragment(4 * this.#allocator.longestRun)
+  }
+
+  compact(blocks: number, moved: MovedBlock): number {
+    this.#listener = moved
+    // Objects that move together make holes between runs: neither may starve the other.
+    let done = this.#allocator.compact(Math.ceil(blocks / 2), this.#moved)
+    while (done < blocks) {
+      const pages = this.#arena.compact(blocks - done)
+      if (pages === 0) break
+      done += pages
+    }
+    if (done < blocks) this.#arena.trim()
+    this.#compacted += done
+    return done
+  }
+
+  stats(): StatsNode {
+    const arena = this.#arena
+    const chunkBytes = arena.chunks * arena.chunkBytes
+    return {
+      name: this.name,
+      counters: {
+        used_bytes: this.#budget.used,
+        limit_bytes: this.#budget.limit.bytes,
+        metadata_bytes: this.#budget.used - chunkBytes,
+        zpages: this.#blocks,
+        zbytes: this.#bytes,
+        orig_bytes: this.#pageBytes,
+        raw_pages: this.#rawBlocks,
+        slot_bytes: this.#allocator.slotBytes,
+        pages_compacted: this.#compacted,
+        compress_poor: this.#compressPoor,
+        mean_compress_poor: this.#meanCompressPoor,
+        rejected_page_count: this.#rejectedPageCount,
+        pool_limit_hit: this.#limitHit,
+        failed_alloc: this.#failedAlloc,
+        failed_getfreepages: arena.failures,
+      },
+      children: [
+        { name: this.#allocator.name, counters: this.#allocator.counters(), children: [] },
+        {
+          name: 'arena',
+          counters: {
+            chunks: arena.chunks,
+            chunk_bytes: chunkBytes,
+            spare_chunks: arena.spares,
+            chunks_taken: arena.chunksTaken,
+            chunks_returned: arena.chunksReturned,
+            runs: arena.runCount,
+            run_bytes: arena.usedGranules * granuleBytes,
+            runs_moved: arena.runsMoved,
+            wasted_bytes: chunkBytes - this.#allocator.slotBytes,
+          },
+          children: [],
+        },
+      ],
+    }
+  }
+
+  check(owns: (owner: number, location: number) => boolean): void {
+    const runs = new Set<number>()
+    this.#allocator.check(owns, runs)
+    this.#arena.check(runs)
+  }
+
+  close(): Promise<void> {
+    this.#arena.close()
+    return Promise.resolve()
+  }
+
+  /** The historical rules about a block, where they are wanted. */
+  #judge({ length, pageBytes, persistent }: Block): PutOutcome {
+    const { keepsRaw, maxZsize, maxMeanZsize, pageCountPercent } = this.#rules
+    if ((!keepsRaw && length === pageBytes) || length > this.#allocator.maxSize) {
+      this.#compressPoor++
+      return PutOutcome.Incompressible
+    }
+    if (!persistent) return PutOutcome.Stored
+    if (maxZsize !== undefined && length * basePageSize > maxZsize * pageBytes) {
+      this.#compressPoor++
+      return PutOutcome.Incompressible
+    }
+    if (
+      maxMeanZsize !== undefined &&
+      this.#bytes * basePageSize > maxMeanZsize * this.#pageBytes &&
+      length * basePageSize > maxMeanZsize * pageBytes
+    ) {
+      this.#meanCompressPoor++
+      return PutOutcome.Incompressible
+    }
+    if (pageCountPercent !== undefined && (this.#pageBytes + pageBytes) * 100 > pageCountPercent * this.limitBytes) {
+      this.#rejectedPageCount++
+      return PutOutcome.Policy
+    }
+    return PutOutcome.Stored
+  }
+
+  /** Why there is no room. */
+  #noRoom(): PutOutcome {
+    if (this.#arena.refusedByAllocator) {
+      this.#failedAlloc++
+      return PutOutcome.AllocationFailed
+    }
+    this.#limitHit++
+    return PutOutcome.NoMemory
+  }
+}
