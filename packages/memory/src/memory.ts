@@ -14,6 +14,7 @@ import type {
   ObjectId,
   PageBatch,
   PageStore,
+  PlaceTraits,
   Pool,
   PoolAttributes,
   PoolRefusal,
@@ -38,6 +39,7 @@ import {
 } from '@tmem/core'
 import type { Engine } from './engine.ts'
 import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
+import { FramesPlace, framesFor } from './place.ts'
 
 /** Settings of the memory store. */
 export interface MemoryOptions {
@@ -51,8 +53,19 @@ export interface MemoryOptions {
 /** The memory store as a layer: terminal, or above another one that takes what it refuses and evicts. */
 export function memory(options: MemoryOptions): Layer {
   const limit = typeof options.limitBytes === 'number' ? new ByteLimit(options.limitBytes) : options.limitBytes
+  const traits: PlaceTraits = Object.freeze({
+    persistent: true,
+    ephemeral: true,
+    waits: false,
+    survives: 'nothing',
+    rawOnly: true,
+    capacity: Math.max(1, framesFor(limit.maximumBytes)),
+    reservedBytes: framesFor(limit.maximumBytes) * basePageSize,
+    maxPageSize: PageEngine.largestPageFor(limit.maximumBytes),
+  })
   return {
     name: 'memory',
+    place: { traits, open: (context) => new FramesPlace(limit, traits, context) },
     plan: (below) => capabilitiesOver(limit, below),
     open: (next, context) => new MemoryStore(limit, next, context),
   }

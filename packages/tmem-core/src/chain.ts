@@ -740,6 +740,8 @@ export class ChainPool implements Pool, PoolKind {
   staging: PageBatch | undefined
   readonly #chain: Chain
   readonly #watches: Watch[] = []
+  /** The last fetch of a page in parts. */
+  #fetching: Promise<void> = Promise.resolve()
 
   constructor(chain: Chain, number: number, attributes: PoolAttributes, account: Account | undefined) {
     this.#chain = chain
@@ -937,23 +939,45 @@ export class ChainPool implements Pool, PoolKind {
     return GetOutcome.Hit
   }
 
-  /** Fetches a page part by part; a page that changes meanwhile is fetched anew, so that it is never half of each. */
+  /**
+   * Fetches a page part by part, into memory of its own: a page that changes meanwhile is fetched anew, so that it is never half of each, and one
+   * that is gone leaves the caller's buffer alone. Fetches of one pool take turns, so that a page is not taken by two.
+   */
   async #fetchParts(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    const turn = this.#fetching
+    let done: () => void = () => undefined
+    this.#fetching = new Promise((resolve) => {
+      done = resolve
+    })
+    await turn
+    try {
+      return await this.#fetchAlone(object, index, into)
+    } finally {
+      done()
+    }
+  }
+
+  async #fetchAlone(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     const chain = this.#chain
+    let page: Uint8Array | undefined
     for (;;) {
+      if (this.gone) return GetOutcome.Miss
+      const outcome = this.#getParts(object, index, into, 0)
+      if (outcome !== GetOutcome.Deferred) return outcome
+      page ??= new Uint8Array(into.length)
       const watch: Watch = { object, index, changed: false }
       this.#watches.push(watch)
-      let outcome: GetOutcome = GetOutcome.Hit
+      let fetched: GetOutcome = GetOutcome.Hit
       try {
-        for (let part = 0; part < this.parts && outcome === GetOutcome.Hit && !watch.changed; part++)
-          outcome = await chain.fetch(this, object, index * this.parts + part, into, part * this.blockBytes)
+        for (let part = 0; part < this.parts && fetched === GetOutcome.Hit && !watch.changed; part++)
+          fetched = await chain.fetch(this, object, index * this.parts + part, page, part * this.blockBytes)
       } finally {
         this.#watches.splice(this.#watches.indexOf(watch), 1)
       }
-      if (this.gone) return GetOutcome.Miss
-      if (watch.changed) continue
-      if (outcome === GetOutcome.Miss) this.#flush(object, index)
-      return outcome
+      if (watch.changed || this.gone) continue
+      if (fetched === GetOutcome.Hit) into.set(page)
+      else this.#flush(object, index)
+      return fetched
     }
   }
 
