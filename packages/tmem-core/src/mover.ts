@@ -405,6 +405,8 @@ export class Mover {
       const size = sizeOf(entry)
       if (directory.copyOf(resident) !== none) {
         this.#dropToCopy(seat, entry, resident)
+        seat.counters.droppedClean++
+        seat.order.sank()
         pages++
         freed += size
         continue
@@ -455,6 +457,7 @@ export class Mover {
       pages++
       if (directory.copyOf(resident) !== none) {
         this.#dropToCopy(seat, entry, resident)
+        seat.counters.droppedClean++
         continue
       }
       if (target?.memory !== undefined && this.#passDown(seat, target, entry, resident) === true) continue
@@ -612,7 +615,6 @@ export class Mover {
     const { directory } = this
     const place = directory.copyPlaceOf(resident)
     const location = directory.copyOf(resident)
-    seat.counters.droppedClean++
     this.#leaveMemory(seat, entry, resident, place, location)
   }
 
@@ -631,7 +633,6 @@ export class Mover {
     this.#poolOf(entry).account?.release(this.#chargeOf(memory, length))
     directory.leave(entry)
     directory.setSlow(entry, place, location, units, main, seat.order.epoch)
-    seat.order.sank()
   }
 
   /**
@@ -744,6 +745,7 @@ export class Mover {
         continue
       }
       this.#leaveMemory(seat, entry, resident, target.number, location)
+      seat.order.sank()
       seat.counters.passedDown++
       target.counters.sunkIn++
     }
@@ -886,7 +888,6 @@ export class Mover {
     // It is in use, not cold: it counts as of the main queue.
     if (directory.queueOf(entry) !== MAIN) this.#requeue(seat, entry, resident, MAIN)
     this.#dropToCopy(seat, entry, resident)
-    seat.counters.droppedClean--
     return true
   }
 
