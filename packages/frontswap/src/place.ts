@@ -13,12 +13,12 @@
  */
 import {
   type Budget,
-  type Cleaning,
   type Flight,
   frameBytes,
   idle,
   type LayerContext,
   none,
+  type Owners,
   type PlaceTraits,
   type Progress,
   type SlowPlace,
@@ -93,7 +93,7 @@ export class SwapPlace implements SlowPlace {
   #nextCluster = 0
   #nextHole = 0
   readonly #first: number
-  #cleaning: Cleaning | undefined
+  #owners: Owners | undefined
   /** Memory for packing: a cluster that is read, and one that is filled. */
   readonly #packing: Uint8Array
   readonly #bytesPerHour: number | undefined
@@ -148,8 +148,8 @@ export class SwapPlace implements SlowPlace {
     for (let unit = this.#units; unit < bits; unit++) this.#mark(unit, 1)
   }
 
-  attach(cleaning: Cleaning): void {
-    this.#cleaning = cleaning
+  attach(owners: Owners): void {
+    this.#owners = owners
   }
 
   open(forced: boolean): boolean {
@@ -339,8 +339,8 @@ export class SwapPlace implements SlowPlace {
    * everything where it is.
    */
   #pack(): void {
-    const cleaning = this.#cleaning
-    if (cleaning === undefined || this.#freeClusters === 0 || this.unitBytes === slotBytes) return
+    const owners = this.#owners
+    if (owners === undefined || this.#freeClusters === 0 || this.unitBytes === slotBytes) return
     const target = this.#freeCluster(0)
     if (target === none) return
     const from = this.#packing.subarray(0, clusterBytes)
@@ -370,7 +370,7 @@ export class SwapPlace implements SlowPlace {
       const [owner, old, at, units] = [moves[n]!, moves[n + 1]!, moves[n + 2]!, moves[n + 3]!]
       n += 4
       this.#packedFrames++
-      if (cleaning.moved(owner, old, at)) this.#unmark(old, units)
+      if (owners.moved(owner, old, at)) this.#unmark(old, units)
       else this.#unmark(at, units)
     }
   }
@@ -389,7 +389,7 @@ export class SwapPlace implements SlowPlace {
       const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
       const owner = view.getInt32(at + 12, true)
       // A header that makes no sense: whose frame it is cannot be told, and where it ends neither.
-      if (!this.#cleaning!.isUsed(owner, unit) || unit + units > first + this.#unitsPerCluster) {
+      if (!this.#owners!.isUsed(owner, unit) || unit + units > first + this.#unitsPerCluster) {
         unit++
         continue
       }

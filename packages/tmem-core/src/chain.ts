@@ -34,7 +34,7 @@ import {
 } from './directory.ts'
 import { maxEntries, none } from './handles.ts'
 import type { Read, Seat } from './mover.ts'
-import { Mover, type PoolKind } from './mover.ts'
+import { longAgo, Mover, type PoolKind } from './mover.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
 import { type BlockCodec, maxBlockBytes, type Place } from './place.ts'
 import { rawCodec } from './raw-codec.ts'
@@ -147,9 +147,19 @@ export class Chain implements PageStore {
     if (number === maxPools) return PoolRefusal.NoSlot
     // Ephemeral pages are the host's: they can be taken away at any time.
     const account = persistent ? this.#context.accounts.of(client) : undefined
-    const pool = new ChainPool(this, number, attributes, account)
+    const pool = new ChainPool(this, number, this.#keyFor(attributes), attributes, account)
     this.pools[number] = pool
+    this.mover.recover(pool)
     return pool
+  }
+
+  /** Kind of a pool (27 bits: client, shared, persistent, size), and which one of those of its kind it is. */
+  #keyFor({ client, shared, persistent, pageSize }: PoolAttributes): number {
+    const kind =
+      (client | ((shared ? 1 : 0) << 16) | ((persistent ? 1 : 0) << 17) | (Math.log2(pageSize / 4096) << 18)) * maxPools
+    let key = kind
+    while (this.pools.some((pool) => pool?.key === key)) key++
+    return key
   }
 
   tick(budget: Budget): Progress {
@@ -210,6 +220,7 @@ export class Chain implements PageStore {
         encoded: mover.encoded,
         encoded_again: mover.encodedAgain,
         decoded_to_move: mover.decoded,
+        recovered: mover.recovered,
         metadata_bytes: this.#metadataBytes(),
         bytes_per_page: bytesPerPage,
         bytes_per_resident: bytesPerPage + bytesPerResident,
@@ -430,7 +441,7 @@ export class Chain implements PageStore {
       const isEmpty = this.#stagedNew[n]!
       if (location !== none) {
         if (!isEmpty) mover.vacate(entry)
-        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - 128)
+        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo)
         seat.counters.put++
         last = PutOutcome.Stored
       } else {
@@ -658,11 +669,11 @@ export class Chain implements PageStore {
     return true
   }
 
-  /** Removes all pages that `first` finds, and answers how many. */
-  flushAll(first: () => number): number {
+  /** Removes all pages that `first` finds, and answers how many. `forget`: what survives keeps them for the next run. */
+  flushAll(first: () => number, forget: boolean): number {
     let blocks = 0
     for (let entry = first(); entry !== none; entry = first()) {
-      this.mover.drop(entry)
+      this.mover.drop(entry, forget)
       blocks++
     }
     return blocks
@@ -730,6 +741,7 @@ interface Watch {
 export class ChainPool implements Pool, PoolKind {
   readonly attributes: PoolAttributes
   readonly number: number
+  readonly key: number
   readonly blockBytes: number
   readonly account: Account | undefined
   /** Blocks of a page. */
@@ -743,9 +755,10 @@ export class ChainPool implements Pool, PoolKind {
   /** The last fetch of a page in parts. */
   #fetching: Promise<void> = Promise.resolve()
 
-  constructor(chain: Chain, number: number, attributes: PoolAttributes, account: Account | undefined) {
+  constructor(chain: Chain, number: number, key: number, attributes: PoolAttributes, account: Account | undefined) {
     this.#chain = chain
     this.number = number
+    this.key = key
     this.attributes = attributes
     this.blockBytes = Math.min(attributes.pageSize, maxBlockBytes)
     this.parts = attributes.pageSize / this.blockBytes
@@ -794,7 +807,7 @@ export class ChainPool implements Pool, PoolKind {
     const { table } = this.#chain.directory
     this.#changed(object, none)
     this.#chain.counters.flushed += Math.ceil(
-      this.#chain.flushAll(() => table.firstOfObject(this.number, object)) / this.parts,
+      this.#chain.flushAll(() => table.firstOfObject(this.number, object), false) / this.parts,
     )
   }
 
@@ -847,7 +860,9 @@ export class ChainPool implements Pool, PoolKind {
     this.gone = true
     for (const watch of this.#watches) watch.changed = true
     const { table } = this.#chain.directory
-    this.#chain.counters.flushed += Math.ceil(this.#chain.flushAll(() => table.firstOfPool(this.number)) / this.parts)
+    this.#chain.counters.flushed += Math.ceil(
+      this.#chain.flushAll(() => table.firstOfPool(this.number), true) / this.parts,
+    )
     this.#chain.forget(this.number)
   }
 

@@ -231,11 +231,6 @@ export class Directory {
     return (this.#words[at + FIRST]! & low24) | (this.#words[at + SECOND]! << 24)
   }
 
-  /** A checksum of a handle: what a frame has, so that nobody else's frame is taken for it. */
-  tagOf(entry: number): number {
-    return tagOf(this.table.poolOf(entry), this.table.objectOf(entry), this.table.indexOf(entry))
-  }
-
   // ---- Residents --------------------------------------------------------------------------------------------------
 
   /** Residents at once, at most. */

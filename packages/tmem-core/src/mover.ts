@@ -27,6 +27,7 @@ import {
   placeIn,
   REFERENCED,
   samePlace,
+  tagOf,
 } from './directory.ts'
 import { none } from './handles.ts'
 import { Order } from './order.ts'
@@ -55,6 +56,8 @@ const numbersOfSeat = flightsOfSeat - FORCED
 const readsAtOnce = 16
 /** Most attempts that a place which failed is left alone for. */
 const maxRest = 1024
+/** Epochs after which a page that sank counts as new. */
+export const longAgo = 128
 /** How often a put tries to find room. */
 const squeezes = 12
 /** Pages that one call lets sink at most, clean ones included. */
@@ -63,6 +66,8 @@ const maxVictims = 512
 /** What the mover needs to know of a pool. */
 export interface PoolKind {
   readonly number: number
+  /** The same in every run for pools of one kind that are made in the same order. */
+  readonly key: number
   readonly attributes: PoolAttributes
   /** Bytes of the blocks that its pages are kept in. */
   readonly blockBytes: number
@@ -241,6 +246,8 @@ export class Mover {
   encoded = 0
   /** Pages encoded a second time: none, while this works. */
   encodedAgain = 0
+  /** Pages that an earlier run had left. */
+  recovered = 0
   /** Told by a place of a block that it has moved. */
   readonly moved: (resident: number, location: number) => void
   readonly #sizes: ((entry: number) => number)[]
@@ -265,6 +272,10 @@ export class Mover {
       seat.slow?.attach?.({
         isUsed: (owner, location) => this.#knows(seat, owner, location),
         moved: (owner, from, to) => this.#relocate(seat, owner, from, to),
+        drop: (owner, location) => this.#giveWay(seat, owner, location),
+        poolOf: (owner) => this.#poolOf(owner).key,
+        objectOf: (owner) => directory.table.objectOf(owner),
+        indexOf: (owner) => directory.table.indexOf(owner),
       })
     this.#readBytes = Math.max(
       0,
@@ -674,7 +685,7 @@ export class Mover {
     if (!target.raw) {
       const word = at >>> 2
       const form = (block.length - 1) | (block.codec << 16)
-      const tag = this.directory.tagOf(entry)
+      const tag = this.#tagOf(entry)
       words[word] = checksum ^ sealOf(form, tag)
       words[word + 1] = form
       words[word + 2] = tag
@@ -822,8 +833,11 @@ export class Mover {
 
   // ---- Giving up --------------------------------------------------------------------------------------------------
 
-  /** Frees whatever holds the page of an entry, clean copies included. The entry stays in the table, nowhere. */
-  vacate(entry: number): void {
+  /**
+   * Frees whatever holds the page of an entry, clean copies included. The entry stays in the table, nowhere. `forget`: what survives
+   * the process may keep it for the next one.
+   */
+  vacate(entry: number, forget: boolean = false): void {
     const { directory } = this
     const state = directory.stateOf(entry)
     const place = placeIn(state)
@@ -834,7 +848,7 @@ export class Mover {
       return
     }
     const seat = this.seats[place]!
-    if (seat.memory === undefined) this.#freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry))
+    if (seat.memory === undefined) this.#freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry), forget)
     else {
       const resident = directory.residentOf(entry)
       const length = lengthIn(state)
@@ -848,8 +862,8 @@ export class Mover {
   }
 
   /** Removes a page wherever it is. */
-  drop(entry: number): void {
-    this.vacate(entry)
+  drop(entry: number, forget: boolean = false): void {
+    this.vacate(entry, forget)
     this.directory.table.remove(entry)
     this.directory.table.release(entry)
   }
@@ -866,9 +880,11 @@ export class Mover {
     directory.dropCopy(resident)
   }
 
-  #freeSlow(seat: Seat, location: number, units: number): void {
+  #freeSlow(seat: Seat, location: number, units: number, forget: boolean = false): void {
     this.#stale(seat, location)
-    seat.slow!.free(location, units)
+    const slow = seat.slow!
+    if (forget && slow.forget !== undefined) slow.forget(location, units)
+    else slow.free(location, units)
   }
 
   /** Whoever is reading there has to look again. */
@@ -950,7 +966,7 @@ export class Mover {
     const codec = (form >>> 16) & 15
     const { workspace } = this.codec
     const checksum = read.words[0]! ^ sealOf(form, read.words[2]!)
-    const fits = read.words[2] === directory.tagOf(entry) && this.#isFrame(seat, length, codec, units, pool)
+    const fits = read.words[2] === this.#tagOf(entry) && this.#isFrame(seat, length, codec, units, pool)
     if (fits) copy.call(read.bytes, workspace, 0, frameBytes, frameBytes + length)
     if (
       !fits ||
@@ -1031,6 +1047,35 @@ export class Mover {
     else this.#freeSlow(seat, location, seat.unitsFor(length))
   }
 
+  /** Enters what an earlier run has left of a pool. */
+  recover(pool: PoolKind): void {
+    const { table } = this.directory
+    for (const seat of this.seats) {
+      if (!seat.keeps(pool.attributes.persistent)) continue
+      seat.slow?.recover?.(pool.key, (object, index, location, units) => {
+        if (table.find(pool.number, object, index) !== none) return false
+        const entry = table.acquire()
+        if (entry === none) return false
+        if (!table.insert(entry, pool.number, object, index)) {
+          table.release(entry)
+          return false
+        }
+        this.directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo)
+        this.recovered++
+        return true
+      })
+    }
+  }
+
+  /** An ephemeral page makes room for another one in its place. */
+  #giveWay(seat: Seat, entry: number, location: number): boolean {
+    if (!this.#knows(seat, entry, location) || this.#poolOf(entry).attributes.persistent) return false
+    if (this.directory.placeOf(entry) === seat.number) this.drop(entry)
+    else this.#endCopy(entry, this.directory.residentOf(entry), lengthIn(this.directory.stateOf(entry)))
+    seat.counters.droppedEphemeral++
+    return true
+  }
+
   // ---- Cleaning ---------------------------------------------------------------------------------------------------
 
   #knows(seat: Seat, entry: number, location: number): boolean {
@@ -1075,6 +1120,12 @@ export class Mover {
     await this.settle()
     // Reads that are under way need their buffer and their place.
     while (this.#freeReads.length < this.#reads.length) await new Promise((resolve) => setImmediate(resolve))
+  }
+
+  /** A checksum of a handle: what a frame has, so that nobody else's frame is taken for it. */
+  #tagOf(entry: number): number {
+    const { table } = this.directory
+    return tagOf(this.#poolOf(entry).key, table.objectOf(entry), table.indexOf(entry))
   }
 
   #poolOf(entry: number): PoolKind {

@@ -22,7 +22,7 @@
  * zram's writeback, whose unit is one page, and why here it is a flight.
  */
 import type { PutOutcome } from './outcomes.ts'
-import type { Budget, LayerContext, Progress, StatsNode } from './store.ts'
+import type { Budget, LayerContext, ObjectId, Progress, StatsNode } from './store.ts'
 
 /** Largest block, in bytes of page. */
 export const maxBlockBytes: number = 64 * 1024
@@ -165,22 +165,38 @@ export interface SlowPlace extends PlaceBase {
   read(location: number, units: number, into: Uint8Array): Promise<void>
   /** The same, before it returns: where the runtime's pool of threads may not be used. */
   readNow?(location: number, units: number, into: Uint8Array): void
-  /** Gives a block up. */
+  /** Gives a block up. In a place that survives its process: for good, so that it does not come back after a restart. */
   free(location: number, units: number): void
+  /** Gives a block up in this run only: what survives keeps it for the next one (the pool was destroyed). Absent: as `free`. */
+  forget?(location: number, units: number): void
+  /**
+   * Hands over what an earlier run has left here of a pool: once for each key. `enter` answers whether the stack has taken a block in; what
+   * it has not is given up.
+   */
+  recover?(pool: number, enter: RecoverBlock): void
   /** What was acknowledged before survives what the traits promise. Rejects with `TmemError`. */
   sync?(): Promise<void>
   /** Called once, before anything else: whom a place asks that regains space by moving frames. */
-  attach?(cleaning: Cleaning): void
+  attach?(owners: Owners): void
   /** Throws an `Error` unless exactly these blocks are here. For tests. */
   check?(blocks: readonly { readonly location: number; readonly units: number }[]): void
 }
 
-/** How a slow place that regains space asks which of its frames still count, and tells where they went. */
-export interface Cleaning {
+/** Enters a block that survived into the directory; false: it has no room, or knows the handle already. */
+export type RecoverBlock = (object: ObjectId, index: number, location: number, units: number) => boolean
+
+/** What a slow place may ask the stack about its frames. An owner is the number that a flight gave for a frame. */
+export interface Owners {
   /** Whether the frame of an owner at a location is in use. */
   isUsed(owner: number, location: number): boolean
   /** The frame has moved. False: it was given up meanwhile, and so is the new location. */
   moved(owner: number, from: number, to: number): boolean
+  /** The room of an ephemeral page is needed: it is dropped, and its frame freed. False: it cannot go. */
+  drop(owner: number, location: number): boolean
+  /** The handle of an owner that is on a flight or here: its pool's key (the same in every run), object and index. */
+  poolOf(owner: number): number
+  objectOf(owner: number): ObjectId
+  indexOf(owner: number): number
 }
 
 export type Place = MemoryPlace | SlowPlace
