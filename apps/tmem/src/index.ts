@@ -76,7 +76,7 @@ function program(terminal: Terminal): Command {
     .description('swap real pages: all the memory, half of it with tmem, and half of it with a swap file alone')
     .option('--input <path...>', 'files and directories whose bytes fill the pages (default: Node.js and this program)')
     .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or what the input has)', bytes)
-    .option('--budget <bytes>', 'how much of the memory is given to tmem (default: half of --size)', bytes)
+    .option('--budget <bytes>', 'how much memory tmem is given, beside half of --size for the program (default: the other half)', bytes)
     .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
     .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
     .addOption(json())

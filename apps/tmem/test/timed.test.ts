@@ -1,58 +1,46 @@
-import { conformance } from '@tmem/conformance'
-import { compose, GetOutcome, PutOutcome } from '@tmem/core'
-import { delay, refuse } from '@tmem/faults'
+import { join } from 'node:path'
+import { compose, PutOutcome } from '@tmem/core'
+import { frontswap } from '@tmem/frontswap'
 import { memory } from '@tmem/memory'
-import { describe, expect, it, test } from 'vitest'
-import { timed } from '../src/demo/timed.ts'
+import { expect, test } from 'vitest'
+import { Stopwatch, TimedStore, timedPlace } from '../src/demo/timed.ts'
+import { temporaryDirectory } from './tmem.ts'
 
-// Taking the time changes nothing else: what a layer does, it does through the stopwatch, too.
-const layers = () => [timed(memory({ limitBytes: 200_000 })), timed(memory({ limitBytes: 2 ** 24 }))]
-await conformance(
-  {
-    name: 'memory over memory, timed',
-    open: (context) => compose(layers(), { ...context, check: 'model' }),
-    manifest: {
-      pageSizes: [4096, 8192],
-      property: { runs: 20 },
-      refusals: {
-        NoMemory: { by: 'filling', bytes: 2 ** 25 },
-        Quota: { by: 'quota', bytes: 2 ** 20 },
-        AllocationFailed: { by: 'allocator', bytes: 2 ** 25 },
-      },
-    },
-  },
-  { describe, it },
-)
-
-test('the time of a layer is its own, without that of the layers below', async () => {
-  // A clock that goes on by a millisecond whenever somebody looks: a call takes as long as there are looks within it.
+/** A clock that goes on by a millisecond whenever somebody looks: a call takes as long as there are looks within it. */
+const lookedAt = (): (() => number) => {
   let clock = 0
-  const now = (): number => ++clock
-  const above = timed(refuse({ every: 2 }), now)
-  const below = timed(memory({ limitBytes: 2 ** 20 }), now)
-  const store = compose([above, below])
-  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
+  return () => ++clock
+}
+const attributes = { client: 0, persistent: true, shared: false, pageSize: 4096 } as const
+
+test('the time of a store is that of the calls to it', async () => {
+  const watch = new Stopwatch(lookedAt())
+  const store = new TimedStore(compose([memory({ limitBytes: 2 ** 20 })]), watch)
+  const pool = store.newPool(attributes)
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
   const page = new Uint8Array(4096)
-  const before = [above.seconds(), below.seconds()]
   expect(pool.put(0, 0, page)).toBe(PutOutcome.Stored)
-  // Looks: above, its way down, below, and the three again on the way back.
-  expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.002, 0.001])
+  pool.get(0, 0, page)
+  pool.flushPage(0, 0)
+  expect(watch.elapsed).toBe(3)
   await store.close()
 })
 
-test('what a layer asks of the next one after a wait is not taken off its own time', async () => {
-  let clock = 0
-  const now = (): number => ++clock
-  // A fetch waits first, then asks the layer below.
-  const above = timed(delay({ turn: () => Promise.resolve() }), now)
-  const below = timed(memory({ limitBytes: 2 ** 20 }), now)
-  const store = compose([above, below])
-  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
+test('what a put waits for in the swap file is timed apart', async () => {
+  const now = lookedAt()
+  const calls = new Stopwatch(now)
+  const waits = new Stopwatch(now)
+  const file = join(temporaryDirectory(), 'swap.img')
+  const store = new TimedStore(compose([timedPlace(frontswap({ file, sizeBytes: 2 ** 20 }), waits)]), calls)
+  const pool = store.newPool(attributes)
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
-  expect(pool.put(0, 0, new Uint8Array(4096))).toBe(PutOutcome.Stored)
-  const before = [above.seconds(), below.seconds()]
-  expect(await pool.fetch(0, 0, new Uint8Array(4096))).toBe(GetOutcome.Hit)
-  expect([above.seconds() - before[0]!, below.seconds() - before[1]!]).toEqual([0.001, 0.001])
+  const page = Uint8Array.from({ length: 4096 }, (_, at) => at)
+  expect(pool.put(0, 0, page)).toBe(PutOutcome.Stored)
+  // Looks: the call begins, the write begins, the write ends, the call ends.
+  expect({ calls: calls.elapsed, waits: waits.elapsed }).toEqual({ calls: 3, waits: 1 })
+  const back = new Uint8Array(4096)
+  await pool.fetch(0, 0, back)
+  expect(back).toEqual(page)
+  expect(waits.elapsed).toBe(1)
   await store.close()
 })

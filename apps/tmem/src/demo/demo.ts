@@ -15,9 +15,9 @@ import { BadInput } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 import { type Input, readInput } from './input.ts'
 import { runMachine } from './machine.ts'
-import { type DemoReport, type MachineReport, shown, type TmemReport } from './report.ts'
+import { type DemoReport, type MachineReport, type PlaceReport, shown, type TmemReport } from './report.ts'
 import { makeSwapDirectory, type SwapDirectory } from './swap-files.ts'
-import { timed } from './timed.ts'
+import { Stopwatch, TimedStore, timedPlace } from './timed.ts'
 import { createStream } from './workload.ts'
 
 /** Options of the command. */
@@ -93,28 +93,37 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   const machines: MachineReport[] = []
   let directIo = true
   let comparedBytes = 0
-  const run = async (
-    name: MachineReport['name'],
-    frames: number,
-    layers: readonly Layer[],
-    cpuSeconds = () => 0,
-  ): Promise<void> => {
-    const store = open(layers)
+  const run = async (name: MachineReport['name'], frames: number, layers: readonly Layer[]): Promise<void> => {
+    const calls = new Stopwatch()
+    const waits = new Stopwatch()
+    let woken = false
+    const opened = open(
+      layers.map((layer) => timedPlace(layer, waits)),
+      () => {
+        woken = true
+      },
+    )
+    const store = new TimedStore(opened, calls)
+    const isWoken = (): boolean => {
+      const was = woken
+      woken = false
+      return was
+    }
     try {
       let stats = store.stats()
-      let cpu = 0
+      let cpuSeconds = 0
       const atEnd = (): void => {
         stats = store.stats()
-        cpu = cpuSeconds()
+        cpuSeconds = (calls.elapsed - waits.elapsed) / 1000
       }
       const { seconds, swapOuts, swapIns, comparedPages } = await runMachine(
-        { name, frames, store, input, stream },
+        { name, frames, store, isWoken, input, stream },
         atEnd,
         terminal,
       )
       comparedBytes += comparedPages * basePageSize
       const disk = find(stats, 'frontswap')?.counters ?? noDisk
-      const held = find(stats, 'zcache')?.counters
+      const held = find(stats, 'zcache')
       if (counterOf(disk, 'directIo') === 0) directIo = false
       machines.push({
         name,
@@ -126,7 +135,8 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
         diskReads: counterOf(disk, 'diskReads'),
         diskBytes: counterOf(disk, 'diskBytesWritten') + counterOf(disk, 'diskBytesRead'),
         refusals: held === undefined ? {} : refusalsOf(held),
-        tmem: held === undefined ? noTmem : tmemOf(held, cpu),
+        tmem: held === undefined ? noTmem : tmemOf(held.counters, cpuSeconds),
+        places: placesOf(stats),
       })
     } finally {
       await store.close()
@@ -134,16 +144,16 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   }
 
   const swapFile = (): Layer => frontswap({ file: join(directory.path, 'swap.img'), sizeBytes: memoryBytes })
-  const frames = pages - Math.ceil(budgetBytes / basePageSize)
+  // A small budget is all that the machine gets on top of half of the memory: so it can be made to overflow.
+  const frames = Math.min(Math.ceil(pages / 2), pages - Math.ceil(budgetBytes / basePageSize))
   await run('memory', pages, [memory({ limitBytes: smallestMemory })])
-  const tmem = timed(zcache({ limitBytes: budgetBytes }))
-  await run('tmem', frames, [tmem, swapFile()], () => tmem.seconds())
+  await run('tmem', frames, [zcache({ limitBytes: budgetBytes }), swapFile()])
   await run('swap', frames, [swapFile()])
 
   const [, withTmem, withSwap] = machines as [MachineReport, MachineReport, MachineReport]
   const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
   const diskIoAvoided = io(withSwap) === 0 ? 0 : Math.max(0, 1 - io(withTmem) / io(withSwap))
-  const settings = { seed, memoryBytes, budgetBytes, references, directIo }
+  const settings = { seed, memoryBytes, partBytes: frames * basePageSize, budgetBytes, references, directIo }
   // `runMachine` throws at the first wrong byte: whoever gets here has seen none.
   return { input: { pages, sources }, settings, machines, diskIoAvoided, comparedBytes, wrongBytes: 0 }
 }
@@ -152,9 +162,9 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
 const smallestMemory = 2 ** 20
 
 /** Opens a stack; that the machine cannot give what it needs (room for the file, memory) is told as bad input. */
-function open(layers: readonly Layer[]): PageStore {
+function open(layers: readonly Layer[], wake: () => void): PageStore {
   try {
-    return compose(layers)
+    return compose(layers, { wake })
   } catch (error) {
     if (error instanceof TmemError && (error.code === 'TMEM_IO' || error.code === 'TMEM_NO_MEMORY'))
       throw new BadInput(error.message)
@@ -183,21 +193,28 @@ function counterOf(counters: Counters, name: string): number {
 }
 
 function tmemOf(counters: Counters, cpuSeconds: number): TmemReport {
-  const pages = counterOf(counters, 'live')
+  const pages = counterOf(counters, 'pages')
   const bytes = counterOf(counters, 'used_bytes')
   return { pages, bytes, ratio: pages === 0 ? 1 : (pages * basePageSize) / bytes, cpuSeconds }
 }
 
-/** What zcache refused, by reason; what has no counter of its own was refused because the budget was used up. */
-function refusalsOf(counters: Counters): Record<string, number> {
-  const refusals: Record<string, number> = {
-    Incompressible: counterOf(counters, 'compress_poor') + counterOf(counters, 'mean_compress_poor'),
-    Quota: counterOf(counters, 'rejected_quota'),
-    AllocationFailed: counterOf(counters, 'failed_alloc'),
+/** Puts that zcache refused, by reason. */
+const refusalsOf = (zcacheNode: StatsNode): Readonly<Record<string, number>> => find(zcacheNode, 'refused')!.counters
+
+/** What was kept where. */
+function placesOf(stats: StatsNode): PlaceReport[] {
+  const chain = find(stats, 'chain')
+  if (chain === undefined) return []
+  const places: PlaceReport[] = []
+  const same = counterOf(chain.counters, 'same_filled_pages')
+  if (same > 0)
+    places.push({ name: 'directory', pages: same, bytes: same * counterOf(chain.counters, 'bytes_per_page') })
+  for (const { name, counters } of chain.children) {
+    const pages = counters['pages']
+    if (pages === undefined) continue
+    places.push({ name, pages, bytes: counters['used_bytes'] ?? counterOf(counters, 'used_bytes_on_disk') })
   }
-  const known = Object.values(refusals).reduce((sum, count) => sum + count)
-  refusals['NoMemory'] = counterOf(counters, 'failed_pers_puts') - known
-  return Object.fromEntries(Object.entries(refusals).filter(([, count]) => count > 0))
+  return places
 }
 
 function find(node: StatsNode, name: string): StatsNode | undefined {

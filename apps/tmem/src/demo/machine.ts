@@ -20,6 +20,8 @@ export interface MachineOptions {
   readonly frames: number
   /** Where pages go that have no frame. It is closed by the caller. */
   readonly store: PageStore
+  /** Whether the store has asked for background work since the last look. */
+  readonly isWoken: () => boolean
   readonly input: Input
   /** Page numbers, those of writes with `writeBit`. */
   readonly stream: Uint32Array
@@ -34,8 +36,9 @@ export interface MachineRun {
   readonly comparedPages: number
 }
 
-/** References between two looks at the signal and at the clock. */
+/** References between two looks at the signal and at the clock, and pages of background work at once. */
 const chunk = 4096
+const backgroundPages = 128
 /** The next page of the input that a page holds after a write: far away, and every page in turn. */
 const stride = 61_803
 
@@ -45,9 +48,16 @@ const stride = 61_803
  */
 export async function runMachine(options: MachineOptions, atEnd: () => void, terminal: Terminal): Promise<MachineRun> {
   const { name, frames, store, input, stream } = options
+  let pending = false
+  /** Background work of the store, when it has asked for some: the disk gets its turn then, too. */
+  const background = (): Promise<void> | undefined => {
+    if (!options.isWoken() && !pending) return undefined
+    pending = store.tick({ pages: backgroundPages }).pending
+    return setImmediate()
+  }
   const { pages } = input
   const swapper = new Swapper({ pages, frames, store })
-  const program = new Program(name, swapper, input)
+  const program = new Program(name, swapper, input, background)
   const progress = terminal.progress(`${name} machine`)
   const total = pages + stream.length + pages
   let result: string | undefined
@@ -91,9 +101,11 @@ class Program {
   /** By page: the page of the input that it holds. */
   readonly #holds: Uint32Array
   readonly #checked: Uint8Array
+  readonly #background: () => Promise<void> | undefined
   comparedPages = 0
 
-  constructor(name: string, swapper: Swapper, input: Input) {
+  constructor(name: string, swapper: Swapper, input: Input, background: () => Promise<void> | undefined) {
+    this.#background = background
     const { buffer, byteOffset, length } = swapper.memory
     this.#name = name
     this.#swapper = swapper
@@ -141,6 +153,8 @@ class Program {
   }
 
   async #fault(page: number): Promise<number> {
+    const work = this.#background()
+    if (work !== undefined) await work
     for (;;) {
       const wait = this.#swapper.fault(page)
       if (wait !== undefined) await wait

@@ -22,6 +22,16 @@ export interface MachineReport {
   readonly refusals: Readonly<Record<string, number>>
   /** At the end of the stream. All zero but the ratio where the machine has no tmem. */
   readonly tmem: TmemReport
+  /** What rests where at the end of the stream: empty where the machine has no stack of places. */
+  readonly places: readonly PlaceReport[]
+}
+
+/** What a place of a stack holds; `directory`: pages that repeat one word, which need no place. */
+export interface PlaceReport {
+  readonly name: string
+  readonly pages: number
+  /** Bytes that it uses, in memory or on disk. */
+  readonly bytes: number
 }
 
 /** What tmem held, and what it cost. */
@@ -39,8 +49,9 @@ export interface DemoReport {
   readonly input: { readonly pages: number; readonly sources: readonly Source[] }
   readonly settings: {
     readonly seed: number
-    /** Bytes of memory of the first machine; the other two have so many less `budgetBytes`. */
+    /** Bytes of memory of the first machine, and of the other two: half of it, or what the budget leaves. */
     readonly memoryBytes: number
+    readonly partBytes: number
     readonly budgetBytes: number
     readonly references: number
     /** True when swap I/O bypassed the operating system's cache. */
@@ -61,11 +72,11 @@ export function shown(report: DemoReport): string {
   const line = (label: string, cell: (machine: MachineReport) => string): string[] => [label, ...machines.map(cell)]
   const withTmem = (cell: (tmem: TmemReport) => string) => (machine: MachineReport) =>
     machine.name === 'tmem' ? cell(machine.tmem) : '-'
+  const placeNames = [...new Set(machines.flatMap(({ places }) => places.map(({ name }) => name)))]
   const reasons = [...new Set(machines.flatMap((machine) => Object.keys(machine.refusals)))].sort()
   const memory = (bytes: number): string => `${mebibytes(bytes)} MiB`
-  const rest = settings.memoryBytes - settings.budgetBytes
   const rows = [
-    line('memory', ({ name }) => (name === 'memory' ? memory(settings.memoryBytes) : memory(rest))),
+    line('memory', ({ name }) => (name === 'memory' ? memory(settings.memoryBytes) : memory(settings.partBytes))),
     line('tmem', ({ name }) => (name === 'tmem' ? memory(settings.budgetBytes) : '-')),
     line('swap file', ({ name }) => (name === 'memory' ? '-' : memory(settings.memoryBytes))),
     line('time', ({ seconds }) => `${seconds.toFixed(2)} s`),
@@ -79,6 +90,12 @@ export function shown(report: DemoReport): string {
       name === 'tmem' ? pc.bold(pc.green(`${(report.diskIoAvoided * 100).toFixed(1)} %`)) : '-',
     ),
     ...reasons.map((reason) => line(`refused: ${reason}`, ({ refusals }) => count(refusals[reason] ?? 0))),
+    ...placeNames.map((name) =>
+      line(`at the end in ${name}`, ({ places }) => {
+        const place = places.find((one) => one.name === name)
+        return place === undefined ? '-' : `${count(place.pages)} pages, ${memory(place.bytes)}`
+      }),
+    ),
     line(
       'pages held by tmem',
       withTmem(({ pages }) => count(pages)),

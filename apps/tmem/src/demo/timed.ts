@@ -1,71 +1,127 @@
 /**
- * The processor time that one layer of a stack takes: the time of its calls less that of the calls it makes to the next layer.
+ * The processor time that a stack takes: the time of the calls to it, less that of what its swap file makes it wait for within them.
  *
- * Only the synchronous part of a call counts: what a `fetch` waits for is not processor time. A layer that waits for a disk within
- * a call (the last one does) would count that, too; so this is for layers that only compute.
+ * Only the synchronous part of a call counts: what a `fetch` waits for is not processor time.
  */
 import type {
   Borrower,
   Budget,
   Capabilities,
+  Flight,
   GetOutcome,
   Layer,
   ObjectId,
+  Owners,
   PageBatch,
   PageStore,
+  Place,
+  PlaceTraits,
   Pool,
   PoolAttributes,
   PoolRefusal,
   Progress,
   PutOutcome,
+  SlowPlace,
   StatsNode,
 } from '@tmem/core'
+import { isSlow } from '@tmem/core'
 
-/** A layer whose time is taken. */
-export interface TimedLayer extends Layer {
-  /** Seconds spent in this layer alone, so far. */
-  seconds(): number
-}
-
-/** Takes the time of a layer. `now` is a clock in milliseconds. */
-export function timed(layer: Layer, now: () => number = () => performance.now()): TimedLayer {
-  const inside = new Stopwatch(now)
-  const below = new Stopwatch(now, inside)
-  return {
-    name: layer.name,
-    plan: (capabilities) => layer.plan(capabilities),
-    open: (next, context) =>
-      new TimedStore(layer.open(next === undefined ? undefined : new TimedStore(next, below), context), inside),
-    seconds: () => (inside.elapsed - below.elapsed) / 1000,
-  }
-}
-
-class Stopwatch {
-  /** Milliseconds between `start` and `stop`. */
+/** Milliseconds between `start` and `stop`, all together. */
+export class Stopwatch {
   elapsed = 0
-  #running = false
   readonly #now: () => number
-  readonly #outer: Stopwatch | undefined
 
-  /** With `outer` only what happens while that one runs counts: a call to the next layer may come after a wait. */
-  constructor(now: () => number, outer?: Stopwatch) {
+  /** `now` is a clock in milliseconds. */
+  constructor(now: () => number = () => performance.now()) {
     this.#now = now
-    this.#outer = outer
   }
 
   start(): number {
-    this.#running = true
     return this.#now()
   }
 
   stop(start: number): void {
-    this.#running = false
-    const elapsed = this.#now() - start
-    if (this.#outer === undefined || this.#outer.#running) this.elapsed += elapsed
+    this.elapsed += this.#now() - start
   }
 }
 
-class TimedStore implements PageStore {
+/** A slow place whose blocking writes are timed. */
+export function timedPlace(layer: Layer, watch: Stopwatch): Layer {
+  const { place } = layer
+  if (place === undefined) return layer
+  return {
+    ...layer,
+    place: {
+      ...place,
+      open: (context): Place => {
+        const opened = place.open(context)
+        return isSlow(opened) ? new TimedPlace(opened, watch) : opened
+      },
+    },
+  }
+}
+
+class TimedPlace implements SlowPlace {
+  readonly name: string
+  readonly traits: PlaceTraits
+  readonly unitBytes: number
+  readonly flightBytes: number
+  readonly #place: SlowPlace
+  readonly #watch: Stopwatch
+
+  constructor(place: SlowPlace, watch: Stopwatch) {
+    this.name = place.name
+    this.traits = place.traits
+    this.unitBytes = place.unitBytes
+    this.flightBytes = place.flightBytes
+    this.#place = place
+    this.#watch = watch
+  }
+
+  get failure(): Error | undefined {
+    return this.#place.failure
+  }
+
+  attach(owners: Owners): void {
+    this.#place.attach?.(owners)
+  }
+
+  open(forced: boolean): boolean {
+    return this.#place.open(forced)
+  }
+
+  write(flight: Flight): Promise<void> {
+    return this.#place.write(flight)
+  }
+
+  writeNow(flight: Flight): void {
+    const start = this.#watch.start()
+    try {
+      this.#place.writeNow!(flight)
+    } finally {
+      this.#watch.stop(start)
+    }
+  }
+
+  read(location: number, units: number, into: Uint8Array): Promise<void> {
+    return this.#place.read(location, units, into)
+  }
+
+  free(location: number, units: number): void {
+    this.#place.free(location, units)
+  }
+
+  stats(): StatsNode {
+    return this.#place.stats()
+  }
+
+  close(): Promise<void> {
+    return this.#place.close()
+  }
+}
+
+/** A store, and the time of the calls to it. */
+export class TimedStore implements PageStore {
   readonly name: string
   readonly capabilities: Capabilities
   readonly #store: PageStore
@@ -168,6 +224,13 @@ class TimedPool implements Pool {
     const outcome = this.#pool.lend(object, index, use)
     this.#watch.stop(start)
     return outcome
+  }
+
+  release(object: ObjectId, index: number): boolean {
+    const start = this.#watch.start()
+    const released = this.#pool.release?.(object, index) ?? false
+    this.#watch.stop(start)
+    return released
   }
 
   split(): Pool | PoolRefusal {
