@@ -56,6 +56,8 @@ const numbersOfSeat = flightsOfSeat - FORCED
 const readsAtOnce = 16
 /** Most attempts that a place which failed is left alone for. */
 const maxRest = 1024
+/** Bytes that go down at once when a put finds no room: one write. */
+const forcedBytes = 128 * 1024
 /** Epochs after which a page that sank counts as new. */
 export const longAgo = 128
 /** How often a put tries to find room. */
@@ -387,7 +389,7 @@ export class Mover {
   /** Gives up some of a memory place, the coldest first; false when nothing can go. */
   #makeRoom(seat: Seat): boolean {
     if (this.directory.queued(seat.number, EPHEMERAL) > 0 && this.#dropOldest(seat)) return true
-    return this.sink(seat, 64 * 1024, true) > 0
+    return this.sink(seat, Math.min(forcedBytes, seat.memory!.limitBytes / 16), true) > 0
   }
 
   /** Ephemeral pages are eaten one by one, by whoever needs room. */
