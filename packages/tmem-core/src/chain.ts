@@ -168,18 +168,20 @@ export class Chain implements PageStore {
     const { mover } = this
     let pages = 0
     let pending = false
+    let bytes = budget.bytes ?? Number.POSITIVE_INFINITY
     // From the bottom up: what sinks finds room.
     for (let number = mover.seats.length - 1; number >= 0 && pages < budget.pages; number--) {
       const seat = mover.seats[number]!
       // Each duty has half of what is left, so that none starves another.
       const half = Math.ceil((budget.pages - pages) / 2)
       if (seat.memory !== undefined) {
-        const excess = seat.memory.excess()
+        const excess = Math.min(bytes, seat.memory.excess())
         if (excess > 0) {
           let done = mover.sinkEphemeral(seat, excess, false, half)
-          const left = seat.memory.excess()
+          const left = Math.min(bytes, seat.memory.excess())
           if (left > 0 && done < half) done += mover.sink(seat, left, false, half - done)
           pages += done
+          bytes -= excess
           if (done > 0 && seat.memory.excess() > 0) pending = true
         }
         const moved = seat.memory.compact?.(Math.ceil((budget.pages - pages) / 2), mover.moved) ?? 0
@@ -201,7 +203,8 @@ export class Chain implements PageStore {
 
   async sync(): Promise<void> {
     await this.mover.settle()
-    for (const { slow } of this.mover.seats) await slow?.sync?.()
+    for (const { slow } of this.mover.seats)
+      if (slow !== undefined && slow.traits.survives !== 'nothing') await slow.sync?.()
   }
 
   stats(): StatsNode {
@@ -493,13 +496,12 @@ export class Chain implements PageStore {
     // Without room it stays below.
     if (resident < 0) return PutOutcome.Stored
     const location = directory.locationOf(entry)
-    const isCopy =
-      below.place.traits.survives === 'nothing' &&
-      below.unitsFor(below.raw ? pool.blockBytes : mover.block.length) === directory.unitsOf(entry)
+    const units = directory.unitsOf(entry)
+    const isCopy = below.place.traits.survives === 'nothing'
     if (isCopy) directory.leave(entry)
     else mover.vacate(entry)
     mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
-    if (isCopy) directory.setCopy(resident, place, location)
+    if (isCopy) directory.setCopy(resident, place, location, units)
     seat.counters.put++
     this.#wakeFor(seat)
     return PutOutcome.Stored
@@ -523,7 +525,7 @@ export class Chain implements PageStore {
     }
     const { codec } = this
     const { workspace } = codec
-    let length = codec.encode(bytes, at, pool.blockBytes, pool.blockBytes - 1)
+    let length = codec.encode(bytes, at, pool.blockBytes, 0, pool.blockBytes - 1)
     this.mover.encoded++
     block.codec = codec.id
     if (length === 0) {
@@ -786,8 +788,18 @@ export class ChainPool implements Pool, PoolKind {
     return this.#get(object, index, into, 0)
   }
 
-  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+  async fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome> {
     if (this.gone) return GetOutcome.Miss
+    signal?.throwIfAborted()
+    if (signal === undefined) return this.#fetch(object, index, into)
+    // What comes after the end of the wait must not touch the caller's buffer.
+    const page = new Uint8Array(into.length)
+    const outcome = await untilAborted(this.#fetch(object, index, page), signal)
+    if (outcome === GetOutcome.Hit) into.set(page)
+    return outcome
+  }
+
+  async #fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     const outcome =
       this.parts === 1
         ? await this.#chain.fetch(this, object, index, into, 0)
@@ -1009,6 +1021,20 @@ export class ChainPool implements Pool, PoolKind {
   #changed(object: ObjectId, index: number): void {
     for (const watch of this.#watches)
       if (BigInt(watch.object) === BigInt(object) && (index === none || watch.index === index)) watch.changed = true
+  }
+}
+
+/** Resolves as the promise does, unless the signal comes first: then it rejects with its reason. */
+async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  let abort: () => void = () => undefined
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal.reason as Error)
+    signal.addEventListener('abort', abort, { once: true })
+  })
+  try {
+    return await Promise.race([promise, aborted])
+  } finally {
+    signal.removeEventListener('abort', abort)
   }
 }
 

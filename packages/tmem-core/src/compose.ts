@@ -391,7 +391,7 @@ class BoundaryPool implements Pool {
     return outcome
   }
 
-  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+  async fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome> {
     const state = this.#state
     if (state.broken !== undefined) throw state.broken
     assertPage(into, this.#pageSize)
@@ -399,7 +399,7 @@ class BoundaryPool implements Pool {
     assertIndex(index, this.#pageSize)
     const changes = this.#model?.changes
     const { closed } = state
-    const outcome = await this.#pool.fetch(object, index, into)
+    const outcome = await this.#pool.fetch(object, index, into, signal)
     if (outcome !== Got.Hit && outcome !== Got.Miss)
       state.break(`fetch answered ${getOutcomeName(outcome)}`, handleName(object, index))
     // Whatever changed while this one waited may have come before or after it: then nothing can be said. What the model
@@ -477,6 +477,29 @@ class BoundaryPool implements Pool {
       if (complaint !== undefined) state.break(complaint, entryName(batch, i))
     }
     if (count !== hits) state.break(`getMany counted ${hits} hits, the outcomes say ${count}`)
+    return hits
+  }
+
+  async fetchMany(batch: PageBatch, signal?: AbortSignal): Promise<number> {
+    const state = this.#state
+    if (state.broken !== undefined) throw state.broken
+    assertBatch(batch, this.#pageSize)
+    assertEntries(batch)
+    // Through this boundary's own `fetch`, which knows what may be said about what has waited.
+    this.getMany(batch)
+    const waits: Promise<void>[] = []
+    for (let n = 0; n < batch.length; n++) {
+      if (batch.outcomes[n] !== Got.Deferred) continue
+      waits.push(
+        this.fetch(batch.objects[n]!, batch.indexes[n]!, batch.page(n), signal).then((outcome) => {
+          batch.outcomes[n] = outcome
+        }),
+      )
+    }
+    const failed = (await Promise.allSettled(waits)).find((result) => result.status === 'rejected')
+    if (failed !== undefined) throw failed.reason
+    let hits = 0
+    for (let n = 0; n < batch.length; n++) if (batch.outcomes[n] === Got.Hit) hits++
     return hits
   }
 

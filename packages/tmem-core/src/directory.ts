@@ -50,6 +50,7 @@ export const UNTOUCHED: number = 1 << 28
 
 const unitsShift = 8
 const unitsMask = 0x7ff
+const copyPlaceShift = 12
 const ghostBit = 1 << 19
 const epochShift = 20
 const epochMask = 0xff
@@ -71,7 +72,7 @@ const nil = low24
 /** Bytes of a page's metadata, wherever it is; what a page in memory has on top; what a clean copy has; an object. */
 export const bytesPerPage: number = HandleTable.bytesPerEntry
 export const bytesPerResident: number = residentWords * 4
-export const bytesPerCopy = 5
+export const bytesPerCopy = 6
 export const bytesPerObject: number = HandleTable.bytesPerObject
 
 export interface DirectoryOptions {
@@ -95,9 +96,9 @@ export class Directory {
   readonly #bytes: Float64Array = new Float64Array(maxPlaces * queuesOfPlace)
   readonly #words: Int32Array
   readonly #residents: Int32Array
-  /** By resident: location of its clean copy plus one (0: none), and the place of it. */
+  /** By resident: location of its clean copy plus one (0: none); its units less one, and its place in the top bits. */
   readonly #copies: Uint32Array
-  readonly #copyPlaces: Uint8Array
+  readonly #copyForms: Uint16Array
   readonly #maxResidents: number
   #freeResident = none
   /** Residents that there ever were at once, and copies: what memory was touched for. */
@@ -122,7 +123,7 @@ export class Directory {
       )
     this.#residents = new Int32Array(memory, 0, residents * residentWords)
     this.#copies = new Uint32Array(memory, residents * bytesPerResident, residents)
-    this.#copyPlaces = new Uint8Array(memory, residents * (bytesPerResident + 4), residents)
+    this.#copyForms = new Uint16Array(memory, residents * (bytesPerResident + 4), residents)
   }
 
   // ---- Entries ----------------------------------------------------------------------------------------------------
@@ -300,15 +301,20 @@ export class Directory {
 
   /** Place of the clean copy of a resident that has one. */
   copyPlaceOf(resident: number): number {
-    return this.#copyPlaces[resident]!
+    return this.#copyForms[resident]! >>> copyPlaceShift
+  }
+
+  /** Units of the clean copy of a resident that has one. */
+  copyUnitsOf(resident: number): number {
+    return (this.#copyForms[resident]! & unitsMask) + 1
   }
 
   /** Notes the clean copy of a resident that has none. */
-  setCopy(resident: number, place: number, location: number): void {
+  setCopy(resident: number, place: number, location: number, units: number): void {
     this.copies++
     if (resident >= this.copyWatermark) this.copyWatermark = resident + 1
     this.#copies[resident] = location + 1
-    this.#copyPlaces[resident] = place
+    this.#copyForms[resident] = (units - 1) | (place << copyPlaceShift)
   }
 
   /** Forgets the clean copy of a resident that has one. */

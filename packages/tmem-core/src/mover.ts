@@ -246,7 +246,7 @@ export class Mover {
   /** Pages that were decoded on their way, and encoded. */
   decoded = 0
   encoded = 0
-  /** Pages encoded a second time: none, while this works. */
+  /** Pages encoded although a block of them lay below: they had risen to where pages are kept as they are. */
   encodedAgain = 0
   /** Pages that an earlier run had left. */
   recovered = 0
@@ -416,7 +416,7 @@ export class Mover {
       if (resident === none) break
       const entry = directory.entryOf(resident)
       const size = sizeOf(entry)
-      if (directory.copyOf(resident) !== none) {
+      if (this.#isClean(seat, resident)) {
         this.#dropToCopy(seat, entry, resident)
         seat.counters.droppedClean++
         seat.order.sank()
@@ -468,7 +468,7 @@ export class Mover {
         continue
       }
       pages++
-      if (directory.copyOf(resident) !== none) {
+      if (this.#isClean(seat, resident)) {
         this.#dropToCopy(seat, entry, resident)
         seat.counters.droppedClean++
         continue
@@ -538,7 +538,7 @@ export class Mover {
     const pool = this.#poolOf(entry)
     const state = directory.stateOf(entry)
     const moving = this.#moving
-    const checksum = this.#fetchBlock(seat, entry, resident, target.raw)
+    const checksum = this.#fetchBlock(seat, entry, resident, target)
     if (checksum === undefined) {
       this.#keepDamaged(seat, entry, resident)
       return undefined
@@ -551,7 +551,7 @@ export class Mover {
     if (location === -PutOutcome.NoMemory) {
       // Its own coldest pages go further down first, and the block has to be fetched again.
       if (this.sink(target, moving.length * 2, true) + this.#sinkEphemeral(target, 0, true) > 0) {
-        if (this.#fetchBlock(seat, entry, resident, target.raw) === undefined) return undefined
+        if (this.#fetchBlock(seat, entry, resident, target) === undefined) return undefined
         location = memory.put(moving, resident)
       }
     }
@@ -580,10 +580,10 @@ export class Mover {
   }
 
   /**
-   * Brings the block of a resident to `#moving`, as a page where `raw` asks for it, encoded where it is a page and the codec can. Returns its checksum, or
-   * `undefined` when it is damaged.
+   * Brings the block of a resident to `#moving`, in the form that `target` takes: decoded where that keeps pages as they are, encoded
+   * where it was a page as it is and `target` compresses. Returns its checksum, or `undefined` when it is damaged.
    */
-  #fetchBlock(seat: Seat, entry: number, resident: number, raw: boolean): number | undefined {
+  #fetchBlock(seat: Seat, entry: number, resident: number, target: Seat): number | undefined {
     const { directory, codec } = this
     const state = directory.stateOf(entry)
     const pool = this.#poolOf(entry)
@@ -596,18 +596,27 @@ export class Mover {
     moving.bytes = workspace
     moving.at = spareAt
     seat.memory!.get(directory.blockOf(resident), moving)
-    let checksum = codec.checksum(moving.codec, spareAt, moving.length)
-    if (!seat.raw && !directory.isSum(resident, checksum)) return undefined
-    if (raw && moving.codec !== 0) {
-      this.decoded++
-      if (!codec.decode(moving.codec, spareAt, moving.length, this.#page, 0, pool.blockBytes)) return undefined
-      moving.bytes = this.#page
-      moving.at = 0
-      moving.length = pool.blockBytes
-      moving.codec = 0
-      checksum = 0
+    if (seat.raw && target.place.codec !== undefined) {
+      const to = spareAt + maxBlockBytes
+      const length = codec.encode(workspace, spareAt, moving.length, to, moving.length - 1)
+      this.encoded++
+      if (directory.copyOf(resident) !== none) this.encodedAgain++
+      if (length > 0) {
+        moving.at = to
+        moving.length = length
+        moving.codec = codec.id
+      }
     }
-    return checksum
+    const checksum = codec.checksum(moving.codec, moving.at, moving.length)
+    if (!seat.raw && !directory.isSum(resident, checksum)) return undefined
+    if (!target.raw || moving.codec === 0) return target.raw ? 0 : checksum
+    this.decoded++
+    if (!codec.decode(moving.codec, spareAt, moving.length, this.#page, 0, pool.blockBytes)) return undefined
+    moving.bytes = this.#page
+    moving.at = 0
+    moving.length = pool.blockBytes
+    moving.codec = 0
+    return 0
   }
 
   /** A damaged block does not move: a get reports it. It goes behind all others, so that it stops nobody. */
@@ -623,22 +632,29 @@ export class Mover {
     this.directory.append(seat.number, queue, resident, entry, bytes)
   }
 
+  /** Whether a page can go for nothing: it has a clean copy below, and no other memory place comes before that. */
+  #isClean(seat: Seat, resident: number): boolean {
+    const { directory } = this
+    if (directory.copyOf(resident) === none) return false
+    const below = this.seats[seat.number + 1]!
+    return below.memory === undefined || below.number > directory.copyPlaceOf(resident)
+  }
+
   /** Gives the block in memory up in favour of its clean copy. */
   #dropToCopy(seat: Seat, entry: number, resident: number): void {
     const { directory } = this
     const place = directory.copyPlaceOf(resident)
     const location = directory.copyOf(resident)
-    this.#leaveMemory(seat, entry, resident, place, location)
+    this.#leaveMemory(seat, entry, resident, place, location, directory.copyUnitsOf(resident))
   }
 
   /** A page is in a slow place from now on: its block in memory is given up. */
-  #leaveMemory(seat: Seat, entry: number, resident: number, place: number, location: number): void {
+  #leaveMemory(seat: Seat, entry: number, resident: number, place: number, location: number, units: number): void {
     const { directory } = this
     const memory = seat.memory!
     const state = directory.stateOf(entry)
     const length = lengthIn(state)
     const main = directory.queueOf(entry) === MAIN
-    const units = this.seats[place]!.unitsFor(this.seats[place]!.raw ? this.#poolOf(entry).blockBytes : length)
     directory.unlink(seat.number, resident, entry, memory.sizeOf(length))
     memory.free(directory.blockOf(resident), length, this.#poolOf(entry).blockBytes)
     if (directory.copyOf(resident) !== none) directory.dropCopy(resident)
@@ -656,7 +672,7 @@ export class Mover {
     const flight = target.flights[number]!
     const length = target.raw ? this.#poolOf(entry).blockBytes : lengthIn(directory.stateOf(entry))
     if (!this.#hasRoom(target, flight, length)) return false
-    const checksum = this.#fetchBlock(seat, entry, resident, target.raw)
+    const checksum = this.#fetchBlock(seat, entry, resident, target)
     if (checksum === undefined) {
       this.#keepDamaged(seat, entry, resident)
       return undefined
@@ -753,11 +769,11 @@ export class Mover {
       }
       const resident = directory.residentOf(entry)
       if ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL) {
-        directory.setCopy(resident, target.number, location)
+        directory.setCopy(resident, target.number, location, flight.units[n]!)
         target.counters.usedInFlight++
         continue
       }
-      this.#leaveMemory(seat, entry, resident, target.number, location)
+      this.#leaveMemory(seat, entry, resident, target.number, location, flight.units[n]!)
       seat.order.sank()
       seat.counters.passedDown++
       target.counters.sunkIn++
@@ -854,7 +870,7 @@ export class Mover {
     else {
       const resident = directory.residentOf(entry)
       const length = lengthIn(state)
-      if (directory.copyOf(resident) !== none) this.#endCopy(entry, resident, length)
+      if (directory.copyOf(resident) !== none) this.#endCopy(resident)
       directory.unlink(place, resident, entry, seat.memory.sizeOf(length))
       seat.memory.free(directory.blockOf(resident), length, pool.blockBytes)
       directory.releaseResident(resident)
@@ -871,14 +887,10 @@ export class Mover {
   }
 
   /** Gives up the clean copy of a resident. */
-  #endCopy(entry: number, resident: number, length: number): void {
+  #endCopy(resident: number): void {
     const { directory } = this
     const below = this.seats[directory.copyPlaceOf(resident)]!
-    this.#freeSlow(
-      below,
-      directory.copyOf(resident),
-      below.unitsFor(below.raw ? this.#poolOf(entry).blockBytes : length),
-    )
+    this.#freeSlow(below, directory.copyOf(resident), directory.copyUnitsOf(resident))
     directory.dropCopy(resident)
   }
 
@@ -1014,6 +1026,7 @@ export class Mover {
     upper.memory!.prepare?.(pool.blockBytes)
     if (read.stale || directory.placeOf(entry) !== seat.number) return
     const location = read.location
+    const units = directory.unitsOf(entry)
     const queue = persistent ? upper.order.queueFor(entry) : EPHEMERAL
     block.pageBytes = pool.blockBytes
     block.persistent = persistent
@@ -1043,10 +1056,8 @@ export class Mover {
     directory.leave(entry)
     this.enter(upper, entry, resident, queue, sum)
     upper.counters.rose++
-    // Its length is that of the copy, but where the page was decoded: then it sinks as a page, another block.
-    if (seat.place.traits.survives === 'nothing' && block.length === length)
-      directory.setCopy(resident, seat.number, location)
-    else this.#freeSlow(seat, location, seat.unitsFor(length))
+    if (seat.place.traits.survives === 'nothing') directory.setCopy(resident, seat.number, location, units)
+    else this.#freeSlow(seat, location, units)
   }
 
   /** Enters what an earlier run has left of a pool. */
@@ -1073,7 +1084,7 @@ export class Mover {
   #giveWay(seat: Seat, entry: number, location: number): boolean {
     if (!this.#knows(seat, entry, location) || this.#poolOf(entry).attributes.persistent) return false
     if (this.directory.placeOf(entry) === seat.number) this.drop(entry)
-    else this.#endCopy(entry, this.directory.residentOf(entry), lengthIn(this.directory.stateOf(entry)))
+    else this.#endCopy(this.directory.residentOf(entry))
     seat.counters.droppedEphemeral++
     return true
   }
@@ -1102,8 +1113,9 @@ export class Mover {
     if (directory.placeOf(entry) === seat.number) directory.relocate(entry, to)
     else {
       const resident = directory.residentOf(entry)
+      const units = directory.copyUnitsOf(resident)
       directory.dropCopy(resident)
-      directory.setCopy(resident, seat.number, to)
+      directory.setCopy(resident, seat.number, to, units)
     }
     return true
   }

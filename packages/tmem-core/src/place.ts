@@ -72,18 +72,18 @@ export class Block {
 /** Makes blocks of pages and pages of blocks, in a workspace of its own. */
 export interface BlockCodec {
   /**
-   * Where blocks are made and read: one at its start, one at `spareAt`, each with room for a page of 64 KiB. Who uses it leaves nothing
-   * there that the next one could need.
+   * Where blocks are made and read: three areas, at its start, at `spareAt` and 64 KiB behind that, each with room for a page of 64 KiB. Who
+   * uses it leaves nothing there that the next one could need.
    */
   readonly workspace: Uint8Array
   readonly spareAt: number
   /** Number of the codec that `encode` uses: 1 to 15. 0: it never shrinks anything. */
   readonly id: number
   /**
-   * Makes a block of `length` bytes of page at `bytes[at]`, at the start of the workspace. Returns its bytes, at most `room`; 0: the page
-   * does not shrink so far.
+   * Makes a block of `length` bytes of page at `bytes[at]`, at `workspace[to]`. Returns its bytes, at most `room`; 0: the page does not
+   * shrink so far. `bytes` may be another area of the workspace.
    */
-  encode(bytes: Uint8Array, at: number, length: number, room: number): number
+  encode(bytes: Uint8Array, at: number, length: number, to: number, room: number): number
   /**
    * Makes the page of `length` bytes at `into[to]` from the block of `size` bytes at `workspace[at]`. False: it is no such block, or no codec of
    * this number is known.

@@ -6,12 +6,12 @@ import type { Allocator } from './store.ts'
 
 /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has none for its workspace. */
 export function rawCodec(allocator: Allocator): BlockCodec {
-  const memory = allocator.allocate(2 * maxBlockBytes, 'chain.workspace')
+  const memory = allocator.allocate(3 * maxBlockBytes, 'chain.workspace')
   if (memory === undefined)
-    throw new TmemError('TMEM_NO_MEMORY', `no memory for the workspace of a stack (${2 * maxBlockBytes} bytes)`, {
+    throw new TmemError('TMEM_NO_MEMORY', `no memory for the workspace of a stack (${3 * maxBlockBytes} bytes)`, {
       layer: 'chain',
     })
-  const workspace = new Uint8Array(memory, 0, 2 * maxBlockBytes)
+  const workspace = new Uint8Array(memory, 0, 3 * maxBlockBytes)
   return {
     workspace,
     spareAt: maxBlockBytes,

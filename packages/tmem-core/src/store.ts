@@ -72,6 +72,8 @@ export type Borrower = (bytes: Uint8Array, at: number, length: number) => void
 export interface Budget {
   /** At most this many pages are touched (moved, written, recompressed, prepared). */
   readonly pages: number
+  /** At most so many bytes are sent down (default: any). */
+  readonly bytes?: number
 }
 
 /** What one `tick` did. */
@@ -112,9 +114,15 @@ export interface Pool {
   /**
    * As `get`, waiting where that is needed; resolves to `Hit` or `Miss`. Rejects with `TmemError` when the page is known
    * to exist and cannot be had (I/O error, corruption). Calls for one handle are serialised; the answer is never older
-   * than the state at the time of the call.
+   * than the state at the time of the call. With a signal (`AbortSignal.timeout(ms)` is a deadline) it rejects with the signal's reason when that
+   * comes first, and `into` is as it was; a store that never waits need not look at it.
    */
-  fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome>
+  fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome>
+  /**
+   * As `getMany`, waiting where that is needed, for many pages at once; afterwards no entry is `Deferred`. Resolves to the number of hits; rejects as
+   * `fetch`, when all others are done. Absent: fetch one by one.
+   */
+  fetchMany?(batch: PageBatch, signal?: AbortSignal): Promise<number>
   /** Removes a page, if there is one, here and below. Cannot fail. */
   flushPage(object: ObjectId, index: number): void
   /** Removes all pages of an object, here and below. Cannot fail. */

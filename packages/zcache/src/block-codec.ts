@@ -23,7 +23,7 @@ export function blockCodec(name: CodecName): BlockCodec {
     workspace,
     spareAt,
     id: codec.id,
-    encode: (bytes, at, length, room) => codec.compress(bytes, at, length, workspace, 0, room),
+    encode: (bytes, at, length, to, room) => codec.compress(bytes, at, length, workspace, to, room),
     decode: (id, at, size, into, to, length) => {
       const decoder = known[id]
       if (decoder !== undefined) return decoder.decompress(workspace, at, size, into, to, length) === length
