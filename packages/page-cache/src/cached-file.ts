@@ -8,7 +8,11 @@
  */
 import { type BigIntStats, constants, type Stats } from 'node:fs'
 import { constants as system } from 'node:os'
-import type { FileRecord, PageCache } from './page-cache.ts'
+import type { FileIo } from './file-io.ts'
+import type { FileRecord } from './file-record.ts'
+import type { Reader, ReadingFile } from './reader.ts'
+import type { Versions } from './versions.ts'
+import type { Writer } from './writer.ts'
 
 /** Where to read to. */
 export interface ReadOptions<T extends Uint8Array = Uint8Array> {
@@ -26,11 +30,21 @@ const defaultBufferBytes = 16_384
 /** Largest place in a file. */
 const maxPosition = Number.MAX_SAFE_INTEGER
 
-export class CachedFile {
+/** The parts of a page cache that a file works with. */
+export interface FileParts {
+  readonly io: FileIo
+  readonly versions: Versions
+  readonly reader: Reader
+  readonly writer: Writer
+  /** Told that a file is closed, before its descriptor is. */
+  readonly closed: (file: CachedFile) => void
+}
+
+export class CachedFile implements ReadingFile {
   readonly file: FileRecord
   /** The system's own descriptor; past the cache. */
   readonly descriptor: number
-  readonly #cache: PageCache
+  readonly #parts: FileParts
   readonly #flags: number
   /** Past the frames. */
   readonly #direct: boolean
@@ -45,8 +59,8 @@ export class CachedFile {
   #closing: Promise<void> | undefined
 
   /** Made by `PageCache.open`. */
-  constructor(cache: PageCache, file: FileRecord, descriptor: number, flags: number, direct: boolean) {
-    this.#cache = cache
+  constructor(parts: FileParts, file: FileRecord, descriptor: number, flags: number, direct: boolean) {
+    this.#parts = parts
     this.file = file
     this.descriptor = descriptor
     this.#flags = flags
@@ -136,7 +150,7 @@ export class CachedFile {
     if (!Number.isSafeInteger(length)) throw new RangeError(`the length of a file must be an integer, got ${length}`)
     if (!this.#writes) throw badDescriptor('ftruncate')
     // As in node:fs, a negative length is 0.
-    await this.#use(() => this.file.exclusive(() => this.#cache.truncate(this, Math.max(0, length))))
+    await this.#use(() => this.file.exclusive(() => this.#parts.writer.truncate(this, Math.max(0, length))))
   }
 
   /** What the file system says of the file; its size counts what is yet to be written. */
@@ -144,12 +158,12 @@ export class CachedFile {
   stat(options?: { readonly bigint?: false }): Promise<Stats>
   async stat(options: { readonly bigint?: boolean } = {}): Promise<Stats | BigIntStats> {
     return this.#use(async () => {
-      this.#cache.validate(this.file, this.descriptor)
+      this.#parts.versions.validate(this.file, this.descriptor)
       if (options.bigint === true) {
-        const stats = this.#cache.io.stat(this.descriptor)
+        const stats = this.#parts.io.stat(this.descriptor)
         return Object.assign(stats, { size: BigInt(Math.max(Number(stats.size), this.file.dirtyEnd)) })
       }
-      const stats = this.#cache.io.plainStat(this.descriptor)
+      const stats = this.#parts.io.plainStat(this.descriptor)
       return Object.assign(stats, { size: Math.max(stats.size, this.file.dirtyEnd) })
     })
   }
@@ -158,7 +172,7 @@ export class CachedFile {
   async sync(): Promise<void> {
     await this.#use(async () => {
       await this.#flush()
-      await this.#cache.io.sync(this.descriptor)
+      await this.#parts.io.sync(this.descriptor)
     })
   }
 
@@ -166,7 +180,7 @@ export class CachedFile {
   async datasync(): Promise<void> {
     await this.#use(async () => {
       await this.#flush()
-      await this.#cache.io.datasync(this.descriptor)
+      await this.#parts.io.datasync(this.descriptor)
     })
   }
 
@@ -192,8 +206,8 @@ export class CachedFile {
       if (this.writesPages) await this.#flush()
     } finally {
       await this.file.exclusive(async () => {
-        this.#cache.closed(this)
-        await this.#cache.io.close(this.descriptor)
+        this.#parts.closed(this)
+        await this.#parts.io.close(this.descriptor)
       })
     }
   }
@@ -207,28 +221,28 @@ export class CachedFile {
   }
 
   #flush(): Promise<void> {
-    return this.file.exclusive(() => this.#cache.flush(this.file))
+    return this.file.exclusive(() => this.#parts.writer.flush(this.file))
   }
 
   async #read(buffer: Uint8Array, offset: number, length: number, position: number): Promise<number> {
     if (length === 0) return 0
     if (this.#direct) {
       if (this.file.dirtyPages > 0) await this.#flush()
-      return this.#cache.io.read(this.descriptor, buffer, offset, length, position)
+      return this.#parts.io.read(this.descriptor, buffer, offset, length, position)
     }
     const sequential = position === this.#readEnd
-    const bytes = await this.#cache.readAt(this, buffer, offset, length, position, sequential)
+    const bytes = await this.#parts.reader.readAt(this, buffer, offset, length, position, sequential)
     this.#readEnd = position + bytes
     return bytes
   }
 
   async #write(buffer: Uint8Array, offset: number, length: number, position: number): Promise<number> {
     if (length === 0) return 0
-    if (!this.#direct && !this.#appends) return this.#cache.writeAt(this, buffer, offset, length, position)
+    if (!this.#direct && !this.#appends) return this.#parts.writer.writeAt(this, buffer, offset, length, position)
     return this.file.exclusive(async () => {
-      await this.#cache.flush(this.file)
+      await this.#parts.writer.flush(this.file)
       const place = this.#appends ? null : position
-      return this.#cache.past(this, () => this.#cache.io.write(this.descriptor, buffer, offset, length, place))
+      return this.#parts.versions.past(this, () => this.#parts.io.write(this.descriptor, buffer, offset, length, place))
     })
   }
 

@@ -221,3 +221,8 @@ export class Frames {
     this.deactivations++
   }
 }
+
+/** Copies bytes of a page, without making a view of the source when it is copied whole. */
+export function copy(from: Uint8Array, at: number, length: number, into: Uint8Array, to: number): void {
+  into.set(at === 0 && length === from.length ? from : from.subarray(at, at + length), to)
+}

@@ -1,5 +1,6 @@
 /** A page cache for files with a second chance behind it. */
 export { CachedFile, type ReadOptions } from './cached-file.ts'
+export type { PageCacheCounters } from './counters.ts'
 export { DirectReads, type DirectReadsCounters, type DirectReadsOptions } from './direct-io.ts'
 export {
   type FileIo,
@@ -9,4 +10,4 @@ export {
   type OptIn,
   pageCacheFacts,
 } from './file-io.ts'
-export { type OpenOptions, PageCache, type PageCacheCounters, type PageCacheOptions } from './page-cache.ts'
+export { type OpenOptions, PageCache, type PageCacheOptions } from './page-cache.ts'
