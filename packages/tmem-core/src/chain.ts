@@ -34,7 +34,7 @@ import {
 } from './directory.ts'
 import { maxEntries, none } from './handles.ts'
 import type { Read, Seat } from './mover.ts'
-import { longAgo, Mover, type PoolKind } from './mover.ts'
+import { longAgo, Mover, type MoverShare, type PoolKind } from './mover.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
 import { type BlockCodec, maxBlockBytes, type Place } from './place.ts'
 import { rawCodec } from './raw-codec.ts'
@@ -102,6 +102,7 @@ export class Chain implements PageStore {
   readonly refused: Float64Array = new Float64Array(putOutcomeCount)
   readonly #context: LayerContext
   readonly #places: readonly Place[]
+  readonly #isShared: boolean
   /** Where a page is shown to a borrower. */
   #page: Uint8Array = new Uint8Array(0)
   #lending = false
@@ -115,8 +116,16 @@ export class Chain implements PageStore {
   #woken = false
   #closing: Promise<void> | undefined
 
-  /** Opens nothing: the places are open. Throws `TmemError` (`TMEM_NO_MEMORY`). */
-  constructor(places: readonly Place[], capabilities: Capabilities, context: LayerContext) {
+  /**
+   * Opens nothing: the places are open. With `share` it is one of several chains over them, for so many pages each, and whoever made them closes
+   * the places. Throws `TmemError` (`TMEM_NO_MEMORY`).
+   */
+  constructor(
+    places: readonly Place[],
+    capabilities: Capabilities,
+    context: LayerContext,
+    share?: MoverShare & { readonly capacity: number },
+  ) {
     this.name = places[0]!.name
     this.capabilities = capabilities
     this.#context = context
@@ -128,10 +137,18 @@ export class Chain implements PageStore {
       capacity += traits.capacity
       if (!traits.waits) residents += traits.capacity
     }
-    capacity = Math.min(capacity, maxEntries)
+    capacity = Math.min(capacity, share?.capacity ?? maxEntries)
+    this.#isShared = share !== undefined
     this.directory = new Directory({ capacity, residents: Math.min(residents, capacity), pools: maxPools, allocator })
     this.codec = places.find(({ codec }) => codec !== undefined)?.codec ?? rawCodec(allocator)
-    this.mover = new Mover({ places, directory: this.directory, codec: this.codec, pools: this.pools, context })
+    this.mover = new Mover({
+      places,
+      directory: this.directory,
+      codec: this.codec,
+      pools: this.pools,
+      context,
+      ...(share === undefined ? {} : { share }),
+    })
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {
@@ -239,7 +256,7 @@ export class Chain implements PageStore {
   /** What a place says of itself, and what the chain knows of it. */
   #statsOf(seat: Seat): StatsNode {
     const { directory } = this
-    const own = seat.place.stats()
+    const own = this.#isShared ? { name: seat.place.name, counters: {}, children: [] } : seat.place.stats()
     const refused: Record<string, number> = {}
     for (let reason = 1; reason < putOutcomeCount; reason++)
       if (seat.refused[reason]! > 0) refused[putOutcomeName(reason)] = seat.refused[reason]!
@@ -317,16 +334,7 @@ export class Chain implements PageStore {
   async #close(): Promise<void> {
     for (const pool of this.pools) pool?.destroy()
     await this.mover.close()
-    const failed: unknown[] = []
-    // Every place, also when one fails.
-    for (const place of this.#places) {
-      try {
-        await place.close()
-      } catch (error) {
-        failed.push(error)
-      }
-    }
-    if (failed.length > 0) throw failed[0]
+    if (!this.#isShared) await closePlaces(this.#places)
   }
 
   // ---- Operations on blocks ---------------------------------------------------------------------------------------
@@ -422,8 +430,8 @@ export class Chain implements PageStore {
   }
 
   #isStaged(entry: number): boolean {
-    const { owners, count } = this.mover.staged(this.#stagedSeat!)
-    for (let n = 0; n < count; n++) if (owners[n] === entry) return true
+    const flight = this.mover.staged(this.#stagedSeat!)
+    for (let n = 0; n < flight.count; n++) if (this.mover.entryIn(flight, n) === entry) return true
     return false
   }
 
@@ -439,7 +447,7 @@ export class Chain implements PageStore {
     if (error !== undefined) this.failure = error
     let last: number = PutOutcome.Stored
     for (let n = 0; n < flight.count; n++) {
-      const entry = flight.owners[n]!
+      const entry = mover.entryIn(flight, n)
       const location = error === undefined ? flight.locations[n]! : none
       const isEmpty = this.#stagedNew[n]!
       if (location !== none) {
@@ -727,6 +735,19 @@ export class Chain implements PageStore {
       { layer: seat.place.name, handle },
     )
   }
+}
+
+/** Closes places from the top down: every one, also when one fails; then rejects with the first error. */
+export async function closePlaces(places: readonly Place[]): Promise<void> {
+  const failed: unknown[] = []
+  for (const place of places) {
+    try {
+      await place.close()
+    } catch (error) {
+      failed.push(error)
+    }
+  }
+  if (failed.length > 0) throw failed[0]
 }
 
 const asItIs = 1

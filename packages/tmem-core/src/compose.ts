@@ -11,7 +11,6 @@
  * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again.
  */
 import { crc32 } from 'node:zlib'
-import { Chain } from './chain.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
@@ -26,6 +25,7 @@ import {
   TmemError,
 } from './outcomes.ts'
 import type { Place, PlaceTraits } from './place.ts'
+import { openChains } from './shards.ts'
 import type {
   Accounts,
   Allocator,
@@ -139,7 +139,7 @@ function openChain(layers: readonly Layer[], capabilities: Capabilities, context
     }
     places.unshift(below!)
     below = undefined
-    return new Chain(places, capabilities, context)
+    return openChains(places, capabilities, context)
   } catch (error) {
     // As above.
     for (const open of below === undefined ? places : [below, ...places]) void open.close()

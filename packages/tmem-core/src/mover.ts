@@ -39,7 +39,9 @@ import {
   frameBytes,
   isSlow,
   type MemoryPlace,
+  type MovedBlock,
   maxBlockBytes,
+  type Owners,
   type Place,
   type SlowPlace,
   unitsOf,
@@ -220,6 +222,16 @@ export interface MoverOptions {
   readonly codec: BlockCodec
   readonly pools: readonly (PoolKind | undefined)[]
   readonly context: LayerContext
+  /** Where several directories share the places: which of them this is. */
+  readonly share?: MoverShare
+}
+
+/** What tells the movers of a stack with several directories apart. */
+export interface MoverShare {
+  /** Added to the numbers by which places know what is ours. */
+  readonly base: number
+  /** Finds the mover of a resident that a place has moved. */
+  readonly moved: MovedBlock
 }
 
 export class Mover {
@@ -236,6 +248,7 @@ export class Mover {
   /** Bytes of the longest frame that any place can have. */
   readonly #readBytes: number
   readonly #context: LayerContext
+  readonly #base: number
   /** Whoever sank and has not been used: a page for blocks that must be decoded on their way. */
   #page: Uint8Array = new Uint8Array(0)
   #countedObjects = 0
@@ -255,7 +268,7 @@ export class Mover {
   readonly #sizes: ((entry: number) => number)[]
 
   constructor(options: MoverOptions) {
-    const { places, directory, codec, pools, context } = options
+    const { places, directory, codec, pools, context, share } = options
     this.directory = directory
     this.codec = codec
     this.#pools = pools
@@ -264,21 +277,14 @@ export class Mover {
     this.seats = places.map(
       (place, number) => new Seat(number, place, directory, context.allocator, isSlow(place) ? slow++ : 0),
     )
-    this.moved = (resident, location) => directory.moveBlock(resident, location)
+    this.#base = share?.base ?? 0
+    this.moved = share?.moved ?? ((resident, location) => directory.moveBlock(resident, location))
     this.#sizes = this.seats.map(
       ({ memory }) =>
         (entry: number) =>
           memory === undefined ? 0 : memory.sizeOf(lengthIn(directory.stateOf(entry))),
     )
-    for (const seat of this.seats)
-      seat.slow?.attach?.({
-        isUsed: (owner, location) => this.#knows(seat, owner, location),
-        moved: (owner, from, to) => this.#relocate(seat, owner, from, to),
-        drop: (owner, location) => this.#giveWay(seat, owner, location),
-        poolOf: (owner) => this.#poolOf(owner).key,
-        objectOf: (owner) => directory.table.objectOf(owner),
-        indexOf: (owner) => directory.table.indexOf(owner),
-      })
+    if (share === undefined) for (const seat of this.seats) seat.slow?.attach?.(this.ownersOf(seat.number))
     this.#readBytes = Math.max(
       0,
       ...this.seats.map((seat) => (seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes)),
@@ -296,6 +302,25 @@ export class Mover {
       this.#reads.push(read)
       this.#freeReads.push(read)
     }
+  }
+
+  /** What a place may ask about its frames here. */
+  ownersOf(number: number): Owners {
+    const { directory } = this
+    const seat = this.seats[number]!
+    return {
+      isUsed: (owner, location) => this.#knows(seat, owner - this.#base, location),
+      moved: (owner, from, to) => this.#relocate(seat, owner - this.#base, from, to),
+      drop: (owner, location) => this.#giveWay(seat, owner - this.#base, location),
+      poolOf: (owner) => this.#poolOf(owner - this.#base).key,
+      objectOf: (owner) => directory.table.objectOf(owner - this.#base),
+      indexOf: (owner) => directory.table.indexOf(owner - this.#base),
+    }
+  }
+
+  /** The entry that a frame of a flight is of. */
+  entryIn(flight: Flight, frame: number): number {
+    return flight.owners[frame]! - this.#base
   }
 
   /** Makes room for decoding pages of that size on their way. False: no memory. */
@@ -328,7 +353,7 @@ export class Mover {
       pool.account?.release(charge)
       return -PutOutcome.NoMemory
     }
-    let location = memory.put(block, resident)
+    let location = memory.put(block, resident + this.#base)
     if (location === -PutOutcome.NoMemory) location = this.#squeeze(seat, block, resident)
     if (location >= 0) {
       this.#location = location
@@ -381,7 +406,7 @@ export class Mover {
     let location: number = -PutOutcome.NoMemory
     for (let left = squeezes; left > 0 && location === -PutOutcome.NoMemory; left--) {
       if (memory.fit?.(block.length, this.moved) !== true && !this.#makeRoom(seat)) break
-      location = memory.put(block, resident)
+      location = memory.put(block, resident + this.#base)
     }
     return location
   }
@@ -547,12 +572,12 @@ export class Mover {
     const charge = this.#chargeOf(memory, moving.length)
     const before = this.#chargeOf(seat.memory!, lengthIn(state))
     if (charge > before && pool.account?.charge(charge - before) === false) return false
-    let location = memory.put(moving, resident)
+    let location = memory.put(moving, resident + this.#base)
     if (location === -PutOutcome.NoMemory) {
       // Its own coldest pages go further down first, and the block has to be fetched again.
       if (this.sink(target, moving.length * 2, true) + this.#sinkEphemeral(target, 0, true) > 0) {
         if (this.#fetchBlock(seat, entry, resident, target) === undefined) return undefined
-        location = memory.put(moving, resident)
+        location = memory.put(moving, resident + this.#base)
       }
     }
     if (location < 0) {
@@ -707,11 +732,11 @@ export class Mover {
       words[word] = checksum ^ sealOf(form, tag)
       words[word + 1] = form
       words[word + 2] = tag
-      words[word + 3] = entry
+      words[word + 3] = entry + this.#base
     }
     flight.offsets[count] = at
     flight.units[count] = units
-    flight.owners[count] = entry
+    flight.owners[count] = entry + this.#base
     flight.locations[count] = none
     flight.count = count + 1
     flight.filled = end
@@ -755,7 +780,7 @@ export class Mover {
     target.counters.frames += flight.count
     target.counters.frameBytes += flight.filled
     for (let n = 0; n < flight.count; n++) {
-      const entry = flight.owners[n]!
+      const entry = this.entryIn(flight, n)
       const location = flight.locations[n]!
       const seat = this.#onFlight(entry, id)
       if (seat === undefined) {
@@ -788,7 +813,7 @@ export class Mover {
     target.counters.failedFlights++
     target.failed(error)
     for (let n = 0; n < flight.count; n++) {
-      const entry = flight.owners[n]!
+      const entry = this.entryIn(flight, n)
       if (this.#onFlight(entry, target.numberOf(number)) !== undefined) this.directory.setFlight(entry, 0)
     }
     flight.clear()
