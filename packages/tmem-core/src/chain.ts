@@ -1061,13 +1061,14 @@ async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promis
 
 /** Whether a page repeats its first four bytes. */
 function isRepeated(bytes: Uint8Array, at: number, length: number): boolean {
-  // Most pages differ in their first words, most others at one of these; only what does not is compared as a whole with itself, a word
-  // further on.
+  // Most pages differ in what the first cache line has, most others at one of these; only what does not is compared as a whole with
+  // itself, a word further on.
+  for (let i = 0; i < 12; i++) if (bytes[at + i] !== bytes[at + 4 + i]) return false
   const half = at + (length >>> 1)
   const end = at + length - 4
   for (let i = 0; i < 4; i++) {
     const byte = bytes[at + i]
-    if (byte !== bytes[at + 4 + i] || byte !== bytes[end + i] || byte !== bytes[half + i]) return false
+    if (byte !== bytes[end + i] || byte !== bytes[half + i]) return false
   }
   return compare.call(bytes, bytes, at, end, at + 4, at + length) === 0
 }
