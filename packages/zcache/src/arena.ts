@@ -13,7 +13,7 @@
  * Invariants: every granule of a present chunk is in exactly one run or free; a run is in the list of its chunk;
  * `budget.used` counts every byte of the chunks and the run table as far as it was ever touched.
  */
-import type { Allocator, ByteLimit } from '@tmem/core'
+import type { Allocator, ByteLimit, MovedBlock, StatsNode } from '@tmem/core'
 import { TmemError } from '@tmem/core'
 
 /** No run, no location, no entry. */
@@ -40,15 +40,11 @@ export const OWN = 5
 export const localBits = 10
 const maxRuns = 2 ** (32 - localBits)
 
-/** Told of each object that compaction has moved; `from` is no longer valid. */
-export type Moved = (owner: number, from: number, to: number) => void
-
 /**
  * Finds places for compressed pages. A place is named by a location, a number from 0 to 2^32-1; `locate` tells where
  * its bytes are. An owner is a number from 0 to 2^31-1 by which the caller knows the page.
  */
 export interface ZAllocator {
-  readonly name: string
   /** Largest object, in bytes. */
   readonly maxSize: number
   /** Bytes of memory that a failing `alloc` would need: the longest run it takes for objects of up to 4 KiB. */
@@ -68,18 +64,14 @@ export interface ZAllocator {
   /** Sets `bytes`, `words` and `at`. */
   locate(location: number): void
   /** Moves up to `objects` objects so that runs become free. Returns how many were moved; 0: nothing to gain now. */
-  compact(objects: number, moved: Moved): number
-  /** Owner of an object whose eviction would free most, by the allocator's own order; `none` when it has no opinion. */
-  victim(): number
-  /** Owner of another object that leaves with this one when it is evicted, or `none`. */
-  neighbour(location: number): number
+  compact(objects: number, moved: MovedBlock): number
   /**
    * Throws an `Error` that says which invariant is broken. `owns(owner, location)` must be true for all objects. Adds its
    * runs to `runs`.
    */
   check(owns: (owner: number, location: number) => boolean, runs: Set<number>): void
-  /** Counters of its own, for the statistics. */
-  counters(): Record<string, number>
+  /** Its statistics, under its own name. */
+  stats(): StatsNode
 }
 
 /** Bytes in use against a limit that can be changed from outside. What exists already above a lowered limit stays. */
@@ -156,7 +148,6 @@ export class Arena {
   readonly #order: Float64Array
   #tags = 0
   #freeRun = none
-  #comingBytes = 0
   #watermark = 0
   /** Chunk that must not be chosen for new runs (it is being emptied), or `none`. */
   #avoid = none
@@ -225,21 +216,6 @@ export class Arena {
     this.#assured = Math.max(this.#assured, granules)
   }
 
-  /** Whether a run of `longest` bytes is free. */
-  hasRun(longest: number): boolean {
-    const granules = Math.ceil(longest / granuleBytes)
-    if (this.#assured >= granules) return true
-    if (this.#search(granules) === none) return false
-    this.#assured = granules
-    return true
-  }
-
-  /** Whether empty chunks of `bytes` in all are there, or could be had with `room` bytes of the budget. */
-  canHave(bytes: number, room: number): boolean {
-    const more = Math.min(this.maxChunks - this.chunks, Math.floor(room / this.chunkBytes))
-    return (this.spares + more) * this.chunkBytes >= bytes
-  }
-
   /** A tag for the runs of one owner. */
   newTag(): number {
     return ++this.#tags
@@ -256,12 +232,15 @@ export class Arena {
   take(granules: number, tag: number): number {
     const run = this.#freeRun !== none ? this.#freeRun : this.#watermark
     if (run === this.#maxRuns) return none
+    const isNew = run === this.#watermark
+    if (isNew && !this.charge(runWords * 4)) return none
     const at = this.#search(granules)
-    if (at === none) return none
-    if (run === this.#watermark) {
-      if (!this.budget.take(runWords * 4)) return none
-      this.#watermark++
-    } else this.#freeRun = this.runs[run * runWords + OWN]!
+    if (at === none) {
+      if (isNew) this.budget.give(runWords * 4)
+      return none
+    }
+    if (isNew) this.#watermark++
+    else this.#freeRun = this.runs[run * runWords + OWN]!
     this.runs[run * runWords + GRANULES] = granules
     this.runs[run * runWords + TAG] = tag
     this.runCount++
@@ -292,15 +271,17 @@ export class Arena {
     return (this.runs[run * runWords + BASE]! & (this.chunkGranules - 1)) << granuleShift
   }
 
-  /** Gives all chunks without a run back. Returns the bytes. */
-  trim(): number {
-    let bytes = 0
-    for (let chunk = 0; this.spares > 0 && chunk < this.maxChunks; chunk++) {
-      if (this.bytes[chunk] === undefined || this.#usedIn[chunk] !== 0) continue
-      this.#giveBack(chunk)
-      bytes += this.chunkBytes
-    }
-    return bytes
+  /** Takes bytes for tables out of the budget, in the last resort those of chunks without a run; false when there are none. */
+  charge(bytes: number): boolean {
+    if (this.budget.take(bytes)) return true
+    this.trim()
+    return this.budget.take(bytes)
+  }
+
+  /** Gives all chunks without a run back. */
+  trim(): void {
+    for (let chunk = 0; this.spares > 0 && chunk < this.maxChunks; chunk++)
+      if (this.bytes[chunk] !== undefined && this.#usedIn[chunk] === 0) this.#giveBack(chunk)
   }
 
   /**
@@ -342,11 +323,6 @@ export class Arena {
     if (chunk === none || (this.chunkGranules - this.#usedIn[chunk]!) << granuleShift < bytes) return false
     this.#slideTogether(chunk)
     return true
-  }
-
-  /** Bytes of chunks, there or just being asked for, and of the run table that are in the budget. */
-  bytesInBudget(): number {
-    return this.chunks * this.chunkBytes + this.#comingBytes + this.#watermark * runWords * 4
   }
 
   /** Drops all memory. The arena cannot be used afterwards. */
@@ -483,7 +459,7 @@ export class Arena {
     this.#assured = 0
   }
 
-  /** Takes a run out of its place. A chunk that becomes empty is given back, but for one. */
+  /** Takes a run out of its place. A chunk that becomes empty waits for `trim`: what is put soon needs it. */
   #unplace(run: number): void {
     const { runs } = this
     const at = run * runWords
@@ -502,9 +478,7 @@ export class Arena {
     // The run may have joined its neighbours: anything up to all free granules is possible.
     this.#longest[chunk] = this.chunkGranules - used
     if (chunk < this.#firstOpen) this.#firstOpen = chunk
-    if (used !== 0) return
-    this.spares++
-    if (this.spares > 1) this.#giveBack(chunk)
+    if (used === 0) this.spares++
   }
 
   /** Sets or clears the bits of a run. */
@@ -593,9 +567,7 @@ export class Arena {
 
   #grow(): boolean {
     if (!this.budget.take(this.chunkBytes)) return false
-    this.#comingBytes += this.chunkBytes
     const memory = this.#reserve.pop() ?? this.#allocator.allocate(this.chunkBytes, 'zcache.chunk')
-    this.#comingBytes -= this.chunkBytes
     const chunk = this.bytes.indexOf(undefined)
     if (memory === undefined || chunk === none) {
       this.budget.give(this.chunkBytes)

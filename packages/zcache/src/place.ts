@@ -23,7 +23,10 @@ import { basePageSize, PutOutcome } from '@tmem/core'
 import { Arena, ByteBudget, granuleBytes, none, type ZAllocator } from './arena.ts'
 import { copyBytes } from './bytes.ts'
 
-/** The rules of the historical zcache, where they are wanted. */
+/** Sizes that the histograms tell apart: a 64th of the page each. */
+const distUnits = 64
+
+/** The rules of the historical zcache, where they are wanted. DEVIATION: the mean is over ephemeral blocks, too: they rest here as well. */
 export interface ZvRules {
   /** Pages that do not shrink are taken as they are. */
   readonly keepsRaw: boolean
@@ -43,20 +46,21 @@ export class ZcachePlace implements MemoryPlace {
   readonly #arena: Arena
   readonly #allocator: ZAllocator
   readonly #rules: ZvRules
-  readonly #moved: (owner: number, from: number, to: number) => void
-  /** Who is told of what compaction moves. */
-  #listener: MovedBlock = () => undefined
   #blocks = 0
   #bytes = 0
   #rawBlocks = 0
   /** Bytes of the pages that they are made of. */
   #pageBytes = 0
+  /** Blocks by size, those here and those that ever were (zv_curr_dist_counts, zv_cumul_dist_counts). */
+  readonly #distribution: Float64Array = new Float64Array(distUnits + 1)
+  readonly #cumulDistribution: Float64Array = new Float64Array(distUnits + 1)
   #compressPoor = 0
   #meanCompressPoor = 0
   #rejectedPageCount = 0
   #limitHit = 0
   #failedAlloc = 0
   #compacted = 0
+  #charged = 0
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables. */
   constructor(
@@ -73,7 +77,6 @@ export class ZcachePlace implements MemoryPlace {
     this.#budget = new ByteBudget(limit)
     this.#arena = new Arena(context.allocator, this.#budget)
     this.#allocator = allocator(this.#arena)
-    this.#moved = (owner, _from, to) => this.#listener(owner, to)
   }
 
   get limitBytes(): number {
@@ -96,6 +99,9 @@ export class ZcachePlace implements MemoryPlace {
     this.#bytes += block.length
     this.#pageBytes += block.pageBytes
     if (block.length === block.pageBytes) this.#rawBlocks++
+    const unit = Math.ceil((block.length * distUnits) / block.pageBytes)
+    this.#distribution[unit]!++
+    this.#cumulDistribution[unit]!++
     return location
   }
 
@@ -110,6 +116,7 @@ export class ZcachePlace implements MemoryPlace {
     this.#bytes -= length
     this.#pageBytes -= pageBytes
     if (length === pageBytes) this.#rawBlocks--
+    this.#distribution[Math.ceil((length * distUnits) / pageBytes)]!--
   }
 
   sizeOf(length: number): number {
@@ -117,7 +124,9 @@ export class ZcachePlace implements MemoryPlace {
   }
 
   charge(bytes: number): boolean {
-    return this.#budget.take(bytes) || (this.#arena.trim() > 0 && this.#budget.take(bytes))
+    if (!this.#arena.charge(bytes)) return false
+    this.#charged += bytes
+    return true
   }
 
   /**
@@ -134,17 +143,15 @@ export class ZcachePlace implements MemoryPlace {
   }
 
   fit(_length: number, moved: MovedBlock): boolean {
-    this.#listener = moved
     const runs = this.#arena.runCount
-    this.#compacted += this.#allocator.compact(256, this.#moved)
+    this.#compacted += this.#allocator.compact(256, moved)
     // Moving a chunk together costs as much as copying it: not for the last hole.
     return this.#arena.runCount < runs || this.#arena.defragment(4 * this.#allocator.longestRun)
   }
 
   compact(blocks: number, moved: MovedBlock): number {
-    this.#listener = moved
     // Objects that move together make holes between runs: neither may starve the other.
-    let done = this.#allocator.compact(Math.ceil(blocks / 2), this.#moved)
+    let done = this.#allocator.compact(Math.ceil(blocks / 2), moved)
     while (done < blocks) {
       const pages = this.#arena.compact(blocks - done)
       if (pages === 0) break
@@ -164,6 +171,7 @@ export class ZcachePlace implements MemoryPlace {
         used_bytes: this.#budget.used,
         limit_bytes: this.#budget.limit.bytes,
         metadata_bytes: this.#budget.used - chunkBytes,
+        charged_bytes: this.#charged,
         zpages: this.#blocks,
         zbytes: this.#bytes,
         orig_bytes: this.#pageBytes,
@@ -178,7 +186,21 @@ export class ZcachePlace implements MemoryPlace {
         failed_getfreepages: arena.failures,
       },
       children: [
-        { name: this.#allocator.name, counters: this.#allocator.counters(), children: [] },
+        this.#allocator.stats(),
+        {
+          name: 'zv',
+          counters: {
+            curr_zpages: this.#blocks,
+            curr_zbytes: this.#bytes,
+            curr_mean_zsize: this.#pageBytes === 0 ? 0 : Math.round((this.#bytes * basePageSize) / this.#pageBytes),
+            ...(this.#rules.maxZsize === undefined ? {} : { max_zsize: this.#rules.maxZsize }),
+            ...(this.#rules.maxMeanZsize === undefined ? {} : { max_mean_zsize: this.#rules.maxMeanZsize }),
+          },
+          children: [
+            { name: 'curr_dist_counts', counters: histogram(this.#distribution), children: [] },
+            { name: 'cumul_dist_counts', counters: histogram(this.#cumulDistribution), children: [] },
+          ],
+        },
         {
           name: 'arena',
           counters: {
@@ -245,4 +267,11 @@ export class ZcachePlace implements MemoryPlace {
     this.#limitHit++
     return PutOutcome.NoMemory
   }
+}
+
+/** What is not 0, by unit. */
+function histogram(counts: Float64Array): Record<string, number> {
+  const all: Record<string, number> = {}
+  for (const [unit, count] of counts.entries()) if (count !== 0) all[unit] = count
+  return all
 }

@@ -15,7 +15,8 @@
  *
  * Source: xvmalloc of compcache/ramzswap 0.6 (alignment 4, blocks of 32 to 4092 bytes, 508 lists).
  */
-import { type Arena, granuleBytes, localBits, type Moved, none, type ZAllocator } from './arena.ts'
+import type { StatsNode } from '@tmem/core'
+import { type Arena, granuleBytes, localBits, none, type ZAllocator } from './arena.ts'
 
 const frameBytes = 4096
 const frameGranules = frameBytes / granuleBytes
@@ -34,7 +35,6 @@ const PREVIOUS_FREE = 1 << 17
 const previousMask = 0xfffc0000
 
 export class Xvmalloc implements ZAllocator {
-  readonly name = 'xvmalloc'
   readonly maxSize: number = maxBlock - ownerBytes
   readonly longestRun: number = frameBytes
   bytes: Uint8Array = new Uint8Array(0)
@@ -130,24 +130,20 @@ export class Xvmalloc implements ZAllocator {
   }
 
   /** Nothing: a block stays where it is. */
-  compact(_objects: number, _moved: Moved): number {
+  compact(): number {
     return 0
   }
 
-  victim(): number {
-    return none
-  }
-
-  neighbour(): number {
-    return none
-  }
-
-  counters(): Record<string, number> {
+  stats(): StatsNode {
     return {
-      pageframes: this.#frames,
-      zpages: this.#blocks,
-      free_blocks: this.#freeBlocks,
-      slot_bytes: this.slotBytes,
+      name: 'xvmalloc',
+      counters: {
+        pageframes: this.#frames,
+        zpages: this.#blocks,
+        free_blocks: this.#freeBlocks,
+        slot_bytes: this.slotBytes,
+      },
+      children: [],
     }
   }
 

@@ -1,23 +1,24 @@
 /**
  * zbud: at most two compressed pages ("buddies") per page frame of 4 KiB, one at each end, in units of 64 bytes.
  *
- * Simple and predictable: a freed buddy gives its part of the frame to the next page that fits, an evicted frame is a
- * frame won. It never keeps more than twice what it has frames for.
+ * Simple and predictable: a freed buddy gives its part of the frame to the next page that fits. It never keeps more than
+ * twice what it has frames for.
  *
  * Two generations, with the limits of their time:
- *  1 (Linux 2.6.39 to 3.8): 128 bytes of header in each frame, 62 units, at most 61 for one buddy: 3904 bytes. Eviction:
- *    frames with one buddy, those with the fewest units first, then full ones in the order in which they became full.
+ *  1 (Linux 2.6.39 to 3.8): 128 bytes of header in each frame, 62 units, at most 61 for one buddy: 3904 bytes.
  *  2 (Linux 3.9 and 3.10): no header; 32 bytes of handle in front of each buddy, 64 units, at most 63: 4000 bytes.
- *    Eviction: the frame to which a buddy was added longest ago.
  *
  * Both look for a partner among the frames with one buddy, the fullest that still has room first.
  *
  * Invariants (see `check`): a frame has one or two buddies that do not overlap; with one it is in the list of its units, with
- * two in the list of full ones; every frame is in the queue of evictions exactly once.
+ * two in the list of full ones.
  *
  * DEVIATION: an empty frame goes back to the arena; generation 1 kept a list of unused ones.
+ * DEVIATION: it evicts nothing: the chain decides page by page what goes. The original evicted whole frames, in generation 1 those
+ * with one buddy first, in generation 2 the one to which a buddy was added longest ago.
  */
-import { type Arena, granuleBytes, localBits, type Moved, none, OWN, runWords, type ZAllocator } from './arena.ts'
+import type { StatsNode } from '@tmem/core'
+import { type Arena, granuleBytes, localBits, none, OWN, runWords, type ZAllocator } from './arena.ts'
 
 const frameBytes = 4096
 const frameGranules = frameBytes / granuleBytes
@@ -26,15 +27,12 @@ const unitShift = 6
 /** Lists by units of the only buddy (1 to 63); 0 is the list of frames with two. */
 const lists = 64
 
-/** Words of a frame: units of buddy 0 and (eight bits up) buddy 1; neighbours in its list; neighbours in the queue. */
+/** Words of a frame: units of buddy 0 and (eight bits up) buddy 1; neighbours in its list. */
 const UNITS = OWN
 const PREVIOUS = OWN + 1
 const NEXT = OWN + 2
-const OLDER = OWN + 3
-const NEWER = OWN + 4
 
 export class Zbud implements ZAllocator {
-  readonly name: string
   readonly maxSize: number
   readonly longestRun: number = frameBytes
   bytes: Uint8Array = new Uint8Array(0)
@@ -56,16 +54,13 @@ export class Zbud implements ZAllocator {
   readonly #counts: Int32Array = new Int32Array(lists)
   /** Pages that ever took so many units (cumul_chunk_counts). */
   readonly #cumulative: Float64Array = new Float64Array(lists)
-  #oldest = none
-  #newest = none
   #frames = 0
   #framesMax = 0
   #zpages = 0
   #cumulZpages = 0
   #cumulZbytes = 0
 
-  constructor(arena: Arena, generation: 1 | 2, name: string) {
-    this.name = name
+  constructor(arena: Arena, generation: 1 | 2) {
     this.#arena = arena
     this.#tag = arena.newTag()
     this.#runs = arena.runs
@@ -91,7 +86,6 @@ export class Zbud implements ZAllocator {
       this.#unlink(list, frame)
       runs[at + UNITS] = runs[at + UNITS]! | (units << (8 * buddy))
       this.#append(0, frame)
-      this.#leaveQueue(frame)
     } else {
       frame = this.#arena.take(frameGranules, this.#tag)
       if (frame === none) return none
@@ -99,7 +93,6 @@ export class Zbud implements ZAllocator {
       this.#append(units, frame)
       if (++this.#frames > this.#framesMax) this.#framesMax = this.#frames
     }
-    this.#enterQueue(frame)
     this.slotBytes += units * unitBytes
     this.#zpages++
     this.#cumulZpages++
@@ -130,7 +123,6 @@ export class Zbud implements ZAllocator {
       this.#append(other, frame)
       return
     }
-    this.#leaveQueue(frame)
     this.#frames--
     this.#arena.free(frame)
   }
@@ -149,49 +141,34 @@ export class Zbud implements ZAllocator {
   }
 
   /** Nothing: a buddy stays where it is. */
-  compact(_objects: number, _moved: Moved): number {
+  compact(): number {
     return 0
   }
 
-  victim(): number {
-    let frame = this.#oldest
-    if (this.#generation === 1) {
-      let list = 1
-      while (list < lists && this.#heads[list] === none) list++
-      frame = list < lists ? this.#heads[list]! : this.#heads[0]!
-    }
-    if (frame === none) return none
-    return this.#ownerAt(frame * 2 ** localBits + ((this.#runs[frame * runWords + UNITS]! & 0xff) === 0 ? 1 : 0))
-  }
-
-  neighbour(location: number): number {
-    const units = this.#runs[(location >>> localBits) * runWords + UNITS]!
-    const other = location % 2 === 0 ? location + 1 : location - 1
-    return ((units >>> (8 * (other & 1))) & 0xff) === 0 ? none : this.#ownerAt(other)
-  }
-
-  counters(): Record<string, number> {
-    return {
-      pageframes: this.#frames,
-      pageframes_max: this.#framesMax,
-      zpages: this.#zpages,
-      buddied_count: this.#counts[0]!,
-      unbuddied_count: this.#frames - this.#counts[0]!,
-      cumul_zpages: this.#cumulZpages,
-      cumul_zbytes: this.#cumulZbytes,
-      slot_bytes: this.slotBytes,
-    }
-  }
-
-  /** Frames with one buddy, by its units (unbuddied_list_counts), and pages ever stored, by their units. */
-  histograms(): { unbuddied: Record<string, number>; cumulative: Record<string, number> } {
+  stats(): StatsNode {
     const unbuddied: Record<string, number> = {}
     const cumulative: Record<string, number> = {}
     for (let units = 1; units < lists; units++) {
       if (this.#counts[units] !== 0) unbuddied[units] = this.#counts[units]!
       if (this.#cumulative[units] !== 0) cumulative[units] = this.#cumulative[units]!
     }
-    return { unbuddied, cumulative }
+    return {
+      name: 'zbud',
+      counters: {
+        pageframes: this.#frames,
+        pageframes_max: this.#framesMax,
+        zpages: this.#zpages,
+        buddied_count: this.#counts[0]!,
+        unbuddied_count: this.#frames - this.#counts[0]!,
+        cumul_zpages: this.#cumulZpages,
+        cumul_zbytes: this.#cumulZbytes,
+        slot_bytes: this.slotBytes,
+      },
+      children: [
+        { name: 'unbuddied_list_counts', counters: unbuddied, children: [] },
+        { name: 'cumul_chunk_counts', counters: cumulative, children: [] },
+      ],
+    }
   }
 
   check(owns: (owner: number, location: number) => boolean, runs: Set<number>): void {
@@ -211,8 +188,6 @@ export class Zbud implements ZAllocator {
       if (this.#tails[list] !== previous) throw new Error(`zbud: list ${list} has a wrong end`)
       if (this.#counts[list] !== count) throw new Error(`zbud: list ${list} has ${count} frames`)
     }
-    let queued = 0
-    for (let frame = this.#oldest; frame !== none; frame = words[frame * runWords + NEWER]!) queued++
     let slotBytes = 0
     let zpages = 0
     let frames = 0
@@ -234,8 +209,8 @@ export class Zbud implements ZAllocator {
         slotBytes += units * unitBytes
       }
     }
-    if (frames !== this.#frames || frames !== listed.size || frames !== queued)
-      throw new Error(`zbud: ${frames} frames, counted ${this.#frames}, listed ${listed.size}, queued ${queued}`)
+    if (frames !== this.#frames || frames !== listed.size)
+      throw new Error(`zbud: ${frames} frames, counted ${this.#frames}, listed ${listed.size}`)
     if (zpages !== this.#zpages) throw new Error(`zbud: ${zpages} pages, counted ${this.#zpages}`)
     if (slotBytes !== this.slotBytes) throw new Error(`zbud: ${slotBytes} bytes in buddies, counted ${this.slotBytes}`)
   }
@@ -275,24 +250,5 @@ export class Zbud implements ZAllocator {
     if (next === none) this.#tails[list] = previous
     else runs[next * runWords + PREVIOUS] = previous
     this.#counts[list] = this.#counts[list]! - 1
-  }
-
-  #enterQueue(frame: number): void {
-    const runs = this.#runs
-    runs[frame * runWords + OLDER] = this.#newest
-    runs[frame * runWords + NEWER] = none
-    if (this.#newest === none) this.#oldest = frame
-    else runs[this.#newest * runWords + NEWER] = frame
-    this.#newest = frame
-  }
-
-  #leaveQueue(frame: number): void {
-    const runs = this.#runs
-    const older = runs[frame * runWords + OLDER]!
-    const newer = runs[frame * runWords + NEWER]!
-    if (older === none) this.#oldest = newer
-    else runs[older * runWords + NEWER] = newer
-    if (newer === none) this.#newest = older
-    else runs[newer * runWords + OLDER] = older
   }
 }

@@ -18,17 +18,8 @@
  * number of granules from 4 to 24 KiB; with 32 bytes from class to class that wastes least (computed over the compressed
  * sizes of executables, libraries, headers and scripts, 12,000 to 120,000 pages: 1 to 2 %).
  */
-import {
-  type Arena,
-  granuleBytes,
-  localBits,
-  type Moved,
-  minRunBytes,
-  none,
-  OWN,
-  runWords,
-  type ZAllocator,
-} from './arena.ts'
+import type { MovedBlock, StatsNode } from '@tmem/core'
+import { type Arena, granuleBytes, localBits, minRunBytes, none, OWN, runWords, type ZAllocator } from './arena.ts'
 
 const headerBytes = 4
 const classStep = 32
@@ -95,7 +86,6 @@ function layOutClasses(): Classes {
 }
 
 export class Zsmalloc implements ZAllocator {
-  readonly name = 'zsmalloc'
   readonly maxSize: number
   readonly longestRun: number = maxZspageBytes
   bytes: Uint8Array = new Uint8Array(0)
@@ -169,7 +159,7 @@ export class Zsmalloc implements ZAllocator {
     this.at = kind === none ? offset : offset + (location & slotMask) * this.#classes.size[kind]!
   }
 
-  compact(objects: number, moved: Moved): number {
+  compact(objects: number, moved: MovedBlock): number {
     let left = objects
     while (left > 0) {
       const done = this.#compactClass(left, moved)
@@ -179,21 +169,17 @@ export class Zsmalloc implements ZAllocator {
     return objects - left
   }
 
-  victim(): number {
-    return none
-  }
-
-  neighbour(): number {
-    return none
-  }
-
-  counters(): Record<string, number> {
+  stats(): StatsNode {
     return {
-      zspages: this.#zspages,
-      large_objects: this.#large,
-      slot_bytes: this.slotBytes,
-      objects_moved: this.#objectsMoved,
-      zspages_compacted: this.#zspagesCompacted,
+      name: 'zsmalloc',
+      counters: {
+        zspages: this.#zspages,
+        large_objects: this.#large,
+        slot_bytes: this.slotBytes,
+        objects_moved: this.#objectsMoved,
+        zspages_compacted: this.#zspagesCompacted,
+      },
+      children: [],
     }
   }
 
@@ -375,7 +361,7 @@ export class Zsmalloc implements ZAllocator {
   }
 
   /** Empties one zspage of the next class that has room for its objects elsewhere. Returns the objects moved. */
-  #compactClass(objects: number, moved: Moved): number {
+  #compactClass(objects: number, moved: MovedBlock): number {
     const { slots } = this.#classes
     const count = slots.length
     for (let step = 0; step < count; step++) {
@@ -388,7 +374,7 @@ export class Zsmalloc implements ZAllocator {
     return 0
   }
 
-  #emptyZspage(kind: number, objects: number, moved: Moved): number {
+  #emptyZspage(kind: number, objects: number, moved: MovedBlock): number {
     const runs = this.#runs
     const size = this.#classes.size[kind]!
     let group = 0
@@ -414,7 +400,7 @@ export class Zsmalloc implements ZAllocator {
       runs[at + USED] = --used
       this.#freeSlots[kind] = this.#freeSlots[kind]! + 1
       this.slotBytes -= size
-      moved(owner, from, to)
+      moved(owner, to)
       done++
     }
     this.#objectsMoved += done
