@@ -2,9 +2,9 @@
  * A swap file as a place of a stack: the regular way. Every page finds room in it, compressed as it comes or as it is.
  *
  * The file is a row of clusters of 128 KiB, counted in units. Which units are in use is one bit each. A flight goes to one free
- * cluster in one write, while there is one; else into the longest holes that frames have left behind, and last into any hole. So
- * nothing has to be moved to regain space, and nothing is written twice; only when what is free lies in pieces too small for a
- * page, the frames of the emptiest clusters are packed together (`#pack`).
+ * cluster in one write, while there is one; else into holes that frames have left behind, whole blocks of them, so that nothing has to be
+ * read to be written. Only when what is free lies in pieces smaller than that, the frames of the emptiest clusters are packed together
+ * (`#pack`); and what still finds no place goes into any hole that fits.
  *
  * A swap area made by mkswap holds pages as they are, one to a slot of 4 KiB, and slot 0, its header, is left alone.
  *
@@ -46,7 +46,7 @@ export const frameUnitBytes = 128
 export const slotBytes = 4096
 
 /** Holes of so many bytes are looked for first; and so many clusters are looked at for one flight. */
-const goodHoleBytes = 8 * 1024
+const goodHoleBytes = 16 * 1024
 const clustersLookedAt = 64
 /** Clusters beyond what the pages need, so that there is something to pack into. */
 const spareClusters = 4
@@ -83,6 +83,8 @@ export class SwapPlace implements SlowPlace {
   readonly #from: number
   readonly #units: number
   readonly #unitsPerCluster: number
+  /** Units of a block of the file, which is what the disk writes. */
+  readonly #unitsPerBlock: number
   readonly #clusters: number
   /** One bit per unit, and units in use per cluster. */
   readonly #map: Int32Array
@@ -125,6 +127,7 @@ export class SwapPlace implements SlowPlace {
     this.#from = from
     this.unitBytes = slots ? slotBytes : frameUnitBytes
     this.#unitsPerCluster = clusterBytes / this.unitBytes
+    this.#unitsPerBlock = slotBytes / this.unitBytes
     this.#units = Math.floor(roomBytes / this.unitBytes)
     this.#clusters = Math.ceil(this.#units / this.#unitsPerCluster)
     this.#bytesPerHour = clock === undefined ? undefined : bytesPerHour
@@ -267,19 +270,16 @@ export class SwapPlace implements SlowPlace {
   #place(flight: Flight): readonly number[] {
     const runs = this.#runs
     runs.length = 0
-    let frame = 0
-    const total = flight.filled / this.unitBytes
-    if (total <= this.#unitsPerCluster) {
-      const cluster = this.#freeCluster(1)
-      if (cluster !== none) frame = this.#fill(flight, 0, cluster * this.#unitsPerCluster, this.#unitsPerCluster)
-    }
-    if (frame < flight.count) frame = this.#fillHoles(flight, frame, goodHoleBytes / this.unitBytes)
-    if (frame < flight.count) frame = this.#fillHoles(flight, frame, 1)
+    let frame = this.#fillFree(flight, 0, 1)
+    if (frame < flight.count) frame = this.#fillHoles(flight, frame, goodHoleBytes / this.unitBytes, true)
+    if (frame < flight.count) frame = this.#fillHoles(flight, frame, this.#unitsPerBlock, true)
     if (frame < flight.count) {
       this.#fragmented++
       this.#pack()
-      frame = this.#fillHoles(flight, frame, 1)
+      frame = this.#fillFree(flight, frame, 1)
     }
+    // What is left has to be read to be written, in part: the last way.
+    if (frame < flight.count) frame = this.#fillHoles(flight, frame, 1, false)
     for (; frame < flight.count; frame++) flight.locations[frame] = none
     return runs.slice()
   }
@@ -291,8 +291,25 @@ export class SwapPlace implements SlowPlace {
     return this.#nextCluster
   }
 
-  /** Places frames from `frame` on into free units; answers the first that found no place. */
-  #fill(flight: Flight, frame: number, unit: number, units: number): number {
+  /** Places frames into a free cluster, while more than `kept` are there; answers the first that found no place. */
+  #fillFree(flight: Flight, first: number, kept: number): number {
+    let frame = first
+    while (frame < flight.count) {
+      const cluster = this.#freeCluster(kept)
+      if (cluster === none) return frame
+      const next = this.#fill(flight, frame, cluster * this.#unitsPerCluster, this.#unitsPerCluster, true)
+      // Slot 0 of a swap area is nobody's: its cluster is never free. So this ends.
+      if (next === frame) return frame
+      frame = next
+    }
+    return frame
+  }
+
+  /**
+   * Places frames from `frame` on into free units; answers the first that found no place. `whole`: the last frame takes the rest of its block,
+   * so that the write need not read what is there.
+   */
+  #fill(flight: Flight, frame: number, unit: number, units: number, whole: boolean): number {
     let next = frame
     let left = units
     while (next < flight.count && flight.units[next]! <= left) left -= flight.units[next++]!
@@ -302,22 +319,26 @@ export class SwapPlace implements SlowPlace {
       flight.locations[n] = at
       at += flight.units[n]!
     }
+    if (whole) {
+      const rest = (this.#unitsPerBlock - (at % this.#unitsPerBlock)) % this.#unitsPerBlock
+      flight.units[next - 1] = flight.units[next - 1]! + rest
+      at += rest
+    }
     this.#mark(unit, at - unit)
     this.#frames += next - frame
     this.#runs.push(unit, at - unit, frame, next - frame)
     return next
   }
 
-  /** Fills holes of at least `least` units, in clusters that are in use before free ones. */
-  #fillHoles(flight: Flight, first: number, least: number): number {
+  /** Fills holes of at least `least` units; `whole`: only blocks that are free as a whole. The last free cluster is kept for packing. */
+  #fillHoles(flight: Flight, first: number, least: number, whole: boolean): number {
     let frame = first
-    const looked = Math.min(this.#clusters, least > 1 ? clustersLookedAt : this.#clusters)
+    const looked = Math.min(this.#clusters, whole ? clustersLookedAt : this.#clusters)
     for (let left = looked; left > 0 && frame < flight.count; left--) {
       const cluster = this.#nextHole
       this.#nextHole = cluster + 1 === this.#clusters ? 0 : cluster + 1
       const base = cluster * this.#unitsPerCluster
       const free = this.#unitsPerCluster - this.#used[cluster]!
-      // The last free cluster is kept for packing, as long as there is another way.
       if (free < Math.max(least, flight.units[frame]!) || (this.#used[cluster] === 0 && this.#freeClusters === 1))
         continue
       for (let unit = base; unit < base + this.#unitsPerCluster && frame < flight.count; ) {
@@ -327,7 +348,9 @@ export class SwapPlace implements SlowPlace {
         }
         let end = unit
         while (end < base + this.#unitsPerCluster && !this.#isUsed(end)) end++
-        if (end - unit >= least) frame = this.#fill(flight, frame, unit, end - unit)
+        const from = whole ? Math.ceil(unit / this.#unitsPerBlock) * this.#unitsPerBlock : unit
+        const to = whole ? Math.floor(end / this.#unitsPerBlock) * this.#unitsPerBlock : end
+        if (to - from >= least) frame = this.#fill(flight, frame, from, to - from, whole)
         unit = end
       }
     }
@@ -367,10 +390,10 @@ export class SwapPlace implements SlowPlace {
         n++
         continue
       }
-      const [owner, old, at, units] = [moves[n]!, moves[n + 1]!, moves[n + 2]!, moves[n + 3]!]
-      n += 4
+      const [owner, old, held, at, units] = moves.slice(n, n + 5) as [number, number, number, number, number]
+      n += 5
       this.#packedFrames++
-      if (owners.moved(owner, old, at)) this.#unmark(old, units)
+      if (owners.moved(owner, old, at, units)) this.#unmark(old, held)
       else this.#unmark(at, units)
     }
   }
@@ -386,17 +409,18 @@ export class SwapPlace implements SlowPlace {
         continue
       }
       const at = (unit - first) * this.unitBytes
-      const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
       const owner = view.getInt32(at + 12, true)
-      // A header that makes no sense: whose frame it is cannot be told, and where it ends neither.
-      if (!this.#owners!.isUsed(owner, unit) || unit + units > first + this.#unitsPerCluster) {
+      const held = this.#owners!.unitsAt(owner, unit)
+      // Nobody's header: whose frame it is cannot be told, and where it ends neither.
+      if (held === 0) {
         unit++
         continue
       }
+      const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
       to.set(from.subarray(at, at + units * this.unitBytes), filled * this.unitBytes)
-      moves.push(owner, unit, base + filled, units)
+      moves.push(owner, unit, held, base + filled, units)
       filled += units
-      unit += units
+      unit += held
     }
     return filled
   }

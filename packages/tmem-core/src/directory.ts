@@ -205,10 +205,11 @@ export class Directory {
   }
 
   /** A page in a slow place has moved inside of it. */
-  relocate(entry: number, location: number): void {
+  relocate(entry: number, location: number, units: number): void {
     const at = entry * entryWords
     this.#words[at + FIRST] = (this.#words[at + FIRST]! & topByte) | (location & low24)
-    this.#words[at + SECOND] = (this.#words[at + SECOND]! & ~0xff) | (location >>> 24)
+    const rest = this.#words[at + SECOND]! & ~(0xff | (unitsMask << unitsShift))
+    this.#words[at + SECOND] = rest | (location >>> 24) | ((units - 1) << unitsShift)
   }
 
   /** Units of a page in a slow place. */

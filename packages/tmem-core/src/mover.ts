@@ -309,8 +309,8 @@ export class Mover {
     const { directory } = this
     const seat = this.seats[number]!
     return {
-      isUsed: (owner, location) => this.#knows(seat, owner - this.#base, location),
-      moved: (owner, from, to) => this.#relocate(seat, owner - this.#base, from, to),
+      unitsAt: (owner, location) => this.#unitsAt(seat, owner - this.#base, location),
+      moved: (owner, from, to, units) => this.#relocate(seat, owner - this.#base, from, to, units),
       drop: (owner, location) => this.#giveWay(seat, owner - this.#base, location),
       poolOf: (owner) => this.#poolOf(owner - this.#base).key,
       objectOf: (owner) => directory.table.objectOf(owner - this.#base),
@@ -1020,7 +1020,8 @@ export class Mover {
   }
 
   #isFrame(seat: Seat, length: number, codec: number, units: number, pool: PoolKind): boolean {
-    return seat.unitsFor(length) === units && (codec !== 0 || length === pool.blockBytes)
+    // A place may have rounded up.
+    return seat.unitsFor(length) <= units && (codec !== 0 || length === pool.blockBytes)
   }
 
   /** Makes a page of the block at the start of the workspace. */
@@ -1131,14 +1132,21 @@ export class Mover {
     )
   }
 
-  #relocate(seat: Seat, entry: number, from: number, to: number): boolean {
+  #unitsAt(seat: Seat, entry: number, location: number): number {
+    if (!this.#knows(seat, entry, location)) return 0
+    const { directory } = this
+    return directory.placeOf(entry) === seat.number
+      ? directory.unitsOf(entry)
+      : directory.copyUnitsOf(directory.residentOf(entry))
+  }
+
+  #relocate(seat: Seat, entry: number, from: number, to: number, units: number): boolean {
     if (!this.#knows(seat, entry, from)) return false
     const { directory } = this
     this.#stale(seat, from)
-    if (directory.placeOf(entry) === seat.number) directory.relocate(entry, to)
+    if (directory.placeOf(entry) === seat.number) directory.relocate(entry, to, units)
     else {
       const resident = directory.residentOf(entry)
-      const units = directory.copyUnitsOf(resident)
       directory.dropCopy(resident)
       directory.setCopy(resident, seat.number, to, units)
     }

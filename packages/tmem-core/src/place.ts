@@ -187,10 +187,10 @@ export type RecoverBlock = (object: ObjectId, index: number, location: number, u
 
 /** What a slow place may ask the stack about its frames. An owner is the number that a flight gave for a frame. */
 export interface Owners {
-  /** Whether the frame of an owner at a location is in use. */
-  isUsed(owner: number, location: number): boolean
-  /** The frame has moved. False: it was given up meanwhile, and so is the new location. */
-  moved(owner: number, from: number, to: number): boolean
+  /** Units of the frame of an owner at a location, as the place gave them; 0: there is none in use. */
+  unitsAt(owner: number, location: number): number
+  /** The frame has moved, and takes so many units there. False: it was given up meanwhile, and so is the new location. */
+  moved(owner: number, from: number, to: number, units: number): boolean
   /** The room of an ephemeral page is needed: it is dropped, and its frame freed. False: it cannot go. */
   drop(owner: number, location: number): boolean
   /** The handle of an owner that is on a flight or here: its pool's key (the same in every run), object and index. */
@@ -216,7 +216,7 @@ export class Flight {
   /** The frames, each at a multiple of the place's unit, one behind the other. */
   readonly bytes: Uint8Array
   readonly words: Int32Array
-  /** Per frame: where it begins, its units, and where it is from now on (`none`: refused). */
+  /** Per frame: where it begins, its units (the place may raise the number), and where it is from now on (`none`: refused). */
   readonly offsets: Uint32Array
   readonly units: Uint32Array
   readonly locations: Float64Array

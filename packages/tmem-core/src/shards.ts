@@ -145,8 +145,9 @@ class Shards implements PageStore {
     const all = this.chains.map((chain) => chain.mover.ownersOf(number))
     const of = (owner: number): Owners => all[owner >>> ownBits]!
     return {
-      isUsed: (owner, location) => owner >= 0 && of(owner) !== undefined && of(owner).isUsed(owner, location),
-      moved: (owner, from, to) => of(owner).moved(owner, from, to),
+      // What was read may be no owner of anybody's.
+      unitsAt: (owner, location) => (owner < 0 ? 0 : (all[owner >>> ownBits]?.unitsAt(owner, location) ?? 0)),
+      moved: (owner, from, to, units) => of(owner).moved(owner, from, to, units),
       drop: (owner, location) => of(owner).drop(owner, location),
       poolOf: (owner) => of(owner).poolOf(owner),
       objectOf: (owner) => of(owner).objectOf(owner),
