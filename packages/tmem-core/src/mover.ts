@@ -56,6 +56,8 @@ const flightsOfSeat = 4
 const numbersOfSeat = flightsOfSeat - FORCED
 /** Blocks that are read at the same time. */
 const readsAtOnce = 16
+/** Bytes by which a place may round a frame up. */
+const maxRounding = 4096
 /** Most attempts that a place which failed is left alone for. */
 const maxRest = 1024
 /** Bytes that go down at once when a put finds no room: one write. */
@@ -287,7 +289,10 @@ export class Mover {
     if (share === undefined) for (const seat of this.seats) seat.slow?.attach?.(this.ownersOf(seat.number))
     this.#readBytes = Math.max(
       0,
-      ...this.seats.map((seat) => (seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes)),
+      // A place may round up to whole blocks.
+      ...this.seats.map((seat) =>
+        seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes + maxRounding,
+      ),
     )
     if (slow === 0) return
     // All of them now: a page that cannot be read for want of memory would be lost to its caller.
