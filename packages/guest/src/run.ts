@@ -12,8 +12,8 @@ import type { Kernel } from './initramfs.ts'
 
 /** A block device of the guest. Discards go through. */
 export type GuestDrive =
-  /** A raw image. */
-  | { readonly file: string }
+  /** A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. */
+  | { readonly file: string; readonly direct?: true }
   /**
    * An NBD export on a unix socket. When the connection breaks, requests wait until there is a server again, at most `reconnectSeconds`
    * (default 0: they fail), and are sent again.
@@ -108,7 +108,7 @@ function wordsOf({ kernel, memoryBytes, drives = [] }: GuestOptions, root: strin
 export function driveWords(drive: GuestDrive, n: number): string[] {
   const node =
     'file' in drive
-      ? { driver: 'file', filename: resolve(drive.file) }
+      ? { driver: 'file', filename: resolve(drive.file), ...(drive.direct === true ? { cache: { direct: true } } : {}) }
       : {
           driver: 'nbd',
           server: { type: 'unix', path: resolve(drive.socket) },
