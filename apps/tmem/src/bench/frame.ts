@@ -8,7 +8,7 @@
 import { cpus, release, totalmem } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
 import { throwIfInterrupted } from '../ending.ts'
-import type { Terminal } from '../terminal.ts'
+import type { Progress, Terminal } from '../terminal.ts'
 
 /** A row of the answer. Names as in the JSON document: a contract. */
 export type Row = MeasuredRow | SkippedRow
@@ -94,6 +94,8 @@ export interface Bench {
   /** True: about a tenth of the work; figures are rougher. */
   readonly quick: boolean
   readonly signal: AbortSignal
+  /** Shows how far a part of the work is that is counted, not measured in rounds. */
+  progress(label: string): Progress
   /** Median nanoseconds per operation of each subject, measured in turns. `label` is shown meanwhile. */
   measure<Name extends string>(
     label: string,
@@ -114,6 +116,7 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
   return {
     quick,
     signal: terminal.signal,
+    progress: (label) => terminal.progress(label),
     async measure(label, subjects, { operations, rounds = quick ? 3 : 9, warmup = quick ? 1 : 5 }) {
       const names = Object.keys(subjects) as (keyof typeof subjects)[]
       const taken = Object.fromEntries(names.map((name) => [name, [] as number[]])) as Record<

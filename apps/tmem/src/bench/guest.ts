@@ -8,9 +8,11 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { basePageSize, type StatsNode } from '@tmem/core'
 import { compileHog, findKernel, type GuestDrive, initramfs, type Kernel, runGuest } from '@tmem/guest'
+import { makeSwapDirectory } from '../demo/swap-files.ts'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { type Answers, ask } from '../serve/control.ts'
 import { started } from './fio.ts'
@@ -31,12 +33,14 @@ interface Parts {
   readonly busybox: string
 }
 
+const unpacked: string = fileURLToPath(new URL('../../../../.cache/debian/', import.meta.url))
+const cloudKernel = 'linux-image-cloud-amd64'
+
 /** What a checkout has for guests (tools/debian-packages.json), or in words what is missing. */
-function guestParts(): Parts | string {
-  const unpacked = fileURLToPath(new URL('../../../../.cache/debian/', import.meta.url))
+function guestParts(kernelPackage: string = cloudKernel): Parts | string {
   const busybox = join(unpacked, 'busybox-static/bin/busybox')
-  const kernel = findKernel(join(unpacked, 'linux-image-cloud-amd64'))
-  if (kernel === undefined) return 'needs the package linux-image-cloud-amd64, as npm test unpacks it'
+  const kernel = findKernel(join(unpacked, kernelPackage))
+  if (kernel === undefined) return `needs the package ${cloudKernel}, as npm test unpacks it`
   if (!existsSync(busybox)) return 'needs the package busybox-static, as npm test unpacks it'
   const programs = ['qemu-system-x86_64', 'setpriv', 'cc']
   const missing = programs.find((name) => !has(name))
@@ -60,32 +64,40 @@ export interface SwapRun {
  * What the guest does. The kernel discards what it has freed only where it takes the drive for one that does not rotate, and swapoff waits
  * until it has done so.
  */
-export const swapScript: string = `
+export const swapScript: string = scriptAfter('')
+
+function scriptAfter(preparation: string, mebibytes: number = hogMebibytes): string {
+  return `
 set -e
 echo 0 >/sys/block/vda/queue/rotational
-mkswap /dev/vda
+${preparation}mkswap /dev/vda
 swapon -d /dev/vda
 set +e
-hog ${hogMebibytes} ROUNDS
+hog ${mebibytes} ROUNDS
 code=$?
 swapoff /dev/vda || exit 9
 grep -E '^pswp(in|out) ' /proc/vmstat
 exit $code
 `
+}
 
-/** Returns what runs the guest on a drive, or in words what this machine lacks. Rejects when aborted. */
-export function swappingGuest(
-  rounds: number,
-): ((drive: GuestDrive, signal?: AbortSignal) => Promise<SwapRun>) | string {
+/** Runs a guest that swaps to the drive. Rejects when aborted. */
+type SwappingGuest = (drive: GuestDrive, signal?: AbortSignal) => Promise<SwapRun>
+
+/** Returns what runs the guest on a drive, or in words what this machine lacks. */
+export function swappingGuest(rounds: number): SwappingGuest | string {
   const parts = guestParts()
-  if (typeof parts === 'string') return parts
+  return typeof parts === 'string' ? parts : guestOf(parts, swapScript, rounds, memoryBytes)
+}
+
+function guestOf(parts: Parts, script: string, rounds: number, memoryBytes: number): SwappingGuest {
   const folder = mkdtempSync(join(tmpdir(), 'tmem-hog-'))
   let root: Uint8Array
   try {
     const hog = join(folder, 'hog')
     compileHog(hog)
     const files = [{ path: 'bin/hog', data: readFileSync(hog), mode: 0o755 }]
-    root = initramfs({ ...parts, script: swapScript.replace('ROUNDS', String(rounds)), files })
+    root = initramfs({ ...parts, script: script.replace('ROUNDS', String(rounds)), files })
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
@@ -167,9 +179,7 @@ export async function guestRows(bench: Bench): Promise<Row[]> {
       }
     },
     async run() {
-      const { exit, console } = await run(drive, bench.signal)
-      if (exit !== 0)
-        throw new Failed(`the guest ended with ${exit}: ${console.trim().split('\n').slice(-5).join(' / ')}`)
+      throwUnlessRight(await run(drive, bench.signal))
     },
   })
   const subjects: Record<string, Subject> = { ours: subject(ours), raw: subject(raw) }
@@ -191,6 +201,106 @@ export async function guestRows(bench: Bench): Promise<Row[]> {
   }
 }
 
+/** Less than above: both sides wait for a disk. */
+const zswapHogMebibytes = 120
+/** Share of a guest's memory that its zswap may take. */
+const zswapPercent = 25
+const enableZswap = `
+echo ${zswapPercent} >/sys/module/zswap/parameters/max_pool_percent
+echo Y >/sys/module/zswap/parameters/enabled
+echo "zswap with $(cat /sys/module/zswap/parameters/compressor) in $(cat /sys/module/zswap/parameters/zpool)"
+`
+/** One page at a time: what is read ahead is in nobody's figures. */
+const onePageAtATime = `
+echo 0 >/proc/sys/vm/page-cluster
+grep MemTotal: /proc/meminfo
+`
+
+/**
+ * The rows of `tmem bench tiers` that a guest measures: its kernel's own zswap over a raw image, against the same guest over our stack, which has
+ * as much less memory as ours has for compressed pages. Both images lie on the same disk, and both sides go around the host's cache.
+ * Pages read are those that came from the disk: the guest counts what zswap has not answered (`pswpin`), the server what its file has.
+ */
+export async function zswapRows(bench: Bench): Promise<Row[]> {
+  const names = ['guest-pages-read', 'guest-time'] as const
+  const skipped = (reason: string): Row[] => names.map((name) => skippedRow(name, reason))
+  if (bench.quick) return skipped('a quick run boots no guest')
+  const kernelPackage = [zswapKernel, cloudKernel].find(hasZswap)
+  if (kernelPackage === undefined) {
+    const parts = guestParts()
+    return skipped(
+      typeof parts === 'string'
+        ? parts
+        : `the kernel ${parts.kernel.release} is built without zswap: unpack ${zswapKernel} into .cache/debian/${zswapKernel}`,
+    )
+  }
+  const parts = guestParts(kernelPackage)
+  if (typeof parts === 'string') return skipped(parts)
+  const directory = makeSwapDirectory(undefined, deviceBytes)
+  const progress = bench.progress('tiers: a guest with zswap, and one over our stack')
+  try {
+    const file = join(directory.path, 'raw.img')
+    writeFileSync(file, '')
+    truncateSync(file, deviceBytes)
+    const zswap = await guestOf(
+      parts,
+      scriptAfter(enableZswap + onePageAtATime, zswapHogMebibytes),
+      1,
+      memoryBytes,
+    )({ file, direct: true }, bench.signal)
+    throwUnlessRight(zswap)
+    progress.at(1, 2)
+    const kibibytes = Number(/^MemTotal: +(\d+) kB$/m.exec(zswap.console)![1])
+    const poolBytes = Math.floor((kibibytes * 1024 * zswapPercent) / 100 / basePageSize) * basePageSize
+    const server = await serveSwap(directory.path, `limit=${poolBytes}`)
+    let ours: SwapRun
+    let diskReads: number | undefined
+    try {
+      const run = guestOf(parts, scriptAfter(onePageAtATime, zswapHogMebibytes), 1, memoryBytes - poolBytes)
+      ours = await run(server.drive, bench.signal)
+      diskReads = firstOf((await server.stats()).devices, 'diskReads')
+    } finally {
+      await endOf(server)
+    }
+    throwUnlessRight(ours)
+    const reference = /^zswap with \w+ in \w+$/m.exec(zswap.console)![0].replaceAll(' ', '-')
+    return [
+      diskReads === undefined
+        ? skippedRow(names[0], 'the server has no counter diskReads')
+        : ratioRow(names[0], 'pages', diskReads, reference, zswap.swapIns, 1),
+      ratioRow(names[1], 's', ours.seconds, reference, zswap.seconds, 1),
+    ]
+  } catch (error) {
+    throwIfInterrupted(bench.signal)
+    throw error
+  } finally {
+    progress.end()
+    directory.remove()
+  }
+}
+
+const zswapKernel = 'linux-image-amd64'
+
+/** True when the kernel of an unpacked package was built with zswap: its configuration lies beside it. */
+function hasZswap(kernelPackage: string): boolean {
+  const kernel = findKernel(join(unpacked, kernelPackage))
+  if (kernel === undefined) return false
+  return /^CONFIG_ZSWAP=y$/m.test(readFileSync(join(dirname(kernel.image), `config-${kernel.release}`), 'latin1'))
+}
+
+function throwUnlessRight({ exit, console }: SwapRun): void {
+  if (exit !== 0) throw new Failed(`the guest ended with ${exit}: ${console.trim().split('\n').slice(-5).join(' / ')}`)
+}
+
+/** The counter of the first node that has it. */
+function firstOf(nodes: readonly StatsNode[], counter: string): number | undefined {
+  for (const { counters, children } of nodes) {
+    const found = counters[counter] ?? firstOf(children, counter)
+    if (found !== undefined) return found
+  }
+  return undefined
+}
+
 /** Something to swap to, and what ends it. */
 interface Begun {
   readonly drive: GuestDrive
@@ -198,13 +308,14 @@ interface Begun {
 }
 
 async function ours(folder: string): Promise<Begun> {
-  const { drive, child, ended } = await serveSwap(folder, 'limit=128MiB,zvMaxZsize=2048')
-  const end = async (): Promise<void> => {
-    child.kill('SIGTERM')
-    const { code, notes } = await ended
-    if (code !== 0) throw new Failed(`tmem serve ended with ${code}: ${notes.trim()}`)
-  }
-  return { drive, end }
+  const server = await serveSwap(folder, 'limit=128MiB,zvMaxZsize=2048')
+  return { drive: server.drive, end: () => endOf(server) }
+}
+
+async function endOf({ child, ended }: SwapServer): Promise<void> {
+  child.kill('SIGTERM')
+  const { code, notes } = await ended
+  if (code !== 0) throw new Failed(`tmem serve ended with ${code}: ${notes.trim()}`)
 }
 
 async function raw(folder: string): Promise<Begun> {

@@ -10,6 +10,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   core: async () => (await import('./core.ts')).core,
   fuse: async () => (await import('./fuse.ts')).fuse,
   nbd: async () => (await import('./nbd.ts')).nbd,
+  tiers: async () => (await import('./tiers.ts')).tiers,
   userfault: async () => (await import('./userfault.ts')).userfault,
   zcache: async () => (await import('./zcache.ts')).zcache,
 })
@@ -56,6 +57,6 @@ function shown({ suite, quick, machine, rows }: BenchAnswer, summary: string): s
     '',
     tableOf(['what', 'ours', 'reference', 'ratio', 'goal', ''], cells, align),
     '',
-    'Medians of rounds in which both took turns. ratio = our cost / reference cost: below 1 we are cheaper.',
+    'Times are medians of rounds in which both took turns. ratio = our cost / reference cost: below 1 we are cheaper.',
   ].join('\n')
 }

@@ -102,10 +102,13 @@ async function settle(store: PageStore, bench: Bench): Promise<void> {
   }
 }
 
-/** Put and get against the same codec alone, in its arena: the shortest way that there is. */
-export async function pageRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
+/** Put and get against the same codec alone, in its arena: the shortest way that there is. Closes the store, which has room for all. */
+export async function pageRows(
+  bench: Bench,
+  corpus: Corpus,
+  { store, pool }: { store: PageStore; pool: Pool } = open(corpus.pages.length),
+): Promise<Row[]> {
   const { pages } = corpus
-  const { store, pool } = open(pages.length)
   try {
     const arena = createLz4Arena(storeBytes(createCodec('lz4'), corpus))
     const alone = codecSubject('lz4', arena.codec, corpus, arena.bytes)

@@ -40,19 +40,23 @@ const writes = 0.3
 
 /** Runs the demo and prints what it found. */
 export async function demo(options: DemoOptions, terminal: Terminal): Promise<void> {
+  const report = await runDemo(options, terminal)
+  terminal.print(options.json === true ? JSON.stringify(report) : shown(report))
+}
+
+/** Runs the demo. */
+export async function runDemo(options: DemoOptions, terminal: Terminal): Promise<DemoReport> {
   checkSizes(options)
   const input = await readInput({ paths: options.input, size: options.size, defaultBytes, minPages }, terminal)
   const memoryBytes = input.pages * basePageSize
   const budgetBytes = options.budget ?? Math.floor(input.pages / 2) * basePageSize
   checkBudget(budgetBytes, memoryBytes)
   const directory = makeSwapDirectory(options.dir, memoryBytes)
-  let report: DemoReport
   try {
-    report = await runAll({ input, memoryBytes, budgetBytes, seed: options.seed, directory }, terminal)
+    return await runAll({ input, memoryBytes, budgetBytes, seed: options.seed, directory }, terminal)
   } finally {
     directory.remove()
   }
-  terminal.print(options.json === true ? JSON.stringify(report) : shown(report))
 }
 
 function checkSizes({ size = defaultBytes, budget }: DemoOptions): void {
