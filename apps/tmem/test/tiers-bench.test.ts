@@ -83,16 +83,16 @@ describe('the traces', () => {
   })
 })
 
-type Call = readonly ['put', page: number, bytes: number] | readonly ['get' | 'flush', page: number]
+type Call = readonly ['put', page: number, bytes: number] | readonly ['get' | 'release' | 'flush', page: number]
 
 const pagesUpTo = 5
 const calls = (sizes: fc.Arbitrary<number>, maxLength: number): fc.Arbitrary<Call[]> => {
   const page = fc.nat(pagesUpTo - 1)
   const put = fc.tuple(fc.constant('put' as const), page, sizes)
   const get = fc.tuple(fc.constant('get' as const), page)
-  const flush = fc.tuple(fc.constant('flush' as const), page)
+  const give = fc.tuple(fc.constantFrom('release' as const, 'flush' as const), page)
   return fc.array(
-    fc.oneof({ weight: 4, arbitrary: put }, { weight: 6, arbitrary: get }, { weight: 1, arbitrary: flush }),
+    fc.oneof({ weight: 4, arbitrary: put }, { weight: 6, arbitrary: get }, { weight: 1, arbitrary: give }),
     { maxLength },
   )
 }
@@ -130,7 +130,8 @@ function plainLru(all: readonly Call[], limit: number): number {
       reads++
       memoryPages.unshift([page, disk.get(page)!])
     }
-    disk.delete(page)
+    if (kind === 'release' && here !== undefined) disk.set(page, here[1])
+    else if (kind !== 'release') disk.delete(page)
     let sum = memoryPages.reduce((total, [, size]) => total + size, 0)
     while (sum > limit) {
       const [oldest, size] = memoryPages.pop()!
@@ -216,6 +217,7 @@ describe('the simulated orders of pages', () => {
     const spy: Calls = {
       put: (page, bytes) => seen.push(`put ${page} ${bytes < 100 ? 'small' : bytes}`),
       get: (page) => seen.push(`get ${page}`),
+      release: (page) => seen.push(`release ${page}`),
       flush: (page) => seen.push(`flush ${page}`),
     }
     const store = watched(compose([memory({ limitBytes: 2 ** 20 })]), [spy])
@@ -234,6 +236,8 @@ describe('the simulated orders of pages', () => {
     expect(pool.get(0, 1, into)).toBe(GetOutcome.Hit)
     expect(into).toEqual(noise)
     expect(await pool.fetch(0, 1, into)).toBe(GetOutcome.Hit)
+    // There is nothing below: it is not granted.
+    expect(pool.release?.(0, 1)).toBe(false)
     pool.flushPage(0, 1)
     pool.flushMany(batch)
     expect(pool.attributes.pageSize).toBe(basePageSize)
@@ -247,6 +251,7 @@ describe('the simulated orders of pages', () => {
       'get 3',
       'get 4',
       'get 1',
+      'release 1',
       'flush 1',
       'flush 2',
       'flush 3',

@@ -17,6 +17,8 @@ export interface Calls {
   put(page: number, bytes: number): void
   /** A page was asked for. */
   get(page: number): void
+  /** The front end has the page in memory of its own, and asks for it only when it has put it back. */
+  release(page: number): void
   /** A page was given up. */
   flush(page: number): void
 }
@@ -54,6 +56,13 @@ export class Lru implements Calls {
     this.#add(page, there)
   }
 
+  release(page: number): void {
+    const bytes = this.#memory.get(page)
+    if (bytes === undefined) return
+    this.flush(page)
+    this.#disk.set(page, bytes)
+  }
+
   flush(page: number): void {
     this.#bytes -= this.#memory.get(page) ?? 0
     this.#memory.delete(page)
@@ -75,7 +84,8 @@ export class Lru implements Calls {
 // Kinds of recorded calls, in the upper bits; the page is in the others.
 const PUT = 1
 const GET = 2
-const FLUSH = 3
+const RELEASE = 3
+const FLUSH = 4
 const pageBits = 28
 const pageMask = 2 ** pageBits - 1
 
@@ -93,6 +103,10 @@ export class RecordedCalls implements Calls {
     this.#add(GET, page, 0)
   }
 
+  release(page: number): void {
+    this.#add(RELEASE, page, 0)
+  }
+
   flush(page: number): void {
     this.#add(FLUSH, page, 0)
   }
@@ -104,7 +118,7 @@ export class RecordedCalls implements Calls {
 
   /**
    * How many pages Belady's MIN reads from disk over these calls with `limitBytes` of memory. When there is too much, what goes is
-   * the page whose next get is furthest away; that may be the one that came just now. What is put anew or flushed before any get
+   * the page whose next get is furthest away; that may be the one that came just now. What is put anew, released or flushed before any get
    * takes no memory. Where all pages are of one size no order reads less. With various sizes the least is not known in reasonable time
    * (the problem is NP-hard), and this rule, which does not look at sizes, is near it.
    *
@@ -132,6 +146,9 @@ export class RecordedCalls implements Calls {
           if (!memory.has(page)) reads++
           leave(page)
           break
+        case RELEASE:
+          leave(page)
+          continue
         default:
           leave(page)
           bytesOf.delete(page)
@@ -147,7 +164,7 @@ export class RecordedCalls implements Calls {
     return reads
   }
 
-  /** By call: the next get of its page, or `never` when that is put or flushed before, or not used again. */
+  /** By call: the next get of its page, or `never` when that is put, released or flushed before, or not used again. */
   #nextGets(): Uint32Array {
     const next = new Uint32Array(this.#calls.length)
     const upcoming = new Map<number, number>()
@@ -195,6 +212,9 @@ class Furthest {
   }
 }
 
+type Methods = Required<Omit<Pool, 'attributes'>>
+type Meaning = { readonly [Name in keyof Methods]: (...words: Parameters<Methods[Name]>) => void }
+
 /** The store, whose pools tell `calls` of each call before it is made. For a front end that uses one object, 0, as the swapper does. */
 export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
   const codec = createCodec('lz4')
@@ -206,6 +226,9 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
   const get = (page: number): void => {
     for (const told of calls) told.get(page)
   }
+  const release = (page: number): void => {
+    for (const told of calls) told.release(page)
+  }
   const flush = (page: number): void => {
     for (const told of calls) told.flush(page)
   }
@@ -216,20 +239,29 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
     throw new Failed('bench tiers: the front end made a call that the simulated orders know nothing of')
   }
   const nothing = (): void => undefined
+  const putMany = (batch: PageBatch): void =>
+    pending(batch, (n) => put(batch.indexes[n], batch.bytes, batch.offsets[n]))
+  const getMany = (batch: PageBatch): void => pending(batch, (n) => get(batch.indexes[n]))
   /** What every method of a pool means to an order of pages: one that is added has to be added here. */
-  const meaning: { readonly [Name in keyof Omit<Pool, 'attributes'>]-?: (...words: Parameters<Pool[Name]>) => void } = {
+  const meaning: Meaning = {
     put: (_object, index, page) => put(index, page, 0),
+    replace: (_object, index, page) => put(index, page, 0),
     get: (_object, index) => get(index),
     // Was told of by the get that was deferred.
     fetch: nothing,
+    // As unchanged or not: it is in use, and in the way of others.
+    putMany,
+    replaceMany: putMany,
+    getMany,
+    fetchMany: getMany,
+    lend: (_object, index) => get(index),
+    // Where it is not granted the front end flushes the page, and that is told of, too.
+    release: (_object, index) => release(index),
     flushPage: (_object, index) => flush(index),
     flushObject: unknown,
-    putMany: (batch) => pending(batch, (n) => put(batch.indexes[n], batch.bytes, batch.offsets[n])),
-    getMany: (batch) => pending(batch, (n) => get(batch.indexes[n])),
     flushMany: (batch) => {
       for (let n = 0; n < batch.length; n++) flush(batch.indexes[n])
     },
-    lend: (_object, index) => get(index),
     split: unknown,
     freeze: nothing,
     thaw: nothing,

@@ -13,7 +13,7 @@ import { runDemo } from '../demo/demo.ts'
 import { createRandom } from '../demo/workload.ts'
 import type { Terminal } from '../terminal.ts'
 import { randomOrder } from './core.ts'
-import { type Bench, type Row, ratioRow, type Subject, type Suite, skippedRow, valueRow } from './frame.ts'
+import { type Bench, type Row, ratioRow, type Subject, type Suite, valueRow } from './frame.ts'
 import { zswapRows } from './guest.ts'
 import { replayRows } from './tiers-replay.ts'
 import { Contents, mebibyte, poolOf, settle, sumOf, turns, withStack } from './tiers-rig.ts'
@@ -109,54 +109,51 @@ async function missRow(bench: Bench): Promise<Row> {
   )
 }
 
-/** What is kept beside the compressed bytes for a page in memory, for a page in the file, and for an object: by the stack's own counter. */
+/**
+ * What is kept beside the compressed bytes for a page in memory, for a page in the file, and for an object: by the stack's own counters, less
+ * what places were charged for the directory, which it counts itself. A page in the file also has its part of the map of what is free there.
+ */
 async function metadataRows(bench: Bench): Promise<Row[]> {
-  const counter = 'metadata_bytes'
   const contents = new Contents(basePageSize / 2)
   const count = bench.quick ? 2048 : 16_384
   const most = 4 * count
   const limitBytes = Math.ceil(2 * count * contents.meanBytes)
   const fileBytes = most * basePageSize
   const text = `zcache(limit=${limitBytes}) > frontswap(file={file},size=${fileBytes})`
-  /** Bytes of tables that pages have taken, how many of these rest in the file, and whether the file counts its tables. */
+  const counted = (stats: StatsNode): number => sumOf(stats, 'metadata_bytes')! - sumOf(stats, 'charged_bytes')!
+  /** Bytes that pages have taken, how many of these rest in the file, and bytes of the map for each that it has room for. */
   const taken = (pages: number, handle: (page: number) => [object: number, index: number]) =>
     withStack(text, fileBytes, async (store) => {
       const pool = poolOf(store)
-      const before = sumOf(store.stats(), counter)
+      const before = counted(store.stats())
       const turn = turns(store, bench)
       for (let page = 0; page < pages; page++) {
         pool.put(...handle(page), contents.of(page, 0))
         await turn()
       }
       await settle(store, bench)
-      const stats = store.stats()
       const into = new Uint8Array(basePageSize)
       let sunk = 0
       for (let page = 0; page < pages; page++) if (pool.get(...handle(page), into) === GetOutcome.Deferred) sunk++
-      const bytes = (sumOf(stats, counter) ?? Number.NaN) - (before ?? Number.NaN)
-      return { bytes, sunk, fileCounts: hasCounter(stats, 'frontswap', counter) }
+      const stats = store.stats()
+      const mapBytes = sumOf(stats, 'map_bytes')! / sumOf(stats, 'slots')!
+      return { bytes: counted(stats) - before, sunk, mapBytes }
     })
-  const [inMemory, inFile, object] = ['metadata-page-in-memory', 'metadata-page-in-file', 'metadata-object'] as const
   const few = await taken(count, (page) => [0, page])
-  if (Number.isNaN(few.bytes))
-    return [inMemory, inFile, object].map((name) => skippedRow(name, `the stack has no counter ${counter}`))
-  const perPage = few.bytes / count
-  const fileRow = async (): Promise<Row> => {
-    if (!few.fileCounts) return skippedRow(inFile, `frontswap has no counter ${counter}`)
-    const many = await taken(most, (page) => [0, page])
-    return valueRow(inFile, 'bytes', (many.bytes - (most - many.sunk) * perPage) / many.sunk, 32)
-  }
+  const many = await taken(most, (page) => [0, page])
   const apart = await taken(count, (page) => [page, 0])
+  const inMemory = few.bytes / count
   return [
-    valueRow(inMemory, 'bytes', perPage, 52),
-    await fileRow(),
-    valueRow(object, 'bytes', (apart.bytes - few.bytes) / count, 60),
+    valueRow('metadata-page-in-memory', 'bytes', inMemory, 52),
+    valueRow(
+      'metadata-page-in-file',
+      'bytes',
+      (many.bytes - (most - many.sunk) * inMemory) / many.sunk + many.mapBytes,
+      32,
+    ),
+    valueRow('metadata-object', 'bytes', (apart.bytes - few.bytes) / count, 60),
   ]
 }
-
-/** True when a node of that name has the counter. */
-const hasCounter = (node: StatsNode, name: string, counter: string): boolean =>
-  (node.name === name && counter in node.counters) || node.children.some((child) => hasCounter(child, name, counter))
 
 /** What the heap grows by while pages come, are asked for and go, in four places. */
 async function heapRow(bench: Bench): Promise<Row> {
