@@ -18,7 +18,7 @@ const sharded = (places: () => readonly Layer[], pagesOfOne: number): Layer => {
       openChains(
         places()
           .reverse()
-          .map((layer) => layer.place!.open(context))
+          .map((layer) => ({ place: layer.place!.open(context), foreign: false }))
           .reverse(),
         plan,
         context,

@@ -76,6 +76,13 @@ export class FramesPlace implements MemoryPlace {
     return this.#limit.bytes
   }
 
+  get usedBytes(): number {
+    const frames = this.#frames
+    let present = 0
+    for (let chunk = 0; chunk < frames.chunkCount; chunk++) if (frames.has(chunk)) present += frames.chunkFrames(chunk)
+    return present * basePageSize + frames.capacity * ownBytesPerFrame + this.#charged
+  }
+
   prepare(length: number): void {
     const order = orderFor(length)
     if (this.#frames.available(order) || this.#frames.used + 2 ** order > framesFor(this.#limit.bytes)) return
@@ -158,12 +165,10 @@ export class FramesPlace implements MemoryPlace {
 
   stats(): StatsNode {
     const frames = this.#frames
-    let present = 0
-    for (let chunk = 0; chunk < frames.chunkCount; chunk++) if (frames.has(chunk)) present += frames.chunkFrames(chunk)
     return {
       name: this.name,
       counters: {
-        used_bytes: present * basePageSize + frames.capacity * ownBytesPerFrame + this.#charged,
+        used_bytes: this.usedBytes,
         limit_bytes: this.#limit.bytes,
         metadata_bytes: frames.capacity * ownBytesPerFrame + this.#charged,
         frames: framesFor(this.#limit.bytes),

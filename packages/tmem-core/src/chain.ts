@@ -30,13 +30,14 @@ import {
   placeIn,
   REFERENCED,
   samePlace,
+  TRIED,
   UNTOUCHED,
 } from './directory.ts'
 import { maxEntries, none } from './handles.ts'
-import type { Read, Seat } from './mover.ts'
+import type { OpenPlace, Read, Seat } from './mover.ts'
 import { longAgo, Mover, type MoverShare, type PoolKind } from './mover.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
-import { type BlockCodec, maxBlockBytes, type Place } from './place.ts'
+import { type BlockCodec, isSlow, maxBlockBytes, type Place } from './place.ts'
 import { rawCodec } from './raw-codec.ts'
 import type {
   Account,
@@ -50,7 +51,10 @@ import type {
   Pool,
   PoolAttributes,
   Progress,
+  StackUsage,
   StatsNode,
+  Sunk,
+  Whereabouts,
 } from './store.ts'
 import { idle } from './store.ts'
 
@@ -109,10 +113,17 @@ export class Chain implements PageStore {
   /** What `block` in the mover holds of the page being put: nothing, the page in the workspace or as it is. */
   #formed = 0
   #checksum = 0
-  /** By frame that was staged: its entry in the batch, and whether its handle is new or was emptied. */
+  /** The page being put does not shrink, as far as anybody has tried. */
+  #huge = false
+  /** By frame that was staged: its entry in the batch, whether its handle is new or was emptied, and whether it does not shrink. */
   readonly #stagedAt: number[] = []
   readonly #stagedNew: boolean[] = []
+  readonly #stagedHuge: boolean[] = []
   #stagedSeat: Seat | undefined
+  /** Some place compresses pages again; the resident that is looked at next; operations until the last look. */
+  readonly #recompresses: boolean
+  #scanAt = 0
+  #scannedAt = 0
   #woken = false
   #closing: Promise<void> | undefined
 
@@ -121,11 +132,12 @@ export class Chain implements PageStore {
    * the places. Throws `TmemError` (`TMEM_NO_MEMORY`).
    */
   constructor(
-    places: readonly Place[],
+    open: readonly OpenPlace[],
     capabilities: Capabilities,
     context: LayerContext,
     share?: MoverShare & { readonly capacity: number },
   ) {
+    const places = open.map(({ place }) => place)
     this.name = places[0]!.name
     this.capabilities = capabilities
     this.#context = context
@@ -139,16 +151,26 @@ export class Chain implements PageStore {
     }
     capacity = Math.min(capacity, share?.capacity ?? maxEntries)
     this.#isShared = share !== undefined
-    this.directory = new Directory({ capacity, residents: Math.min(residents, capacity), pools: maxPools, allocator })
+    this.directory = new Directory({
+      capacity,
+      residents: Math.min(residents, capacity),
+      pools: maxPools,
+      slow: places.map(isSlow),
+      allocator,
+    })
     this.codec = places.find(({ codec }) => codec !== undefined)?.codec ?? rawCodec(allocator)
     this.mover = new Mover({
-      places,
+      places: open,
       directory: this.directory,
       codec: this.codec,
       pools: this.pools,
       context,
       ...(share === undefined ? {} : { share }),
     })
+    this.mover.onLanded = () => {
+      for (const seat of this.mover.seats) if (seat.memory !== undefined) this.#wakeFor(seat)
+    }
+    this.#recompresses = places.some((place) => !isSlow(place) && place.stronger !== undefined)
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {
@@ -201,7 +223,7 @@ export class Chain implements PageStore {
           bytes -= excess
           if (done > 0 && seat.memory.excess() > 0) pending = true
         }
-        const moved = seat.memory.compact?.(Math.ceil((budget.pages - pages) / 2), mover.moved) ?? 0
+        const moved = mover.compact(seat, Math.ceil((budget.pages - pages) / 2))
         pages += moved
         if (moved > 0) pending = true
       }
@@ -211,7 +233,54 @@ export class Chain implements PageStore {
         pending ||= own.pending
       }
     }
+    const left = budget.pages - pages
+    if (this.#recompresses && left > 0) {
+      const tried = this.#recompressResting(left)
+      pages += tried
+      // All of it was used: there are more that rest.
+      if (tried > 0 && tried === left) pending = true
+    }
     return { pages, pending }
+  }
+
+  compact(pages: number): number {
+    let moved = 0
+    if (this.#closing !== undefined) return moved
+    for (const seat of this.mover.seats) moved += this.mover.compact(seat, pages - moved)
+    return moved
+  }
+
+  usage(): StackUsage {
+    const { directory, mover } = this
+    return {
+      sameFilled: directory.pages[samePlace]!,
+      places: mover.seats.map(({ number, place, memory, slow, foreign, counters, refused }) => ({
+        name: place.name,
+        waits: slow !== undefined,
+        survives: place.traits.survives,
+        foreign,
+        recompresses: memory?.stronger !== undefined,
+        pages: directory.pages[number]!,
+        bytes: directory.sizes[number]! * (slow?.unitBytes ?? 1),
+        huge: directory.huge[number]!,
+        good: directory.good[number]!,
+        usedBytes: memory?.usedBytes ?? 0,
+        put: counters.put,
+        putHuge: counters.putHuge,
+        sunk: counters.sunkIn + counters.sunkClean,
+        rose: counters.rose,
+        recovered: counters.recovered,
+        passedDown: counters.passedDown + counters.droppedClean + counters.released,
+        raised: counters.raised,
+        gone: counters.gone,
+        refused: refused.reduce((sum, one) => sum + one, 0),
+        writes: slow === undefined ? 0 : counters.frames,
+        reads: counters.reads,
+        compacted: counters.compacted,
+        recompressed: counters.recompressed,
+        recompressPoor: counters.recompressPoor,
+      })),
+    }
   }
 
   async ready(): Promise<void> {
@@ -283,17 +352,31 @@ export class Chain implements PageStore {
           ]
     return {
       name: own.name,
-      counters: { pages: directory.pages[number]!, ...own.counters },
+      counters: {
+        pages: directory.pages[number]!,
+        block_bytes: directory.sizes[number]! * (seat.slow?.unitBytes ?? 1),
+        huge_pages: directory.huge[number]!,
+        ...own.counters,
+      },
       children: [
         {
           name: 'moves',
           counters: {
             put: counters.put,
             sunk_in: counters.sunkIn,
+            sunk_clean: counters.sunkClean,
             rose: counters.rose,
+            recovered: counters.recovered,
             passed_down: counters.passedDown,
             dropped_clean: counters.droppedClean,
+            released: counters.released,
+            raised: counters.raised,
+            gone: counters.gone,
             dropped_ephemeral: counters.droppedEphemeral,
+            compacted: counters.compacted,
+            recompressed_pages: counters.recompressed,
+            recompress_poor: counters.recompressPoor,
+            recompress_saved_bytes: counters.recompressSavedBytes,
             used_in_flight: counters.usedInFlight,
             corrupt: counters.corrupt,
             flights: counters.flights,
@@ -397,6 +480,7 @@ export class Chain implements PageStore {
       return PutOutcome.Stored
     }
     this.#formed = 0
+    this.#huge = false
     let reason: number = PutOutcome.NoMemory
     for (const seat of mover.seats) {
       if (!seat.keeps(persistent)) continue
@@ -406,6 +490,8 @@ export class Chain implements PageStore {
         if (resident >= 0) {
           if (!isEmpty) mover.vacate(entry)
           mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
+          if (this.#huge && seat.raw) directory.flag(entry, TRIED, 0)
+          if (mover.block.codec === 0) seat.counters.putHuge++
           seat.counters.put++
           this.#wakeFor(seat)
           return PutOutcome.Stored
@@ -421,6 +507,7 @@ export class Chain implements PageStore {
         this.#stagedSeat = seat
         this.#stagedAt.push(batchEntry)
         this.#stagedNew.push(isEmpty)
+        this.#stagedHuge.push(this.#huge)
         if (batchEntry !== none) return Pending
         return this.commit(undefined, !isEmpty)
       } else reason = PutOutcome.Unavailable
@@ -452,8 +539,10 @@ export class Chain implements PageStore {
       const isEmpty = this.#stagedNew[n]!
       if (location !== none) {
         if (!isEmpty) mover.vacate(entry)
-        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo)
+        const huge = this.#stagedHuge[n]!
+        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo, huge)
         seat.counters.put++
+        if (huge) seat.counters.putHuge++
         last = PutOutcome.Stored
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
@@ -469,6 +558,7 @@ export class Chain implements PageStore {
     flight.clear()
     this.#stagedAt.length = 0
     this.#stagedNew.length = 0
+    this.#stagedHuge.length = 0
     return last
   }
 
@@ -506,8 +596,10 @@ export class Chain implements PageStore {
     const location = directory.locationOf(entry)
     const units = directory.unitsOf(entry)
     const isCopy = below.place.traits.survives === 'nothing'
-    if (isCopy) directory.leave(entry)
-    else mover.vacate(entry)
+    if (isCopy) {
+      directory.leave(entry)
+      below.counters.raised++
+    } else mover.vacate(entry)
     mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
     if (isCopy) directory.setCopy(resident, place, location, units)
     seat.counters.put++
@@ -540,6 +632,7 @@ export class Chain implements PageStore {
       copy.call(bytes, workspace, 0, at, at + pool.blockBytes)
       length = pool.blockBytes
       block.codec = 0
+      this.#huge = codec.id !== 0
     }
     block.bytes = workspace
     block.at = 0
@@ -663,6 +756,60 @@ export class Chain implements PageStore {
     return place === samePlace || this.mover.seats[place]!.memory !== undefined
   }
 
+  /** Says where the block of an entry is; false: there is none. */
+  whereIs(entry: number, into: Whereabouts): boolean {
+    if (entry === none) return false
+    const { directory, mover } = this
+    const state = directory.stateOf(entry)
+    const place = placeIn(state)
+    into.place = -1
+    into.bytes = 0
+    into.huge = into.recompressed = into.incompressible = into.zero = false
+    if (place === samePlace) {
+      into.zero = directory.wordOf(entry) === 0
+      return true
+    }
+    const { memory, slow } = mover.seats[place]!
+    into.place = place
+    into.huge = directory.isHuge(entry)
+    if (slow !== undefined) into.bytes = directory.unitsOf(entry) * slow.unitBytes
+    else {
+      into.bytes = lengthIn(state)
+      into.recompressed = memory!.stronger !== undefined && codecIn(state) === memory!.stronger.id
+      into.incompressible = memory!.stronger !== undefined && (state & TRIED) !== 0
+    }
+    return true
+  }
+
+  /**
+   * Compresses pages again that were not touched while the scan passed all others. The scan goes as far as there were puts and gets since the last
+   * time, and as the budget allows: so a page rests when it was not touched in about as many operations as there are pages in memory, or, on a
+   * quiet stack, in two rounds of ticks. How many were tried.
+   */
+  #recompressResting(pages: number): number {
+    const { directory, mover, counters } = this
+    const { residentWatermark } = directory
+    const operations = counters.puts + counters.gets
+    let credit = Math.min(residentWatermark, operations - this.#scannedAt + pages)
+    this.#scannedAt = operations
+    let done = 0
+    for (; credit > 0 && done < pages; credit--) {
+      const resident = this.#scanAt < residentWatermark ? this.#scanAt : 0
+      this.#scanAt = resident + 1
+      const entry = directory.entryOf(resident)
+      if (!mover.isResident(entry, resident)) continue
+      const state = directory.stateOf(entry)
+      if ((state & UNTOUCHED) === 0) {
+        directory.flag(entry, UNTOUCHED, 0)
+        continue
+      }
+      // As in `ChainPool.recompress`.
+      mover.prepare(this.pools[directory.table.poolOf(entry)]!)
+      if (mover.isResident(entry, resident) && mover.recompress(entry) >= 0) done++
+    }
+    return done
+  }
+
   /** Removes a block. Whether there was one. */
   flush(pool: ChainPool, object: ObjectId, index: number): boolean {
     const entry = this.directory.table.find(pool.number, object, index)
@@ -774,6 +921,8 @@ export class ChainPool implements Pool, PoolKind {
   /** The batch that is being put. */
   staging: PageBatch | undefined
   readonly #chain: Chain
+  /** Entries of the batch whose pages replace others. */
+  readonly #replacing: number[] = []
   readonly #watches: Watch[] = []
   /** The last fetch of a page in parts. */
   #fetching: Promise<void> = Promise.resolve()
@@ -800,9 +949,10 @@ export class ChainPool implements Pool, PoolKind {
   }
 
   replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const chain = this.#chain
     const outcome = this.#put(object, index, page, 0, true, false, none) as PutOutcome
-    this.#chain.count(outcome)
-    return outcome
+    chain.count(outcome)
+    return outcome === PutOutcome.NoMemory && this.#isInSlot(object, index) ? this.put(object, index, page) : outcome
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
@@ -880,6 +1030,48 @@ export class ChainPool implements Pool, PoolKind {
     return !this.gone && this.parts === 1 && this.#chain.release(this, object, index)
   }
 
+  whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
+    if (this.gone || this.parts > 1) return false
+    return this.#chain.whereIs(this.#find(object, index), into)
+  }
+
+  async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {
+    const { parts } = this
+    const find = (n: number): number => this.#find(object, indexes[Math.floor(n / parts)]! * parts + (n % parts))
+    const sunk = await this.#chain.mover.sinkPages(this, find, count * parts, slow)
+    return parts === 1 ? sunk : { pages: Math.floor(sunk.pages / parts), failure: sunk.failure }
+  }
+
+  recompress(object: ObjectId, indexes: Uint32Array, count: number): number {
+    const { mover } = this.#chain
+    const { parts } = this
+    let smaller = 0
+    for (let n = 0; n < count * parts; n++) {
+      // What gets memory may use the stack: before the page is looked up.
+      mover.prepare(this)
+      const entry = this.#find(object, indexes[Math.floor(n / parts)]! * parts + (n % parts))
+      if (entry !== none && mover.recompress(entry) === 1) smaller++
+    }
+    return Math.floor(smaller / parts)
+  }
+
+  /**
+   * Whether a block of this pool rests where all blocks have one size. When every such place is taken, as it may be where a stack has room for just
+   * so many pages, its own is the one for the page that replaces it.
+   */
+  #isInSlot(object: ObjectId, index: number): boolean {
+    if (this.parts > 1) return false
+    const entry = this.#find(object, index)
+    if (entry === none) return false
+    const place = this.#chain.directory.placeOf(entry)
+    return place !== samePlace && this.#chain.mover.seats[place]!.raw
+  }
+
+  /** The entry of a block, or `none`. */
+  #find(object: ObjectId, index: number): number {
+    return this.gone ? none : this.#chain.directory.table.find(this.number, object, index)
+  }
+
   freeze(): void {
     this.frozen = true
   }
@@ -909,9 +1101,14 @@ export class ChainPool implements Pool, PoolKind {
       if (outcomes[n] !== Pending) continue
       const outcome = this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, keep, unchanged[n] === 1, n)
       if (outcome !== Pending) chain.settle(batch, n, outcome)
+      if (keep) this.#replacing.push(n)
     }
     chain.commit(batch, keep)
     this.staging = undefined
+    for (const n of this.#replacing)
+      if (outcomes[n] === PutOutcome.NoMemory && this.#isInSlot(objects[n]!, indexes[n]!))
+        chain.settle(batch, n, this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, false, false, none))
+    this.#replacing.length = 0
     let stored = 0
     for (let n = 0; n < length; n++) if (outcomes[n] === PutOutcome.Stored) stored++
     return stored

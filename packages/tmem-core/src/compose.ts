@@ -13,6 +13,7 @@
 import { crc32 } from 'node:zlib'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
+import type { OpenPlace } from './mover.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import {
   GetOutcome as Got,
@@ -24,7 +25,7 @@ import {
   putOutcomeCount,
   TmemError,
 } from './outcomes.ts'
-import type { Place, PlaceTraits } from './place.ts'
+import type { PlaceTraits } from './place.ts'
 import { openChains } from './shards.ts'
 import type {
   Accounts,
@@ -40,7 +41,10 @@ import type {
   Pool,
   PoolAttributes,
   Progress,
+  StackUsage,
   StatsNode,
+  Sunk,
+  Whereabouts,
 } from './store.ts'
 import {
   assertBatch,
@@ -126,23 +130,23 @@ function filtersOf(layers: readonly Layer[]): number {
 
 /** Opens the places of a chain, from the bottom up, and the chain over them. */
 function openChain(layers: readonly Layer[], capabilities: Capabilities, context: LayerContext): PageStore {
-  const places: Place[] = []
-  let below: Place | undefined
+  const places: OpenPlace[] = []
+  let below: OpenPlace | undefined
   try {
     for (let i = layers.length - 1; i >= 0; i--) {
       const { place, wrapPlace } = layers[i]!
       if (place !== undefined) {
         if (below !== undefined) places.unshift(below)
         below = undefined
-        below = place.open(context)
-      } else below = wrapPlace!(below!, context)
+        below = { place: place.open(context), foreign: place.traits.foreign === true }
+      } else below = { place: wrapPlace!(below!.place, context), foreign: below!.foreign }
     }
     places.unshift(below!)
     below = undefined
     return openChains(places, capabilities, context)
   } catch (error) {
     // As above.
-    for (const open of below === undefined ? places : [below, ...places]) void open.close()
+    for (const open of below === undefined ? places : [below, ...places]) void open.place.close()
     throw error
   }
 }
@@ -208,7 +212,8 @@ function judgeChain(layers: readonly Layer[]): Capabilities {
     maxPageSize: most(({ maxPageSize }) => maxPageSize),
     deferred: some(({ waits }) => waits),
     split: false,
-    reservedBytes: traits.reduce((sum, { reservedBytes }) => sum + reservedBytes, 0),
+    // What belongs to somebody else is not sure to be there.
+    reservedBytes: traits.reduce((sum, { reservedBytes, foreign }) => sum + (foreign === true ? 0 : reservedBytes), 0),
   })
 }
 
@@ -301,6 +306,15 @@ class Boundary implements PageStore {
     return progress
   }
 
+  usage(): StackUsage {
+    return this.#store.usage?.() ?? { sameFilled: 0, places: [] }
+  }
+
+  compact(pages: number): number {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    return this.#store.compact?.(pages) ?? 0
+  }
+
   async ready(): Promise<void> {
     await this.#store.ready?.()
   }
@@ -373,6 +387,33 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     return this.#pool.release?.(object, index) ?? false
+  }
+
+  whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
+    assertIndex(index, this.#pageSize)
+    return this.#pool.whereIs?.(object, index, into) ?? false
+  }
+
+  async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {
+    this.#assertPages(object, indexes, count)
+    const sunk = (await this.#pool.sink?.(object, indexes, count, slow)) ?? { pages: 0, failure: undefined }
+    if (sunk.pages > count) this.#state.break(`sink counted ${sunk.pages} pages of ${count}`)
+    return sunk
+  }
+
+  recompress(object: ObjectId, indexes: Uint32Array, count: number): number {
+    this.#assertPages(object, indexes, count)
+    return this.#pool.recompress?.(object, indexes, count) ?? 0
+  }
+
+  #assertPages(object: ObjectId, indexes: Uint32Array, count: number): void {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
+    if (!Number.isInteger(count) || count < 0 || count > indexes.length)
+      throw new RangeError(`of ${indexes.length} indexes the first ${count} cannot be had`)
+    for (let n = 0; n < count; n++) assertIndex(indexes[n]!, this.#pageSize)
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {

@@ -6,7 +6,7 @@
  * where the page is:
  *
  *     in memory:  24 bits number of the resident | 16 length - 1, 4 codec, 9 flags, 3 place
- *     slow:       32 bits location               | 11 units - 1, 1 ghost, 8 epoch, 3 place  (8 bits of the location are in here)
+ *     slow:       32 bits location               | 11 units - 1, 1 ghost, 8 epoch, 1 huge, 3 place  (8 bits of the location are in here)
  *     same:       32 bits of content             | 3 place (`samePlace`)
  *
  * A resident is a page whose block is in a memory place: four words with its neighbours in the queue, its location, 24 bits of
@@ -37,15 +37,15 @@ const placeShift = 29
 const codecShift = 16
 const codecMask = 15
 const lengthMask = 0xffff
-/** Flags of a page in memory. */
+/** Flags of a page in memory: used since the order passed by; */
 export const REFERENCED: number = 1 << 20
 const queueShift = 21
 const queueMask = 3
 const flightShift = 23
 const flightMask = 15
-/** Compressing it again gained nothing. */
+/** compressing it (again) gains nothing; */
 export const TRIED: number = 1 << 27
-/** Not touched since recompression passed by. */
+/** not touched since recompression passed by. */
 export const UNTOUCHED: number = 1 << 28
 
 const unitsShift = 8
@@ -54,6 +54,7 @@ const copyPlaceShift = 12
 const ghostBit = 1 << 19
 const epochShift = 20
 const epochMask = 0xff
+const hugeBit = 1 << 28
 
 /** Words of a resident. */
 const residentWords = 4
@@ -68,6 +69,8 @@ export const PROBATION = 1
 export const EPHEMERAL = 2
 const queuesOfPlace = 3
 const nil = low24
+/** Blocks of at most so many bytes count as good: half a page of 4 KiB. */
+const goodBytes = 2048
 
 /** Bytes of a page's metadata, wherever it is; what a page in memory has on top; what a clean copy has; an object. */
 export const bytesPerPage: number = HandleTable.bytesPerEntry
@@ -81,6 +84,8 @@ export interface DirectoryOptions {
   /** Pages in memory places at once: 0 to `capacity`. */
   readonly residents: number
   readonly pools: number
+  /** By place: whether it is a slow one. */
+  readonly slow: readonly boolean[]
   readonly allocator: Allocator
 }
 
@@ -89,6 +94,11 @@ export class Directory {
   readonly capacity: number
   /** Pages by place (`samePlace` included). */
   readonly pages: Float64Array = new Float64Array(maxPlaces + 1)
+  /** By place: bytes of the blocks in memory, units of those in slow places; pages that do not shrink; blocks in memory of at most 2 KiB. */
+  readonly sizes: Float64Array = new Float64Array(maxPlaces + 1)
+  readonly huge: Float64Array = new Float64Array(maxPlaces + 1)
+  readonly good: Float64Array = new Float64Array(maxPlaces + 1)
+  readonly #slow: Uint8Array = new Uint8Array(maxPlaces + 1)
   /** By queue: first and last resident, residents, and bytes that the chain says they take. */
   readonly #oldest: Int32Array = new Int32Array(maxPlaces * queuesOfPlace).fill(none)
   readonly #newest: Int32Array = new Int32Array(maxPlaces * queuesOfPlace).fill(none)
@@ -109,8 +119,9 @@ export class Directory {
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for it. */
   constructor(options: DirectoryOptions) {
-    const { capacity, residents, pools, allocator } = options
+    const { capacity, residents, pools, slow, allocator } = options
     this.capacity = capacity
+    for (const [place, waits] of slow.entries()) this.#slow[place] = waits ? 1 : 0
     this.table = HandleTable.create({ capacity, queues: 0, pools, allocator, site: 'chain.handles' })
     this.#words = this.table.words
     this.#maxResidents = residents
@@ -161,12 +172,25 @@ export class Directory {
   /** Changes length and codec of a page in memory. */
   setForm(entry: number, length: number, codec: number): void {
     const at = entry * entryWords + SECOND
-    this.#words[at] =
-      (this.#words[at]! & ~(lengthMask | (codecMask << codecShift))) | (length - 1) | (codec << codecShift)
+    const state = this.#words[at]!
+    this.#count(state, -1)
+    this.#words[at] = (state & ~(lengthMask | (codecMask << codecShift))) | (length - 1) | (codec << codecShift)
+    this.#count(this.#words[at]!, 1)
   }
 
-  /** Notes that a page is in a slow place; `ghost`: it was in the main queue before; `epoch`: when it sank. */
-  setSlow(entry: number, place: number, location: number, units: number, ghost: boolean, epoch: number): void {
+  /**
+   * Notes that a page is in a slow place; `ghost`: it was in the main queue before; `epoch`: when it sank; `huge`: it does not shrink, as far as
+   * anybody has tried.
+   */
+  setSlow(
+    entry: number,
+    place: number,
+    location: number,
+    units: number,
+    ghost: boolean,
+    epoch: number,
+    huge: boolean,
+  ): void {
     this.#set(
       entry,
       location & low24,
@@ -174,6 +198,7 @@ export class Directory {
         ((units - 1) << unitsShift) |
         (ghost ? ghostBit : 0) |
         ((epoch & epochMask) << epochShift) |
+        (huge ? hugeBit : 0) |
         (place << placeShift),
     )
   }
@@ -187,15 +212,35 @@ export class Directory {
     const at = entry * entryWords
     this.#words[at + FIRST] = (this.#words[at + FIRST]! & topByte) | first
     this.#words[at + SECOND] = second
-    this.pages[second >>> placeShift] = this.pages[second >>> placeShift]! + 1
+    this.#count(second, 1)
   }
 
   /** The page leaves its place: before it is noted in another one, or removed. Whatever was noted of it is forgotten. */
   leave(entry: number): void {
     const at = entry * entryWords + SECOND
-    const place = this.#words[at]! >>> placeShift
-    this.pages[place] = this.pages[place]! - 1
+    this.#count(this.#words[at]!, -1)
     this.#words[at] = 0
+  }
+
+  /** Counts a page in its place (`by` 1), or takes it off there (-1). */
+  #count(state: number, by: number): void {
+    const place = state >>> placeShift
+    this.pages[place] = this.pages[place]! + by
+    if (place === samePlace) return
+    const isSlow = this.#slow[place] === 1
+    const size = isSlow ? ((state >>> unitsShift) & unitsMask) + 1 : (state & lengthMask) + 1
+    this.sizes[place] = this.sizes[place]! + by * size
+    if (isSlow ? (state & hugeBit) !== 0 : ((state >>> codecShift) & codecMask) === 0)
+      this.huge[place] = this.huge[place]! + by
+    if (!isSlow && size <= goodBytes) this.good[place] = this.good[place]! + by
+  }
+
+  /** Whether the page of an entry is kept as it is in memory, or does not shrink in a slow place. */
+  isHuge(entry: number): boolean {
+    const state = this.#words[entry * entryWords + SECOND]!
+    const place = state >>> placeShift
+    if (place === samePlace) return false
+    return this.#slow[place] === 1 ? (state & hugeBit) !== 0 : ((state >>> codecShift) & codecMask) === 0
   }
 
   /** Location of a page in a slow place. */
@@ -208,8 +253,10 @@ export class Directory {
   relocate(entry: number, location: number, units: number): void {
     const at = entry * entryWords
     this.#words[at + FIRST] = (this.#words[at + FIRST]! & topByte) | (location & low24)
+    this.#count(this.#words[at + SECOND]!, -1)
     const rest = this.#words[at + SECOND]! & ~(0xff | (unitsMask << unitsShift))
     this.#words[at + SECOND] = rest | (location >>> 24) | ((units - 1) << unitsShift)
+    this.#count(this.#words[at + SECOND]!, 1)
   }
 
   /** Units of a page in a slow place. */

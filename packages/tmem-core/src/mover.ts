@@ -27,6 +27,7 @@ import {
   placeIn,
   REFERENCED,
   samePlace,
+  TRIED,
   tagOf,
 } from './directory.ts'
 import { none } from './handles.ts'
@@ -46,7 +47,7 @@ import {
   type SlowPlace,
   unitsOf,
 } from './place.ts'
-import type { Account, Allocator, LayerContext, PoolAttributes } from './store.ts'
+import type { Account, Allocator, LayerContext, PoolAttributes, Sunk } from './store.ts'
 
 /** Flights of one slow place: puts that go straight there, what must sink for a put, and what sinks in the background. */
 const STRAIGHT = 0
@@ -80,16 +81,31 @@ export interface PoolKind {
   readonly account: Account | undefined
 }
 
-/** Why pages moved, and where to; counted for each place. */
+/**
+ * Why pages moved, and where to; counted for each place. Blocks in it = put + sunkIn + sunkClean + rose + recovered - passedDown -
+ * droppedClean - released - raised - gone.
+ */
 export interface SeatCounters {
-  /** Blocks put here from above, and blocks that rose to here. */
+  /** Blocks put here from above (those of them that do not shrink), sunk to here (with a write, and without), risen to here, found here. */
   put: number
+  putHuge: number
   sunkIn: number
+  sunkClean: number
   rose: number
-  /** Blocks that left: passed down, dropped in favour of a clean copy, dropped for good (ephemeral ones). */
+  recovered: number
+  /** Blocks that left: passed down, dropped or released in favour of a clean copy, raised. */
   passedDown: number
   droppedClean: number
+  released: number
+  raised: number
+  /** Blocks given up: flushed, replaced, taken, dropped; of these, ephemeral ones that had to make room. */
+  gone: number
   droppedEphemeral: number
+  /** Blocks that were moved together; that were compressed again, in vain, and the bytes that this saved. */
+  compacted: number
+  recompressed: number
+  recompressPoor: number
+  recompressSavedBytes: number
   /** Flights that landed, and those that were forced by a put; frames in them; their bytes. */
   flights: number
   forcedFlights: number
@@ -115,11 +131,13 @@ export class Seat {
   readonly order: Order
   /** Blocks here are pages as they are, without a checksum or a frame of ours. */
   readonly raw: boolean
+  /** Its memory is somebody else's: nobody is charged for it. */
+  readonly foreign: boolean
   readonly flights: Flight[] = []
   /** Number in the directory of the first flight that has one. */
   readonly #firstNumber: number
-  /** By flight: it is under way. */
-  readonly underWay: (Promise<void> | undefined)[] = []
+  /** By flight: it is under way; how many of its pages have left memory when it is over. */
+  readonly underWay: (Promise<number> | undefined)[] = []
   /** Attempts for which the place is left alone, and how many the next failure costs. */
   rest: number = 0
   nextRest: number = 1
@@ -128,11 +146,21 @@ export class Seat {
   readonly refused: Float64Array = new Float64Array(putOutcomeCount)
   readonly counters: SeatCounters = {
     put: 0,
+    putHuge: 0,
     sunkIn: 0,
+    sunkClean: 0,
     rose: 0,
+    recovered: 0,
     passedDown: 0,
     droppedClean: 0,
+    released: 0,
+    raised: 0,
+    gone: 0,
     droppedEphemeral: 0,
+    compacted: 0,
+    recompressed: 0,
+    recompressPoor: 0,
+    recompressSavedBytes: 0,
     flights: 0,
     forcedFlights: 0,
     frames: 0,
@@ -145,11 +173,18 @@ export class Seat {
     usedInFlight: 0,
   }
 
-  constructor(number: number, place: Place, directory: Directory, allocator: Allocator, slowBefore: number) {
+  constructor(
+    number: number,
+    { place, foreign }: OpenPlace,
+    directory: Directory,
+    allocator: Allocator,
+    slowBefore: number,
+  ) {
     this.number = number
     this.place = place
     this.order = new Order(directory, number)
     this.raw = place.traits.rawOnly
+    this.foreign = foreign
     this.#firstNumber = 1 + slowBefore * numbersOfSeat
     if (!isSlow(place)) {
       this.memory = place
@@ -218,8 +253,14 @@ export class Read {
   }
 }
 
+/** An open place, and whether its memory is somebody else's in this stack. */
+export interface OpenPlace {
+  readonly place: Place
+  readonly foreign: boolean
+}
+
 export interface MoverOptions {
-  readonly places: readonly Place[]
+  readonly places: readonly OpenPlace[]
   readonly directory: Directory
   readonly codec: BlockCodec
   readonly pools: readonly (PoolKind | undefined)[]
@@ -251,8 +292,9 @@ export class Mover {
   readonly #readBytes: number
   readonly #context: LayerContext
   readonly #base: number
-  /** Whoever sank and has not been used: a page for blocks that must be decoded on their way. */
+  /** A page for blocks that must be decoded on their way down, and one for what rises. */
   #page: Uint8Array = new Uint8Array(0)
+  #risen: Uint8Array = new Uint8Array(0)
   #countedObjects = 0
   #countedResidents = 0
   #closed = false
@@ -265,6 +307,8 @@ export class Mover {
   encodedAgain = 0
   /** Pages that an earlier run had left. */
   recovered = 0
+  /** Called when a flight has landed: there may be room for the next one. */
+  onLanded: () => void = () => undefined
   /** Told by a place of a block that it has moved. */
   readonly moved: (resident: number, location: number) => void
   readonly #sizes: ((entry: number) => number)[]
@@ -277,7 +321,7 @@ export class Mover {
     this.#context = context
     let slow = 0
     this.seats = places.map(
-      (place, number) => new Seat(number, place, directory, context.allocator, isSlow(place) ? slow++ : 0),
+      (open, number) => new Seat(number, open, directory, context.allocator, isSlow(open.place) ? slow++ : 0),
     )
     this.#base = share?.base ?? 0
     this.moved = share?.moved ?? ((resident, location) => directory.moveBlock(resident, location))
@@ -331,9 +375,10 @@ export class Mover {
   /** Makes room for decoding pages of that size on their way. False: no memory. */
   reservePage(bytes: number): boolean {
     if (this.#page.length >= bytes) return true
-    const memory = this.#context.allocator.allocate(bytes, 'chain.page')
+    const memory = this.#context.allocator.allocate(2 * bytes, 'chain.page')
     if (memory === undefined) return this.#page.length >= bytes
     this.#page = new Uint8Array(memory, 0, bytes)
+    this.#risen = new Uint8Array(memory, bytes, bytes)
     return true
   }
 
@@ -351,7 +396,7 @@ export class Mover {
   allocate(seat: Seat, pool: PoolKind): number {
     const { directory, block } = this
     const memory = seat.memory!
-    const charge = this.#chargeOf(memory, block.length)
+    const charge = this.#chargeOf(seat, block.length)
     if (pool.account?.charge(charge) === false) return -PutOutcome.Quota
     const resident = this.#acquire(seat)
     if (resident === none) {
@@ -379,8 +424,8 @@ export class Mover {
   }
 
   /** Bytes that a client pays for a block in memory. */
-  #chargeOf(memory: MemoryPlace, length: number): number {
-    return bytesPerPage + bytesPerResident + memory.sizeOf(length)
+  #chargeOf({ foreign, memory }: Seat, length: number): number {
+    return foreign ? 0 : bytesPerPage + bytesPerResident + memory!.sizeOf(length)
   }
 
   /** A number for a resident, whose metadata is in the limit of the place. */
@@ -447,9 +492,7 @@ export class Mover {
       const entry = directory.entryOf(resident)
       const size = sizeOf(entry)
       if (this.#isClean(seat, resident)) {
-        this.#dropToCopy(seat, entry, resident)
-        seat.counters.droppedClean++
-        seat.order.sank()
+        this.#dropClean(seat, entry, resident)
         pages++
         freed += size
         continue
@@ -464,6 +507,13 @@ export class Mover {
           if (target === undefined) break
           continue
         }
+        pages++
+        freed += size
+        continue
+      }
+      // The memory between has not taken it.
+      if (directory.copyOf(resident) !== none) {
+        this.#dropClean(seat, entry, resident)
         pages++
         freed += size
         continue
@@ -499,11 +549,14 @@ export class Mover {
       }
       pages++
       if (this.#isClean(seat, resident)) {
-        this.#dropToCopy(seat, entry, resident)
-        seat.counters.droppedClean++
+        this.#dropClean(seat, entry, resident)
         continue
       }
       if (target?.memory !== undefined && this.#passDown(seat, target, entry, resident) === true) continue
+      if (directory.copyOf(resident) !== none) {
+        this.#dropClean(seat, entry, resident)
+        continue
+      }
       if (target?.slow !== undefined) {
         if (flight === none) flight = this.#openFlight(target, now)
         if (flight === none) target = undefined
@@ -567,15 +620,15 @@ export class Mover {
     const { directory } = this
     const pool = this.#poolOf(entry)
     const state = directory.stateOf(entry)
+    const memory = target.memory!
     const moving = this.#moving
     const checksum = this.#fetchBlock(seat, entry, resident, target)
     if (checksum === undefined) {
       this.#keepDamaged(seat, entry, resident)
       return undefined
     }
-    const memory = target.memory!
-    const charge = this.#chargeOf(memory, moving.length)
-    const before = this.#chargeOf(seat.memory!, lengthIn(state))
+    const charge = this.#chargeOf(target, moving.length)
+    const before = this.#chargeOf(seat, lengthIn(state))
     if (charge > before && pool.account?.charge(charge - before) === false) return false
     let location = memory.put(moving, resident + this.#base)
     if (location === -PutOutcome.NoMemory) {
@@ -592,10 +645,12 @@ export class Mover {
     }
     if (charge < before) pool.account?.release(before - charge)
     const queue = directory.queueOf(entry)
+    const huge = this.#isHuge(seat, entry)
     directory.unlink(seat.number, resident, entry, seat.memory!.sizeOf(lengthIn(state)))
     seat.memory!.free(directory.blockOf(resident), lengthIn(state), pool.blockBytes)
     directory.leave(entry)
     directory.setResident(entry, target.number, resident, moving.length, moving.codec)
+    if (target.raw && huge) directory.flag(entry, TRIED, 0)
     directory.setBlock(resident, entry, location, checksum)
     directory.append(
       target.number,
@@ -626,7 +681,7 @@ export class Mover {
     moving.bytes = workspace
     moving.at = spareAt
     seat.memory!.get(directory.blockOf(resident), moving)
-    if (seat.raw && target.place.codec !== undefined) {
+    if (seat.raw && target.place.codec !== undefined && (state & TRIED) === 0) {
       const to = spareAt + maxBlockBytes
       const length = codec.encode(workspace, spareAt, moving.length, to, moving.length - 1)
       this.encoded++
@@ -635,7 +690,7 @@ export class Mover {
         moving.at = to
         moving.length = length
         moving.codec = codec.id
-      }
+      } else directory.flag(entry, TRIED, 0)
     }
     const checksum = codec.checksum(moving.codec, moving.at, moving.length)
     if (!seat.raw && !directory.isSum(resident, checksum)) return undefined
@@ -647,6 +702,12 @@ export class Mover {
     moving.length = pool.blockBytes
     moving.codec = 0
     return 0
+  }
+
+  /** Whether the page of an entry does not shrink, as far as anybody has tried. */
+  #isHuge(seat: Seat, entry: number): boolean {
+    const state = this.directory.stateOf(entry)
+    return codecIn(state) === 0 && (!seat.raw || (state & TRIED) !== 0)
   }
 
   /** A damaged block does not move: a get reports it. It goes behind all others, so that it stops nobody. */
@@ -670,11 +731,20 @@ export class Mover {
     return below.memory === undefined || below.number > directory.copyPlaceOf(resident)
   }
 
+  /** A page that has a clean copy goes for nothing. */
+  #dropClean(seat: Seat, entry: number, resident: number): void {
+    const isEphemeral = this.directory.queueOf(entry) === EPHEMERAL
+    this.#dropToCopy(seat, entry, resident)
+    seat.counters.droppedClean++
+    if (!isEphemeral) seat.order.sank()
+  }
+
   /** Gives the block in memory up in favour of its clean copy. */
   #dropToCopy(seat: Seat, entry: number, resident: number): void {
     const { directory } = this
     const place = directory.copyPlaceOf(resident)
     const location = directory.copyOf(resident)
+    this.seats[place]!.counters.sunkClean++
     this.#leaveMemory(seat, entry, resident, place, location, directory.copyUnitsOf(resident))
   }
 
@@ -685,13 +755,14 @@ export class Mover {
     const state = directory.stateOf(entry)
     const length = lengthIn(state)
     const main = directory.queueOf(entry) === MAIN
+    const huge = this.#isHuge(seat, entry)
     directory.unlink(seat.number, resident, entry, memory.sizeOf(length))
     memory.free(directory.blockOf(resident), length, this.#poolOf(entry).blockBytes)
     if (directory.copyOf(resident) !== none) directory.dropCopy(resident)
     directory.releaseResident(resident)
-    this.#poolOf(entry).account?.release(this.#chargeOf(memory, length))
+    this.#poolOf(entry).account?.release(this.#chargeOf(seat, length))
     directory.leave(entry)
-    directory.setSlow(entry, place, location, units, main, seat.order.epoch)
+    directory.setSlow(entry, place, location, units, main, seat.order.epoch, huge)
   }
 
   /**
@@ -766,18 +837,22 @@ export class Mover {
     target.underWay[number] = slow.write(flight).then(
       () => {
         target.underWay[number] = undefined
-        this.#landed(target, number)
+        const left = this.#landed(target, number)
+        this.onLanded()
+        return left
       },
       (error: unknown) => {
         target.underWay[number] = undefined
         this.#crashed(target, number, error)
+        return 0
       },
     )
     return true
   }
 
-  /** A flight is safe: its pages change places, those that are still what was sent. */
-  #landed(target: Seat, number: number): void {
+  /** A flight is safe: its pages change places, those that are still what was sent. How many do. */
+  #landed(target: Seat, number: number): number {
+    let left = 0
     const { directory } = this
     const flight = target.flights[number]!
     const id = target.numberOf(number)
@@ -807,8 +882,10 @@ export class Mover {
       seat.order.sank()
       seat.counters.passedDown++
       target.counters.sunkIn++
+      left++
     }
     flight.clear()
+    return left
   }
 
   /** Nothing of a flight is kept below: its pages are where they were. */
@@ -838,6 +915,124 @@ export class Mover {
     if (place === samePlace) return
     const seat = this.seats[place]!
     if (seat.memory !== undefined) this.#requeue(seat, entry, this.directory.residentOf(entry), EPHEMERAL)
+  }
+
+  // ---- On request -------------------------------------------------------------------------------------------------
+
+  /**
+   * Moves pages down: see `Pool.sink`. `find` answers the entry of page n when it is its turn (`none`: pass over), because pages come and go while
+   * flights are under way.
+   */
+  async sinkPages(pool: PoolKind, find: (n: number) => number, count: number, slow: boolean): Promise<Sunk> {
+    let pages = 0
+    for (let n = 0; n < count && !this.#closed; ) {
+      let target: Seat | undefined
+      let flight = none
+      for (; n < count; n++) {
+        // What gets memory may use the stack: before the page is looked up, and not while a flight is being filled.
+        if (!slow && flight === none) this.prepare(pool)
+        const entry = find(n)
+        const state = entry === none ? 0 : this.directory.stateOf(entry)
+        const seat = entry === none || placeIn(state) === samePlace ? undefined : this.seats[placeIn(state)]!
+        if (seat?.memory === undefined || isFlying(state)) continue
+        const resident = this.directory.residentOf(entry)
+        if (!slow && !this.#isClean(seat, resident) && this.#passToMemory(seat, entry, resident)) {
+          pages++
+          continue
+        }
+        if (this.directory.copyOf(resident) !== none) {
+          this.#dropClean(seat, entry, resident)
+          pages++
+          continue
+        }
+        const below = this.#slowBelow(seat, pool.attributes.persistent)
+        if (below === undefined) continue
+        if (flight === none) {
+          target = below
+          flight = this.#openFlight(target, false)
+          if (flight === none) break
+        } else if (below !== target) break
+        // Only a use while it is on its way keeps it here.
+        this.directory.flag(entry, 0, REFERENCED)
+        if (this.#board(seat, below, flight, entry, resident) === false) break
+      }
+      if (target === undefined) continue
+      if (flight === none) await Promise.race(target.underWay.filter((one) => one !== undefined))
+      else if (target.flights[flight]!.count > 0) {
+        this.#launch(target, flight, false)
+        pages += await target.underWay[flight]!
+        if (target.failure !== undefined) return { pages, failure: target.failure }
+      }
+    }
+    return { pages, failure: undefined }
+  }
+
+  /** Passes a page down to the next memory place that takes it, if one does. */
+  #passToMemory(seat: Seat, entry: number, resident: number): boolean {
+    const { persistent } = this.#poolOf(entry).attributes
+    for (const below of this.seats) {
+      if (below.number <= seat.number || below.memory === undefined || !below.keeps(persistent)) continue
+      const moved = this.#passDown(seat, below, entry, resident)
+      if (moved !== false) return moved === true
+    }
+    return false
+  }
+
+  #slowBelow(seat: Seat, persistent: boolean): Seat | undefined {
+    return this.seats.find(
+      (one) => one.number > seat.number && one.slow !== undefined && one.keeps(persistent) && one.slow.open(false),
+    )
+  }
+
+  /**
+   * Compresses the page of an entry again, with the stronger codec of its place. 1: it takes less now; 0: nothing was gained; -1: it was not
+   * tried, as nothing could be gained, or it has no room now.
+   */
+  recompress(entry: number): number {
+    const { directory, codec } = this
+    const state = directory.stateOf(entry)
+    const seat = placeIn(state) === samePlace ? undefined : this.seats[placeIn(state)]!
+    const memory = seat?.memory
+    const stronger = memory?.stronger
+    if (seat === undefined || memory === undefined || stronger === undefined) return -1
+    const resident = directory.residentOf(entry)
+    const length = lengthIn(state)
+    if (
+      codecIn(state) === stronger.id ||
+      (state & TRIED) !== 0 ||
+      isFlying(state) ||
+      directory.copyOf(resident) !== none
+    )
+      return -1
+    const pool = this.#poolOf(entry)
+    const moving = this.#moving
+    // Damage is for a get to report.
+    if (this.#fetchBlock(seat, entry, resident, seat) === undefined) return -1
+    if (moving.codec === 0) copy.call(moving.bytes, this.#page, 0, moving.at, moving.at + length)
+    else if (!codec.decode(moving.codec, moving.at, length, this.#page, 0, pool.blockBytes)) return -1
+    const packed = stronger.encode(this.#page, 0, pool.blockBytes, 0, length - 1)
+    const before = memory.sizeOf(length)
+    const saved = packed === 0 ? 0 : before - memory.sizeOf(packed)
+    if (saved > 0) {
+      moving.bytes = stronger.workspace
+      moving.at = 0
+      moving.length = packed
+      moving.codec = stronger.id
+      const location = memory.put(moving, resident + this.#base)
+      if (location < 0) return -1
+      memory.free(directory.blockOf(resident), length, pool.blockBytes)
+      directory.moveBlock(resident, location)
+      directory.setSum(resident, stronger.checksum(stronger.id, 0, packed))
+      directory.setForm(entry, packed, stronger.id)
+      directory.resize(seat.number, directory.queueOf(entry), -saved)
+      if (!seat.foreign) pool.account?.release(saved)
+      seat.counters.recompressed++
+      seat.counters.recompressSavedBytes += saved
+      return 1
+    }
+    directory.flag(entry, TRIED, 0)
+    seat.counters.recompressPoor++
+    return 0
   }
 
   // ---- Straight to a slow place -----------------------------------------------------------------------------------
@@ -896,6 +1091,7 @@ export class Mover {
       return
     }
     const seat = this.seats[place]!
+    seat.counters.gone++
     if (seat.memory === undefined) this.#freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry), forget)
     else {
       const resident = directory.residentOf(entry)
@@ -904,7 +1100,7 @@ export class Mover {
       directory.unlink(place, resident, entry, seat.memory.sizeOf(length))
       seat.memory.free(directory.blockOf(resident), length, pool.blockBytes)
       directory.releaseResident(resident)
-      pool.account?.release(this.#chargeOf(seat.memory, length))
+      pool.account?.release(this.#chargeOf(seat, length))
     }
     directory.leave(entry)
   }
@@ -948,6 +1144,7 @@ export class Mover {
     // It is in use, not cold: it counts as of the main queue.
     if (directory.queueOf(entry) !== MAIN) this.#requeue(seat, entry, resident, MAIN)
     this.#dropToCopy(seat, entry, resident)
+    seat.counters.released++
     return true
   }
 
@@ -1063,9 +1260,9 @@ export class Mover {
     block.persistent = persistent
     let sum = checksum
     if (upper.raw && codec !== 0) {
-      if (!this.decode(codec, length, this.#page, 0, pool.blockBytes)) return
+      if (!this.decode(codec, length, this.#risen, 0, pool.blockBytes)) return
       this.decoded++
-      block.bytes = this.#page
+      block.bytes = this.#risen
       block.at = 0
       block.length = pool.blockBytes
       block.codec = 0
@@ -1084,9 +1281,12 @@ export class Mover {
       upper.refused[-resident]!++
       return
     }
+    const huge = directory.isHuge(entry)
     directory.leave(entry)
     this.enter(upper, entry, resident, queue, sum)
+    if (huge && upper.raw) directory.flag(entry, TRIED, 0)
     upper.counters.rose++
+    seat.counters.raised++
     if (seat.place.traits.survives === 'nothing') directory.setCopy(resident, seat.number, location, units)
     else this.#freeSlow(seat, location, units)
   }
@@ -1104,7 +1304,8 @@ export class Mover {
           table.release(entry)
           return false
         }
-        this.directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo)
+        this.directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo, false)
+        seat.counters.recovered++
         this.recovered++
         return true
       })
@@ -1118,6 +1319,13 @@ export class Mover {
     else this.#endCopy(this.directory.residentOf(entry))
     seat.counters.droppedEphemeral++
     return true
+  }
+
+  /** Moves blocks of a memory place together; how many. */
+  compact(seat: Seat, most: number): number {
+    const moved = seat.memory?.compact?.(most, this.moved) ?? 0
+    seat.counters.compacted += moved
+    return moved
   }
 
   // ---- Cleaning ---------------------------------------------------------------------------------------------------
@@ -1143,6 +1351,17 @@ export class Mover {
     return directory.placeOf(entry) === seat.number
       ? directory.unitsOf(entry)
       : directory.copyUnitsOf(directory.residentOf(entry))
+  }
+
+  /** Whether the page of an entry is in memory, as that resident. */
+  isResident(entry: number, resident: number): boolean {
+    const { directory } = this
+    if (entry >= directory.capacity) return false
+    const state = directory.stateOf(entry)
+    const place = placeIn(state)
+    // No block in memory has a state of 0: it is what an entry has that is nowhere.
+    if (state === 0 || place === samePlace) return false
+    return this.seats[place]?.memory !== undefined && directory.residentOf(entry) === resident
   }
 
   #relocate(seat: Seat, entry: number, from: number, to: number, units: number): boolean {

@@ -54,6 +54,8 @@ export interface PlaceTraits {
   readonly reservedBytes: number
   /** Bytes of the largest page that it is worth offering it (in parts): 4 KiB to 2 MiB. */
   readonly maxPageSize: number
+  /** Its memory belongs to somebody else (a hypervisor): no client is charged for it (default: false). */
+  readonly foreign?: boolean
 }
 
 /** A block in somebody's memory. One object serves many blocks: nobody keeps it. */
@@ -136,6 +138,10 @@ export interface MemoryPlace extends PlaceBase {
   excess(): number
   /** Bytes that blocks may take, all in all, when nothing else is here. */
   readonly limitBytes: number
+  /** Bytes of memory that it has taken, metadata included. */
+  readonly usedBytes: number
+  /** Makes smaller blocks than `codec`, at the price of more time: for pages that rest. Absent: nothing is compressed again here. */
+  readonly stronger?: BlockCodec
   /** Takes bytes for the chain's own metadata of blocks here out of the place's limit; false when there is no room for them. */
   charge(bytes: number): boolean
   /** Moves a bounded number of blocks together so that one of `length` bytes may fit. False: there is nothing to gain. */

@@ -7,6 +7,7 @@
 import { Chain, closePlaces } from './chain.ts'
 import { tagOf } from './directory.ts'
 import { maxEntries } from './handles.ts'
+import type { OpenPlace } from './mover.ts'
 import { GetOutcome, Pending, type PoolRefusal, PutOutcome } from './outcomes.ts'
 import { isSlow, type MovedBlock, type Owners, type Place } from './place.ts'
 import type {
@@ -17,10 +18,14 @@ import type {
   ObjectId,
   PageBatch,
   PageStore,
+  PlaceUsage,
   Pool,
   PoolAttributes,
   Progress,
+  StackUsage,
   StatsNode,
+  Sunk,
+  Whereabouts,
 } from './store.ts'
 
 /** Bits of an owner's number that are the chain's own. */
@@ -37,12 +42,12 @@ const elsewhere = 254
  * more than 2^31 pages.
  */
 export function openChains(
-  places: readonly Place[],
+  places: readonly OpenPlace[],
   capabilities: Capabilities,
   context: LayerContext,
   pagesOfOne: number = maxEntries,
 ): PageStore {
-  const capacity = places.reduce((sum, { traits }) => sum + traits.capacity, 0)
+  const capacity = places.reduce((sum, { place }) => sum + place.traits.capacity, 0)
   if (capacity <= pagesOfOne) return new Chain(places, capabilities, context)
   const count = Math.ceil((capacity * slack) / pagesOfOne)
   if (count > maxShards)
@@ -59,12 +64,13 @@ class Shards implements PageStore {
   #closing: Promise<void> | undefined
 
   constructor(
-    places: readonly Place[],
+    open: readonly OpenPlace[],
     capabilities: Capabilities,
     context: LayerContext,
     count: number,
     capacity: number,
   ) {
+    const places = open.map(({ place }) => place)
     this.name = places[0]!.name
     this.capabilities = capabilities
     this.#places = places
@@ -73,7 +79,7 @@ class Shards implements PageStore {
     const moved: MovedBlock = (owner, location) =>
       chains[owner >>> ownBits]!.directory.moveBlock(owner & ownMask, location)
     for (let shard = 0; shard < count; shard++)
-      chains.push(new Chain(places, capabilities, context, { base: shard * 2 ** ownBits, moved, capacity }))
+      chains.push(new Chain(open, capabilities, context, { base: shard * 2 ** ownBits, moved, capacity }))
     for (const [number, place] of places.entries()) if (isSlow(place)) place.attach?.(this.#ownersOf(number))
   }
 
@@ -106,6 +112,28 @@ class Shards implements PageStore {
       pending ||= progress.pending
     }
     return { pages, pending }
+  }
+
+  compact(pages: number): number {
+    let moved = 0
+    // Any chain compacts all of a place.
+    if (this.#closing === undefined) moved = this.chains[0]!.compact(pages)
+    return moved
+  }
+
+  usage(): StackUsage {
+    const all = this.chains.map((chain) => chain.usage())
+    return {
+      sameFilled: all.reduce((sum, { sameFilled }) => sum + sameFilled, 0),
+      places: all[0]!.places.map((first, number) => {
+        const sum: Record<string, unknown> = { ...first }
+        // All of them know the memory of the place, each its own pages.
+        for (const { places } of all.slice(1))
+          for (const [name, value] of Object.entries(places[number]!))
+            if (typeof value === 'number' && name !== 'usedBytes') sum[name] = (sum[name] as number) + value
+        return sum as unknown as PlaceUsage
+      }),
+    }
   }
 
   async ready(): Promise<void> {
@@ -237,6 +265,30 @@ class ShardedPool implements Pool {
     return this.#of(object, index).release!(object, index)
   }
 
+  whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
+    return this.#of(object, index).whereIs!(object, index, into)
+  }
+
+  async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {
+    let pages = 0
+    for (const [shard, pool] of this.#pools.entries()) {
+      const own = this.#indexesOf(shard, object, indexes, count)
+      const sunk = await pool.sink!(object, own, own.length, slow)
+      pages += sunk.pages
+      if (sunk.failure !== undefined) return { pages, failure: sunk.failure }
+    }
+    return { pages, failure: undefined }
+  }
+
+  recompress(object: ObjectId, indexes: Uint32Array, count: number): number {
+    let pages = 0
+    for (const [shard, pool] of this.#pools.entries()) {
+      const own = this.#indexesOf(shard, object, indexes, count)
+      pages += pool.recompress!(object, own, own.length)
+    }
+    return pages
+  }
+
   freeze(): void {
     for (const pool of this.#pools) pool.freeze()
   }
@@ -251,6 +303,10 @@ class ShardedPool implements Pool {
 
   #shardOf(object: ObjectId, index: number): number {
     return (tagOf(0, object, index) >>> 0) % this.#pools.length
+  }
+
+  #indexesOf(shard: number, object: ObjectId, indexes: Uint32Array, count: number): Uint32Array {
+    return indexes.subarray(0, count).filter((index) => this.#shardOf(object, index) === shard)
   }
 
   #of(object: ObjectId, index: number): Pool {

@@ -155,12 +155,97 @@ export interface Pool {
    * False, and nothing was done: there is no other copy.
    */
   release?(object: ObjectId, index: number): boolean
+  /** Says where a page of up to 64 KiB is. False, and `into` is as it was: there is none, or it is larger. Does not count as use. */
+  whereIs?(object: ObjectId, index: number, into: Whereabouts): boolean
+  /**
+   * Moves pages of an object down now, the first `count` of `indexes`: to the next place below them that takes them, or (`slow`) past all that are
+   * memory, to the next one that waits. What is not in memory, or on its way already, is passed over. Resolves when what moved is safe there. Absent: nothing
+   * can be moved.
+   */
+  sink?(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk>
+  /**
+   * Compresses pages of an object again with the stronger codec of their place, the first `count` of `indexes`; how many take less now. Pages with a clean copy below are
+   * passed over: they can go at no price.
+   */
+  recompress?(object: ObjectId, indexes: Uint32Array, count: number): number
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
   freeze(): void
   /** Ends `freeze`. */
   thaw(): void
   /** Removes all pages; afterwards a put answers `PoolGone`, a get `Miss`. Idempotent. */
   destroy(): void
+}
+
+/**
+ * What rests in one place of a stack, and what came and went. Counted in blocks of at most 64 KiB, of which a larger page has several.
+ * pages = put + sunk + rose + recovered - passedDown - raised - gone.
+ */
+export interface PlaceUsage {
+  readonly name: string
+  /** It may have to wait (a disk); what it promises to survive; its memory is somebody else's; it can compress pages again. */
+  readonly waits: boolean
+  readonly survives: 'nothing' | 'process' | 'host'
+  readonly foreign: boolean
+  readonly recompresses: boolean
+  readonly pages: number
+  /** Bytes of the blocks; where it waits, with what frames and rounding take. */
+  readonly bytes: number
+  /** Pages that are kept as they are in memory, or that do not shrink in a place that waits. */
+  readonly huge: number
+  /** Blocks in memory of at most 2 KiB: half a page of 4 KiB. */
+  readonly good: number
+  /** Memory that the place has taken, metadata included; 0 where it waits. */
+  readonly usedBytes: number
+  /** Blocks that came: put here (those of them that do not shrink), sunk from above, risen from below, left by an earlier run. */
+  readonly put: number
+  readonly putHuge: number
+  readonly sunk: number
+  readonly rose: number
+  readonly recovered: number
+  /** Blocks that went: down, up, and for good (flushed, replaced, taken, dropped). */
+  readonly passedDown: number
+  readonly raised: number
+  readonly gone: number
+  /** Blocks that it refused. */
+  readonly refused: number
+  /** Where it waits: blocks written, and blocks read. */
+  readonly writes: number
+  readonly reads: number
+  /** Blocks in memory that were moved together, compressed again, and compressed again in vain. */
+  readonly compacted: number
+  readonly recompressed: number
+  readonly recompressPoor: number
+}
+
+/** What rests where in a stack. */
+export interface StackUsage {
+  /** Pages that repeat one word of 32 bits: they take no place. */
+  readonly sameFilled: number
+  /** From the top. */
+  readonly places: readonly PlaceUsage[]
+}
+
+/** Where a page is, and in which form: filled by `Pool.whereIs`. One object serves for many pages. */
+export class Whereabouts {
+  /** Number of its place in the stack, from the top; -1: it repeats one word, and takes no place. */
+  place = -1
+  /** Bytes of its block; where it waits, with what its frame and rounding take; 0 for one that repeats a word. */
+  bytes = 0
+  /** It is kept as it is in memory, or does not shrink in a place that waits. */
+  huge = false
+  /** Compressed with the stronger codec of its place; and: that has been tried, and gained nothing. */
+  recompressed = false
+  incompressible = false
+  /** All of its bytes are zero. */
+  zero = false
+}
+
+/** What became of pages that were to sink. */
+export interface Sunk {
+  /** Pages that are where they were to go. The others are where they were. */
+  readonly pages: number
+  /** Why the place that they were to go to failed, if it did: the system's own error. */
+  readonly failure: Error | undefined
 }
 
 /** A place for pages: one layer, or a whole stack. */
@@ -178,6 +263,10 @@ export interface PageStore {
   tick(budget: Budget): Progress
   /** Counters of this layer and of those below. */
   stats(): StatsNode
+  /** What rests where: the same as numbers. Absent: this is no stack of places. */
+  usage?(): StackUsage
+  /** Moves up to `pages` blocks together, so that memory becomes free; how many it moved, 0: there is nothing to gain. */
+  compact?(pages: number): number
   /** Resolves when every layer takes pages: those that must connect or recover have done so. Absent: it is ready. */
   ready?(): Promise<void>
   /**

@@ -16,6 +16,8 @@ export interface ZcacheOptions {
   readonly limitBytes: number | ByteLimit
   /** Codec for new pages (default `lz4`). */
   readonly codec?: CodecName
+  /** Codec for pages that rest, which background work and `Pool.recompress` use (default: none). */
+  readonly recompress?: CodecName
   /** What becomes of a page that does not shrink: `keep` it as it is (default), or `refuse` it. */
   readonly incompressible?: 'keep' | 'refuse'
   /** Largest block that is taken of a persistent page, in bytes per 4 KiB of page (zv_max_zsize, 3584 in 2011; default: any). 1 to 4096. */
@@ -39,7 +41,7 @@ export const maxPagesFor = (limitBytes: number): number => Math.min(maxEntries, 
 
 /** Makes a zcache layer. Throws `RangeError` for settings that make no sense. */
 export function zcache(options: ZcacheOptions): Layer {
-  const { limitBytes, codec = 'lz4', incompressible = 'keep', zvMaxZsize, zvMaxMeanZsize } = options
+  const { limitBytes, codec = 'lz4', recompress, incompressible = 'keep', zvMaxZsize, zvMaxMeanZsize } = options
   const { zvPageCountPolicyPercent, allocator = (arena: Arena): ZAllocator => new Zsmalloc(arena) } = options
   const limit = typeof limitBytes === 'number' ? limitBytes : limitBytes.maximumBytes
   if (!Number.isSafeInteger(limit) || limit < minLimitBytes)
@@ -47,6 +49,8 @@ export function zcache(options: ZcacheOptions): Layer {
   assertRange('zvMaxZsize', zvMaxZsize, basePageSize)
   assertRange('zvMaxMeanZsize', zvMaxMeanZsize, basePageSize)
   assertRange('zvPageCountPolicyPercent', zvPageCountPolicyPercent, 150)
+  if (recompress !== undefined && recompress === codec)
+    throw new RangeError(`recompress must be another codec than that of new pages, ${codec}`)
   if (incompressible !== 'keep' && incompressible !== 'refuse')
     throw new RangeError(`incompressible must be one of keep, refuse; got ${String(incompressible)}`)
   const traits: PlaceTraits = Object.freeze({
@@ -67,6 +71,7 @@ export function zcache(options: ZcacheOptions): Layer {
         new ZcachePlace(
           typeof limitBytes === 'number' ? new ByteLimit(limitBytes) : limitBytes,
           blockCodec(codec),
+          recompress === undefined ? undefined : blockCodec(recompress),
           {
             keepsRaw: incompressible === 'keep',
             maxZsize: zvMaxZsize,
@@ -98,6 +103,7 @@ export const zcacheFactory: LayerFactory = Object.freeze({
       minimum: minLimitBytes,
     },
     codec: { kind: 'text', summary: 'codec for new pages (default lz4)', choices: ['lz4', 'lz4js', 'deflate', 'zstd'] },
+    recompress: { kind: 'text', summary: 'codec for pages that rest (default: none)', choices: ['deflate', 'zstd'] },
     incompressible: {
       kind: 'text',
       summary: 'pages that do not shrink: keep them as they are (default) or refuse them',

@@ -42,6 +42,7 @@ export class ZcachePlace implements MemoryPlace {
   readonly name = 'zcache'
   readonly traits: PlaceTraits
   readonly codec: BlockCodec
+  readonly stronger?: BlockCodec
   readonly #budget: ByteBudget
   readonly #arena: Arena
   readonly #allocator: ZAllocator
@@ -66,6 +67,7 @@ export class ZcachePlace implements MemoryPlace {
   constructor(
     limit: ByteLimit,
     codec: BlockCodec,
+    stronger: BlockCodec | undefined,
     rules: ZvRules,
     allocator: (arena: Arena) => ZAllocator,
     traits: PlaceTraits,
@@ -73,6 +75,7 @@ export class ZcachePlace implements MemoryPlace {
   ) {
     this.traits = traits
     this.codec = codec
+    if (stronger !== undefined) this.stronger = stronger
     this.#rules = rules
     this.#budget = new ByteBudget(limit)
     this.#arena = new Arena(context.allocator, this.#budget)
@@ -81,6 +84,10 @@ export class ZcachePlace implements MemoryPlace {
 
   get limitBytes(): number {
     return this.#budget.limit.bytes
+  }
+
+  get usedBytes(): number {
+    return this.#budget.used
   }
 
   prepare(length: number): void {
