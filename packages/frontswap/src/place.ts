@@ -14,7 +14,6 @@
 import {
   type Budget,
   type Flight,
-  frameBytes,
   idle,
   type LayerContext,
   none,
@@ -48,6 +47,8 @@ export const slotBytes = 4096
 /** Holes of so many bytes are looked for first; and so many clusters are looked at for one flight. */
 const goodHoleBytes = 16 * 1024
 const clustersLookedAt = 64
+/** Flights from this length on end with a whole block. */
+const longFlightBytes = 32 * 1024
 /** Clusters beyond what the pages need, so that there is something to pack into. */
 const spareClusters = 4
 const hourMs = 3_600_000
@@ -94,6 +95,10 @@ export class SwapPlace implements SlowPlace {
   /** Where free clusters, and holes, are looked for next. */
   #nextCluster = 0
   #nextHole = 0
+  /** The rest of the cluster that is being filled, and the unit behind the run that was given last. */
+  #openUnit = 0
+  #openEnd = 0
+  #lastUnit = 0
   readonly #first: number
   #owners: Owners | undefined
   /** Memory for packing: a cluster that is read, and one that is filled. */
@@ -270,7 +275,8 @@ export class SwapPlace implements SlowPlace {
   #place(flight: Flight): readonly number[] {
     const runs = this.#runs
     runs.length = 0
-    let frame = this.#fillFree(flight, 0, 1)
+    let frame = this.#fillOpen(flight, 0)
+    if (frame < flight.count) frame = this.#fillFree(flight, frame, 1)
     if (frame < flight.count) frame = this.#fillHoles(flight, frame, goodHoleBytes / this.unitBytes, true)
     if (frame < flight.count) frame = this.#fillHoles(flight, frame, this.#unitsPerBlock, true)
     if (frame < flight.count) {
@@ -291,14 +297,22 @@ export class SwapPlace implements SlowPlace {
     return this.#nextCluster
   }
 
-  /** Places frames into a free cluster, while more than `kept` are there; answers the first that found no place. */
+  /** Places frames behind those that came last, in the cluster that is being filled. */
+  #fillOpen(flight: Flight, first: number): number {
+    const next = this.#fill(flight, first, this.#openUnit, this.#openEnd - this.#openUnit, isLong(flight))
+    if (next > first) this.#openUnit = this.#lastUnit
+    return next
+  }
+
+  /** Places frames into free clusters, while more than `kept` are there; answers the first that found no place. */
   #fillFree(flight: Flight, first: number, kept: number): number {
     let frame = first
     while (frame < flight.count) {
       const cluster = this.#freeCluster(kept)
       if (cluster === none) return frame
-      const next = this.#fill(flight, frame, cluster * this.#unitsPerCluster, this.#unitsPerCluster, true)
-      // Slot 0 of a swap area is nobody's: its cluster is never free. So this ends.
+      this.#openUnit = cluster * this.#unitsPerCluster
+      this.#openEnd = this.#openUnit + this.#unitsPerCluster
+      const next = this.#fillOpen(flight, frame)
       if (next === frame) return frame
       frame = next
     }
@@ -324,6 +338,7 @@ export class SwapPlace implements SlowPlace {
       flight.units[next - 1] = flight.units[next - 1]! + rest
       at += rest
     }
+    this.#lastUnit = at
     this.#mark(unit, at - unit)
     this.#frames += next - frame
     this.#runs.push(unit, at - unit, frame, next - frame)
@@ -339,6 +354,8 @@ export class SwapPlace implements SlowPlace {
       this.#nextHole = cluster + 1 === this.#clusters ? 0 : cluster + 1
       const base = cluster * this.#unitsPerCluster
       const free = this.#unitsPerCluster - this.#used[cluster]!
+      // The cluster that is being filled has no holes yet.
+      if (this.#openEnd === base + this.#unitsPerCluster) continue
       if (free < Math.max(least, flight.units[frame]!) || (this.#used[cluster] === 0 && this.#freeClusters === 1))
         continue
       for (let unit = base; unit < base + this.#unitsPerCluster && frame < flight.count; ) {
@@ -366,6 +383,8 @@ export class SwapPlace implements SlowPlace {
     if (owners === undefined || this.#freeClusters === 0 || this.unitBytes === slotBytes) return
     const target = this.#freeCluster(0)
     if (target === none) return
+    // What was being filled is as any other from now on.
+    this.#openUnit = this.#openEnd = 0
     const from = this.#packing.subarray(0, clusterBytes)
     const to = this.#packing.subarray(clusterBytes)
     const base = target * this.#unitsPerCluster
@@ -373,12 +392,14 @@ export class SwapPlace implements SlowPlace {
     const moves: number[] = []
     for (let left = 16; left > 0; left--) {
       const source = this.#emptiest(target, moves)
-      if (source === none || this.#used[source]! + filled > this.#unitsPerCluster) break
+      if (source === none || filled === this.#unitsPerCluster) break
       this.#file.readNow(from, 0, clusterBytes, this.#positionOf(source * this.#unitsPerCluster))
       this.#diskReads++
       this.#diskBytesRead += clusterBytes
+      const before = filled
       filled = this.#gather(source, from, to, filled, base, moves)
       moves.push(-1 - source)
+      if (filled === before) break
     }
     if (filled === 0) return
     this.#mark(base, filled)
@@ -417,6 +438,7 @@ export class SwapPlace implements SlowPlace {
         continue
       }
       const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
+      if (filled + units > this.#unitsPerCluster) return filled
       to.set(from.subarray(at, at + units * this.unitBytes), filled * this.unitBytes)
       moves.push(owner, unit, held, base + filled, units)
       filled += units
@@ -514,4 +536,5 @@ export class SwapPlace implements SlowPlace {
   }
 }
 
-export { frameBytes }
+/** Whether the rest of a block is worth less than reading the block to write it. */
+const isLong = ({ filled }: Flight): boolean => filled >= longFlightBytes

@@ -537,6 +537,7 @@ export class Chain implements PageStore {
       const entry = mover.entryIn(flight, n)
       const location = error === undefined ? flight.locations[n]! : none
       const isEmpty = this.#stagedNew[n]!
+      const at = this.#stagedAt[n]!
       if (location !== none) {
         if (!isEmpty) mover.vacate(entry)
         const huge = this.#stagedHuge[n]!
@@ -547,12 +548,12 @@ export class Chain implements PageStore {
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
         seat.refused[last]!++
-        if (isEmpty) {
+        // A put that is no batch's takes its entry back itself.
+        if (isEmpty && at !== none) {
           table.remove(entry)
           table.release(entry)
         }
       }
-      const at = this.#stagedAt[n]!
       if (at !== none) this.settle(batch!, at, last)
     }
     flight.clear()
