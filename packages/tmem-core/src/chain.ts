@@ -11,8 +11,9 @@
  * Pages of more than 64 KiB are kept in parts of 64 KiB, each under a handle of its own: they move one by one.
  *
  * Invariants: a handle is in the directory exactly while a place has its page; a put that was refused leaves nothing (`replace`: leaves
- * what was there); what is charged to a client is what its persistent pages take in memory places;
- * stored = live + replaced + got + flushed + dropped + refused replacements.
+ * what was there); what is charged to a client is what its persistent pages take in memory places; a page in parts is here with all
+ * of them or with none; and, counted in pages, those in parts once,
+ * puts = stored + refused, stored + recovered = pages + replaced + put_to_flush + got + flushed + dropped + corrupt_dropped.
  *
  * Nothing here allocates per page but what waits: a fetch of a deferred page is a promise.
  */
@@ -35,7 +36,7 @@ import {
 } from './directory.ts'
 import { maxEntries, none } from './handles.ts'
 import type { OpenPlace, Read, Seat } from './mover.ts'
-import { longAgo, Mover, type MoverShare, type PoolKind } from './mover.ts'
+import { checkPlaces, longAgo, Mover, type MoverShare, PlaceContents, type PoolKind } from './mover.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
 import { type BlockCodec, isSlow, maxBlockBytes, type Place } from './place.ts'
 import { rawCodec } from './raw-codec.ts'
@@ -61,21 +62,29 @@ import { idle } from './store.ts'
 /** Pools at once. */
 const maxPools = 256
 
-/** Counters of the chain itself; pages larger than a block count once. */
+/** Counters of the chain itself, in pages; those larger than a block count once. */
 interface ChainCounters {
   puts: number
   stored: number
+  /** Pages that an earlier run had left. */
+  recovered: number
+  /** Pages that ended because another one was stored in their stead. */
   replaced: number
+  /** … because the put of another one was refused. */
+  put_to_flush: number
+  /** … because a get took them out of a private ephemeral pool. */
+  got: number
+  /** … because they were flushed, or their pool destroyed. */
+  flushed: number
+  /** … because their room was needed: ephemeral ones. */
+  dropped: number
+  /** … because they were damaged, or could not be read: ephemeral ones. */
+  corrupt_dropped: number
   gets: number
   hits: number
   deferred: number
+  /** Blocks that a fetch waited for. */
   fetched: number
-  got: number
-  flushed: number
-  /** Pages that a refused put has ended. */
-  put_to_flush: number
-  /** Ephemeral pages that were damaged, or could not be read. */
-  corrupt_dropped: number
   unchanged_puts: number
   released: number
 }
@@ -91,15 +100,17 @@ export class Chain implements PageStore {
   readonly counters: ChainCounters = {
     puts: 0,
     stored: 0,
+    recovered: 0,
     replaced: 0,
+    put_to_flush: 0,
+    got: 0,
+    flushed: 0,
+    dropped: 0,
+    corrupt_dropped: 0,
     gets: 0,
     hits: 0,
     deferred: 0,
     fetched: 0,
-    got: 0,
-    flushed: 0,
-    put_to_flush: 0,
-    corrupt_dropped: 0,
     unchanged_puts: 0,
     released: 0,
   }
@@ -115,9 +126,10 @@ export class Chain implements PageStore {
   #checksum = 0
   /** The page being put does not shrink, as far as anybody has tried. */
   #huge = false
-  /** By frame that was staged: its entry in the batch, whether its handle is new or was emptied, and whether it does not shrink. */
+  /** By frame that was staged: its entry in the batch, whether its handle had a page, whether that is still there, whether the new one does not shrink. */
   readonly #stagedAt: number[] = []
-  readonly #stagedNew: boolean[] = []
+  readonly #stagedKnown: boolean[] = []
+  readonly #stagedKept: boolean[] = []
   readonly #stagedHuge: boolean[] = []
   #stagedSeat: Seat | undefined
   /** Some place compresses pages again; the resident that is looked at next; operations until the last look. */
@@ -188,7 +200,7 @@ export class Chain implements PageStore {
     const account = persistent ? this.#context.accounts.of(client) : undefined
     const pool = new ChainPool(this, number, this.#keyFor(attributes), attributes, account)
     this.pools[number] = pool
-    this.mover.recover(pool)
+    this.counters.recovered += this.mover.recover(pool)
     return pool
   }
 
@@ -302,14 +314,15 @@ export class Chain implements PageStore {
       name: 'chain',
       counters: {
         ...this.counters,
-        pages: directory.table.size,
+        pages: this.#pages(),
+        blocks: directory.table.size,
         same_filled_pages: directory.pages[samePlace]!,
         clean_copies: directory.copies,
         objects: directory.table.objects,
         encoded: mover.encoded,
         encoded_again: mover.encodedAgain,
         decoded_to_move: mover.decoded,
-        recovered: mover.recovered,
+        charged_bytes: this.#chargedBytes(),
         metadata_bytes: this.#metadataBytes(),
         bytes_per_page: bytesPerPage,
         bytes_per_resident: bytesPerPage + bytesPerResident,
@@ -398,6 +411,24 @@ export class Chain implements PageStore {
     }
   }
 
+  /** Pages that are here. */
+  #pages(): number {
+    const { stored, recovered, replaced, put_to_flush, got, flushed, dropped, corrupt_dropped } = this.counters
+    return stored + recovered - replaced - put_to_flush - got - flushed - dropped - corrupt_dropped
+  }
+
+  /** Bytes that are charged to clients. */
+  #chargedBytes(): number {
+    const { directory, mover } = this
+    let bytes = directory.pages[samePlace]! * bytesPerPage
+    for (const { number, memory, foreign } of mover.seats)
+      if (memory !== undefined && !foreign)
+        for (const queue of [MAIN, PROBATION])
+          bytes +=
+            directory.bytesOf(number, queue) + directory.queued(number, queue) * (bytesPerPage + bytesPerResident)
+    return bytes
+  }
+
   /** Bytes of the directory that were ever touched. */
   #metadataBytes(): number {
     const { directory } = this
@@ -409,15 +440,57 @@ export class Chain implements PageStore {
     )
   }
 
+  check(): void {
+    const contents = this.#places.map(() => new PlaceContents())
+    this.checkInto(contents)
+    checkPlaces(this.#places, contents)
+  }
+
+  /** Checks the chain, and adds what it knows to be in each place. */
+  checkInto(contents: readonly PlaceContents[]): void {
+    const { directory, mover, counters } = this
+    const { table } = directory
+    mover.check(contents)
+    let pages = 0
+    for (const [number, pool] of this.pools.entries())
+      for (let entry = table.firstOfPool(number); entry !== none; entry = table.nextOfPool(entry)) {
+        if (pool === undefined) throw new Error(`chain: entry ${entry} is of a pool that is gone`)
+        const { persistent } = pool.attributes
+        const place = directory.placeOf(entry)
+        const where = `chain: pool ${number} object ${table.objectOf(entry)} index ${table.indexOf(entry)}`
+        if (place === samePlace ? !persistent : !mover.seats[place]!.keeps(persistent))
+          throw new Error(`${where} is in a place that does not keep it`)
+        if (place !== samePlace && mover.seats[place]!.memory !== undefined)
+          if ((directory.queueOf(entry) === EPHEMERAL) === persistent) throw new Error(`${where} is in a wrong queue`)
+        pages += 1 / pool.parts
+        const part = table.indexOf(entry) % pool.parts
+        const next = table.indexOf(entry) - part + ((part + 1) % pool.parts)
+        if (table.find(number, table.objectOf(entry), next) === none) throw new Error(`${where} lacks its other parts`)
+      }
+    if (pages !== this.#pages()) throw new Error(`chain: ${pages} pages, counted ${this.#pages()}`)
+    const refused = this.refused.reduce((sum, count) => sum + count, 0)
+    if (counters.puts !== counters.stored + refused)
+      throw new Error(`chain: ${counters.puts} puts, ${counters.stored} stored and ${refused} refused`)
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing
   }
 
   async #close(): Promise<void> {
-    for (const pool of this.pools) pool?.destroy()
+    let failure: unknown
+    for (const pool of this.pools) {
+      try {
+        pool?.destroy()
+      } catch (error) {
+        failure ??= error
+      }
+    }
     await this.mover.close()
     if (!this.#isShared) await closePlaces(this.#places)
+    // What was broken before; the places are closed all the same.
+    if (failure !== undefined) throw failure
   }
 
   // ---- Operations on blocks ---------------------------------------------------------------------------------------
@@ -443,39 +516,50 @@ export class Chain implements PageStore {
     let entry = table.find(pool.number, object, index)
     if (entry !== none && this.#stagedSeat !== undefined && this.#isStaged(entry)) {
       // The same handle twice in a batch: the first page must be in place before the second replaces it.
-      this.commit(pool.staging, keep)
+      this.commit(pool.staging)
       entry = table.find(pool.number, object, index)
     }
-    if (entry === none && pool.frozen) return PutOutcome.Frozen
-    if (unchanged && entry !== none) return this.#putBack(pool, entry, bytes, at)
-    const isNew = entry === none
-    if (isNew) {
-      entry = table.acquire()
-      if (entry === none) return PutOutcome.NoMemory
-      if (!table.insert(entry, pool.number, object, index)) {
-        table.release(entry)
-        return PutOutcome.NoMemory
-      }
-    } else if (!keep) mover.vacate(entry)
-    const outcome = this.#store(pool, entry, bytes, at, isNew || !keep, batchEntry)
-    if (outcome === PutOutcome.Stored || outcome === Pending) {
-      if (!isNew && outcome === PutOutcome.Stored) this.counters.replaced++
-      return outcome
+    const isKnown = entry !== none
+    if (!isKnown && pool.frozen) return PutOutcome.Frozen
+    // An ephemeral page could be dropped while room is made for what comes in its stead: it goes first.
+    if (unchanged && isKnown && pool.attributes.persistent) {
+      this.counters.replaced++
+      return this.#putBack(pool, entry, bytes, at)
     }
-    if (isNew || !keep) {
-      table.remove(entry)
-      table.release(entry)
-      if (!isNew) this.counters.put_to_flush++
-    }
+    const isKept = isKnown && keep && pool.attributes.persistent
+    if (isKnown && !isKept) mover.vacate(entry)
+    if (!isKnown) entry = directory.enter(pool.number, object, index)
+    if (entry === none) return PutOutcome.NoMemory
+    const outcome = this.#store(pool, entry, bytes, at, isKnown, isKept, batchEntry)
+    if (outcome !== Pending) this.#wasPut(entry, outcome, isKnown, isKept)
     return outcome
   }
 
-  /** Finds a place for the page of an entry; `isEmpty`: the entry is nowhere now. */
-  #store(pool: ChainPool, entry: number, bytes: Uint8Array, at: number, isEmpty: boolean, batchEntry: number): number {
+  /** A put has come to its end: nothing is left of what was refused. */
+  #wasPut(entry: number, outcome: number, isKnown: boolean, isKept: boolean): void {
+    if (outcome === PutOutcome.Stored) {
+      if (isKnown) this.counters.replaced++
+      return
+    }
+    if (isKept) return
+    this.directory.remove(entry)
+    if (isKnown) this.counters.put_to_flush++
+  }
+
+  /** Finds a place for the page of an entry. `isKnown`: its handle had a page; `isKept`: and has it still. */
+  #store(
+    pool: ChainPool,
+    entry: number,
+    bytes: Uint8Array,
+    at: number,
+    isKnown: boolean,
+    isKept: boolean,
+    batchEntry: number,
+  ): number {
     const { mover, directory } = this
     const { persistent } = pool.attributes
     if (persistent && isRepeated(bytes, at, pool.blockBytes) && pool.charge(bytesPerPage)) {
-      if (!isEmpty) mover.vacate(entry)
+      if (isKept) mover.vacate(entry)
       directory.setSame(entry, wordAt(bytes, at))
       return PutOutcome.Stored
     }
@@ -488,7 +572,7 @@ export class Chain implements PageStore {
         this.#form(pool, seat, bytes, at)
         const resident = mover.allocate(seat, pool)
         if (resident >= 0) {
-          if (!isEmpty) mover.vacate(entry)
+          if (isKept) mover.vacate(entry)
           mover.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
           if (this.#huge && seat.raw) directory.flag(entry, TRIED, 0)
           if (mover.block.codec === 0) seat.counters.putHuge++
@@ -499,17 +583,18 @@ export class Chain implements PageStore {
         reason = -resident
       } else if (mover.canWriteNow(seat)) {
         this.#form(pool, seat, bytes, at)
-        if (this.#stagedSeat !== undefined && this.#stagedSeat !== seat) this.commit(pool.staging, !isEmpty)
+        if (this.#stagedSeat !== undefined && this.#stagedSeat !== seat) this.commit(pool.staging)
         if (!mover.stage(seat, entry, this.#checksum)) {
-          this.commit(pool.staging, !isEmpty)
+          this.commit(pool.staging)
           mover.stage(seat, entry, this.#checksum)
         }
         this.#stagedSeat = seat
         this.#stagedAt.push(batchEntry)
-        this.#stagedNew.push(isEmpty)
+        this.#stagedKnown.push(isKnown)
+        this.#stagedKept.push(isKept)
         this.#stagedHuge.push(this.#huge)
         if (batchEntry !== none) return Pending
-        return this.commit(undefined, !isEmpty)
+        return this.commit(undefined)
       } else reason = PutOutcome.Unavailable
       seat.refused[reason]!++
     }
@@ -523,11 +608,10 @@ export class Chain implements PageStore {
   }
 
   /** Writes what was staged, and sets the outcomes in the batch, if there is one. Answers the last outcome. */
-  commit(batch: PageBatch | undefined, keep: boolean): number {
+  commit(batch: PageBatch | undefined): number {
     const seat = this.#stagedSeat
     if (seat === undefined) return PutOutcome.Stored
     const { mover, directory } = this
-    const { table } = directory
     const flight = mover.staged(seat)
     this.#stagedSeat = undefined
     const error = mover.writeStaged(seat)
@@ -536,10 +620,10 @@ export class Chain implements PageStore {
     for (let n = 0; n < flight.count; n++) {
       const entry = mover.entryIn(flight, n)
       const location = error === undefined ? flight.locations[n]! : none
-      const isEmpty = this.#stagedNew[n]!
+      const isKept = this.#stagedKept[n]!
       const at = this.#stagedAt[n]!
       if (location !== none) {
-        if (!isEmpty) mover.vacate(entry)
+        if (isKept) mover.vacate(entry)
         const huge = this.#stagedHuge[n]!
         directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo, huge)
         seat.counters.put++
@@ -548,17 +632,16 @@ export class Chain implements PageStore {
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
         seat.refused[last]!++
-        // A put that is no batch's takes its entry back itself.
-        if (isEmpty && at !== none) {
-          table.remove(entry)
-          table.release(entry)
-        }
       }
-      if (at !== none) this.settle(batch!, at, last)
+      // A put that is no batch's comes to its end itself.
+      if (at === none) continue
+      this.#wasPut(entry, last, this.#stagedKnown[n]!, isKept)
+      this.settle(batch!, at, last)
     }
     flight.clear()
     this.#stagedAt.length = 0
-    this.#stagedNew.length = 0
+    this.#stagedKnown.length = 0
+    this.#stagedKept.length = 0
     this.#stagedHuge.length = 0
     return last
   }
@@ -596,7 +679,7 @@ export class Chain implements PageStore {
     if (resident < 0) return PutOutcome.Stored
     const location = directory.locationOf(entry)
     const units = directory.unitsOf(entry)
-    const isCopy = below.place.traits.survives === 'nothing'
+    const isCopy = below.keepsCopies
     if (isCopy) {
       directory.leave(entry)
       below.counters.raised++
@@ -684,7 +767,7 @@ export class Chain implements PageStore {
     // The copy below is as good.
     if (mover.release(entry)) return GetOutcome.Deferred
     if (pool.attributes.persistent) throw this.#corruption(seat, entry)
-    mover.drop(entry)
+    mover.dropPage(entry)
     this.counters.corrupt_dropped++
     return GetOutcome.Miss
   }
@@ -701,7 +784,7 @@ export class Chain implements PageStore {
       return
     }
     if (shared) mover.touch(entry)
-    else {
+    else if (pool.parts === 1) {
       mover.drop(entry)
       this.counters.got++
     }
@@ -736,12 +819,12 @@ export class Chain implements PageStore {
     } catch (error) {
       if (persistent || !(error instanceof TmemError)) throw error
       // An ephemeral page may vanish at any time.
-      this.mover.drop(entry)
+      this.mover.dropPage(entry)
       this.counters.corrupt_dropped++
       return false
     }
     this.counters.fetched++
-    if (!persistent && !shared) {
+    if (!persistent && !shared && pool.parts === 1) {
       this.mover.drop(entry)
       this.counters.got++
     }
@@ -938,12 +1021,17 @@ export class ChainPool implements Pool, PoolKind {
     this.account = account
   }
 
+  /** The object and the first part of the page that is being put in parts; `none`: no part of it was dropped. */
+  #putting: ObjectId = 0
+  #puttingFirst = none
+
   /** Charges the owner; always true for an ephemeral pool. */
   charge(bytes: number): boolean {
     return this.account === undefined || this.account.charge(bytes)
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    this.#chain.failure = undefined
     const outcome = this.#put(object, index, page, 0, false, false, none) as PutOutcome
     this.#chain.count(outcome)
     return outcome
@@ -951,6 +1039,7 @@ export class ChainPool implements Pool, PoolKind {
 
   replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
     const chain = this.#chain
+    chain.failure = undefined
     const outcome = this.#put(object, index, page, 0, true, false, none) as PutOutcome
     chain.count(outcome)
     return outcome === PutOutcome.NoMemory && this.#isInSlot(object, index) ? this.put(object, index, page) : outcome
@@ -990,9 +1079,8 @@ export class ChainPool implements Pool, PoolKind {
     if (this.gone) return
     const { table } = this.#chain.directory
     this.#changed(object, none)
-    this.#chain.counters.flushed += Math.ceil(
-      this.#chain.flushAll(() => table.firstOfObject(this.number, object), false) / this.parts,
-    )
+    this.#chain.counters.flushed +=
+      this.#chain.flushAll(() => table.firstOfObject(this.number, object), false) / this.parts
   }
 
   putMany(batch: PageBatch): number {
@@ -1086,25 +1174,27 @@ export class ChainPool implements Pool, PoolKind {
     this.gone = true
     for (const watch of this.#watches) watch.changed = true
     const { table } = this.#chain.directory
-    this.#chain.counters.flushed += Math.ceil(
-      this.#chain.flushAll(() => table.firstOfPool(this.number), true) / this.parts,
-    )
+    this.#chain.counters.flushed += this.#chain.flushAll(() => table.firstOfPool(this.number), true) / this.parts
     this.#chain.forget(this.number)
   }
 
   #putMany(batch: PageBatch, keep: boolean): number {
     const chain = this.#chain
     const { objects, indexes, offsets, outcomes, unchanged, bytes, length } = batch
+    chain.failure = undefined
     this.staging = batch
     for (let n = 0; n < length; n++) {
-      // What a filter above has taken is not here any more.
-      if (outcomes[n] === PutOutcome.Stored) this.flushPage(objects[n]!, indexes[n]!)
+      // What a filter above has taken is not here any more: what was put under its handle before must be here to be flushed.
+      if (outcomes[n] === PutOutcome.Stored) {
+        chain.commit(batch)
+        this.flushPage(objects[n]!, indexes[n]!)
+      }
       if (outcomes[n] !== Pending) continue
       const outcome = this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, keep, unchanged[n] === 1, n)
       if (outcome !== Pending) chain.settle(batch, n, outcome)
       if (keep) this.#replacing.push(n)
     }
-    chain.commit(batch, keep)
+    chain.commit(batch)
     this.staging = undefined
     for (const n of this.#replacing)
       if (outcomes[n] === PutOutcome.NoMemory && this.#isInSlot(objects[n]!, indexes[n]!))
@@ -1124,30 +1214,49 @@ export class ChainPool implements Pool, PoolKind {
     unchanged: boolean,
     batchEntry: number,
   ): number {
-    if (this.gone) return PutOutcome.PoolGone
     const chain = this.#chain
     chain.counters.puts++
-    chain.failure = undefined
+    if (this.gone) return PutOutcome.PoolGone
     if (this.parts === 1) return chain.put(this, object, index, bytes, at, keep, unchanged, batchEntry)
-    this.#changed(object, index)
-    const first = index * this.parts
-    const known = chain.isInMemory(this, object, first) !== undefined
-    if (!known && this.frozen) return PutOutcome.Frozen
+    const isKnown = chain.isInMemory(this, object, index * this.parts) !== undefined
+    if (!isKnown && this.frozen) return PutOutcome.Frozen
+    // A page that is half of each would be worse than none.
+    this.#flush(object, index)
+    const outcome = this.#putParts(object, index * this.parts, bytes, at)
+    if (isKnown && outcome === PutOutcome.Stored) chain.counters.replaced++
+    else if (isKnown) chain.counters.put_to_flush++
+    return outcome
+  }
+
+  /** Stores a page in parts, of which none is here: all of them, or none. */
+  #putParts(object: ObjectId, first: number, bytes: Uint8Array, at: number): number {
     const wasFrozen = this.frozen
-    // The page is not new, whatever its parts are.
+    // Whether the page is new was judged before.
     this.frozen = false
+    this.#putting = object
+    this.#puttingFirst = first
+    let outcome: number = PutOutcome.Stored
     try {
-      for (let part = 0; part < this.parts; part++) {
+      for (let part = 0; part < this.parts && outcome === PutOutcome.Stored; part++) {
         const from = at + part * this.blockBytes
-        const outcome = chain.put(this, object, first + part, bytes, from, false, false, none)
-        if (outcome === PutOutcome.Stored) continue
-        this.#flush(object, index)
-        return outcome
+        outcome = this.#chain.put(this, object, first + part, bytes, from, false, false, none)
+        // Room was made for this part by dropping the others.
+        if (this.#puttingFirst === none) outcome = PutOutcome.NoMemory
       }
     } finally {
       this.frozen = wasFrozen
+      this.#puttingFirst = none
     }
-    return PutOutcome.Stored
+    if (outcome !== PutOutcome.Stored) this.#flush(object, first / this.parts)
+    return outcome
+  }
+
+  /** The chain has dropped an ephemeral page: `index` is that of one of its parts. */
+  wasDropped(object: ObjectId, index: number): void {
+    const first = index - (index % this.parts)
+    if (this.parts > 1 && first === this.#puttingFirst && BigInt(object) === BigInt(this.#putting))
+      this.#puttingFirst = none
+    else this.#chain.counters.dropped++
   }
 
   #get(object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
@@ -1168,21 +1277,23 @@ export class ChainPool implements Pool, PoolKind {
     let deferred = false
     for (let part = 0; part < this.parts; part++) {
       const here = chain.isInMemory(this, object, first + part)
-      if (here === undefined) {
-        // What is left of an ephemeral page is worth nothing.
-        if (part > 0 || !this.attributes.persistent) this.#flush(object, index)
-        return GetOutcome.Miss
-      }
+      if (here === undefined) return GetOutcome.Miss
       if (!here) deferred = true
     }
     if (deferred) return GetOutcome.Deferred
     for (let part = 0; part < this.parts; part++) {
       const outcome = chain.get(this, object, first + part, into, to + part * this.blockBytes)
       if (outcome === GetOutcome.Hit) continue
-      if (outcome === GetOutcome.Miss) this.#flush(object, index)
       return outcome
     }
+    this.#take(object, index)
     return GetOutcome.Hit
+  }
+
+  /** A page in parts was got: a private ephemeral one is taken out by that. */
+  #take(object: ObjectId, index: number): void {
+    const { persistent, shared } = this.attributes
+    if (!persistent && !shared && this.#flush(object, index)) this.#chain.counters.got++
   }
 
   /**
@@ -1221,8 +1332,9 @@ export class ChainPool implements Pool, PoolKind {
         this.#watches.splice(this.#watches.indexOf(watch), 1)
       }
       if (watch.changed || this.gone) continue
-      if (fetched === GetOutcome.Hit) into.set(page)
-      else this.#flush(object, index)
+      if (fetched !== GetOutcome.Hit) return fetched
+      into.set(page)
+      this.#take(object, index)
       return fetched
     }
   }

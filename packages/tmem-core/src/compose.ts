@@ -328,6 +328,11 @@ class Boundary implements PageStore {
     return this.#store.stats()
   }
 
+  check(): void {
+    this.#store.check?.()
+    this.#below?.check?.()
+  }
+
   close(): Promise<void> {
     this.#state.closed = true
     this.#closing ??= this.#store.close()

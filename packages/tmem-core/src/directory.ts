@@ -71,6 +71,8 @@ const queuesOfPlace = 3
 const nil = low24
 /** Blocks of at most so many bytes count as good: half a page of 4 KiB. */
 const goodBytes = 2048
+/** Second word of an entry that is nowhere: no location of a slow place, no resident, on no flight. */
+const nowhere = 0xff
 
 /** Bytes of a page's metadata, wherever it is; what a page in memory has on top; what a clean copy has; an object. */
 export const bytesPerPage: number = HandleTable.bytesPerEntry
@@ -142,6 +144,24 @@ export class Directory {
   /** The entry of a page, or `none`. */
   find(pool: number, object: ObjectId, index: number): number {
     return this.table.find(pool, object, index)
+  }
+
+  /** A new entry for a handle that has none, nowhere yet; `none`: there is no room for it. */
+  enter(pool: number, object: ObjectId, index: number): number {
+    const entry = this.table.acquire()
+    if (entry === none) return none
+    if (!this.table.insert(entry, pool, object, index)) {
+      this.table.release(entry)
+      return none
+    }
+    this.#setNowhere(entry)
+    return entry
+  }
+
+  /** Removes an entry that is nowhere. */
+  remove(entry: number): void {
+    this.table.remove(entry)
+    this.table.release(entry)
   }
 
   /** Place of an entry. */
@@ -217,9 +237,21 @@ export class Directory {
 
   /** The page leaves its place: before it is noted in another one, or removed. Whatever was noted of it is forgotten. */
   leave(entry: number): void {
-    const at = entry * entryWords + SECOND
-    this.#count(this.#words[at]!, -1)
-    this.#words[at] = 0
+    this.#count(this.#words[entry * entryWords + SECOND]!, -1)
+    this.#setNowhere(entry)
+  }
+
+  /** Nobody who asks for an owner's location may take an entry without a page for one that has it. */
+  #setNowhere(entry: number): void {
+    const at = entry * entryWords
+    this.#words[at + FIRST] = this.#words[at + FIRST]! | nil
+    this.#words[at + SECOND] = nowhere
+  }
+
+  /** Whether an entry has no page. */
+  isNowhere(entry: number): boolean {
+    const at = entry * entryWords
+    return this.#words[at + SECOND] === nowhere && (this.#words[at + FIRST]! & low24) === nil
   }
 
   /** Counts a page in its place (`by` 1), or takes it off there (-1). */
@@ -452,6 +484,72 @@ export class Directory {
   /** Notes the flight of a page in memory. */
   setFlight(entry: number, flight: number): void {
     this.flag(entry, flight << flightShift, flightMask << flightShift)
+  }
+
+  /**
+   * Throws an `Error` that names a broken invariant. `sizeOf` says what a block of a length takes in a memory place. For
+   * tests: not in the middle of a move.
+   */
+  check(sizeOf: (place: number, length: number) => number): void {
+    const { table } = this
+    const holders = new Map<number, number>()
+    const counted = [this.pages, this.sizes, this.huge, this.good].map((counts) => counts.slice())
+    for (let pool = 0; pool < table.pools; pool++)
+      for (let entry = table.firstOfPool(pool); entry !== none; entry = table.nextOfPool(entry)) {
+        if (this.isNowhere(entry)) throw new Error(`chain: entry ${entry} has no page`)
+        if (this.placeOf(entry) !== samePlace) holders.set(entry, this.placeOf(entry))
+        this.#count(this.stateOf(entry), -1)
+      }
+    // What is left over was counted wrongly.
+    for (const [n, counts] of [this.pages, this.sizes, this.huge, this.good].entries()) {
+      const wrong = counts.findIndex((left) => left !== 0)
+      if (wrong >= 0) throw new Error(`chain: ${counts[wrong]} too many were counted in place ${wrong} (count ${n})`)
+      counts.set(counted[n]!)
+    }
+    const seen = new Set<number>()
+    for (let place = 0; place < maxPlaces; place++)
+      for (let queue = 0; queue < queuesOfPlace; queue++) this.#checkQueue(place, queue, holders, seen, sizeOf)
+    let copies = 0
+    for (const resident of seen) if (this.copyOf(resident) !== none) copies++
+    if (copies !== this.copies) throw new Error(`chain: ${copies} clean copies, counted ${this.copies}`)
+    for (let free = this.#freeResident; free !== none; free = this.#residents[free * residentWords + LOCATION]!) {
+      if (seen.has(free)) throw new Error(`chain: resident ${free} is free and in use`)
+      if (this.copyOf(free) !== none) throw new Error(`chain: resident ${free} is free and has a clean copy`)
+      seen.add(free)
+    }
+    if (seen.size !== this.residentWatermark)
+      throw new Error(`chain: ${this.residentWatermark - seen.size} residents are neither in a queue nor free`)
+  }
+
+  #checkQueue(
+    place: number,
+    queue: number,
+    holders: ReadonlyMap<number, number>,
+    seen: Set<number>,
+    sizeOf: (place: number, length: number) => number,
+  ): void {
+    const number = place * queuesOfPlace + queue
+    let older: number = none
+    let count = 0
+    let bytes = 0
+    for (let resident = this.#oldest[number]!; resident !== none; resident = this.newer(resident)) {
+      const entry = this.entryOf(resident)
+      const where = `chain: resident ${resident} of queue ${queue} of place ${place}`
+      if (seen.has(resident)) throw new Error(`${where} is queued twice`)
+      if ((this.#residents[resident * residentWords + OLDER]! & low24) !== (older & low24))
+        throw new Error(`${where} does not know who is before it`)
+      if (holders.get(entry) !== place || this.residentOf(entry) !== resident || this.queueOf(entry) !== queue)
+        throw new Error(`${where} and entry ${entry} do not name each other`)
+      seen.add(resident)
+      older = resident
+      count++
+      bytes += sizeOf(place, lengthIn(this.stateOf(entry)))
+    }
+    if (this.#newest[number] !== older) throw new Error(`chain: queue ${queue} of place ${place} has another end`)
+    if (count !== this.#counts[number] || bytes !== this.#bytes[number])
+      throw new Error(
+        `chain: queue ${queue} of place ${place} has ${count} residents with ${bytes} bytes, counted ${this.#counts[number]} with ${this.#bytes[number]}`,
+      )
   }
 
   #enter(number: number, queue: number, entry: number, bytes: number): void {

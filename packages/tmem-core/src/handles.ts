@@ -436,6 +436,14 @@ export class HandleTable {
     return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]
   }
 
+  /** The page of its pool that a walk from `firstOfPool` comes to after this one, or `none`. Nothing may be added or removed meanwhile. */
+  nextOfPool(entry: number): number {
+    const next = this.#entries[entry * entryWords + NEXT_PAGE] & numberMask
+    if (next !== nil) return next
+    const object = this.#objects[this.#objectSlotOf(entry) * objectWords + NEXT_OBJECT]
+    return object === none ? none : this.#objects[object * objectWords + FIRST_PAGE]
+  }
+
   /** Links an entry in at the new end of a queue. */
   append(queue: number, entry: number): void {
     const at = stateWords + queue * 3

@@ -47,7 +47,7 @@ import {
   type SlowPlace,
   unitsOf,
 } from './place.ts'
-import type { Account, Allocator, LayerContext, PoolAttributes, Sunk } from './store.ts'
+import type { Account, Allocator, LayerContext, ObjectId, PoolAttributes, Sunk } from './store.ts'
 
 /** Flights of one slow place: puts that go straight there, what must sink for a put, and what sinks in the background. */
 const STRAIGHT = 0
@@ -76,9 +76,12 @@ export interface PoolKind {
   /** The same in every run for pools of one kind that are made in the same order. */
   readonly key: number
   readonly attributes: PoolAttributes
-  /** Bytes of the blocks that its pages are kept in. */
+  /** Bytes of the blocks that its pages are kept in, and blocks of a page. */
   readonly blockBytes: number
+  readonly parts: number
   readonly account: Account | undefined
+  /** An ephemeral page was dropped for want of room; `index` is that of one of its parts. */
+  wasDropped(object: ObjectId, index: number): void
 }
 
 /**
@@ -208,6 +211,11 @@ export class Seat {
     return persistent ? this.place.traits.persistent : this.place.traits.ephemeral
   }
 
+  /** Whether what rises may leave its block here. Where content survives, an old page would come back after a crash. */
+  get keepsCopies(): boolean {
+    return this.place.traits.survives === 'nothing'
+  }
+
   /** Units of a slow place that a block takes. */
   unitsFor(length: number): number {
     const { unitBytes } = this.slow!
@@ -217,6 +225,14 @@ export class Seat {
   /** Number in the directory of a flight. */
   numberOf(flight: number): number {
     return this.#firstNumber + flight - FORCED
+  }
+
+  /** Whether a flight is under way that has this number in the directory, and carries the block of an owner. */
+  carries(number: number, owner: number): boolean {
+    const flight = number - this.#firstNumber + FORCED
+    if (this.underWay[flight] === undefined) return false
+    const { owners, count } = this.flights[flight]!
+    return owners.subarray(0, count).includes(owner)
   }
 
   /** Whether anything is under way. */
@@ -292,9 +308,8 @@ export class Mover {
   readonly #readBytes: number
   readonly #context: LayerContext
   readonly #base: number
-  /** A page for blocks that must be decoded on their way down, and one for what rises. */
+  /** A page for blocks that must be decoded on their way down. */
   #page: Uint8Array = new Uint8Array(0)
-  #risen: Uint8Array = new Uint8Array(0)
   #countedObjects = 0
   #countedResidents = 0
   #closed = false
@@ -305,8 +320,6 @@ export class Mover {
   encoded = 0
   /** Pages encoded although a block of them lay below: they had risen to where pages are kept as they are. */
   encodedAgain = 0
-  /** Pages that an earlier run had left. */
-  recovered = 0
   /** Called when a flight has landed: there may be room for the next one. */
   onLanded: () => void = () => undefined
   /** Told by a place of a block that it has moved. */
@@ -375,10 +388,9 @@ export class Mover {
   /** Makes room for decoding pages of that size on their way. False: no memory. */
   reservePage(bytes: number): boolean {
     if (this.#page.length >= bytes) return true
-    const memory = this.#context.allocator.allocate(2 * bytes, 'chain.page')
+    const memory = this.#context.allocator.allocate(bytes, 'chain.page')
     if (memory === undefined) return this.#page.length >= bytes
     this.#page = new Uint8Array(memory, 0, bytes)
-    this.#risen = new Uint8Array(memory, bytes, bytes)
     return true
   }
 
@@ -421,6 +433,14 @@ export class Mover {
     directory.setBlock(resident, entry, this.#location, checksum)
     const bytes = seat.memory!.sizeOf(block.length)
     directory.append(seat.number, queue, resident, entry, bytes)
+  }
+
+  /** Gives up what `allocate` has given. */
+  #cancel(seat: Seat, pool: PoolKind, resident: number): void {
+    const { length } = this.block
+    seat.memory!.free(this.#location, length, pool.blockBytes)
+    this.directory.releaseResident(resident)
+    pool.account?.release(this.#chargeOf(seat, length))
   }
 
   /** Bytes that a client pays for a block in memory. */
@@ -480,7 +500,6 @@ export class Mover {
    */
   sink(seat: Seat, bytes: number, now: boolean, most: number = maxVictims): number {
     const { directory } = this
-    const memory = seat.memory!
     const sizeOf = this.#sizes[seat.number]!
     let target: Seat | undefined
     let flight = none
@@ -542,30 +561,36 @@ export class Mover {
     let flight = none
     for (let left = directory.queued(seat.number, EPHEMERAL); left > 0 && pages < wanted; left--) {
       const resident = directory.oldest(seat.number, EPHEMERAL)
+      // A page in parts goes with all of them.
+      if (resident === none) break
       const entry = directory.entryOf(resident)
       if (isFlying(directory.stateOf(entry))) {
         this.#requeue(seat, entry, resident, EPHEMERAL)
         continue
       }
       pages++
-      if (this.#isClean(seat, resident)) {
-        this.#dropClean(seat, entry, resident)
-        continue
-      }
-      if (target?.memory !== undefined && this.#passDown(seat, target, entry, resident) === true) continue
-      if (directory.copyOf(resident) !== none) {
-        this.#dropClean(seat, entry, resident)
-        continue
-      }
-      if (target?.slow !== undefined) {
-        if (flight === none) flight = this.#openFlight(target, now)
+      const hasCopy = directory.copyOf(resident) !== none
+      if (target?.slow !== undefined && flight === none && !hasCopy) {
+        flight = this.#openFlight(target, now)
         if (flight === none) target = undefined
-        else if (this.#board(seat, target, flight, entry, resident) === true) continue
       }
-      this.drop(entry)
-      seat.counters.droppedEphemeral++
+      let goes: boolean | undefined = false
+      if (target?.memory !== undefined && !this.#isClean(seat, resident))
+        goes = this.#passDown(seat, target, entry, resident)
+      else if (target !== undefined && !hasCopy) goes = this.#board(seat, target, flight, entry, resident)
+      // What is damaged has been dropped already.
+      if (goes !== false) continue
+      if (hasCopy) this.#dropClean(seat, entry, resident)
+      else this.#evict(entry)
     }
-    if (flight !== none && target!.flights[flight]!.count > 0) this.#launch(target!, flight, now)
+    if (flight === none) return pages
+    const { count, owners } = target!.flights[flight]!
+    if (count === 0 || this.#launch(target!, flight, now)) return pages
+    // Whoever needs the room cannot wait until that place works again.
+    for (let n = 0; n < count; n++) {
+      const entry = owners[n]! - this.#base
+      if (!directory.isNowhere(entry)) this.#evict(entry)
+    }
     return pages
   }
 
@@ -615,7 +640,7 @@ export class Mover {
     return none
   }
 
-  /** Moves a block between memory places. `undefined`: it is damaged and stays; false: the place below does not take it. */
+  /** Moves a block between memory places. `undefined`: it is damaged and stays, or is gone; false: the place below does not take it. */
   #passDown(seat: Seat, target: Seat, entry: number, resident: number): boolean | undefined {
     const { directory } = this
     const pool = this.#poolOf(entry)
@@ -631,12 +656,13 @@ export class Mover {
     const before = this.#chargeOf(seat, lengthIn(state))
     if (charge > before && pool.account?.charge(charge - before) === false) return false
     let location = memory.put(moving, resident + this.#base)
-    if (location === -PutOutcome.NoMemory) {
-      // Its own coldest pages go further down first, and the block has to be fetched again.
-      if (this.sink(target, moving.length * 2, true) + this.#sinkEphemeral(target, 0, true) > 0) {
-        if (this.#fetchBlock(seat, entry, resident, target) === undefined) return undefined
+    // Its own coldest pages go further down first, but no persistent one for an ephemeral one.
+    if (location === -PutOutcome.NoMemory && (moving.persistent ? this.#makeRoom(target) : this.#dropOldest(target))) {
+      // Another part of its page was what had to go.
+      if (directory.isNowhere(entry)) return undefined
+      // Others were on the move meanwhile: the block has to be fetched again.
+      if (this.#fetchBlock(seat, entry, resident, target) !== undefined)
         location = memory.put(moving, resident + this.#base)
-      }
     }
     if (location < 0) {
       if (charge > before) pool.account?.release(charge - before)
@@ -713,7 +739,7 @@ export class Mover {
   /** A damaged block does not move: a get reports it. It goes behind all others, so that it stops nobody. */
   #keepDamaged(seat: Seat, entry: number, resident: number): void {
     seat.counters.corrupt++
-    if (this.directory.queueOf(entry) === EPHEMERAL) this.drop(entry)
+    if (this.directory.queueOf(entry) === EPHEMERAL) this.#evict(entry)
     else this.#requeue(seat, entry, resident, MAIN)
   }
 
@@ -874,7 +900,8 @@ export class Mover {
       }
       const resident = directory.residentOf(entry)
       if ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL) {
-        directory.setCopy(resident, target.number, location, flight.units[n]!)
+        if (target.keepsCopies) directory.setCopy(resident, target.number, location, flight.units[n]!)
+        else target.slow!.free(location, flight.units[n]!)
         target.counters.usedInFlight++
         continue
       }
@@ -940,6 +967,8 @@ export class Mover {
           pages++
           continue
         }
+        // It was damaged, or had to make room.
+        if (this.directory.isNowhere(entry)) continue
         if (this.directory.copyOf(resident) !== none) {
           this.#dropClean(seat, entry, resident)
           pages++
@@ -1105,11 +1134,37 @@ export class Mover {
     directory.leave(entry)
   }
 
-  /** Removes a page wherever it is. */
+  /** Removes a block wherever it is. */
   drop(entry: number, forget: boolean = false): void {
     this.vacate(entry, forget)
-    this.directory.table.remove(entry)
-    this.directory.table.release(entry)
+    this.directory.remove(entry)
+  }
+
+  /** Removes the page of a block, with all its parts. */
+  dropPage(entry: number): void {
+    const { table } = this.directory
+    const pool = this.#poolOf(entry)
+    if (pool.parts === 1) {
+      this.drop(entry)
+      return
+    }
+    const object = table.objectOf(entry)
+    const index = table.indexOf(entry)
+    const first = index - (index % pool.parts)
+    for (let part = first; part < first + pool.parts; part++) {
+      const found = table.find(pool.number, object, part)
+      // One that is nowhere is just being put.
+      if (found !== none && !this.directory.isNowhere(found)) this.drop(found)
+    }
+  }
+
+  /** Drops an ephemeral page whose room is needed. */
+  #evict(entry: number): void {
+    const { directory } = this
+    const { table } = directory
+    this.seats[directory.placeOf(entry)]!.counters.droppedEphemeral++
+    this.#poolOf(entry).wasDropped(table.objectOf(entry), table.indexOf(entry))
+    this.dropPage(entry)
   }
 
   /** Gives up the clean copy of a resident. */
@@ -1199,7 +1254,7 @@ export class Mover {
     const isHere = directory.placeOf(entry) === seat.number
     if (seat.raw) {
       copy.call(read.bytes, into, to, 0, pool.blockBytes)
-      if (isHere) this.#rise(read, entry, pool, seat, 0, 0, pool.blockBytes, 0)
+      if (isHere) this.#rise(read, entry, pool, seat, 0, 0, pool.blockBytes, 0, into, to)
       return true
     }
     const form = read.words[1]!
@@ -1217,7 +1272,7 @@ export class Mover {
       seat.counters.corrupt++
       throw this.#error('TMEM_CORRUPT', seat, entry, 'what came back is not what was written')
     }
-    if (isHere) this.#rise(read, entry, pool, seat, codec, frameBytes, length, checksum)
+    if (isHere) this.#rise(read, entry, pool, seat, codec, frameBytes, length, checksum, into, to)
     return true
   }
 
@@ -1233,7 +1288,10 @@ export class Mover {
     return true
   }
 
-  /** Brings a block that was just read up into memory, if there is room for it without failing anybody. */
+  /**
+   * Brings a block that was just read up into memory, if there is room for it without failing anybody. `page[pageAt]` is the page that it
+   * was made of.
+   */
   #rise(
     read: Read,
     entry: number,
@@ -1243,6 +1301,8 @@ export class Mover {
     at: number,
     length: number,
     checksum: number,
+    page: Uint8Array,
+    pageAt: number,
   ): void {
     const { persistent, shared } = pool.attributes
     if (!persistent && !shared) return
@@ -1253,17 +1313,13 @@ export class Mover {
     const { directory, block } = this
     upper.memory!.prepare?.(pool.blockBytes)
     if (read.stale || directory.placeOf(entry) !== seat.number) return
-    const location = read.location
-    const units = directory.unitsOf(entry)
     const queue = persistent ? upper.order.queueFor(entry) : EPHEMERAL
     block.pageBytes = pool.blockBytes
     block.persistent = persistent
     let sum = checksum
     if (upper.raw && codec !== 0) {
-      if (!this.decode(codec, length, this.#risen, 0, pool.blockBytes)) return
-      this.decoded++
-      block.bytes = this.#risen
-      block.at = 0
+      block.bytes = page
+      block.at = pageAt
       block.length = pool.blockBytes
       block.codec = 0
     } else {
@@ -1281,43 +1337,66 @@ export class Mover {
       upper.refused[-resident]!++
       return
     }
+    if (directory.isNowhere(entry)) {
+      // It was what had to go for it.
+      this.#cancel(upper, pool, resident)
+      return
+    }
+    // It may have moved meanwhile.
+    const location = directory.locationOf(entry)
+    const units = directory.unitsOf(entry)
     const huge = directory.isHuge(entry)
     directory.leave(entry)
     this.enter(upper, entry, resident, queue, sum)
     if (huge && upper.raw) directory.flag(entry, TRIED, 0)
     upper.counters.rose++
     seat.counters.raised++
-    if (seat.place.traits.survives === 'nothing') directory.setCopy(resident, seat.number, location, units)
+    if (seat.keepsCopies) directory.setCopy(resident, seat.number, location, units)
     else this.#freeSlow(seat, location, units)
   }
 
-  /** Enters what an earlier run has left of a pool. */
-  recover(pool: PoolKind): void {
-    const { table } = this.directory
+  /** Enters what an earlier run has left of a pool. Returns the pages. */
+  recover(pool: PoolKind): number {
+    const { directory } = this
+    let blocks = 0
     for (const seat of this.seats) {
       if (!seat.keeps(pool.attributes.persistent)) continue
       seat.slow?.recover?.(pool.key, (object, index, location, units) => {
-        if (table.find(pool.number, object, index) !== none) return false
-        const entry = table.acquire()
+        if (directory.find(pool.number, object, index) !== none) return false
+        const entry = directory.enter(pool.number, object, index)
         if (entry === none) return false
-        if (!table.insert(entry, pool.number, object, index)) {
-          table.release(entry)
-          return false
-        }
-        this.directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo, false)
+        directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo, false)
         seat.counters.recovered++
-        this.recovered++
+        blocks++
         return true
       })
     }
+    return pool.parts === 1 ? blocks : (blocks - this.#dropIncomplete(pool)) / pool.parts
+  }
+
+  /** Drops the pages of a pool of which parts are missing. Returns their blocks. */
+  #dropIncomplete(pool: PoolKind): number {
+    const { table } = this.directory
+    const incomplete: number[] = []
+    for (let entry = table.firstOfPool(pool.number); entry !== none; entry = table.nextOfPool(entry)) {
+      const index = table.indexOf(entry)
+      const object = table.objectOf(entry)
+      const first = index - (index % pool.parts)
+      for (let part = first; part < first + pool.parts; part++)
+        if (table.find(pool.number, object, part) === none) {
+          incomplete.push(entry)
+          break
+        }
+    }
+    for (const entry of incomplete) this.drop(entry)
+    return incomplete.length
   }
 
   /** An ephemeral page makes room for another one in its place. */
   #giveWay(seat: Seat, entry: number, location: number): boolean {
     if (!this.#knows(seat, entry, location) || this.#poolOf(entry).attributes.persistent) return false
-    if (this.directory.placeOf(entry) === seat.number) this.drop(entry)
+    if (this.directory.placeOf(entry) === seat.number) this.#evict(entry)
     else this.#endCopy(this.directory.residentOf(entry))
-    seat.counters.droppedEphemeral++
     return true
   }
 
@@ -1356,11 +1435,8 @@ export class Mover {
   /** Whether the page of an entry is in memory, as that resident. */
   isResident(entry: number, resident: number): boolean {
     const { directory } = this
-    if (entry >= directory.capacity) return false
-    const state = directory.stateOf(entry)
-    const place = placeIn(state)
-    // No block in memory has a state of 0: it is what an entry has that is nowhere.
-    if (state === 0 || place === samePlace) return false
+    if (entry >= directory.capacity || directory.isNowhere(entry)) return false
+    const place = directory.placeOf(entry)
     return this.seats[place]?.memory !== undefined && directory.residentOf(entry) === resident
   }
 
@@ -1399,6 +1475,41 @@ export class Mover {
     return tagOf(this.#poolOf(entry).key, table.objectOf(entry), table.indexOf(entry))
   }
 
+  /** Throws an `Error` that names a broken invariant, and adds what is known to be in each place. For tests. */
+  check(contents: readonly PlaceContents[]): void {
+    const { directory, seats } = this
+    const { table } = directory
+    directory.check((place, length) => seats[place]!.memory!.sizeOf(length))
+    for (let pool = 0; pool < table.pools; pool++)
+      for (let entry = table.firstOfPool(pool); entry !== none; entry = table.nextOfPool(entry)) {
+        const place = directory.placeOf(entry)
+        if (place === samePlace) continue
+        if (seats[place]!.memory === undefined) {
+          contents[place]!.blocks.push({ location: directory.locationOf(entry), units: directory.unitsOf(entry) })
+          continue
+        }
+        const resident = directory.residentOf(entry)
+        contents[place]!.owners.set(resident + this.#base, directory.blockOf(resident))
+        if (directory.copyOf(resident) !== none)
+          contents[directory.copyPlaceOf(resident)]!.blocks.push({
+            location: directory.copyOf(resident),
+            units: directory.copyUnitsOf(resident),
+          })
+        const flight = directory.flightOf(entry)
+        if (flight !== 0 && !seats.some((seat) => seat.carries(flight, entry + this.#base)))
+          throw new Error(`chain: entry ${entry} is on a flight that is not under way`)
+      }
+    for (const { number, counters, place, isBusy, flights } of seats) {
+      contents[number]!.isBusy ||= isBusy
+      const came = counters.put + counters.sunkIn + counters.sunkClean + counters.rose + counters.recovered
+      const left = counters.passedDown + counters.droppedClean + counters.released + counters.raised + counters.gone
+      if (came - left !== directory.pages[number])
+        throw new Error(`chain: ${directory.pages[number]} blocks in ${place.name}, counted ${came} in, ${left} out`)
+      if (!isBusy && flights.some(({ count }) => count > 0))
+        throw new Error(`chain: a flight to ${place.name} was left behind`)
+    }
+  }
+
   #poolOf(entry: number): PoolKind {
     return this.#pools[this.directory.table.poolOf(entry)]!
   }
@@ -1413,6 +1524,28 @@ export class Mover {
       handle,
       cause,
     })
+  }
+}
+
+/** What the directories of a stack know to be in a place. */
+export class PlaceContents {
+  /** In a memory place: where the block of each owner is. */
+  readonly owners: Map<number, number> = new Map()
+  /** In a slow place. */
+  readonly blocks: { location: number; units: number }[] = []
+  /** More may be there: a flight is under way. */
+  isBusy = false
+}
+
+/** Throws an `Error` unless each place has exactly what the directories know to be there. */
+export function checkPlaces(places: readonly Place[], contents: readonly PlaceContents[]): void {
+  for (const [number, place] of places.entries()) {
+    const { owners, blocks, isBusy } = contents[number]!
+    const locations = new Set(isSlow(place) ? blocks.map(({ location }) => location) : owners.values())
+    if (locations.size !== blocks.length + owners.size)
+      throw new Error(`chain: two blocks in ${place.name} have one location`)
+    if (!isSlow(place)) place.check?.((owner, location) => owners.get(owner) === location)
+    else if (!isBusy) place.check?.(blocks)
   }
 }
 

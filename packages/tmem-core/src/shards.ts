@@ -7,7 +7,7 @@
 import { Chain, closePlaces } from './chain.ts'
 import { tagOf } from './directory.ts'
 import { maxEntries } from './handles.ts'
-import type { OpenPlace } from './mover.ts'
+import { checkPlaces, type OpenPlace, PlaceContents } from './mover.ts'
 import { GetOutcome, Pending, type PoolRefusal, PutOutcome } from './outcomes.ts'
 import { isSlow, type MovedBlock, type Owners, type Place } from './place.ts'
 import type {
@@ -159,14 +159,21 @@ class Shards implements PageStore {
     return { ...sum, children: sum.children.map(own) }
   }
 
+  check(): void {
+    const contents = this.#places.map(() => new PlaceContents())
+    for (const chain of this.chains) chain.checkInto(contents)
+    checkPlaces(this.#places, contents)
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing
   }
 
   async #close(): Promise<void> {
-    for (const chain of this.chains) await chain.close()
+    const closed = await Promise.allSettled(this.chains.map((chain) => chain.close()))
     await closePlaces(this.#places)
+    for (const result of closed) if (result.status === 'rejected') throw result.reason
   }
 
   #ownersOf(number: number): Owners {

@@ -274,6 +274,8 @@ export interface PageStore {
    * (`TMEM_IO`). Absent: nothing here promises that.
    */
   sync?(): Promise<void>
+  /** Throws an `Error` that names a broken invariant, here or below. For tests: it looks at every page. */
+  check?(): void
   /** Destroys the pools, closes what is below, gives everything back. Idempotent. */
   close(): Promise<void>
 }
