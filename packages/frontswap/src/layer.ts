@@ -7,9 +7,10 @@ import {
   maxPageSize,
   type OptionValue,
   type PlaceTraits,
+  TmemError,
 } from '@tmem/core'
+import { PageFile, type PageFileIo } from '@tmem/page-file'
 import { roomFor, SwapPlace, slotBytes } from './place.ts'
-import { openPlain } from './plain.ts'
 
 /** Settings of a swap file. */
 export interface SwapFileOptions {
@@ -23,6 +24,8 @@ export interface SwapFileOptions {
   readonly keep?: boolean
   /** Most bytes that are written in any hour for pages that could as well stay in memory (default: any). Needs the stack's clock. */
   readonly bytesPerHour?: number
+  /** The system that has the file (default: this machine's). */
+  readonly files?: PageFileIo
 }
 
 /** The end of a stack: every page finds a place in the swap file. Throws `RangeError` for settings that make no sense. */
@@ -49,20 +52,62 @@ export function frontswap(options: SwapFileOptions): Layer {
     name: 'frontswap',
     place: {
       traits,
-      open: (context: LayerContext) =>
-        new SwapPlace(
-          {
-            file: openPlain(options.file),
-            traits,
-            from: existing ? 0 : slotBytes,
-            roomBytes,
-            slots: existing,
-            bytesPerHour,
-          },
-          context,
-        ),
+      open: (context: LayerContext) => {
+        const file = openFile(options, roomBytes, context)
+        try {
+          return new SwapPlace(
+            { file, traits, from: existing ? 0 : slotBytes, roomBytes, slots: existing, bytesPerHour },
+            context,
+          )
+        } catch (error) {
+          file.closeNow()
+          throw error
+        }
+      },
     },
   })
+}
+
+/** Opens the swap file, with all of its room taken. Throws `TmemError` (`TMEM_IO`) with nothing left behind. */
+function openFile(options: SwapFileOptions, roomBytes: number, { allocator, io }: LayerContext): PageFile {
+  const { file: path, existing = false, keep = false, files } = options
+  const file = PageFile.open({
+    path,
+    layer: 'frontswap',
+    allocator,
+    ...(io === undefined ? {} : { io }),
+    ...(files === undefined ? {} : { files }),
+    ...(existing
+      ? { mode: 'existing', blockDevice: true }
+      : { mode: 'make', keep, bytes: slotBytes + roomBytes, content: { name: 'tmem swap file' } }),
+  })
+  try {
+    if (existing) checkArea(file, roomBytes)
+    // Room now: a sparse file would find the disk full in the middle of a swap-out. A device has its blocks.
+    if (file.isFile) file.fillNow()
+    return file
+  } catch (error) {
+    file.closeNow()
+    throw error
+  }
+}
+
+/** Throws `TmemError` (`TMEM_IO`) unless the file is a swap area, made by mkswap, with room for so many bytes. */
+function checkArea(file: PageFile, bytes: number): void {
+  const failure = (what: string): TmemError =>
+    new TmemError('TMEM_IO', `swap file ${file.path}: ${what}`, { layer: 'frontswap' })
+  if (file.bytes < slotBytes) throw failure('it has no swap header; run mkswap on it first')
+  const header = new Uint8Array(slotBytes)
+  file.readNow(header, 0, slotBytes, 0)
+  if (String.fromCharCode(...header.subarray(slotBytes - 10)) !== 'SWAPSPACE2')
+    throw failure('it has no swap header, so its content belongs to somebody else; run mkswap on it first')
+  const view = new DataView(header.buffer)
+  if (view.getUint32(1024, true) !== 1) throw failure('its swap header is of another version than 1')
+  const pages = view.getUint32(1028, true) + 1
+  if (pages * slotBytes < bytes)
+    throw failure(`its header has ${pages} pages of ${slotBytes} bytes, and ${bytes / slotBytes} are asked for`)
+  if (view.getUint32(1032, true) !== 0) throw failure('its header lists bad pages, which are not supported')
+  if (file.bytes < bytes) throw failure(`it has ${file.bytes} bytes, fewer than the ${bytes} that its header promises`)
 }
 
 /** `frontswap(file=/tmp/swap.img,size=1GiB)` in the text of a stack. */

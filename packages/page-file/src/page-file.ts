@@ -249,6 +249,11 @@ export class PageFile {
     return this.#transfers.direct
   }
 
+  /** True for a file, false for a block device. */
+  get isFile(): boolean {
+    return this.#identity.kind === 'file'
+  }
+
   get counters(): Readonly<PageFileCounters> {
     return this.#transfers.counters
   }

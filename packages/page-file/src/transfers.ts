@@ -123,6 +123,9 @@ interface Step {
  */
 type Steps = Generator<Step, boolean, number>
 
+/** Smallest sector of disks. */
+const sectorBytes = 512
+
 /** The answer to a direct transfer that the system does not take as it lies. */
 const refused = -1
 
@@ -161,6 +164,8 @@ export class Transfers {
   #direct: boolean
   /** Where in a buffer direct transfers begin. */
   #offset = 0
+  /** What direct reads are of whole ones of: found by the first that is refused. */
+  #sector: number = sectorBytes
   /** Memory that begins at an aligned place. */
   readonly #aligned: Set<Uint8Array> = new Set()
   /** Changes of blocks, in the order in which they were asked for. */
@@ -389,12 +394,15 @@ export class Transfers {
         else done += moved
         continue
       }
-      const first = floor(begin)
-      const size = Math.min(ceil(directEnd) - first, this.#buffers.bytes)
+      // A read need not be of whole blocks, where the disk has smaller sectors.
+      const sector = this.#sector
+      const first = begin - (begin % sector)
+      const size = Math.min(Math.ceil(directEnd / sector) * sector - first, this.#buffers.bytes)
       const offset = this.#offset
       const moved = yield direct(false, buffer, offset, size, first)
       if (moved === refused) {
-        this.#realign(offset)
+        if (first % blockBytes !== 0 || size % blockBytes !== 0) this.#sector = blockBytes
+        else this.#realign(offset)
         continue
       }
       if (moved === 0) throw new Error(`the file ends at ${first}`)
