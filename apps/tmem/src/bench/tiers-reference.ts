@@ -262,6 +262,9 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
     flushMany: (batch) => {
       for (let n = 0; n < batch.length; n++) flush(batch.indexes[n])
     },
+    whereIs: nothing,
+    sink: unknown,
+    recompress: nothing,
     split: unknown,
     freeze: nothing,
     thaw: nothing,
