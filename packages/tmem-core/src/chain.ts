@@ -1019,6 +1019,10 @@ export class ChainPool implements Pool, PoolKind {
     this.blockBytes = Math.min(attributes.pageSize, maxBlockBytes)
     this.parts = attributes.pageSize / this.blockBytes
     this.account = account
+    if (this.parts === 1) return
+    // Of a page in parts some may be replaced already when another one is refused.
+    this.replace = undefined as never
+    this.replaceMany = undefined as never
   }
 
   /** The object and the first part of the page that is being put in parts; `none`: no part of it was dropped. */

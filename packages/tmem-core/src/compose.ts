@@ -188,12 +188,19 @@ function judgeChain(layers: readonly Layer[]): Capabilities {
     throw new TmemError('TMEM_BAD_STACK', `${layer.name} ${why}`, { layer: layer.name })
   }
   const traits: PlaceTraits[] = []
-  for (const [number, layer] of layers.entries()) {
-    if (layer.place !== undefined) traits.push(layer.place.traits)
+  for (let number = layers.length - 1; number >= 0; number--) {
+    const layer = layers[number]!
+    if (layer.place !== undefined) traits.unshift(layer.place.traits)
     else if (layer.wrapPlace === undefined)
       refuse(layer, `cannot stand below ${layers[number - 1]!.name}: it is no place, nor a filter between places`)
     else if (number === layers.length - 1)
       refuse(layer, 'cannot be the last layer: it keeps no pages itself and needs a place below')
+    else {
+      const changed = layer.planPlace?.(traits[0]!) ?? traits[0]!
+      if (typeof changed === 'string')
+        return refuse(layer, `cannot stand above ${layers[number + 1]!.name}: ${changed}`)
+      traits[0] = changed
+    }
   }
   if (traits.length > maxPlaces)
     throw new TmemError('TMEM_BAD_STACK', `a stack has at most ${maxPlaces} places, not ${traits.length}`)
@@ -355,6 +362,9 @@ class BoundaryPool implements Pool {
     this.#capabilities = capabilities
     this.#pageSize = pool.attributes.pageSize
     this.#model = model
+    // Whether a refusal leaves the page that is there is known by asking whether the pool has the method.
+    if (pool.replace === undefined) this.replace = undefined as never
+    if (pool.replaceMany === undefined) this.replaceMany = undefined as never
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
@@ -372,9 +382,7 @@ class BoundaryPool implements Pool {
     assertPage(page, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
-    const pool = this.#pool
-    if (pool.replace === undefined) return this.#wasPut(object, index, page, pool.put(object, index, page), false)
-    return this.#wasPut(object, index, page, pool.replace(object, index, page), true)
+    return this.#wasPut(object, index, page, this.#pool.replace!(object, index, page), true)
   }
 
   #wasPut(object: ObjectId, index: number, page: Uint8Array, outcome: PutOutcome, kept: boolean): PutOutcome {
@@ -477,7 +485,7 @@ class BoundaryPool implements Pool {
   }
 
   replaceMany(batch: PageBatch): number {
-    return this.#putMany(batch, this.#pool.replaceMany !== undefined)
+    return this.#putMany(batch, true)
   }
 
   #putMany(batch: PageBatch, kept: boolean): number {

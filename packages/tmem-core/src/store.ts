@@ -17,7 +17,7 @@
  */
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import { Pending } from './outcomes.ts'
-import type { Place, PlacePlan } from './place.ts'
+import type { Place, PlacePlan, PlaceTraits } from './place.ts'
 
 /**
  * Names an object inside a pool: an integer of at most 192 bits. A non-negative safe integer `number` is the fast
@@ -143,11 +143,11 @@ export interface Pool {
   /** The same pages seen in 4 KiB parts (index = index * parts + part), or why that cannot be had. See `Capabilities.split`. */
   split(): Pool | PoolRefusal
   /**
-   * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Where a store cannot keep both
-   * at once it answers as `put` does.
+   * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Absent where a pool cannot keep
+   * both at once.
    */
   replace?(object: ObjectId, index: number, page: Uint8Array): PutOutcome
-  /** As `putMany`, but a refusal leaves the page that is there. */
+  /** As `putMany`, but a refusal leaves the page that is there. Absent as `replace` is. */
   replaceMany?(batch: PageBatch): number
   /**
    * The caller has the page in memory of its own and will not ask for it soon: gives up the copy in memory, where another one lies below
@@ -339,6 +339,8 @@ export interface Layer {
   plan?(below: Capabilities | undefined): Capabilities | string
   /** Opens the layer over the next one. It owns `next` and closes it. Throws `TmemError` when it cannot open. */
   open?(next: PageStore | undefined, context: LayerContext): PageStore
+  /** What a place promises when the layer is around it (absent: the same); a string says in words why it cannot be. */
+  planPlace?(below: PlaceTraits): PlaceTraits | string
   /** The layer around the place that follows it. It owns that place. */
   wrapPlace?(place: Place, context: LayerContext): Place
 }
