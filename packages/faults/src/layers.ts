@@ -1,37 +1,39 @@
 /**
- * The fault layers: each passes everything on but the one thing that it is there to break or to watch.
+ * The filters: each passes everything on but the one thing that it is there to break or to watch.
  *
- * Everything is deterministic: counters and seeds are given, there is no clock and no random number. What a fault layer
- * does is allowed to a layer by the interface (refusing, forgetting, deferring), so a stack with one of them in it
- * passes the conformance suite; the exception is `corrupt`, which lies, and which whatever verifies must catch.
+ * Most stand above the first place of a stack, where pages pass, and between places as well, where blocks do (`fail` and `tear` only there:
+ * above, it is for the stack to bear what they do).
+ *
+ * Everything is deterministic: counters and seeds are given, there is no clock and no random number. What a filter
+ * does is allowed to a layer or to a place by the interface (refusing, forgetting, deferring, failing), so a stack with one of them in it
+ * passes the conformance suite; the exceptions are `corrupt` and `tear`, which lie, and which whatever verifies must catch.
  */
 import type {
   Allocator,
+  Block,
   Borrower,
   Capabilities,
+  Flight,
   Layer,
   LayerContext,
   LayerFactory,
   ObjectId,
   PageBatch,
   PageStore,
+  Place,
+  PlaceTraits,
   Pool,
   PoolAttributes,
   Progress,
+  SlowPlace,
   StatsNode,
 } from '@tmem/core'
 import {
-  assertBatch,
-  assertEntries,
-  assertIndex,
-  assertObject,
-  assertPage,
   basePageSize,
-  checkedAttributes,
+  frameBytes,
   GetOutcome,
   HandleTable,
-  idle,
-  maxPageSize,
+  isSlow,
   none,
   Pending,
   PoolRefusal,
@@ -42,11 +44,14 @@ import type { BatchJudge } from './passing.ts'
 import {
   decidedAbove,
   maxBatchEntries,
+  methodsOf,
   openPassing,
   PassingPool,
   PassingStore,
+  passingPlace,
   passingPlan,
   putRefusing,
+  statsWith,
 } from './passing.ts'
 
 const assertPositive = (what: string, value: number): void => {
@@ -60,19 +65,52 @@ const reserve = (allocator: Allocator, bytes: number, site: string): ArrayBuffer
   throw new TmemError('TMEM_NO_MEMORY', `${layer} cannot open: no memory for ${site} (${bytes} bytes)`, { layer })
 }
 
+/** When a fault happens. */
+export interface Occasion {
+  /** Every n-th time, counted over the whole layer, and page by page in batches and flights where it is about pages; 1 (default): each time. */
+  readonly every?: number
+  /** Only while this answers true; what happens meanwhile is not counted (default: always). */
+  readonly when?: () => boolean
+}
+
+/** Counts occasions. */
+class Turns {
+  /** Occasions so far, and those at which the fault happened. */
+  seen = 0
+  due = 0
+  readonly #every: number
+  readonly #when: (() => boolean) | undefined
+
+  constructor({ every = 1, when }: Occasion) {
+    assertPositive('every', every)
+    this.#every = every
+    this.#when = when
+  }
+
+  /** Another occasion: whether the fault happens now. */
+  next(): boolean {
+    if (this.#when?.() === false) return false
+    this.seen++
+    if (this.seen % this.#every !== 0) return false
+    this.due++
+    return true
+  }
+}
+
 /** Settings of `refuse`. */
-export interface RefuseOptions {
-  /** Every n-th put is refused, counted over all pools of the store and entry by entry in batches; 1 refuses all. */
-  readonly every: number
-  /** The reason given (default `Policy`). Anything but `Stored`. */
+export interface RefuseOptions extends Occasion {
+  /** The reason given (default `Policy`). Anything but `Stored`. A slow place refuses without one, and the stack says `NoMemory`. */
   readonly reason?: PutOutcome
 }
 
-/** Refuses every n-th put. By the rules no layer holds a page under that handle afterwards, not even an older one. */
+/**
+ * Refuses puts. Above the first place no layer holds a page under that handle afterwards, not even an older one (`replace`: the older one stays).
+ * Between places it refuses blocks, one by one: those of a slow place in the middle of their flight.
+ */
 export function refuse(options: RefuseOptions): Layer {
-  const { every, reason = PutOutcome.Policy } = options
-  assertPositive('every', every)
+  const { reason = PutOutcome.Policy } = options
   if (reason === PutOutcome.Stored) throw new RangeError('the reason of a refusal cannot be Stored')
+  assertPositive('every', options.every ?? 1)
   const changes = { reservedBytes: 0 }
   return Object.freeze({
     name: 'refuse',
@@ -80,22 +118,52 @@ export function refuse(options: RefuseOptions): Layer {
     open: (next: PageStore | undefined, { allocator }: LayerContext) =>
       openPassing('refuse', next, changes, (capabilities, below) => {
         const marks = new Uint8Array(reserve(allocator, maxBatchEntries, 'refuse.marks'))
-        return new RefuseStore(capabilities, below, every, reason, marks)
+        return new RefuseStore(capabilities, below, new Turns(options), reason, marks)
       }),
+    planPlace: (below: PlaceTraits) => ({ ...below, ...changes }),
+    wrapPlace: (next: Place) => refusing(next, new Turns(options), reason),
+  })
+}
+
+function refusing(next: Place, turns: Turns, reason: PutOutcome): Place {
+  const common = {
+    traits: Object.freeze({ ...next.traits, reservedBytes: 0 }),
+    stats: () => statsWith(next, 'refuse', { puts: turns.seen, refused: turns.due }),
+  }
+  if (!isSlow(next))
+    return passingPlace(next, {
+      ...common,
+      put: (block: Block, owner: number) => (turns.next() ? -reason : next.put(block, owner)),
+    })
+  const sieve = ({ count, locations, units }: Flight): void => {
+    for (let n = 0; n < count; n++) {
+      if (!turns.next() || locations[n] === none) continue
+      next.free(locations[n]!, units[n]!)
+      locations[n] = none
+    }
+  }
+  return passingPlace(next, {
+    ...common,
+    write: async (flight: Flight) => {
+      await next.write(flight)
+      sieve(flight)
+    },
+    writeNow: (flight: Flight) => {
+      next.writeNow!(flight)
+      sieve(flight)
+    },
   })
 }
 
 class RefuseStore extends PassingStore {
-  readonly every: number
+  readonly turns: Turns
   readonly reason: PutOutcome
   readonly marks: Uint8Array
-  puts = 0
-  refused = 0
   closed = false
 
-  constructor(capabilities: Capabilities, next: PageStore, every: number, reason: PutOutcome, marks: Uint8Array) {
+  constructor(capabilities: Capabilities, next: PageStore, turns: Turns, reason: PutOutcome, marks: Uint8Array) {
     super('refuse', capabilities, next)
-    this.every = every
+    this.turns = turns
     this.reason = reason
     this.marks = marks
   }
@@ -105,7 +173,7 @@ class RefuseStore extends PassingStore {
   }
 
   counters(): Readonly<Record<string, number>> {
-    return { puts: this.puts, refused: this.refused }
+    return { puts: this.turns.seen, refused: this.turns.due }
   }
 
   override close(): Promise<void> {
@@ -133,10 +201,7 @@ class RefusePool extends PassingPool implements BatchJudge {
   judge(): PutOutcome {
     const store = this.#store
     if (this.#life.gone || store.closed) return PutOutcome.Stored
-    store.puts++
-    if (store.puts % store.every !== 0) return PutOutcome.Stored
-    store.refused++
-    return store.reason
+    return store.turns.next() ? store.reason : PutOutcome.Stored
   }
 
   override put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
@@ -146,8 +211,17 @@ class RefusePool extends PassingPool implements BatchJudge {
     return outcome
   }
 
+  override replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const outcome = this.judge()
+    return outcome === PutOutcome.Stored ? this.next.replace!(object, index, page) : outcome
+  }
+
   override putMany(batch: PageBatch): number {
     return putRefusing(this.next, batch, this.#store.marks, this)
+  }
+
+  override replaceMany(batch: PageBatch): number {
+    return putRefusing(this.next, batch, this.#store.marks, this, true)
   }
 
   override destroy(): void {
@@ -175,10 +249,10 @@ export const refuseFactory: LayerFactory = {
 
 /** Settings of `delay`. */
 export interface DelayOptions {
-  /** Resolves when it is a fetch's turn: the caller's scheduler. */
+  /** Resolves when it is the turn of a fetch, or of a transfer: the caller's scheduler. */
   readonly turn: () => Promise<void>
   /**
-   * 4 KiB pages that the layer can keep book of, 1 to 2^24-1 (default 65,536: 5.3 MiB); a put beyond is refused (`NoMemory`).
+   * Above the first place: 4 KiB pages that the layer can keep book of, 1 to 2^24-1 (default 65,536: 5.3 MiB); a put beyond is refused (`NoMemory`).
    * An ephemeral page that vanished below stays in the book until it is asked for or flushed.
    */
   readonly pages?: number
@@ -187,8 +261,9 @@ export interface DelayOptions {
 const delayPools = 256
 
 /**
- * Answers every get of a page that is below with `Deferred`; `fetch` then waits for its turn. Misses are answered at once:
- * the layer keeps book of what is below, by 4 KiB part, as a layer over a network or a disk would.
+ * Above the first place it answers every get of a page that is below with `Deferred`; `fetch` then waits for its turn. Misses are answered at once:
+ * the layer keeps book of what is below, by 4 KiB part, as a layer over a network or a disk would. Around a slow place each write, read
+ * and sync waits for its turn before it begins, so that they overtake each other as the scheduler wants.
  */
 export function delay(options: DelayOptions): Layer {
   const { turn, pages = 65_536 } = options
@@ -203,6 +278,31 @@ export function delay(options: DelayOptions): Layer {
         const book = HandleTable.create({ capacity: pages, pools: delayPools, allocator, site: 'delay.book' })
         return new DelayStore(capabilities, below, turn, book, marks)
       }),
+    planPlace: (below: PlaceTraits) => (below.waits ? below : 'a place in memory answers at once'),
+    wrapPlace: (next: Place) => delaying(next as SlowPlace, turn),
+  })
+}
+
+function delaying(next: SlowPlace, turn: () => Promise<void>): SlowPlace {
+  let delayed = 0
+  const wait = async (): Promise<void> => {
+    delayed++
+    await turn()
+  }
+  return passingPlace(next, {
+    stats: () => statsWith(next, 'delay', { delayed }),
+    write: async (flight: Flight) => {
+      await wait()
+      await next.write(flight)
+    },
+    read: async (location: number, units: number, into: Uint8Array) => {
+      await wait()
+      await next.read(location, units, into)
+    },
+    sync: async () => {
+      await wait()
+      await next.sync!()
+    },
   })
 }
 
@@ -324,6 +424,28 @@ class DelayPool extends PassingPool implements BatchJudge {
     return outcome
   }
 
+  override replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    const was = !this.#gone && this.#booked(object, index)
+    const verdict = was ? PutOutcome.Stored : this.judge(object, index)
+    if (verdict !== PutOutcome.Stored) return verdict
+    this.#store.changes++
+    const outcome = this.next.replace!(object, index, page)
+    if (outcome !== PutOutcome.Stored && !was && !this.#gone) this.#strike(object, index)
+    return outcome
+  }
+
+  /** One by one: what a page was before counts for each. */
+  override replaceMany(batch: PageBatch): number {
+    const { objects, indexes, outcomes, length } = batch
+    let stored = 0
+    for (let i = 0; i < length; i++) {
+      if (outcomes[i] === PutOutcome.Stored) this.flushPage(objects[i]!, indexes[i]!)
+      else if (outcomes[i] === Pending) outcomes[i] = this.replace(objects[i]!, indexes[i]!, batch.page(i))
+      if (outcomes[i] === PutOutcome.Stored) stored++
+    }
+    return stored
+  }
+
   override putMany(batch: PageBatch): number {
     const stored = putRefusing(this.next, batch, this.#store.marks, this)
     if (this.#gone) return stored
@@ -417,62 +539,52 @@ export const delayFactory = (turn: () => Promise<void>): LayerFactory => ({
 })
 
 /** Settings of `corrupt`. */
-export interface CorruptOptions {
-  /** Every n-th page that is served has one bit flipped, counted over all pools of the store; 1 flips in all. */
-  readonly every: number
+export interface CorruptOptions extends Occasion {
   /** Chooses the bits: a 32-bit integer (default 1). The same seed flips the same bits. */
   readonly seed?: number
+  /** Damages pages, or blocks, on their way up (`got`, the default: what is kept stays whole) or on their way down (`kept`). */
+  readonly what?: 'got' | 'kept'
 }
 
-/** Flips one bit in every n-th page that is got: what a verification above must catch. Never part of an honest stack. */
+/** Flips one bit in pages, or in blocks: what a verification above must catch. Never part of an honest stack. */
 export function corrupt(options: CorruptOptions): Layer {
-  const { every, seed = 1 } = options
+  const { every = 1, seed = 1, what = 'got' } = options
   assertPositive('every', every)
   if (!Number.isInteger(seed)) throw new RangeError(`seed must be an integer, got ${seed}`)
+  if (what !== 'got' && what !== 'kept') throw new RangeError(`what must be got or kept, got ${String(what)}`)
   return Object.freeze({
     name: 'corrupt',
     plan: (below: Capabilities | undefined) => passingPlan(below),
     open: (next: PageStore | undefined, { allocator }: LayerContext) =>
       openPassing('corrupt', next, {}, (capabilities, below) => {
-        return new CorruptStore(capabilities, below, every, seed, allocator)
+        return new CorruptStore(capabilities, below, new Bits(options), what, allocator)
       }),
+    wrapPlace: (next: Place) => corrupting(next, new Bits(options), what),
   })
 }
 
-class CorruptStore extends PassingStore {
-  readonly #every: number
-  readonly #allocator: Allocator
+/** Chooses which pages are damaged, and where. */
+class Bits {
+  readonly turns: Turns
   #random: number
-  #hits = 0
-  #corrupted = 0
 
-  constructor(capabilities: Capabilities, next: PageStore, every: number, seed: number, allocator: Allocator) {
-    super('corrupt', capabilities, next)
-    this.#every = every
-    this.#allocator = allocator
+  constructor(options: CorruptOptions) {
+    this.turns = new Turns(options)
     // A xorshift generator never leaves zero.
-    this.#random = seed | 0 || 1
+    this.#random = (options.seed ?? 1) | 0 || 1
   }
 
-  wrap(pool: Pool): Pool | PoolRefusal {
-    const scratch = this.#allocator.allocate(pool.attributes.pageSize, 'corrupt.page')
-    if (scratch === undefined) return PoolRefusal.NoMemory
-    return new CorruptPool(pool, this, new Uint8Array(scratch))
-  }
-
-  counters(): Readonly<Record<string, number>> {
-    return { hits: this.#hits, corrupted: this.#corrupted }
-  }
-
-  /** Counts a hit: the number of the bit to flip in a page of `length` bytes, or -1 when this page stays whole. */
-  nextBit(length: number): number {
-    this.#hits++
-    if (this.#hits % this.#every !== 0) return -1
-    this.#corrupted++
+  /** The number of the bit to flip in `length` bytes, or -1 when these stay whole. */
+  next(length: number): number {
+    if (!this.turns.next()) return -1
     this.#random ^= this.#random << 13
     this.#random ^= this.#random >>> 17
     this.#random ^= this.#random << 5
     return (this.#random >>> 0) % (length * 8)
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return { pages: this.turns.seen, corrupted: this.turns.due }
   }
 }
 
@@ -480,29 +592,185 @@ const flip = (bytes: Uint8Array, at: number, bit: number): void => {
   if (bit >= 0) bytes[at + (bit >>> 3)]! ^= 1 << (bit & 7)
 }
 
+function corrupting(next: Place, bits: Bits, what: 'got' | 'kept'): Place {
+  const stats = (): StatsNode => statsWith(next, 'corrupt', bits.counters())
+  if (!isSlow(next))
+    return passingPlace(
+      next,
+      what === 'got'
+        ? {
+            stats,
+            get: (location: number, into: Block) => {
+              next.get(location, into)
+              flip(into.bytes, into.at, bits.next(into.length))
+            },
+          }
+        : {
+            stats,
+            put: (block: Block, owner: number) => {
+              const bit = bits.next(block.length)
+              // The bytes are the caller's: they are whole again afterwards.
+              flip(block.bytes, block.at, bit)
+              const location = next.put(block, owner)
+              flip(block.bytes, block.at, bit)
+              return location
+            },
+          },
+    )
+  const { rawOnly } = next.traits
+  // What lies behind the block in its last unit means nothing.
+  const lengthOf = (bytes: Uint8Array, at: number, units: number): number =>
+    rawOnly ? units * next.unitBytes : frameBytes + (bytes[at + 4]! | (bytes[at + 5]! << 8)) + 1
+  if (what === 'got')
+    return passingPlace(next, {
+      stats,
+      read: async (location: number, units: number, into: Uint8Array) => {
+        await next.read(location, units, into)
+        flip(into, 0, bits.next(lengthOf(into, 0, units)))
+      },
+      readNow: (location: number, units: number, into: Uint8Array) => {
+        next.readNow!(location, units, into)
+        flip(into, 0, bits.next(lengthOf(into, 0, units)))
+      },
+    })
+  return writingOtherwise(next, stats, ({ bytes, offsets, units, count }) => {
+    const flips: number[] = []
+    for (let n = 0; n < count; n++) {
+      const at = offsets[n]!
+      flips.push(at, bits.next(lengthOf(bytes, at, units[n]!)))
+    }
+    const flipAll = (): void => {
+      for (let n = 0; n < flips.length; n += 2) flip(bytes, flips[n]!, flips[n + 1]!)
+    }
+    flipAll()
+    return flipAll
+  })
+}
+
+/** A slow place that is given other bytes than the flight had: `change` changes them, and what it returns makes them whole again. */
+function writingOtherwise(next: SlowPlace, stats: () => StatsNode, change: (flight: Flight) => () => void): SlowPlace {
+  return passingPlace(next, {
+    stats,
+    write: async (flight: Flight) => {
+      const restore = change(flight)
+      try {
+        await next.write(flight)
+      } finally {
+        restore()
+      }
+    },
+    writeNow: (flight: Flight) => {
+      const restore = change(flight)
+      try {
+        next.writeNow!(flight)
+      } finally {
+        restore()
+      }
+    },
+  })
+}
+
+class CorruptStore extends PassingStore {
+  readonly bits: Bits
+  readonly what: 'got' | 'kept'
+  readonly #allocator: Allocator
+
+  constructor(capabilities: Capabilities, next: PageStore, bits: Bits, what: 'got' | 'kept', allocator: Allocator) {
+    super('corrupt', capabilities, next)
+    this.bits = bits
+    this.what = what
+    this.#allocator = allocator
+  }
+
+  wrap(pool: Pool): Pool | PoolRefusal {
+    if (this.what === 'kept') return new CorruptingPool(pool, this.bits)
+    const scratch = this.#allocator.allocate(pool.attributes.pageSize, 'corrupt.page')
+    if (scratch === undefined) return PoolRefusal.NoMemory
+    return new CorruptPool(pool, this.bits, new Uint8Array(scratch))
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    return this.bits.counters()
+  }
+}
+
+/** Damages pages that are put. They are the caller's: they are whole again afterwards. */
+class CorruptingPool extends PassingPool {
+  readonly #bits: Bits
+
+  constructor(next: Pool, bits: Bits) {
+    super(next)
+    this.#bits = bits
+  }
+
+  over(next: Pool): Pool {
+    return new CorruptingPool(next, this.#bits)
+  }
+
+  override put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.#damaged(page, () => this.next.put(object, index, page))
+  }
+
+  override replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.#damaged(page, () => this.next.replace!(object, index, page))
+  }
+
+  override putMany(batch: PageBatch): number {
+    return this.#damagedAll(batch, () => this.next.putMany(batch))
+  }
+
+  override replaceMany(batch: PageBatch): number {
+    return this.#damagedAll(batch, () => this.next.replaceMany!(batch))
+  }
+
+  #damaged<T>(page: Uint8Array, put: () => T): T {
+    const bit = this.#bits.next(page.length)
+    flip(page, 0, bit)
+    try {
+      return put()
+    } finally {
+      flip(page, 0, bit)
+    }
+  }
+
+  #damagedAll(batch: PageBatch, put: () => number): number {
+    const { bytes, offsets, outcomes, length, pageSize } = batch
+    const flips = Array.from({ length }, (_, i) => (outcomes[i] === Pending ? this.#bits.next(pageSize) : -1))
+    const flipAll = (): void => {
+      for (let i = 0; i < length; i++) flip(bytes, offsets[i]!, flips[i]!)
+    }
+    flipAll()
+    try {
+      return put()
+    } finally {
+      flipAll()
+    }
+  }
+}
+
 class CorruptPool extends PassingPool {
-  readonly #store: CorruptStore
+  readonly #bits: Bits
   readonly #scratch: Uint8Array
 
-  constructor(next: Pool, store: CorruptStore, scratch: Uint8Array) {
+  constructor(next: Pool, bits: Bits, scratch: Uint8Array) {
     super(next)
-    this.#store = store
+    this.#bits = bits
     this.#scratch = scratch
   }
 
   over(next: Pool): Pool {
-    return new CorruptPool(next, this.#store, this.#scratch.subarray(0, next.attributes.pageSize))
+    return new CorruptPool(next, this.#bits, this.#scratch.subarray(0, next.attributes.pageSize))
   }
 
   override get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
     const outcome = this.next.get(object, index, into)
-    if (outcome === GetOutcome.Hit) flip(into, 0, this.#store.nextBit(into.length))
+    if (outcome === GetOutcome.Hit) flip(into, 0, this.#bits.next(into.length))
     return outcome
   }
 
   override async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     const outcome = await this.next.fetch(object, index, into)
-    if (outcome === GetOutcome.Hit) flip(into, 0, this.#store.nextBit(into.length))
+    if (outcome === GetOutcome.Hit) flip(into, 0, this.#bits.next(into.length))
     return outcome
   }
 
@@ -511,15 +779,14 @@ class CorruptPool extends PassingPool {
     const asked = outcomes.slice(0, length)
     const hits = this.next.getMany(batch)
     for (let i = 0; i < length; i++)
-      if (asked[i] === Pending && outcomes[i] === GetOutcome.Hit)
-        flip(bytes, offsets[i]!, this.#store.nextBit(pageSize))
+      if (asked[i] === Pending && outcomes[i] === GetOutcome.Hit) flip(bytes, offsets[i]!, this.#bits.next(pageSize))
     return hits
   }
 
   /** Lent bytes belong to the lender: the flipped page is a copy. */
   override lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     return this.next.lend(object, index, (bytes, at, length) => {
-      const bit = this.#store.nextBit(length)
+      const bit = this.#bits.next(length)
       if (bit < 0) return use(bytes, at, length)
       this.#scratch.set(bytes.subarray(at, at + length))
       flip(this.#scratch, 0, bit)
@@ -531,23 +798,147 @@ class CorruptPool extends PassingPool {
 /** `corrupt(every=100,seed=7)` in the text of a stack. */
 export const corruptFactory: LayerFactory = {
   name: 'corrupt',
-  summary: 'flips a bit in every n-th page that is got',
+  summary: 'flips a bit in every n-th page',
   options: {
     every: { kind: 'integer', summary: 'flip a bit in every n-th page', required: true, minimum: 1 },
     seed: { kind: 'integer', summary: 'chooses the bits' },
+    what: { kind: 'text', summary: 'on its way up (default) or down', choices: ['got', 'kept'] },
   },
-  create: ({ every, seed }) =>
-    corrupt({ every: every as number, ...(seed === undefined ? {} : { seed: seed as number }) }),
+  create: (options) => corrupt(options as CorruptOptions),
 }
 
-/** Counts the calls that cross it, by operation: nodes of `stats()` named `count`. A batch is one crossing. */
+/** Settings of `fail`. */
+export interface FailOptions extends Occasion {
+  /** What fails (default: all three, counted together). */
+  readonly what?: readonly ('write' | 'read' | 'sync')[]
+  /** Code of the system's error (default `EIO`). */
+  readonly code?: string
+}
+
+/** Makes the transfers of a slow place fail with an error of the system, before they reach it. */
+export function fail(options: FailOptions): Layer {
+  const { what = ['write', 'read', 'sync'], code = 'EIO' } = options
+  assertPositive('every', options.every ?? 1)
+  return Object.freeze({
+    name: 'fail',
+    planPlace: (below: PlaceTraits) =>
+      below.waits ? { ...below, reservedBytes: 0 } : 'a place in memory does not fail',
+    wrapPlace: (next: Place) => failing(next as SlowPlace, new Turns(options), what, code),
+  })
+}
+
+function failing(next: SlowPlace, turns: Turns, what: readonly string[], code: string): SlowPlace {
+  const meet = (syscall: 'write' | 'read' | 'sync'): void => {
+    if (what.includes(syscall) && turns.next())
+      throw Object.assign(new Error(`${code}: ${syscall} was made to fail`), { code, syscall })
+  }
+  return passingPlace(next, {
+    traits: Object.freeze({ ...next.traits, reservedBytes: 0 }),
+    stats: () => statsWith(next, 'fail', { transfers: turns.seen, failed: turns.due }),
+    write: async (flight: Flight) => {
+      meet('write')
+      await next.write(flight)
+    },
+    read: async (location: number, units: number, into: Uint8Array) => {
+      meet('read')
+      await next.read(location, units, into)
+    },
+    writeNow: (flight: Flight) => {
+      meet('write')
+      next.writeNow!(flight)
+    },
+    readNow: (location: number, units: number, into: Uint8Array) => {
+      meet('read')
+      next.readNow!(location, units, into)
+    },
+    sync: async () => {
+      meet('sync')
+      await next.sync!()
+    },
+  })
+}
+
+/** `fail(every=100,what=write,code=ENOSPC)` in the text of a stack. */
+export const failFactory: LayerFactory = {
+  name: 'fail',
+  summary: 'makes transfers of the place below fail',
+  options: {
+    every: { kind: 'integer', summary: 'every n-th transfer fails', required: true, minimum: 1 },
+    what: { kind: 'text', summary: 'which ones (default: all)', choices: ['write', 'read', 'sync'] },
+    code: { kind: 'text', summary: "code of the system's error (default EIO)" },
+  },
+  create: ({ every, what, code }) =>
+    fail({
+      every: every as number,
+      ...(what === undefined ? {} : { what: [what as 'write' | 'read' | 'sync'] }),
+      ...(code === undefined ? {} : { code: code as string }),
+    }),
+}
+
+/** Settings of `tear`. */
+export interface TearOptions extends Occasion {
+  /** Share of a flight's bytes that reach the place, from its beginning: 0 (all of it is lost) to 1 (default 0.5). */
+  readonly kept?: number
+}
+
+/** Loses the end of flights that are acknowledged all the same, as a disk does that lies about its cache. What is lost reads as zeros. */
+export function tear(options: TearOptions): Layer {
+  const { kept = 0.5 } = options
+  assertPositive('every', options.every ?? 1)
+  if (!(kept >= 0 && kept <= 1)) throw new RangeError(`kept must be from 0 to 1, got ${kept}`)
+  return Object.freeze({
+    name: 'tear',
+    planPlace: (below: PlaceTraits) => (below.waits ? below : 'a place in memory takes no flights'),
+    wrapPlace: (next: Place) => tearing(next as SlowPlace, new Turns(options), kept),
+  })
+}
+
+function tearing(next: SlowPlace, turns: Turns, kept: number): SlowPlace {
+  const stats = (): StatsNode => statsWith(next, 'tear', { flights: turns.seen, torn: turns.due })
+  return writingOtherwise(next, stats, ({ bytes, filled }) => {
+    if (!turns.next()) return () => undefined
+    const from = Math.floor(filled * kept)
+    const lost = bytes.slice(from, filled)
+    bytes.fill(0, from, filled)
+    return () => bytes.set(lost, from)
+  })
+}
+
+/** `tear(every=10,kept=0.5)` in the text of a stack. */
+export const tearFactory: LayerFactory = {
+  name: 'tear',
+  summary: 'loses the end of flights',
+  options: {
+    every: { kind: 'integer', summary: 'every n-th flight', required: true, minimum: 1 },
+    kept: { kind: 'number', summary: 'share that is kept (default 0.5)', minimum: 0, maximum: 1 },
+  },
+  create: (options) => tear(options as TearOptions),
+}
+
+/** Counts the calls that cross it, by operation: nodes of `stats()` named `count`. A batch is one crossing, and so is a flight. */
 export function count(): Layer {
   return Object.freeze({
     name: 'count',
     plan: (below: Capabilities | undefined) => passingPlan(below),
     open: (next: PageStore | undefined) =>
       openPassing('count', next, {}, (capabilities, below) => new CountStore(capabilities, below)),
+    wrapPlace: counting,
   })
+}
+
+function counting(next: Place): Place {
+  const methods = methodsOf(next).filter((name) => name !== 'stats' && name !== 'check')
+  const crossings = Object.fromEntries(methods.map((name) => [name, 0]))
+  const changes = Object.fromEntries(
+    methods.map((name) => [
+      name,
+      (...given: unknown[]): unknown => {
+        crossings[name]!++
+        return (next[name as keyof Place] as unknown as (...given: unknown[]) => unknown)(...given)
+      },
+    ]),
+  )
+  return passingPlace(next, { ...changes, stats: () => statsWith(next, 'count', crossings) })
 }
 
 const operations = [
@@ -560,12 +951,16 @@ const operations = [
   'putMany',
   'getMany',
   'flushMany',
+  'replace',
+  'replaceMany',
+  'release',
   'lend',
   'split',
   'freeze',
   'thaw',
   'destroy',
   'tick',
+  'sync',
 ] as const
 type Crossings = Record<(typeof operations)[number], number>
 
@@ -592,6 +987,11 @@ class CountStore extends PassingStore {
   override tick(budget: { readonly pages: number }): Progress {
     this.#crossings.tick++
     return this.next.tick(budget)
+  }
+
+  override sync(): Promise<void> {
+    this.#crossings.sync++
+    return super.sync()
   }
 }
 
@@ -647,6 +1047,21 @@ class CountPool extends PassingPool {
     this.next.flushMany(batch)
   }
 
+  override replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    this.#crossings.replace++
+    return this.next.replace!(object, index, page)
+  }
+
+  override replaceMany(batch: PageBatch): number {
+    this.#crossings.replaceMany++
+    return this.next.replaceMany!(batch)
+  }
+
+  override release(object: ObjectId, index: number): boolean {
+    this.#crossings.release++
+    return this.next.release!(object, index)
+  }
+
   override lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     this.#crossings.lend++
     return this.next.lend(object, index, use)
@@ -679,179 +1094,4 @@ export const countFactory: LayerFactory = {
   summary: 'counts the calls that cross it',
   options: {},
   create: () => count(),
-}
-
-/** Settings of `discard`. */
-export interface DiscardOptions {
-  /**
-   * `refuse` (default): refuses every page (`Policy`), in pools of every kind.
-   * `lose`: takes every page of an ephemeral pool and forgets it at once, which the interface allows.
-   */
-  readonly mode?: 'refuse' | 'lose'
-}
-
-/** The last layer of a stack that keeps nothing: for measuring the layers above, and as an end that does no harm. */
-export function discard(options: DiscardOptions = {}): Layer {
-  const lose = options.mode === 'lose'
-  const capabilities: Capabilities = Object.freeze({
-    ephemeral: true,
-    persistent: !lose,
-    shared: true,
-    minPageSize: basePageSize,
-    maxPageSize,
-    deferred: false,
-    split: true,
-    reservedBytes: 0,
-  })
-  return Object.freeze({
-    name: 'discard',
-    plan: (below: Capabilities | undefined) => (below === undefined ? capabilities : 'it passes nothing on'),
-    open: () => new DiscardStore(capabilities, lose),
-  })
-}
-
-class DiscardStore implements PageStore {
-  readonly name = 'discard'
-  readonly capabilities: Capabilities
-  readonly lose: boolean
-  puts = 0
-  gets = 0
-  flushes = 0
-  closed = false
-
-  constructor(capabilities: Capabilities, lose: boolean) {
-    this.capabilities = capabilities
-    this.lose = lose
-  }
-
-  newPool(attributes: PoolAttributes): Pool | PoolRefusal {
-    const checked = checkedAttributes(attributes)
-    if (this.closed) return PoolRefusal.Closed
-    if (checked.shared && checked.persistent) return PoolRefusal.SharedPersistent
-    if (checked.persistent && this.lose) return PoolRefusal.Unsupported
-    return new DiscardPool(checked, this, { frozen: false, gone: false })
-  }
-
-  tick(): Progress {
-    return idle
-  }
-
-  stats(): StatsNode {
-    return { name: 'discard', counters: { puts: this.puts, gets: this.gets, flushes: this.flushes }, children: [] }
-  }
-
-  close(): Promise<void> {
-    this.closed = true
-    return Promise.resolve()
-  }
-}
-
-class DiscardPool implements Pool {
-  readonly attributes: PoolAttributes
-  readonly #store: DiscardStore
-  /** Shared with the view in parts. */
-  readonly #state: { frozen: boolean; gone: boolean }
-
-  constructor(attributes: PoolAttributes, store: DiscardStore, state: { frozen: boolean; gone: boolean }) {
-    this.attributes = attributes
-    this.#store = store
-    this.#state = state
-  }
-
-  #outcome(): PutOutcome {
-    this.#store.puts++
-    if (this.#state.gone || this.#store.closed) return PutOutcome.PoolGone
-    if (this.#state.frozen) return PutOutcome.Frozen
-    return this.#store.lose ? PutOutcome.Stored : PutOutcome.Policy
-  }
-
-  put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
-    assertPage(page, this.attributes.pageSize)
-    assertObject(object)
-    assertIndex(index, this.attributes.pageSize)
-    return this.#outcome()
-  }
-
-  get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
-    assertPage(into, this.attributes.pageSize)
-    assertObject(object)
-    assertIndex(index, this.attributes.pageSize)
-    this.#store.gets++
-    return GetOutcome.Miss
-  }
-
-  async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
-    return this.get(object, index, into)
-  }
-
-  flushPage(object: ObjectId, index: number): void {
-    assertObject(object)
-    assertIndex(index, this.attributes.pageSize)
-    this.#store.flushes++
-  }
-
-  flushObject(object: ObjectId): void {
-    assertObject(object)
-    this.#store.flushes++
-  }
-
-  putMany(batch: PageBatch): number {
-    assertBatch(batch, this.attributes.pageSize)
-    assertEntries(batch)
-    let stored = 0
-    for (let i = 0; i < batch.length; i++) {
-      if (batch.outcomes[i] === Pending) batch.outcomes[i] = this.#outcome()
-      if (batch.outcomes[i] === PutOutcome.Stored) stored++
-    }
-    return stored
-  }
-
-  getMany(batch: PageBatch): number {
-    assertBatch(batch, this.attributes.pageSize)
-    assertEntries(batch)
-    let hits = 0
-    for (let i = 0; i < batch.length; i++) {
-      this.#store.gets++
-      if (batch.outcomes[i] === Pending) batch.outcomes[i] = GetOutcome.Miss
-      if (batch.outcomes[i] === GetOutcome.Hit) hits++
-    }
-    return hits
-  }
-
-  flushMany(batch: PageBatch): void {
-    assertBatch(batch, this.attributes.pageSize)
-    assertEntries(batch)
-    this.#store.flushes += batch.length
-  }
-
-  lend(object: ObjectId, index: number, _use: Borrower): GetOutcome {
-    assertObject(object)
-    assertIndex(index, this.attributes.pageSize)
-    this.#store.gets++
-    return GetOutcome.Miss
-  }
-
-  split(): Pool {
-    return new DiscardPool(Object.freeze({ ...this.attributes, pageSize: basePageSize }), this.#store, this.#state)
-  }
-
-  freeze(): void {
-    this.#state.frozen = true
-  }
-
-  thaw(): void {
-    this.#state.frozen = false
-  }
-
-  destroy(): void {
-    this.#state.gone = true
-  }
-}
-
-/** `discard(mode=lose)` in the text of a stack. */
-export const discardFactory: LayerFactory = {
-  name: 'discard',
-  summary: 'keeps nothing',
-  options: { mode: { kind: 'text', summary: 'what becomes of a page', choices: ['refuse', 'lose'] } },
-  create: ({ mode }) => discard(mode === undefined ? {} : { mode: mode as 'refuse' | 'lose' }),
 }

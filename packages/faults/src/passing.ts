@@ -1,8 +1,10 @@
 /**
- * What the layers of this package have in common: they pass every call on, and each changes only what it is there for.
+ * What the filters of this package have in common: they pass every call on, and each changes only what it is there for.
  *
- * A layer of one's own is a `PassingStore` whose `wrap` puts a `PassingPool` around each pool; both can be overridden
- * method by method.
+ * Above the first place a filter of one's own is a `PassingStore` whose `wrap` puts a `PassingPool` around each pool; both can be
+ * overridden method by method. Between places it is a `passingPlace` with the methods that it changes.
+ *
+ * Invariant: a filter has the optional methods that what is below it has, and no other, because their absence says something.
  */
 import type {
   Borrower,
@@ -12,6 +14,7 @@ import type {
   ObjectId,
   PageBatch,
   PageStore,
+  Place,
   Pool,
   PoolAttributes,
   PoolRefusal,
@@ -30,6 +33,8 @@ export abstract class PassingPool implements Pool {
   constructor(next: Pool) {
     this.attributes = next.attributes
     this.next = next
+    for (const name of ['replace', 'replaceMany', 'release'] as const)
+      if (next[name] === undefined) this[name] = undefined as never
   }
 
   /** The same layer over another pool: over the parts of this one. */
@@ -65,6 +70,19 @@ export abstract class PassingPool implements Pool {
 
   flushMany(batch: PageBatch): void {
     this.next.flushMany(batch)
+  }
+
+  /** Absent where the pool below has no `replace`; so are `replaceMany` and `release`. */
+  replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.next.replace!(object, index, page)
+  }
+
+  replaceMany(batch: PageBatch): number {
+    return this.next.replaceMany!(batch)
+  }
+
+  release(object: ObjectId, index: number): boolean {
+    return this.next.release!(object, index)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
@@ -120,6 +138,14 @@ export abstract class PassingStore implements PageStore {
     return this.next.tick(budget)
   }
 
+  async ready(): Promise<void> {
+    await this.next.ready?.()
+  }
+
+  async sync(): Promise<void> {
+    await this.next.sync?.()
+  }
+
   stats(): StatsNode {
     return { name: this.name, counters: this.counters(), children: [this.next.stats()] }
   }
@@ -151,6 +177,43 @@ export function openPassing(
   return make(capabilities, next!)
 }
 
+/** Names of everything that a place has, its own and its class's. */
+function namesOf(place: Place): readonly string[] {
+  const names = new Set<string>()
+  for (let from: object = place; from !== Object.prototype; from = Object.getPrototypeOf(from) as object)
+    for (const name of Object.getOwnPropertyNames(from)) if (name !== 'constructor') names.add(name)
+  return [...names]
+}
+
+/** Names of the methods that a place has. */
+export const methodsOf = (place: Place): readonly string[] =>
+  namesOf(place).filter((name) => typeof place[name as keyof Place] === 'function')
+
+/**
+ * A place that does all that `next` does, but what `changes` has in its stead. A change of what `next` does not have is left out; one to
+ * `undefined` takes it away.
+ */
+export function passingPlace<P extends Place>(next: P, changes: Partial<P>): P {
+  const place: object = {}
+  for (const name of namesOf(next)) {
+    const value: unknown = next[name as keyof P]
+    Object.defineProperty(
+      place,
+      name,
+      Object.getOwnPropertyDescriptor(changes, name) ??
+        // What is no method may change: it is looked up each time.
+        (typeof value === 'function' ? { value: value.bind(next) } : { get: () => next[name as keyof P] }),
+    )
+  }
+  return place as P
+}
+
+/** The statistics of a place, with a section of a filter's own. */
+export function statsWith(next: Place, name: string, counters: Readonly<Record<string, number>>): StatsNode {
+  const stats = next.stats()
+  return { ...stats, children: [{ name, counters: { ...counters }, children: [] }, ...stats.children] }
+}
+
 /** Largest number of entries in a batch. */
 export const maxBatchEntries = 65_536
 
@@ -164,17 +227,24 @@ export const decidedAbove = 254
 
 /**
  * Puts a batch of which this layer refuses some entries, in one crossing: the refused ones go down as `Stored` (taken
- * above), which makes every layer below drop its copy, and get their reason afterwards. `marks` has room for
- * `maxBatchEntries`; afterwards it holds the judgement of each entry, or `decidedAbove`.
+ * above), which makes every layer below drop its copy, and get their reason afterwards. With `keep` (for `replaceMany`) they go down as
+ * refused, which leaves the copies. `marks` has room for `maxBatchEntries`; afterwards it holds the judgement of each entry, or `decidedAbove`.
  */
-export function putRefusing(next: Pool, batch: PageBatch, marks: Uint8Array, judge: BatchJudge): number {
+export function putRefusing(
+  next: Pool,
+  batch: PageBatch,
+  marks: Uint8Array,
+  judge: BatchJudge,
+  keep: boolean = false,
+): number {
   const { objects, indexes, outcomes, length } = batch
   for (let i = 0; i < length; i++) {
     const pending = outcomes[i] === Pending
     const mark = pending ? judge.judge(objects[i]!, indexes[i]!) : decidedAbove
     marks[i] = mark
-    if (pending && mark !== Put.Stored) outcomes[i] = Put.Stored
+    if (pending && mark !== Put.Stored) outcomes[i] = keep ? mark : Put.Stored
   }
+  if (keep) return next.replaceMany!(batch)
   let stored = next.putMany(batch)
   for (let i = 0; i < length; i++) {
     if (marks[i] === Put.Stored || marks[i] === decidedAbove) continue

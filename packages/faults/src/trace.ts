@@ -1,5 +1,6 @@
 /**
- * The trace layer: a bounded list of the operations that crossed it, which can be printed, and run again on another store.
+ * The trace layer: a bounded list of the operations that crossed it, which can be printed, and run again on another store (those that were
+ * called above the first place: what passes between places is what a stack made of them).
  *
  * The list belongs to the caller; several trace layers can write into one, so that it shows the order in which the
  * layers of a stack were called: an operation stands where its call began. With `pages`, a put keeps a copy of its page
@@ -8,14 +9,17 @@
 import { crc32 } from 'node:zlib'
 import type {
   Allocator,
+  Block,
   Borrower,
   Budget,
   Capabilities,
+  Flight,
   Layer,
   LayerContext,
   LayerFactory,
   ObjectId,
   PageStore,
+  Place,
   Pool,
   PoolAttributes,
   Progress,
@@ -23,6 +27,8 @@ import type {
 import {
   GetOutcome,
   getOutcomeName,
+  isSlow,
+  none,
   PageBatch,
   Pending,
   type PoolRefusal,
@@ -30,7 +36,7 @@ import {
   poolRefusalName,
   putOutcomeName,
 } from '@tmem/core'
-import { openPassing, PassingPool, PassingStore, passingPlan } from './passing.ts'
+import { openPassing, PassingPool, PassingStore, passingPlace, passingPlan, statsWith } from './passing.ts'
 
 /** A handle in a recorded batch. */
 export interface TracedEntry {
@@ -46,7 +52,7 @@ export interface TracedEntry {
   page: Uint8Array | undefined
 }
 
-/** What can be recorded: the operations of `PageStore` and `Pool`. `close` is followed by `closed` when it is done. */
+/** What can be recorded: the operations of `PageStore`, `Pool` and of places. `close` is followed by `closed` when it is done. */
 export type TracedName =
   | 'open'
   | 'close'
@@ -62,10 +68,20 @@ export type TracedName =
   | 'putMany'
   | 'getMany'
   | 'flushMany'
+  | 'replace'
+  | 'replaceMany'
+  | 'release'
   | 'split'
   | 'freeze'
   | 'thaw'
   | 'destroy'
+  | 'sync'
+  | 'write'
+  | 'writeNow'
+  | 'read'
+  | 'readNow'
+  | 'free'
+  | 'forget'
 
 /** One recorded operation. Fields that the operation does not have are `undefined`. */
 export interface TracedOperation {
@@ -81,9 +97,14 @@ export interface TracedOperation {
   readonly entries: readonly TracedEntry[]
   /**
    * What was answered: the outcome of a single operation, the count of a batch, the number of the new pool
-   * (`newPool`, `split`) or minus its refusal, the pages of a tick. `undefined` until there is an answer.
+   * (`newPool`, `split`) or minus its refusal, the pages of a tick, 1 when a page was released; of a place: the location that it gave
+   * or minus its refusal, the frames of a flight that it took. `undefined` until there is an answer.
    */
   answer: number | undefined
+  /** What a place was asked, in words; `undefined` above the first place. */
+  readonly said?: string
+  /** Why a place failed. */
+  failure?: string
 }
 
 /** Settings of `TraceLog`. */
@@ -142,7 +163,13 @@ export class TraceLog {
 
 /** One operation in one line, e.g. `top pool 0 put 12/7 crc 3fa9c1e0: Stored`. */
 export function traceLine(operation: TracedOperation): string {
-  const { label, name, pool, attributes, budget, entries, answer } = operation
+  const { label, name, pool, attributes, budget, entries, answer, said, failure } = operation
+  if (said !== undefined) {
+    const words = `${label} ${name}${said === '' ? '' : ` ${said}`}`
+    if (failure !== undefined) return `${words}: ${failure}`
+    if (answer === undefined) return words
+    return `${words}: ${name === 'put' ? (answer < 0 ? putOutcomeName(-answer) : `at ${answer}`) : answer}`
+  }
   const words = [label]
   if (pool !== undefined) words.push(`pool ${pool}`)
   words.push(name)
@@ -163,12 +190,13 @@ export function traceLine(operation: TracedOperation): string {
 }
 
 function outcomeName(name: TracedName, outcome: number): string {
-  return name.startsWith('put') ? putOutcomeName(outcome) : getOutcomeName(outcome)
+  return name.startsWith('put') || name.startsWith('replace') ? putOutcomeName(outcome) : getOutcomeName(outcome)
 }
 
 function answerName(name: TracedName, answer: number): string {
   switch (name) {
     case 'put':
+    case 'replace':
     case 'get':
     case 'fetch':
     case 'lend':
@@ -200,6 +228,111 @@ export function trace(options: TraceOptions): Layer {
         store.record('open')
         return store
       }),
+    wrapPlace: (next: Place) => tracing(next, log, label),
+  })
+}
+
+const framesTaken = ({ locations, count }: Flight): number => {
+  let taken = 0
+  for (let n = 0; n < count; n++) if (locations[n] !== none) taken++
+  return taken
+}
+const flightSaid = ({ count, filled }: Flight): string => `${count} frames, ${filled} bytes`
+
+function tracing(next: Place, log: TraceLog, label: string): Place {
+  let operations = 0
+  const record = (name: TracedName, said: string): TracedOperation => {
+    operations++
+    const unasked = { pool: undefined, attributes: undefined, budget: undefined, entries: [], answer: undefined }
+    const operation: TracedOperation = { label, name, said, ...unasked }
+    log.record(operation)
+    return operation
+  }
+  record('open', next.name)
+  /** Notes what becomes of a call that may fail. */
+  const traced = (operation: TracedOperation, call: () => void, answer: () => number | undefined): void => {
+    try {
+      call()
+    } catch (error) {
+      operation.failure = String(error)
+      throw error
+    }
+    operation.answer = answer()
+  }
+  const tracedLater = async (
+    operation: TracedOperation,
+    call: () => Promise<void>,
+    answer: () => number | undefined,
+  ): Promise<void> => {
+    try {
+      await call()
+    } catch (error) {
+      operation.failure = String(error)
+      throw error
+    }
+    operation.answer = answer()
+  }
+  const nothing = (): undefined => undefined
+  const common = {
+    stats: () => statsWith(next, 'trace', { operations, dropped: log.dropped }),
+    close: async () => {
+      record('close', next.name)
+      await next.close()
+      record('closed', next.name)
+    },
+    tick: (budget: Budget): Progress => {
+      const operation = record('tick', `${budget.pages} pages`)
+      const progress = next.tick!(budget)
+      operation.answer = progress.pages
+      return progress
+    },
+  }
+  if (!isSlow(next))
+    return passingPlace(next, {
+      ...common,
+      put: (block: Block, owner: number) => {
+        const { length, pageBytes, codec } = block
+        const operation = record('put', `owner ${owner}, ${length} of ${pageBytes} bytes, codec ${codec}`)
+        const location = next.put(block, owner)
+        operation.answer = location
+        return location
+      },
+      get: (location: number, into: Block) => {
+        record('get', `at ${location}, ${into.length} bytes`)
+        next.get(location, into)
+      },
+      free: (location: number, length: number, pageBytes: number) => {
+        record('free', `at ${location}, ${length} bytes`)
+        next.free(location, length, pageBytes)
+      },
+    })
+  return passingPlace(next, {
+    ...common,
+    write: (flight: Flight) =>
+      tracedLater(
+        record('write', flightSaid(flight)),
+        () => next.write(flight),
+        () => framesTaken(flight),
+      ),
+    read: (location: number, units: number, into: Uint8Array) =>
+      tracedLater(record('read', `at ${location}, ${units} units`), () => next.read(location, units, into), nothing),
+    free: (location: number, units: number) => {
+      record('free', `at ${location}, ${units} units`)
+      next.free(location, units)
+    },
+    forget: (location: number, units: number) => {
+      record('forget', `at ${location}, ${units} units`)
+      next.forget!(location, units)
+    },
+    writeNow: (flight: Flight) =>
+      traced(
+        record('writeNow', flightSaid(flight)),
+        () => next.writeNow!(flight),
+        () => framesTaken(flight),
+      ),
+    readNow: (location: number, units: number, into: Uint8Array) =>
+      traced(record('readNow', `at ${location}, ${units} units`), () => next.readNow!(location, units, into), nothing),
+    sync: () => tracedLater(record('sync', ''), () => next.sync!(), nothing),
   })
 }
 
@@ -272,6 +405,11 @@ class TraceStore extends PassingStore {
     return progress
   }
 
+  override async sync(): Promise<void> {
+    this.record('sync')
+    await super.sync()
+  }
+
   override async close(): Promise<void> {
     this.record('close')
     await this.next.close()
@@ -300,12 +438,27 @@ class TracePool extends PassingPool {
   }
 
   override put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.#put('put', object, index, page, () => this.next.put(object, index, page))
+  }
+
+  override replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
+    return this.#put('replace', object, index, page, () => this.next.replace!(object, index, page))
+  }
+
+  #put(name: TracedName, object: ObjectId, index: number, page: Uint8Array, put: () => PutOutcome): PutOutcome {
     const entry = { ...noPage, object, index, sum: crc32(page), page: this.#store.copy(page, 0, page.length) }
-    const operation = this.#record('put', [entry])
-    const outcome = this.next.put(object, index, page)
+    const operation = this.#record(name, [entry])
+    const outcome = put()
     entry.outcome = outcome
     operation.answer = outcome
     return outcome
+  }
+
+  override release(object: ObjectId, index: number): boolean {
+    const operation = this.#record('release', [{ ...noPage, object, index }])
+    const released = this.next.release!(object, index)
+    operation.answer = released ? 1 : 0
+    return released
   }
 
   override get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
@@ -343,9 +496,17 @@ class TracePool extends PassingPool {
   }
 
   override putMany(batch: PageBatch): number {
+    return this.#putMany('putMany', batch, () => this.next.putMany(batch))
+  }
+
+  override replaceMany(batch: PageBatch): number {
+    return this.#putMany('replaceMany', batch, () => this.next.replaceMany!(batch))
+  }
+
+  #putMany(name: TracedName, batch: PageBatch, put: () => number): number {
     const entries = this.#entries(batch, true)
-    const operation = this.#record('putMany', entries)
-    const stored = this.next.putMany(batch)
+    const operation = this.#record(name, entries)
+    const stored = put()
     for (let i = 0; i < entries.length; i++) entries[i]!.outcome = batch.outcomes[i]!
     operation.answer = stored
     return stored
@@ -440,6 +601,7 @@ export async function replay(
   const pools = new Map<number, Pool>()
   const differences: ReplayDifference[] = []
   for (const recorded of operations) {
+    if (recorded.said !== undefined) continue
     if (recorded.name === 'open' || recorded.name === 'close' || recorded.name === 'closed') continue
     await repeat(recorded, traced, pools)
     const replayed = log.operations[0]!
@@ -460,17 +622,24 @@ async function repeat(operation: TracedOperation, store: PageStore, pools: Map<n
     if (typeof made !== 'number' && answer !== undefined && answer >= 0) pools.set(answer, made)
     return
   }
+  if (name === 'sync') {
+    await store.sync?.()
+    return
+  }
   const pool = pools.get(operation.pool!)
   if (pool === undefined) throw new RangeError(`pool ${operation.pool} was made before the trace begins`)
   const { pageSize } = pool.attributes
-  if (name === 'putMany' || name === 'getMany' || name === 'flushMany') {
+  if (name === 'putMany' || name === 'replaceMany' || name === 'getMany' || name === 'flushMany') {
     const batch = new PageBatch(Math.max(1, entries.length), pageSize)
     for (const { object, index, before, page } of entries) {
       const i = batch.push(object, index)
       batch.outcomes[i] = before
-      if (name === 'putMany' && before === Pending) batch.bytes.set(kept(page), i * pageSize)
+      if ((name === 'putMany' || name === 'replaceMany') && before === Pending)
+        batch.bytes.set(kept(page), i * pageSize)
     }
-    pool[name](batch)
+    // Where the recorded pool kept an older page, this one may not be able to.
+    if (name === 'replaceMany' && pool.replaceMany === undefined) pool.putMany(batch)
+    else pool[name]!(batch)
     return
   }
   if (name === 'split') {
@@ -483,7 +652,9 @@ async function repeat(operation: TracedOperation, store: PageStore, pools: Map<n
     return
   }
   const { object, index, page } = entries[0]!
-  if (name === 'put') pool.put(object, index, kept(page))
+  if (name === 'put' || (name === 'replace' && pool.replace === undefined)) pool.put(object, index, kept(page))
+  else if (name === 'replace') pool.replace!(object, index, kept(page))
+  else if (name === 'release') pool.release?.(object, index)
   else if (name === 'get') pool.get(object, index, new Uint8Array(pageSize))
   else if (name === 'fetch') await pool.fetch(object, index, new Uint8Array(pageSize))
   else if (name === 'lend') pool.lend(object, index, () => undefined)

@@ -258,7 +258,8 @@ describe('corrupt', () => {
 describe('count', () => {
   test('a batch of 512 pages crosses every layer of a stack once', () => {
     const small = memory({ limitBytes: 400_000 })
-    const store = compose([count(), small, count(), refuse({ every: 100 }), count(), room()], { check: 'model' })
+    const layers = [count(), refuse({ every: 100 }), count(), corrupt({ every: 2 ** 30 }), count(), small, room()]
+    const store = compose(layers, { check: 'model' })
     const pool = poolOf(store)
     const batch = batchOf(Array.from({ length: 512 }, (_, i) => [i + 1, i] as const))
     const stored = pool.putMany(batch)
@@ -266,10 +267,10 @@ describe('count', () => {
     batch.rearm()
     expect(pool.getMany(batch)).toBe(stored)
     pool.flushMany(batch)
-    const layers = counters(store, 'count')
-    expect(layers.length).toBe(3)
-    for (const layer of layers)
-      expect(layer).toMatchObject({ putMany: 1, getMany: 1, flushMany: 1, put: 0, get: 0, flushPage: 0, newPool: 1 })
+    const crossings = counters(store, 'count')
+    expect(crossings.length).toBe(3)
+    for (const crossed of crossings)
+      expect(crossed).toMatchObject({ putMany: 1, getMany: 1, flushMany: 1, put: 0, get: 0, flushPage: 0, newPool: 1 })
   })
 
   test('counts every operation', async () => {
@@ -298,12 +299,16 @@ describe('count', () => {
       putMany: 0,
       getMany: 0,
       flushMany: 0,
+      replace: 0,
+      replaceMany: 0,
+      release: 0,
       lend: 1,
       split: 1,
       freeze: 1,
       thaw: 1,
       destroy: 1,
       tick: 1,
+      sync: 0,
     })
   })
 })
