@@ -137,6 +137,8 @@ export class Chain implements PageStore {
   #scanAt = 0
   #scannedAt = 0
   #woken = false
+  /** Syncs under way. */
+  #syncing: Promise<unknown> = Promise.resolve()
   #closing: Promise<void> | undefined
 
   /**
@@ -299,10 +301,23 @@ export class Chain implements PageStore {
     await Promise.all(this.#places.map((place) => place.ready?.()))
   }
 
-  async sync(): Promise<void> {
+  sync(): Promise<void> {
+    const sync = this.#sync()
+    this.#syncing = Promise.allSettled([this.#syncing, sync])
+    return sync
+  }
+
+  async #sync(): Promise<void> {
     await this.mover.settle()
-    for (const { slow } of this.mover.seats)
-      if (slow !== undefined && slow.traits.survives !== 'nothing') await slow.sync?.()
+    for (const { slow } of this.mover.seats) {
+      if (slow === undefined || slow.traits.survives === 'nothing') continue
+      // A place that is being closed syncs nothing any more.
+      if (this.#closing !== undefined)
+        throw new TmemError('TMEM_CLOSED', `${this.name}: the stack was closed before all of it was synced`, {
+          layer: slow.name,
+        })
+      await slow.sync?.()
+    }
   }
 
   stats(): StatsNode {
@@ -488,6 +503,7 @@ export class Chain implements PageStore {
       }
     }
     await this.mover.close()
+    await this.#syncing
     if (!this.#isShared) await closePlaces(this.#places)
     // What was broken before; the places are closed all the same.
     if (failure !== undefined) throw failure

@@ -304,6 +304,8 @@ export class Mover {
   readonly #reads: Read[] = []
   readonly #freeReads: Read[] = []
   readonly #waiting: ((read: Read | undefined) => void)[] = []
+  /** Called when no read is under way any more. */
+  #allReadsBack: (() => void) | undefined
   /** Bytes of the longest frame that any place can have. */
   readonly #readBytes: number
   readonly #context: LayerContext
@@ -1215,8 +1217,12 @@ export class Mover {
     read.seat = undefined
     read.location = none
     const next = this.#waiting.shift()
-    if (next === undefined) this.#freeReads.push(read)
-    else next(read)
+    if (next !== undefined) {
+      next(read)
+      return
+    }
+    this.#freeReads.push(read)
+    if (this.#freeReads.length === this.#reads.length) this.#allReadsBack?.()
   }
 
   /**
@@ -1466,7 +1472,10 @@ export class Mover {
     for (const resolve of this.#waiting.splice(0)) resolve(undefined)
     await this.settle()
     // Reads that are under way need their buffer and their place.
-    while (this.#freeReads.length < this.#reads.length) await new Promise((resolve) => setImmediate(resolve))
+    if (this.#freeReads.length < this.#reads.length)
+      await new Promise<void>((resolve) => {
+        this.#allReadsBack = resolve
+      })
   }
 
   /** A checksum of a handle: what a frame has, so that nobody else's frame is taken for it. */
