@@ -2,5 +2,5 @@
 export * from './block-file.ts'
 export * from './frontswap.ts'
 export * from './layer.ts'
-export { type SwapFile, SwapPlace } from './place.ts'
+export { roomFor, type SwapFile, SwapPlace } from './place.ts'
 export * from './swap-area.ts'

@@ -124,7 +124,7 @@ export class SwapPlace implements SlowPlace {
   /** Runs of units that a flight was given: first unit, units, first frame, frames. */
   readonly #runs: number[] = []
 
-  /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables. */
+  /** It owns the file. Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables; then the file is closed. */
   constructor(options: SwapPlaceOptions, { allocator, clock }: LayerContext) {
     const { file, traits, from, roomBytes, slots, bytesPerHour } = options
     this.traits = traits
@@ -142,10 +142,13 @@ export class SwapPlace implements SlowPlace {
     const bits = this.#clusters * this.#unitsPerCluster
     const bytes = bits / 8 + this.#clusters * 4
     const memory = allocator.allocate(bytes + (slots ? 0 : 2 * clusterBytes), 'frontswap.map')
-    if (memory === undefined)
+    if (memory === undefined) {
+      // A rejection of this close surfaces as an unhandled one, beside the error that is thrown here.
+      void file.close()
       throw new TmemError('TMEM_NO_MEMORY', `no memory for the map of a swap file (${bytes} bytes)`, {
         layer: 'frontswap',
       })
+    }
     this.#map = new Int32Array(memory, 0, bits / 32)
     this.#used = new Uint32Array(memory, bits / 8, this.#clusters)
     this.#packing = new Uint8Array(memory, bytes, slots ? 0 : 2 * clusterBytes)
@@ -334,7 +337,12 @@ export class SwapPlace implements SlowPlace {
       at += flight.units[n]!
     }
     if (whole) {
-      const rest = (this.#unitsPerBlock - (at % this.#unitsPerBlock)) % this.#unitsPerBlock
+      const end = flight.offsets[next - 1]! + flight.units[next - 1]! * this.unitBytes
+      // No further than the flight's memory, out of which it is written.
+      const rest = Math.min(
+        (this.#unitsPerBlock - (at % this.#unitsPerBlock)) % this.#unitsPerBlock,
+        (flight.bytes.length - end) / this.unitBytes,
+      )
       flight.units[next - 1] = flight.units[next - 1]! + rest
       at += rest
     }
@@ -393,7 +401,13 @@ export class SwapPlace implements SlowPlace {
     for (let left = 16; left > 0; left--) {
       const source = this.#emptiest(target, moves)
       if (source === none || filled === this.#unitsPerCluster) break
-      this.#file.readNow(from, 0, clusterBytes, this.#positionOf(source * this.#unitsPerCluster))
+      try {
+        this.#file.readNow(from, 0, clusterBytes, this.#positionOf(source * this.#unitsPerCluster))
+      } catch (error) {
+        this.#readErrors++
+        this.#cannotPack(error)
+        break
+      }
       this.#diskReads++
       this.#diskBytesRead += clusterBytes
       const before = filled
@@ -402,10 +416,16 @@ export class SwapPlace implements SlowPlace {
       if (filled === before) break
     }
     if (filled === 0) return
-    this.#mark(base, filled)
     this.#countWrite(filled * this.unitBytes, moves.length)
     this.#packedBytes += filled * this.unitBytes
-    this.#file.writeNow(to, 0, filled * this.unitBytes, this.#positionOf(base))
+    try {
+      this.#file.writeNow(to, 0, filled * this.unitBytes, this.#positionOf(base))
+    } catch (error) {
+      this.#writeErrors++
+      this.#cannotPack(error)
+      return
+    }
+    this.#mark(base, filled)
     for (let n = 0; n < moves.length; ) {
       if (moves[n]! < 0) {
         n++
@@ -417,6 +437,12 @@ export class SwapPlace implements SlowPlace {
       if (owners.moved(owner, old, at, units)) this.#unmark(old, held)
       else this.#unmark(at, units)
     }
+  }
+
+  /** Packing is not the only way: whoever needed it goes on without. */
+  #cannotPack(error: unknown): void {
+    if (!(error instanceof Error)) throw error
+    this.failure = error
   }
 
   /** Copies the frames of a cluster behind those that are gathered. */
@@ -432,12 +458,12 @@ export class SwapPlace implements SlowPlace {
       const at = (unit - first) * this.unitBytes
       const owner = view.getInt32(at + 12, true)
       const held = this.#owners!.unitsAt(owner, unit)
-      // Nobody's header: whose frame it is cannot be told, and where it ends neither.
-      if (held === 0) {
+      const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
+      // Nobody's header, or a damaged one: whose frame it is cannot be told, or where it ends.
+      if (held === 0 || units > held) {
         unit++
         continue
       }
-      const units = unitsOf((view.getUint32(at + 4, true) & 0xffff) + 1, this.unitBytes)
       if (filled + units > this.#unitsPerCluster) return filled
       to.set(from.subarray(at, at + units * this.unitBytes), filled * this.unitBytes)
       moves.push(owner, unit, held, base + filled, units)
