@@ -146,7 +146,8 @@ export class ZcachePlace implements MemoryPlace {
     const elsewhere = used - arena.chunks * arena.chunkBytes
     const chunks = Math.min(arena.maxChunks, Math.floor((limit.bytes - elsewhere) / arena.chunkBytes))
     const room = Math.max(0, chunks) * arena.chunkBytes
-    return this.#allocator.slotBytes - (room - Math.min(room / 4, Math.max(room / 40, 2 * this.#allocator.longestRun)))
+    const free = Math.min(Math.ceil(room / 4), Math.max(Math.ceil(room / 40), 2 * this.#allocator.longestRun))
+    return this.#allocator.slotBytes - (room - free)
   }
 
   fit(_length: number, moved: MovedBlock): boolean {
