@@ -110,7 +110,7 @@ class World {
   constructor(make: (outside: Outside) => Stack) {
     const { layers, limits } = make(this.outside)
     this.limits = limits
-    this.store = compose(layers, { allocator: this.allocator, accounts: this.ledger, clock: () => 0 })
+    this.store = compose(layers, { allocator: this.allocator, accounts: this.ledger, clock: () => 0, check: 'model' })
     const can = this.store.capabilities
     for (const kind of kinds)
       if ((kind.persistent ? can.persistent : can.ephemeral) && kind.pageSize <= can.maxPageSize) this.#open(kind)

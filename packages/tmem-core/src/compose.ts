@@ -8,9 +8,11 @@
  * 4 KiB and asserts the rules of coherency themselves: put-put-get, get-get, nothing after a refused put or a flush,
  * nothing persistent lost.
  *
- * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again.
+ * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again. In that mode the places
+ * below a chain have boundaries of their own (`checked-place.ts`), which stop the one above the chain.
  */
 import { crc32 } from 'node:zlib'
+import { type Broken, checkedPlace } from './checked-place.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
 import type { OpenPlace } from './mover.ts'
@@ -104,13 +106,18 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
   }
   const filters = filtersOf(layers)
   let store: PageStore | undefined
-  const enter = (opened: PageStore, number: number): void => {
-    store = new Boundary(opened, number === 0 ? 'the caller' : layers[number - 1]!.name, check === 'model', store)
+  const isModel = check === 'model'
+  const stateOf = (number: number): BoundaryState =>
+    new BoundaryState(number === 0 ? 'the caller' : layers[number - 1]!.name, layers[number]!.name)
+  if (filters < layers.length) {
+    // Whoever sees a place break a rule tells the boundary above the chain.
+    const state = stateOf(filters)
+    const chain = openChain(layers.slice(filters), plans[filters]!, context, isModel ? state : undefined)
+    store = new Boundary(chain, state, isModel, undefined)
   }
-  if (filters < layers.length) enter(openChain(layers.slice(filters), plans[filters]!, context), filters)
   for (let i = filters - 1; i >= 0; i--) {
     try {
-      enter(layers[i]!.open!(store, context), i)
+      store = new Boundary(layers[i]!.open!(store, context), stateOf(i), isModel, store)
     } catch (error) {
       // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error thrown here.
       if (store !== undefined) void store.close()
@@ -128,8 +135,13 @@ function filtersOf(layers: readonly Layer[]): number {
   return first === layers.length - 1 && layers[first]!.open !== undefined ? layers.length : first
 }
 
-/** Opens the places of a chain, from the bottom up, and the chain over them. */
-function openChain(layers: readonly Layer[], capabilities: Capabilities, context: LayerContext): PageStore {
+/** Opens the places of a chain, from the bottom up, and the chain over them. `told`: each is checked. */
+function openChain(
+  layers: readonly Layer[],
+  capabilities: Capabilities,
+  context: LayerContext,
+  told: Broken | undefined,
+): PageStore {
   const places: OpenPlace[] = []
   let below: OpenPlace | undefined
   try {
@@ -140,6 +152,7 @@ function openChain(layers: readonly Layer[], capabilities: Capabilities, context
         below = undefined
         below = { place: place.open(context), foreign: place.traits.foreign === true }
       } else below = { place: wrapPlace!(below!.place, context), foreign: below!.foreign }
+      if (told !== undefined) below = { place: checkedPlace(below.place, told), foreign: below.foreign }
     }
     places.unshift(below!)
     below = undefined
@@ -243,8 +256,8 @@ function satisfy(need: StackRequirement, layers: readonly Layer[], can: Capabili
     )
 }
 
-/** Shared by all pools of one boundary: whether it stopped, or was closed. */
-class BoundaryState {
+/** Shared by all pools of one boundary, and by the checked places below it: whether it stopped, or was closed. */
+class BoundaryState implements Broken {
   readonly upper: string
   readonly lower: string
   broken: TmemError | undefined
@@ -253,6 +266,11 @@ class BoundaryState {
   constructor(upper: string, lower: string) {
     this.upper = upper
     this.lower = lower
+  }
+
+  /** Throws when the boundary has stopped. */
+  assertWhole(): void {
+    if (this.broken !== undefined) throw this.broken
   }
 
   /** Stops the boundary for good. */
@@ -275,11 +293,11 @@ class Boundary implements PageStore {
   readonly #below: PageStore | undefined
   #closing: Promise<void> | undefined
 
-  constructor(store: PageStore, upper: string, model: boolean, below: PageStore | undefined) {
+  constructor(store: PageStore, state: BoundaryState, model: boolean, below: PageStore | undefined) {
     this.name = store.name
     this.capabilities = store.capabilities
     this.#store = store
-    this.#state = new BoundaryState(upper, store.name)
+    this.#state = state
     this.#model = model
     this.#below = below
   }
@@ -289,9 +307,10 @@ class Boundary implements PageStore {
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     const checked = checkedAttributes(attributes)
     const pool = this.#store.newPool(checked)
+    this.#state.assertWhole()
     if (typeof pool === 'number') {
       if (poolRefusalName(pool).startsWith('unknown')) this.#state.break(`newPool answered ${pool}`)
       return pool
@@ -305,9 +324,10 @@ class Boundary implements PageStore {
   }
 
   tick(budget: Budget): Progress {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     if (!(budget.pages >= 0)) throw new RangeError(`a budget of ${budget.pages} pages makes no sense`)
     const progress = this.#store.tick(budget)
+    this.#state.assertWhole()
     if (progress.pages > budget.pages)
       this.#state.break(`tick touched ${progress.pages} pages with a budget of ${budget.pages}`)
     return progress
@@ -327,8 +347,9 @@ class Boundary implements PageStore {
   }
 
   async sync(): Promise<void> {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     await this.#store.sync?.()
+    this.#state.assertWhole()
   }
 
   stats(): StatsNode {
@@ -369,7 +390,7 @@ class BoundaryPool implements Pool {
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertPage(page, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
@@ -378,7 +399,7 @@ class BoundaryPool implements Pool {
 
   replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertPage(page, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
@@ -387,19 +408,25 @@ class BoundaryPool implements Pool {
 
   #wasPut(object: ObjectId, index: number, page: Uint8Array, outcome: PutOutcome, kept: boolean): PutOutcome {
     const state = this.#state
+    state.assertWhole()
     if (outcome >>> 0 !== outcome || outcome >= putOutcomeCount)
       state.break(`put answered ${outcome}`, handleName(object, index))
-    if (kept && outcome !== Put.Stored) return outcome
+    if (kept && outcome !== Put.Stored) {
+      this.#model?.mayBeGone(object, index)
+      return outcome
+    }
     const complaint = this.#model?.put(object, index, page, 0, outcome)
     if (complaint !== undefined) state.break(complaint, handleName(object, index))
     return outcome
   }
 
   release(object: ObjectId, index: number): boolean {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     assertObject(object)
     assertIndex(index, this.#pageSize)
-    return this.#pool.release?.(object, index) ?? false
+    const answer = this.#pool.release?.(object, index) ?? false
+    this.#state.assertWhole()
+    return answer
   }
 
   whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
@@ -431,11 +458,12 @@ class BoundaryPool implements Pool {
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertPage(into, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const outcome = this.#pool.get(object, index, into)
+    state.assertWhole()
     if (outcome >>> 0 !== outcome || outcome >= getOutcomeCount)
       state.break(`get answered ${outcome}`, handleName(object, index))
     if (outcome === Got.Deferred && !this.#capabilities.deferred)
@@ -447,13 +475,19 @@ class BoundaryPool implements Pool {
 
   async fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome> {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertPage(into, this.#pageSize)
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const changes = this.#model?.changes
     const { closed } = state
-    const outcome = await this.#pool.fetch(object, index, into, signal)
+    let outcome: GetOutcome
+    try {
+      outcome = await this.#pool.fetch(object, index, into, signal)
+    } finally {
+      // A place that broke a rule meanwhile says more than what came of it.
+      state.assertWhole()
+    }
     if (outcome !== Got.Hit && outcome !== Got.Miss)
       state.break(`fetch answered ${getOutcomeName(outcome)}`, handleName(object, index))
     // Whatever changed while this one waited may have come before or after it: then nothing can be said. What the model
@@ -466,17 +500,19 @@ class BoundaryPool implements Pool {
   }
 
   flushPage(object: ObjectId, index: number): void {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     assertObject(object)
     assertIndex(index, this.#pageSize)
     this.#pool.flushPage(object, index)
+    this.#state.assertWhole()
     this.#model?.flushPage(object, index)
   }
 
   flushObject(object: ObjectId): void {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     assertObject(object)
     this.#pool.flushObject(object)
+    this.#state.assertWhole()
     this.#model?.flushObject(object)
   }
 
@@ -490,11 +526,12 @@ class BoundaryPool implements Pool {
 
   #putMany(batch: PageBatch, kept: boolean): number {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
     const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
     const stored = kept ? this.#pool.replaceMany!(batch) : this.#pool.putMany(batch)
+    state.assertWhole()
     let count = 0
     for (let i = 0; i < batch.length; i++) {
       const outcome = batch.outcomes[i]!
@@ -503,7 +540,10 @@ class BoundaryPool implements Pool {
       if (before === undefined) continue
       const { bytes, objects, indexes, offsets } = batch
       if (before[i] === Pending) {
-        if (kept && outcome !== Put.Stored) continue
+        if (kept && outcome !== Put.Stored) {
+          this.#model!.mayBeGone(objects[i]!, indexes[i]!)
+          continue
+        }
         const complaint = this.#model!.put(objects[i]!, indexes[i]!, bytes, offsets[i]!, outcome as PutOutcome)
         if (complaint !== undefined) state.break(complaint, entryName(batch, i))
       } else if (before[i] === Put.Stored) this.#model!.flushPage(objects[i]!, indexes[i]!)
@@ -514,11 +554,12 @@ class BoundaryPool implements Pool {
 
   getMany(batch: PageBatch): number {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
     const before = this.#model === undefined ? undefined : batch.outcomes.slice(0, batch.length)
     const hits = this.#pool.getMany(batch)
+    state.assertWhole()
     let count = 0
     for (let i = 0; i < batch.length; i++) {
       const outcome = batch.outcomes[i]!
@@ -536,7 +577,7 @@ class BoundaryPool implements Pool {
 
   async fetchMany(batch: PageBatch, signal?: AbortSignal): Promise<number> {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
     // Through this boundary's own `fetch`, which knows what may be said about what has waited.
@@ -558,17 +599,18 @@ class BoundaryPool implements Pool {
   }
 
   flushMany(batch: PageBatch): void {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
     this.#pool.flushMany(batch)
+    this.#state.assertWhole()
     if (this.#model === undefined) return
     for (let i = 0; i < batch.length; i++) this.#model.flushPage(batch.objects[i]!, batch.indexes[i]!)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     const state = this.#state
-    if (state.broken !== undefined) throw state.broken
+    state.assertWhole()
     assertObject(object)
     assertIndex(index, this.#pageSize)
     const model = this.#model
@@ -596,6 +638,7 @@ class BoundaryPool implements Pool {
   }
 
   #lent(outcome: GetOutcome, object: ObjectId, index: number): GetOutcome {
+    this.#state.assertWhole()
     if (outcome >>> 0 !== outcome || outcome >= getOutcomeCount)
       this.#state.break(`lend answered ${outcome}`, handleName(object, index))
     if (outcome === Got.Deferred && !this.#capabilities.deferred)
@@ -604,7 +647,7 @@ class BoundaryPool implements Pool {
   }
 
   split(): Pool | PoolRefusal {
-    if (this.#state.broken !== undefined) throw this.#state.broken
+    this.#state.assertWhole()
     const parts = this.#pool.split()
     if (typeof parts === 'number') {
       if (this.#capabilities.split)
@@ -637,7 +680,7 @@ const handleName = (object: ObjectId, index: number): string => `object ${object
 const entryName = (batch: PageBatch, entry: number): string =>
   `entry ${entry}: ${handleName(batch.objects[entry]!, batch.indexes[entry]!)}`
 
-/** What the model knows of one object: for each 4 KiB part that may be there, the checksum of its bytes. */
+/** What the model knows of one object: for each 4 KiB part that may be there, the checksum of its bytes, and half more when it may be gone. */
 type ObjectModel = Map<number, number>
 
 /** The pages of a pool and what they must contain, shared between a pool and its view in parts. */
@@ -706,6 +749,18 @@ class PoolModel {
     return undefined
   }
 
+  /** A replacement was refused: a store that cannot keep both pages has none now. */
+  mayBeGone(object: ObjectId, index: number): void {
+    const pages = this.#contents.objects.get(BigInt(object))
+    if (pages === undefined) return
+    this.#contents.changes++
+    const first = index * this.#partsPerPage
+    for (let part = first; part < first + this.#partsPerPage; part++) {
+      const sum = pages.get(part)
+      if (sum !== undefined) pages.set(part, Math.floor(sum) + 0.5)
+    }
+  }
+
   /** Whether any part of the page may be there. */
   #knows(object: ObjectId, index: number): boolean {
     const pages = this.#contents.objects.get(BigInt(object))
@@ -721,16 +776,19 @@ class PoolModel {
     let present = !this.#boundary.closed
     for (let part = 0; part < this.#partsPerPage; part++) present &&= pages?.has(first + part) === true
     if (outcome === Got.Miss) {
-      if (present && this.#attributes.persistent) return 'a persistent page is lost'
+      if (present && this.#attributes.persistent && Number.isInteger(pages!.get(first)))
+        return 'a persistent page is lost'
       // A miss is for good: what was missed once may not come back. Of a split page, parts may still be there.
       if (present && !this.#contents.split) this.flushPage(object, index)
       return undefined
     }
     if (!present) return `${getOutcomeName(outcome)} for a page that was flushed, refused, taken or never stored`
     if (outcome === Got.Deferred) return undefined
-    for (let part = 0; part < this.#partsPerPage; part++)
-      if (pages!.get(first + part) !== sumOf(bytes, at + part * basePageSize))
-        return 'the bytes are not those of the last put'
+    for (let part = 0; part < this.#partsPerPage; part++) {
+      const sum = Math.floor(pages!.get(first + part)!)
+      if (sum !== sumOf(bytes, at + part * basePageSize)) return 'the bytes are not those of the last put'
+      pages!.set(first + part, sum)
+    }
     if (!this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
     return undefined
   }

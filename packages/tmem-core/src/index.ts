@@ -1,5 +1,6 @@
 /** Transcendent memory: pools, objects, pages, outcomes; composing stores; the table of handles. */
 export * from './block.ts'
+export { type Broken, checkedPlace } from './checked-place.ts'
 export * from './compose.ts'
 export * from './context.ts'
 export {

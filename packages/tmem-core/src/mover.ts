@@ -42,6 +42,7 @@ import {
   type MemoryPlace,
   type MovedBlock,
   maxBlockBytes,
+  maxRoundingBytes,
   type Owners,
   type Place,
   type SlowPlace,
@@ -57,8 +58,6 @@ const flightsOfSeat = 4
 const numbersOfSeat = flightsOfSeat - FORCED
 /** Blocks that are read at the same time. */
 const readsAtOnce = 16
-/** Bytes by which a place may round a frame up. */
-const maxRounding = 4096
 /** Most attempts that a place which failed is left alone for. */
 const maxRest = 1024
 /** Bytes that go down at once when a put finds no room: one write. */
@@ -350,7 +349,7 @@ export class Mover {
       0,
       // A place may round up to whole blocks.
       ...this.seats.map((seat) =>
-        seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes + maxRounding,
+        seat.slow === undefined ? 0 : seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes + maxRoundingBytes,
       ),
     )
     if (slow === 0) return
@@ -1113,6 +1112,8 @@ export class Mover {
    */
   vacate(entry: number, forget: boolean = false): void {
     const { directory } = this
+    // A put that a broken rule has stopped in the middle leaves one behind.
+    if (directory.isNowhere(entry)) return
     const state = directory.stateOf(entry)
     const place = placeIn(state)
     const pool = this.#poolOf(entry)

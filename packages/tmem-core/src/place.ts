@@ -36,6 +36,9 @@ export const frameBytes = 16
 /** Largest number of units of a framed block in a slow place. */
 export const maxFrameUnits = 2048
 
+/** Most bytes by which a slow place may raise the units of a frame, to whole blocks of its disk. */
+export const maxRoundingBytes = 4096
+
 /** What a place is able to do and promises: frozen data, known before it is opened. */
 export interface PlaceTraits {
   /** Keeps pages that may not vanish. */
@@ -222,7 +225,7 @@ export class Flight {
   /** The frames, each at a multiple of the place's unit, one behind the other. */
   readonly bytes: Uint8Array
   readonly words: Int32Array
-  /** Per frame: where it begins, its units (the place may raise the number), and where it is from now on (`none`: refused). */
+  /** Per frame: where it begins, its units (the place may raise the number by up to `maxRoundingBytes`), and where it is from now on (`none`: refused). */
   readonly offsets: Uint32Array
   readonly units: Uint32Array
   readonly locations: Float64Array
