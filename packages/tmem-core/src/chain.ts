@@ -126,12 +126,16 @@ export class Chain implements PageStore {
   #checksum = 0
   /** The page being put does not shrink, as far as anybody has tried. */
   #huge = false
-  /** By frame that was staged: its entry in the batch, whether its handle had a page, whether that is still there, whether the new one does not shrink. */
-  readonly #stagedAt: number[] = []
-  readonly #stagedKnown: boolean[] = []
-  readonly #stagedKept: boolean[] = []
-  readonly #stagedHuge: boolean[] = []
+  /** By place and frame that was staged: its entry in the batch (`none`: it is a page by itself), and what is known of it. */
+  readonly #stagedAt: readonly number[][]
+  readonly #stagedAs: readonly number[][]
   #stagedSeat: Seat | undefined
+  /** Where the pages come from that are staged: of a batch, and of one by itself. */
+  #batch: PageBatch | undefined
+  #batchPool: ChainPool | undefined
+  #lonePool: ChainPool | undefined
+  #loneBytes: Uint8Array | undefined
+  #loneAt = 0
   /** Some place compresses pages again; the resident that is looked at next; operations until the last look. */
   readonly #recompresses: boolean
   #scanAt = 0
@@ -165,6 +169,8 @@ export class Chain implements PageStore {
     }
     capacity = Math.min(capacity, share?.capacity ?? maxEntries)
     this.#isShared = share !== undefined
+    this.#stagedAt = places.map(() => [])
+    this.#stagedAs = places.map(() => [])
     this.directory = new Directory({
       capacity,
       residents: Math.min(residents, capacity),
@@ -511,6 +517,15 @@ export class Chain implements PageStore {
 
   // ---- Operations on blocks ---------------------------------------------------------------------------------------
 
+  /** The entry of a page, or `none`. A page that waits to be written with its batch is in place first. */
+  find(pool: ChainPool, object: ObjectId, index: number): number {
+    const { table } = this.directory
+    const entry = table.find(pool.number, object, index)
+    if (entry === none || this.#stagedSeat === undefined || !this.#isStaged(entry)) return entry
+    this.commit()
+    return table.find(pool.number, object, index)
+  }
+
   /**
    * Stores the block of `pool.blockBytes` bytes at `bytes[at]`. `keep`: a refusal leaves what is there. `unchanged`: a copy below still
    * serves. `batchEntry`: what goes straight to a slow place waits for `commit`, and the answer is `Pending`.
@@ -528,13 +543,7 @@ export class Chain implements PageStore {
     const { mover, directory } = this
     mover.prepare(pool)
     if (pool.gone) return PutOutcome.PoolGone
-    const { table } = directory
-    let entry = table.find(pool.number, object, index)
-    if (entry !== none && this.#stagedSeat !== undefined && this.#isStaged(entry)) {
-      // The same handle twice in a batch: the first page must be in place before the second replaces it.
-      this.commit(pool.staging)
-      entry = table.find(pool.number, object, index)
-    }
+    let entry = this.find(pool, object, index)
     const isKnown = entry !== none
     if (!isKnown && pool.frozen) return PutOutcome.Frozen
     // An ephemeral page could be dropped while room is made for what comes in its stead: it goes first.
@@ -544,45 +553,69 @@ export class Chain implements PageStore {
     }
     const isKept = isKnown && keep && pool.attributes.persistent
     if (isKnown && !isKept) mover.vacate(entry)
-    if (!isKnown) entry = directory.enter(pool.number, object, index)
+    // The directory has room for what the places have: where that is all taken, an ephemeral page makes room, as in a place.
+    if (!isKnown)
+      do entry = directory.enter(pool.number, object, index)
+      while (entry === none && mover.dropOne())
     if (entry === none) return PutOutcome.NoMemory
-    const outcome = this.#store(pool, entry, bytes, at, isKnown, isKept, batchEntry)
-    if (outcome !== Pending) this.#wasPut(entry, outcome, isKnown, isKept)
-    return outcome
+    const as = (isKnown ? known : 0) | (isKept ? kept : 0)
+    const outcome = this.#store(pool, entry, bytes, at, as, batchEntry, 0, PutOutcome.NoMemory)
+    return outcome === Pending ? Pending : this.#wasPut(pool, entry, bytes, at, as, outcome)
   }
 
-  /** A put has come to its end: nothing is left of what was refused. */
-  #wasPut(entry: number, outcome: number, isKnown: boolean, isKept: boolean): void {
+  /** A put has come to its end: nothing is left of what was refused. Answers what became of it. */
+  #wasPut(pool: ChainPool, entry: number, bytes: Uint8Array, at: number, as: number, outcome: number): number {
     if (outcome === PutOutcome.Stored) {
-      if (isKnown) this.counters.replaced++
-      return
+      if ((as & known) !== 0) this.counters.replaced++
+      return outcome
     }
-    if (isKept) return
-    this.directory.remove(entry)
-    if (isKnown) this.counters.put_to_flush++
+    if ((as & kept) === 0) {
+      this.directory.remove(entry)
+      if ((as & known) !== 0) this.counters.put_to_flush++
+      return outcome
+    }
+    if (outcome !== PutOutcome.NoMemory || !this.#isInSlot(entry)) return outcome
+    this.mover.vacate(entry)
+    const second = this.#store(pool, entry, bytes, at, known, none, 0, outcome)
+    return this.#wasPut(pool, entry, bytes, at, known, second)
   }
 
-  /** Finds a place for the page of an entry. `isKnown`: its handle had a page; `isKept`: and has it still. */
+  /**
+   * Whether a page rests where all blocks have one size. When every such slot is taken, as it may be where a stack has room for just
+   * so many pages, its own is the one for the page that replaces it.
+   */
+  #isInSlot(entry: number): boolean {
+    const place = this.directory.placeOf(entry)
+    return place !== samePlace && this.mover.seats[place]!.raw
+  }
+
+  /**
+   * Finds a place for the page of an entry, from place number `first` on; `why`: the reason for which those before have refused it. `as`:
+   * what is known of the entry.
+   */
   #store(
     pool: ChainPool,
     entry: number,
     bytes: Uint8Array,
     at: number,
-    isKnown: boolean,
-    isKept: boolean,
+    as: number,
     batchEntry: number,
+    first: number,
+    why: number,
   ): number {
     const { mover, directory } = this
     const { persistent } = pool.attributes
-    if (persistent && isRepeated(bytes, at, pool.blockBytes) && pool.charge(bytesPerPage)) {
+    const isKept = (as & kept) !== 0
+    if (first === 0 && persistent && isRepeated(bytes, at, pool.blockBytes) && pool.charge(bytesPerPage)) {
       if (isKept) mover.vacate(entry)
       directory.setSame(entry, wordAt(bytes, at))
       return PutOutcome.Stored
     }
     this.#formed = 0
     this.#huge = false
-    let reason: number = PutOutcome.NoMemory
-    for (const seat of mover.seats) {
+    let reason = why
+    for (let number = first; number < mover.seats.length; number++) {
+      const seat = mover.seats[number]!
       if (!seat.keeps(persistent)) continue
       if (seat.memory !== undefined) {
         this.#form(pool, seat, bytes, at)
@@ -598,19 +631,22 @@ export class Chain implements PageStore {
         }
         reason = -resident
       } else if (mover.canWriteNow(seat)) {
+        // A page by itself has a flight of its own.
+        if (this.#stagedSeat !== undefined && (this.#stagedSeat !== seat || batchEntry === none)) this.commit()
         this.#form(pool, seat, bytes, at)
-        if (this.#stagedSeat !== undefined && this.#stagedSeat !== seat) this.commit(pool.staging)
         if (!mover.stage(seat, entry, this.#checksum)) {
-          this.commit(pool.staging)
+          this.commit()
+          this.#form(pool, seat, bytes, at)
           mover.stage(seat, entry, this.#checksum)
         }
         this.#stagedSeat = seat
-        this.#stagedAt.push(batchEntry)
-        this.#stagedKnown.push(isKnown)
-        this.#stagedKept.push(isKept)
-        this.#stagedHuge.push(this.#huge)
+        this.#stagedAt[number]!.push(batchEntry)
+        this.#stagedAs[number]!.push(as | (this.#huge ? huge : 0))
         if (batchEntry !== none) return Pending
-        return this.commit(undefined)
+        this.#lonePool = pool
+        this.#loneBytes = bytes
+        this.#loneAt = at
+        return this.commit()
       } else reason = PutOutcome.Unavailable
       seat.refused[reason]!++
     }
@@ -623,48 +659,79 @@ export class Chain implements PageStore {
     return false
   }
 
-  /** Writes what was staged, and sets the outcomes in the batch, if there is one. Answers the last outcome. */
-  commit(batch: PageBatch | undefined): number {
+  /** A batch begins: what goes straight to a slow place waits for the others, until `endBatch`. */
+  beginBatch(pool: ChainPool, batch: PageBatch): void {
+    this.#batch = batch
+    this.#batchPool = pool
+  }
+
+  endBatch(): void {
+    this.commit()
+    this.#batch = undefined
+    this.#batchPool = undefined
+  }
+
+  /** Writes what was staged, and sets the outcomes in the batch. What the place refuses goes to the next one. Answers the last outcome. */
+  commit(): number {
     const seat = this.#stagedSeat
     if (seat === undefined) return PutOutcome.Stored
     const { mover, directory } = this
     const flight = mover.staged(seat)
+    const stagedAt = this.#stagedAt[seat.number]!
+    const stagedAs = this.#stagedAs[seat.number]!
     this.#stagedSeat = undefined
     const error = mover.writeStaged(seat)
     if (error !== undefined) this.failure = error
     let last: number = PutOutcome.Stored
+    let refused: number[] | undefined
     for (let n = 0; n < flight.count; n++) {
       const entry = mover.entryIn(flight, n)
       const location = error === undefined ? flight.locations[n]! : none
-      const isKept = this.#stagedKept[n]!
-      const at = this.#stagedAt[n]!
+      const at = stagedAt[n]!
+      const as = stagedAs[n]!
+      const pool = at === none ? this.#lonePool! : this.#batchPool!
+      const bytes = at === none ? this.#loneBytes! : this.#batch!.bytes
+      const from = at === none ? this.#loneAt : this.#batch!.offsets[at]!
       if (location !== none) {
-        if (isKept) mover.vacate(entry)
-        const huge = this.#stagedHuge[n]!
-        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo, huge)
+        if ((as & kept) !== 0) mover.vacate(entry)
+        const isHuge = (as & huge) !== 0
+        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo, isHuge)
         seat.counters.put++
-        if (huge) seat.counters.putHuge++
+        if (isHuge) seat.counters.putHuge++
         last = PutOutcome.Stored
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
         seat.refused[last]!++
+        last = this.#store(pool, entry, bytes, from, as, none, seat.number + 1, last)
+        // What was formed for the put that is going on is not there any more.
+        this.#formed = 0
+        this.#huge = false
       }
-      // A put that is no batch's comes to its end itself.
+      // A page by itself comes to its end in `put`.
       if (at === none) continue
-      this.#wasPut(entry, last, this.#stagedKnown[n]!, isKept)
-      this.settle(batch!, at, last)
+      if (last === PutOutcome.NoMemory) {
+        refused ??= []
+        refused.push(at, entry, as)
+      } else this.settle(at, this.#wasPut(pool, entry, bytes, from, as, last))
     }
     flight.clear()
-    this.#stagedAt.length = 0
-    this.#stagedKnown.length = 0
-    this.#stagedKept.length = 0
-    this.#stagedHuge.length = 0
+    stagedAt.length = 0
+    stagedAs.length = 0
+    // The page is the caller's.
+    this.#loneBytes = undefined
+    // Some may be written once more, in this very flight.
+    for (let n = 0; refused !== undefined && n < refused.length; n += 3) {
+      const at = refused[n]!
+      const { bytes, offsets } = this.#batch!
+      const as = refused[n + 2]!
+      this.settle(at, this.#wasPut(this.#batchPool!, refused[n + 1]!, bytes, offsets[at]!, as, PutOutcome.NoMemory))
+    }
     return last
   }
 
-  /** Notes what became of an entry of a batch. */
-  settle(batch: PageBatch, at: number, outcome: number): void {
-    batch.outcomes[at] = outcome
+  /** Notes what became of an entry of the batch. */
+  settle(at: number, outcome: number): void {
+    this.#batch!.outcomes[at] = outcome
     this.count(outcome)
   }
 
@@ -744,7 +811,7 @@ export class Chain implements PageStore {
   /** Fills `into[to]` with a block. A hit takes it out of a private ephemeral pool. */
   get(pool: ChainPool, object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
     const { directory } = this
-    const entry = directory.table.find(pool.number, object, index)
+    const entry = this.find(pool, object, index)
     if (entry === none) return GetOutcome.Miss
     const outcome = this.#copyOut(pool, entry, into, to)
     if (outcome === GetOutcome.Hit) this.#used(pool, entry)
@@ -816,7 +883,7 @@ export class Chain implements PageStore {
       const read = await mover.borrow()
       if (read === undefined) return GetOutcome.Miss
       try {
-        const entry = pool.gone ? none : directory.table.find(pool.number, object, index)
+        const entry = pool.gone ? none : this.find(pool, object, index)
         if (entry === none) return GetOutcome.Miss
         if (directory.placeOf(entry) === samePlace) continue
         if (mover.seats[directory.placeOf(entry)]!.slow === undefined) continue
@@ -850,7 +917,7 @@ export class Chain implements PageStore {
   /** Where a block is: `none`, memory (true) or a place that waits (false). */
   isInMemory(pool: ChainPool, object: ObjectId, index: number): boolean | undefined {
     const { directory } = this
-    const entry = directory.table.find(pool.number, object, index)
+    const entry = this.find(pool, object, index)
     if (entry === none) return undefined
     const place = directory.placeOf(entry)
     return place === samePlace || this.mover.seats[place]!.memory !== undefined
@@ -912,7 +979,7 @@ export class Chain implements PageStore {
 
   /** Removes a block. Whether there was one. */
   flush(pool: ChainPool, object: ObjectId, index: number): boolean {
-    const entry = this.directory.table.find(pool.number, object, index)
+    const entry = this.find(pool, object, index)
     if (entry === none) return false
     this.mover.drop(entry)
     return true
@@ -920,7 +987,7 @@ export class Chain implements PageStore {
 
   /** Gives the copy in memory up where another one lies below. */
   release(pool: ChainPool, object: ObjectId, index: number): boolean {
-    const entry = this.directory.table.find(pool.number, object, index)
+    const entry = this.find(pool, object, index)
     if (entry === none || !this.mover.release(entry)) return false
     this.counters.released++
     return true
@@ -929,6 +996,7 @@ export class Chain implements PageStore {
   /** Removes all pages that `first` finds, and answers how many. `forget`: what survives keeps them for the next run. */
   flushAll(first: () => number, forget: boolean): number {
     let blocks = 0
+    this.commit()
     for (let entry = first(); entry !== none; entry = first()) {
       this.mover.drop(entry, forget)
       blocks++
@@ -1000,6 +1068,11 @@ export async function closePlaces(places: readonly Place[]): Promise<void> {
 const asItIs = 1
 const inWorkspace = 2
 
+/** What is known of an entry that is being put: it had a page; it has it still; the new one does not shrink, as far as anybody has tried. */
+const known = 1
+const kept = 2
+const huge = 4
+
 /** A fetch of a page in parts, and whether the page changed meanwhile. */
 interface Watch {
   readonly object: ObjectId
@@ -1018,11 +1091,7 @@ export class ChainPool implements Pool, PoolKind {
   readonly parts: number
   frozen = false
   gone = false
-  /** The batch that is being put. */
-  staging: PageBatch | undefined
   readonly #chain: Chain
-  /** Entries of the batch whose pages replace others. */
-  readonly #replacing: number[] = []
   readonly #watches: Watch[] = []
   /** The last fetch of a page in parts. */
   #fetching: Promise<void> = Promise.resolve()
@@ -1058,11 +1127,10 @@ export class ChainPool implements Pool, PoolKind {
   }
 
   replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
-    const chain = this.#chain
-    chain.failure = undefined
+    this.#chain.failure = undefined
     const outcome = this.#put(object, index, page, 0, true, false, none) as PutOutcome
-    chain.count(outcome)
-    return outcome === PutOutcome.NoMemory && this.#isInSlot(object, index) ? this.put(object, index, page) : outcome
+    this.#chain.count(outcome)
+    return outcome
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
@@ -1164,21 +1232,9 @@ export class ChainPool implements Pool, PoolKind {
     return Math.floor(smaller / parts)
   }
 
-  /**
-   * Whether a block of this pool rests where all blocks have one size. When every such place is taken, as it may be where a stack has room for just
-   * so many pages, its own is the one for the page that replaces it.
-   */
-  #isInSlot(object: ObjectId, index: number): boolean {
-    if (this.parts > 1) return false
-    const entry = this.#find(object, index)
-    if (entry === none) return false
-    const place = this.#chain.directory.placeOf(entry)
-    return place !== samePlace && this.#chain.mover.seats[place]!.raw
-  }
-
   /** The entry of a block, or `none`. */
   #find(object: ObjectId, index: number): number {
-    return this.gone ? none : this.#chain.directory.table.find(this.number, object, index)
+    return this.gone ? none : this.#chain.find(this, object, index)
   }
 
   freeze(): void {
@@ -1202,24 +1258,15 @@ export class ChainPool implements Pool, PoolKind {
     const chain = this.#chain
     const { objects, indexes, offsets, outcomes, unchanged, bytes, length } = batch
     chain.failure = undefined
-    this.staging = batch
+    chain.beginBatch(this, batch)
     for (let n = 0; n < length; n++) {
-      // What a filter above has taken is not here any more: what was put under its handle before must be here to be flushed.
-      if (outcomes[n] === PutOutcome.Stored) {
-        chain.commit(batch)
-        this.flushPage(objects[n]!, indexes[n]!)
-      }
+      // What a filter above has taken is not here any more.
+      if (outcomes[n] === PutOutcome.Stored) this.flushPage(objects[n]!, indexes[n]!)
       if (outcomes[n] !== Pending) continue
       const outcome = this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, keep, unchanged[n] === 1, n)
-      if (outcome !== Pending) chain.settle(batch, n, outcome)
-      if (keep) this.#replacing.push(n)
+      if (outcome !== Pending) chain.settle(n, outcome)
     }
-    chain.commit(batch)
-    this.staging = undefined
-    for (const n of this.#replacing)
-      if (outcomes[n] === PutOutcome.NoMemory && this.#isInSlot(objects[n]!, indexes[n]!))
-        chain.settle(batch, n, this.#put(objects[n]!, indexes[n]!, bytes, offsets[n]!, false, false, none))
-    this.#replacing.length = 0
+    chain.endBatch()
     let stored = 0
     for (let n = 0; n < length; n++) if (outcomes[n] === PutOutcome.Stored) stored++
     return stored

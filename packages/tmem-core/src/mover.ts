@@ -493,6 +493,15 @@ export class Mover {
     return this.#sinkEphemeral(seat, 1, true) > 0
   }
 
+  /** Drops the oldest ephemeral page in memory. False: there is none. */
+  dropOne(): boolean {
+    const { directory, seats } = this
+    const seat = seats.findLast(({ number }) => directory.queued(number, EPHEMERAL) > 0)
+    if (seat === undefined) return false
+    this.#evict(directory.entryOf(directory.oldest(seat.number, EPHEMERAL)))
+    return true
+  }
+
   // ---- Sinking ----------------------------------------------------------------------------------------------------
 
   /**
@@ -648,29 +657,33 @@ export class Mover {
     const state = directory.stateOf(entry)
     const memory = target.memory!
     const moving = this.#moving
-    const checksum = this.#fetchBlock(seat, entry, resident, target)
-    if (checksum === undefined) {
-      this.#keepDamaged(seat, entry, resident)
-      return undefined
-    }
-    const charge = this.#chargeOf(target, moving.length)
     const before = this.#chargeOf(seat, lengthIn(state))
-    if (charge > before && pool.account?.charge(charge - before) === false) return false
-    let location = memory.put(moving, resident + this.#base)
-    // Its own coldest pages go further down first, but no persistent one for an ephemeral one.
-    if (location === -PutOutcome.NoMemory && (moving.persistent ? this.#makeRoom(target) : this.#dropOldest(target))) {
+    let checksum: number | undefined
+    let location: number
+    for (let isFirst = true; ; isFirst = false) {
+      // Anew each time: what makes room moves through the same memory, and a codec need not make the same block twice.
+      checksum = this.#fetchBlock(seat, entry, resident, target)
+      if (checksum === undefined) {
+        this.#keepDamaged(seat, entry, resident)
+        return undefined
+      }
+      const more = this.#chargeOf(target, moving.length) - before
+      if (more > 0 && pool.account?.charge(more) === false) return false
+      location = memory.put(moving, resident + this.#base)
+      if (location >= 0) {
+        if (more < 0) pool.account?.release(-more)
+        break
+      }
+      if (more > 0) pool.account?.release(more)
+      const isFull = location === -PutOutcome.NoMemory
+      // Its own coldest pages go further down first, but no persistent one for an ephemeral one.
+      if (!isFirst || !isFull || !(moving.persistent ? this.#makeRoom(target) : this.#dropOldest(target))) {
+        target.refused[-location]!++
+        return false
+      }
       // Another part of its page was what had to go.
       if (directory.isNowhere(entry)) return undefined
-      // Others were on the move meanwhile: the block has to be fetched again.
-      if (this.#fetchBlock(seat, entry, resident, target) !== undefined)
-        location = memory.put(moving, resident + this.#base)
     }
-    if (location < 0) {
-      if (charge > before) pool.account?.release(charge - before)
-      target.refused[-location]!++
-      return false
-    }
-    if (charge < before) pool.account?.release(before - charge)
     const queue = directory.queueOf(entry)
     const huge = this.#isHuge(seat, entry)
     directory.unlink(seat.number, resident, entry, seat.memory!.sizeOf(lengthIn(state)))
