@@ -91,7 +91,7 @@ const idleMs = 100
 const graceMs = 50
 /** Frames kept free for the faults that come in at once, so that the limit holds at every moment. */
 const headroom = messageBatch
-/** Faults after which the event loop gets a turn, and the stack some background work. */
+/** Faults after which the event loop gets a turn, and the stack the background work that it asked for. */
 const turnFaults = 256
 const tickPages = 8
 const idleTickPages = 64
@@ -122,11 +122,17 @@ class Queue {
   }
 }
 
+/** Whether the stack wants a `tick`. */
+interface Background {
+  wanted: boolean
+}
+
 class Pager {
   readonly #task: PagerTask
   readonly #system: System
   readonly #guard: Guard
   readonly #store: PageStore
+  readonly #background: Background
   readonly #pool: Pool
   readonly #pageSize: number
   readonly #state: Uint8Array
@@ -150,7 +156,6 @@ class Pager {
   #closing = false
   #disarmed = false
   #faultsAtTurn = 0
-  #pendingWork = false
 
   #missingFaults = 0
   #writeFaults = 0
@@ -170,12 +175,21 @@ class Pager {
   #trimmed = 0
   readonly #refused: Float64Array = new Float64Array(putOutcomeCount)
 
-  constructor(task: PagerTask, system: System, guard: Guard, store: PageStore, pool: Pool, memory: Mapping) {
+  constructor(
+    task: PagerTask,
+    system: System,
+    guard: Guard,
+    store: PageStore,
+    background: Background,
+    pool: Pool,
+    memory: Mapping,
+  ) {
     const { pageSize } = system
     this.#task = task
     this.#system = system
     this.#guard = guard
     this.#store = store
+    this.#background = background
     this.#pool = pool
     this.#pageSize = pageSize
     this.#memory = memory
@@ -208,16 +222,24 @@ class Pager {
         this.#system.silence(bell)
         this.#obey()
       }
-      if (ready === 0 && this.#fetching === 0) this.#pendingWork = this.#store.tick({ pages: idleTickPages }).pending
+      if (ready === 0 && this.#fetching === 0) this.#tick(idleTickPages)
       const faults = this.#missingFaults
       if (faults - this.#faultsAtTurn >= turnFaults) {
         this.#faultsAtTurn = faults
-        this.#pendingWork = this.#store.tick({ pages: tickPages }).pending
+        this.#tick(tickPages)
       } else if (ready !== 0 && this.#fetching === 0) continue
       // What the layers wait for comes in through the event loop.
       await setImmediate()
       if (this.#failure !== undefined) throw this.#failure
     }
+  }
+
+  /** Does background work of the stack, if that has asked for some. */
+  #tick(pages: number): void {
+    const background = this.#background
+    if (!background.wanted) return
+    background.wanted = false
+    if (this.#store.tick({ pages }).pending) background.wanted = true
   }
 
   /** Milliseconds to wait for a fault. */
@@ -228,7 +250,7 @@ class Pager {
         throw new TmemError('TMEM_IO', `the stack has not answered a fetch within ${patienceMs / 1000} s`)
       return waited < spinMs ? 0 : 1
     }
-    if (this.#pendingWork) return 0
+    if (this.#background.wanted) return 0
     return this.#disarmed ? graceMs : idleMs
   }
 
@@ -499,22 +521,13 @@ async function factoriesOf(modules: readonly string[]): Promise<LayerFactory[]> 
     if (found.length === 0) throw new TypeError(`${module} exports no layer factory`)
     factories.push(...found)
   }
-  return factories.map(blocking)
+  return factories
 }
 
 function isLayerFactory(value: unknown): value is LayerFactory {
   if (typeof value !== 'object' || value === null) return false
   const { name, options, create } = value as Partial<Record<keyof LayerFactory, unknown>>
   return typeof name === 'string' && typeof options === 'object' && options !== null && typeof create === 'function'
-}
-
-/**
- * Layers that read in the runtime's thread pool have a flag `blockingReads` for those who may wait themselves, as the pager may. Here
- * it must be set: threads of the pool wait for pages of the region, and when all do, none is left to read them.
- */
-function blocking(factory: LayerFactory): LayerFactory {
-  if (factory.options['blockingReads']?.kind !== 'flag') return factory
-  return { ...factory, create: (options) => factory.create({ ...options, blockingReads: true }) }
 }
 
 async function main(task: PagerTask): Promise<void> {
@@ -529,7 +542,16 @@ async function main(task: PagerTask): Promise<void> {
     if (cpu !== undefined) system.pin(cpu)
     const { pageSize } = system
     const layers = stackFromData(task.stack, await factoriesOf(task.modules))
-    store = compose(layers, { requirement: { by: 'userfault', persistent: true, pageSize } })
+    const background: Background = { wanted: false }
+    store = compose(layers, {
+      requirement: { by: 'userfault', persistent: true, pageSize },
+      clock: () => performance.now(),
+      wake: () => {
+        background.wanted = true
+      },
+      // Threads of the runtime's pool wait for pages of the region: when all of them do, none is left to read or write one.
+      io: 'blocking',
+    })
     const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize })
     if (typeof pool === 'number') {
       await store.close()
@@ -541,7 +563,7 @@ async function main(task: PagerTask): Promise<void> {
       lostPagerStatus,
       task.fd,
     )
-    pager = new Pager(task, system, guard, store, pool, memory)
+    pager = new Pager(task, system, guard, store, background, pool, memory)
   } catch (error) {
     post({
       kind: 'failed',

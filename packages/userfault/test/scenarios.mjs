@@ -170,8 +170,9 @@ const scenarios = {
     const written = memory.stats()
     const flat = ({ counters, children: [below] }) => ({
       ...counters,
-      zcacheStored: below.counters.stored,
-      zcacheLive: below.counters.live,
+      stored: below.counters.stored,
+      live: below.counters.pages,
+      encoded: below.counters.encoded,
     })
     await memory.close()
     return { wrong: pages.wrong, count: pages.count, before: flat(before), read: flat(read), written: flat(written) }

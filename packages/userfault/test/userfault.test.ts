@@ -94,7 +94,7 @@ describe('pages come and go', () => {
     const below = children[0].counters
     expect(below.stored).toBe(counters.stores)
     expect(below.hits).toBe(counters.loads)
-    expect(below.live).toBe(below.stored - below.flushed)
+    expect(below.pages).toBe(below.stored - below.flushed)
   })
 
   test('no store of two threads is lost while pages are evicted under it', async (ctx) => {
@@ -119,11 +119,11 @@ describe('pages come and go', () => {
     // Three passes in which every page was evicted and none was written.
     expect(read.evictions - before.evictions).toBe(3 * count)
     expect(read.stores).toBe(before.stores)
-    expect(read.zcacheStored).toBe(before.zcacheStored)
-    expect(read.zcacheLive).toBe(count)
+    expect([read.stored, read.encoded]).toEqual([before.stored, before.encoded])
+    expect(read.live).toBe(count)
     expect(written.writeFaults - read.writeFaults).toBe(count)
-    expect(written.zcacheStored).toBe(written.stores)
-    expect(written.zcacheLive).toBe(count - written.dirty)
+    expect(written.stored).toBe(written.stores)
+    expect(written.live).toBe(count - written.dirty)
   })
 
   test('faults of system calls, of native code and of the pool of threads are answered, too', async (ctx) => {
