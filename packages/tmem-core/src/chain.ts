@@ -193,7 +193,7 @@ export class Chain implements PageStore {
     this.#recompresses = places.some((place) => !isSlow(place) && place.stronger !== undefined)
   }
 
-  newPool(attributes: PoolAttributes): Pool | PoolRefusal {
+  newPool(attributes: PoolAttributes): ChainPool | PoolRefusal {
     if (this.#closing !== undefined) return PoolRefusal.Closed
     const { persistent, shared, pageSize, client } = attributes
     if (persistent && shared) return PoolRefusal.SharedPersistent
@@ -208,8 +208,16 @@ export class Chain implements PageStore {
     const account = persistent ? this.#context.accounts.of(client) : undefined
     const pool = new ChainPool(this, number, this.#keyFor(attributes), attributes, account)
     this.pools[number] = pool
-    this.counters.recovered += this.mover.recover(pool)
+    if (!this.#isShared) {
+      this.mover.recover(pool)
+      this.countRecovered(pool)
+    }
     return pool
+  }
+
+  /** What an earlier run has left of a pool has been entered. */
+  countRecovered(pool: ChainPool): void {
+    this.counters.recovered += this.mover.dropIncomplete(pool)
   }
 
   /** Kind of a pool (27 bits: client, shared, persistent, size), and which one of those of its kind it is. */

@@ -45,6 +45,7 @@ import {
   maxRoundingBytes,
   type Owners,
   type Place,
+  type RecoverBlock,
   type SlowPlace,
   unitsOf,
 } from './place.ts'
@@ -123,6 +124,9 @@ export interface SeatCounters {
   /** Blocks that were used while they were on their way down. */
   usedInFlight: number
 }
+
+/** As `RecoverBlock`, for a page in a place of that number. */
+export type EnterSlow = (place: number, ...page: Parameters<RecoverBlock>) => number
 
 /** A place in its stack, and what the chain knows of it. */
 export class Seat {
@@ -378,6 +382,11 @@ export class Mover {
       poolOf: (owner) => this.#poolOf(owner - this.#base).key,
       objectOf: (owner) => directory.table.objectOf(owner - this.#base),
       indexOf: (owner) => directory.table.indexOf(owner - this.#base),
+      isCurrent: (flight, frame) => {
+        const id = seat.numberOf(seat.flights.indexOf(flight))
+        return this.#onFlight(this.entryIn(flight, frame), id) !== undefined
+      },
+      landed: (flight) => this.#landed(seat, seat.flights.indexOf(flight)),
     }
   }
 
@@ -484,13 +493,13 @@ export class Mover {
 
   /** Gives up some of a memory place, the coldest first; false when nothing can go. */
   #makeRoom(seat: Seat): boolean {
-    if (this.directory.queued(seat.number, EPHEMERAL) > 0 && this.#dropOldest(seat)) return true
-    return this.sink(seat, Math.min(forcedBytes, seat.memory!.limitBytes / 16), true) > 0
+    // Ephemeral pages are eaten one by one, by whoever needs room.
+    return this.sinkEphemeral(seat, 1, true) > 0 || this.sink(seat, this.#forcedBytes(seat), true) > 0
   }
 
-  /** Ephemeral pages are eaten one by one, by whoever needs room. */
-  #dropOldest(seat: Seat): boolean {
-    return this.#sinkEphemeral(seat, 1, true) > 0
+  /** Bytes that go down in one write when a put finds no room. */
+  #forcedBytes(seat: Seat): number {
+    return Math.min(forcedBytes, seat.memory!.limitBytes / 16)
   }
 
   /** Drops the oldest ephemeral page in memory. False: there is none. */
@@ -563,13 +572,21 @@ export class Mover {
     return this.#launch(target!, flight, now) ? pages : pages - frames
   }
 
-  /** The same for ephemeral pages, in the order in which they came; what no place below takes is dropped. */
-  #sinkEphemeral(seat: Seat, wanted: number, now: boolean): number {
+  /**
+   * The same for ephemeral pages, in the order in which they came; what no place below takes is dropped. Whoever needs room `now` and has
+   * to write for it writes many at once.
+   */
+  sinkEphemeral(seat: Seat, bytes: number, now: boolean, most: number = maxVictims): number {
     const { directory } = this
-    let pages = 0
+    const queued = directory.queued(seat.number, EPHEMERAL)
+    if (queued === 0) return 0
+    const sizeOf = this.#sizes[seat.number]!
     let target = this.#below(seat, false, now)
+    const wanted = now && target?.slow !== undefined ? this.#forcedBytes(seat) : bytes
     let flight = none
-    for (let left = directory.queued(seat.number, EPHEMERAL); left > 0 && pages < wanted; left--) {
+    let pages = 0
+    let freed = 0
+    for (let left = Math.min(most, maxVictims, queued); left > 0 && freed < wanted; left--) {
       const resident = directory.oldest(seat.number, EPHEMERAL)
       // A page in parts goes with all of them.
       if (resident === none) break
@@ -578,16 +595,26 @@ export class Mover {
         this.#requeue(seat, entry, resident, EPHEMERAL)
         continue
       }
-      pages++
+      const size = sizeOf(entry)
       const hasCopy = directory.copyOf(resident) !== none
       if (target?.slow !== undefined && flight === none && !hasCopy) {
         flight = this.#openFlight(target, now)
-        if (flight === none) target = undefined
+        if (flight === none) {
+          // All of its flights are under way. Only who cannot wait drops what is cold.
+          if (!now) break
+          target = undefined
+        }
       }
       let goes: boolean | undefined = false
       if (target?.memory !== undefined && !this.#isClean(seat, resident))
         goes = this.#passDown(seat, target, entry, resident)
-      else if (target !== undefined && !hasCopy) goes = this.#board(seat, target, flight, entry, resident)
+      else if (target?.slow !== undefined && !hasCopy) {
+        goes = this.#board(seat, target, flight, entry, resident)
+        // The flight is full.
+        if (goes === false) break
+      }
+      pages++
+      freed += size
       // What is damaged has been dropped already.
       if (goes !== false) continue
       if (hasCopy) this.#dropClean(seat, entry, resident)
@@ -595,31 +622,13 @@ export class Mover {
     }
     if (flight === none) return pages
     const { count, owners } = target!.flights[flight]!
-    if (count === 0 || this.#launch(target!, flight, now)) return pages
-    // Whoever needs the room cannot wait until that place works again.
-    for (let n = 0; n < count; n++) {
-      const entry = owners[n]! - this.#base
-      if (!directory.isNowhere(entry)) this.#evict(entry)
-    }
-    return pages
-  }
-
-  /** Sinks ephemeral pages for an allowance of bytes. Returns the pages. */
-  sinkEphemeral(seat: Seat, bytes: number, now: boolean, most: number): number {
-    const { directory } = this
-    const before = directory.bytesOf(seat.number, EPHEMERAL)
-    let pages = 0
-    while (
-      pages < most &&
-      directory.queued(seat.number, EPHEMERAL) > 0 &&
-      before - directory.bytesOf(seat.number, EPHEMERAL) < bytes
-    ) {
-      const done = this.#sinkEphemeral(seat, Math.min(16, most - pages), now)
-      pages += done
-      if (done === 0) break
-      // What is on its way does not count as gone yet.
-      if (this.seats.some((one) => one.isBusy)) break
-    }
+    if (count > 0) this.#launch(target!, flight, now)
+    if (now)
+      // What that place did not take has to go all the same.
+      for (let n = 0; n < count; n++) {
+        const entry = owners[n]! - this.#base
+        if (!directory.isNowhere(entry) && directory.placeOf(entry) === seat.number) this.#evict(entry)
+      }
     return pages
   }
 
@@ -629,8 +638,8 @@ export class Mover {
       const below = this.seats[number]!
       if (!below.keeps(persistent)) continue
       if (below.slow === undefined) return below
-      // Who has no other way asks again at once.
-      if (below.rest > 0 && !forced) {
+      // Who has no other way asks again at once; an ephemeral page can be dropped.
+      if (below.rest > 0 && !(forced && persistent)) {
         below.rest--
         continue
       }
@@ -677,7 +686,11 @@ export class Mover {
       if (more > 0) pool.account?.release(more)
       const isFull = location === -PutOutcome.NoMemory
       // Its own coldest pages go further down first, but no persistent one for an ephemeral one.
-      if (!isFirst || !isFull || !(moving.persistent ? this.#makeRoom(target) : this.#dropOldest(target))) {
+      if (
+        !isFirst ||
+        !isFull ||
+        !(moving.persistent ? this.#makeRoom(target) : this.sinkEphemeral(target, 1, true) > 0)
+      ) {
         target.refused[-location]!++
         return false
       }
@@ -863,8 +876,8 @@ export class Mover {
     const flight = target.flights[number]!
     const slow = target.slow!
     target.counters.flights++
-    if (now) {
-      target.counters.forcedFlights++
+    if (now) target.counters.forcedFlights++
+    if (now || (this.#context.io === 'blocking' && slow.writeNow !== undefined)) {
       try {
         slow.writeNow!(flight)
       } catch (error) {
@@ -1265,6 +1278,10 @@ export class Mover {
       return false
     }
     const pool = this.#poolOf(entry)
+    if (failure instanceof TmemError && failure.code === 'TMEM_CORRUPT') {
+      seat.counters.corrupt++
+      throw this.#error('TMEM_CORRUPT', seat, entry, failure.message)
+    }
     if (failure !== undefined) {
       seat.counters.failedReads++
       throw this.#error('TMEM_IO', seat, entry, 'cannot read the page', failure as Error)
@@ -1375,30 +1392,32 @@ export class Mover {
     else this.#freeSlow(seat, location, units)
   }
 
-  /** Enters what an earlier run has left of a pool. Returns the pages. */
-  recover(pool: PoolKind): number {
-    const { directory } = this
-    let blocks = 0
-    for (const seat of this.seats) {
-      if (!seat.keeps(pool.attributes.persistent)) continue
-      seat.slow?.recover?.(pool.key, (object, index, location, units) => {
-        if (directory.find(pool.number, object, index) !== none) return false
-        const entry = directory.enter(pool.number, object, index)
-        if (entry === none) return false
-        directory.setSlow(entry, seat.number, location, units, false, seat.order.epoch - longAgo, false)
-        seat.counters.recovered++
-        blocks++
-        return true
-      })
-    }
-    return pool.parts === 1 ? blocks : (blocks - this.#dropIncomplete(pool)) / pool.parts
+  /** Enters what an earlier run has left of a pool, with `enter` where directories share the places. */
+  recover(pool: PoolKind, enter: EnterSlow = (...page) => this.enterSlow(pool, ...page)): void {
+    for (const { number, slow } of this.seats)
+      if (this.seats[number]!.keeps(pool.attributes.persistent))
+        slow?.recover?.(pool.key, (...page) => enter(number, ...page))
   }
 
-  /** Drops the pages of a pool of which parts are missing. Returns their blocks. */
-  #dropIncomplete(pool: PoolKind): number {
+  /** Enters a block that is in a slow place: the number of its owner, or `none` when it has no room, or is known. */
+  enterSlow(pool: PoolKind, place: number, object: ObjectId, index: number, location: number, units: number): number {
+    const { directory } = this
+    if (directory.find(pool.number, object, index) !== none) return none
+    const entry = directory.enter(pool.number, object, index)
+    if (entry === none) return none
+    const seat = this.seats[place]!
+    directory.setSlow(entry, place, location, units, false, seat.order.epoch - longAgo, false)
+    seat.counters.recovered++
+    return entry + this.#base
+  }
+
+  /** After `recover`: drops the pages of which parts are missing. Returns the pages of the pool. */
+  dropIncomplete(pool: PoolKind): number {
     const { table } = this.directory
+    let blocks = 0
     const incomplete: number[] = []
     for (let entry = table.firstOfPool(pool.number); entry !== none; entry = table.nextOfPool(entry)) {
+      blocks++
       const index = table.indexOf(entry)
       const object = table.objectOf(entry)
       const first = index - (index % pool.parts)
@@ -1409,7 +1428,7 @@ export class Mover {
         }
     }
     for (const entry of incomplete) this.drop(entry)
-    return incomplete.length
+    return (blocks - incomplete.length) / pool.parts
   }
 
   /** An ephemeral page makes room for another one in its place. */

@@ -170,7 +170,10 @@ export interface SlowPlace extends PlaceBase {
   write(flight: Flight): Promise<void>
   /** The same, before it returns. Absent: the place cannot do that, and a put that would need it is refused. */
   writeNow?(flight: Flight): void
-  /** Fills `into` from its start with the `units` units at a location. Rejects with the system's error. */
+  /**
+   * Fills `into` from its start with the `units` units at a location. Rejects with the system's error, or with `TmemError` (`TMEM_CORRUPT`) where
+   * it knows by itself that they are not what was written.
+   */
   read(location: number, units: number, into: Uint8Array): Promise<void>
   /** The same, before it returns: where the runtime's pool of threads may not be used. */
   readNow?(location: number, units: number, into: Uint8Array): void
@@ -179,8 +182,8 @@ export interface SlowPlace extends PlaceBase {
   /** Gives a block up in this run only: what survives keeps it for the next one (the pool was destroyed). Absent: as `free`. */
   forget?(location: number, units: number): void
   /**
-   * Hands over what an earlier run has left here of a pool: once for each key. `enter` answers whether the stack has taken a block in; what
-   * it has not is given up.
+   * Hands over what an earlier run has left here of a pool, once for each key: asked again, because the pool was destroyed and there is a new
+   * one, it gives up what it has of the old one. So it does with what the stack does not take in.
    */
   recover?(pool: number, enter: RecoverBlock): void
   /** What was acknowledged before survives what the traits promise. Rejects with `TmemError`. */
@@ -191,8 +194,8 @@ export interface SlowPlace extends PlaceBase {
   check?(blocks: readonly { readonly location: number; readonly units: number }[]): void
 }
 
-/** Enters a block that survived into the directory; false: it has no room, or knows the handle already. */
-export type RecoverBlock = (object: ObjectId, index: number, location: number, units: number) => boolean
+/** Enters a block that survived into the directory: the number of its owner, or `none`: there is no room, or the handle is known already. */
+export type RecoverBlock = (object: ObjectId, index: number, location: number, units: number) => number
 
 /** What a slow place may ask the stack about its frames. An owner is the number that a flight gave for a frame. */
 export interface Owners {
@@ -206,6 +209,14 @@ export interface Owners {
   poolOf(owner: number): number
   objectOf(owner: number): ObjectId
   indexOf(owner: number): number
+  /** Whether a frame of a flight under way is still the page of its owner: not flushed, taken or put anew meanwhile. */
+  isCurrent(flight: Flight, frame: number): boolean
+  /**
+   * The flight is safe, and its locations are set: the stack notes them before this returns. For a place that survives its process: between
+   * what makes frames last and this nothing may come that changes their pages, and the promise of `write` resolves later. Called or not, the
+   * stack notes them when that has resolved.
+   */
+  landed(flight: Flight): void
 }
 
 export type Place = MemoryPlace | SlowPlace

@@ -4,7 +4,7 @@
  * Which chain a page is in follows from its handle alone, so that nothing is looked up twice. Places know what is whose by the top byte of the
  * owner's number. Each chain has the order of its own pages; background work takes turns.
  */
-import { Chain, closePlaces } from './chain.ts'
+import { Chain, type ChainPool, closePlaces } from './chain.ts'
 import { tagOf } from './directory.ts'
 import { maxEntries } from './handles.ts'
 import { checkPlaces, type OpenPlace, PlaceContents } from './mover.ts'
@@ -88,7 +88,7 @@ class Shards implements PageStore {
   }
 
   newPool(attributes: PoolAttributes): Pool | PoolRefusal {
-    const pools: Pool[] = []
+    const pools: ChainPool[] = []
     for (const chain of this.chains) {
       const pool = chain.newPool(attributes)
       if (typeof pool === 'number') {
@@ -97,7 +97,13 @@ class Shards implements PageStore {
       }
       pools.push(pool)
     }
-    return new ShardedPool(pools)
+    const sharded = new ShardedPool(pools)
+    this.chains[0]!.mover.recover(pools[0]!, (place, object, index, ...where) => {
+      const shard = sharded.shardOf(object, Math.floor(index / pools[0]!.parts))
+      return this.chains[shard]!.mover.enterSlow(pools[shard]!, place, object, index, ...where)
+    })
+    for (const [shard, chain] of this.chains.entries()) chain.countRecovered(pools[shard]!)
+    return sharded
   }
 
   tick(budget: Budget): Progress {
@@ -187,6 +193,8 @@ class Shards implements PageStore {
       poolOf: (owner) => of(owner).poolOf(owner),
       objectOf: (owner) => of(owner).objectOf(owner),
       indexOf: (owner) => of(owner).indexOf(owner),
+      isCurrent: (flight, frame) => of(flight.owners[frame]!).isCurrent(flight, frame),
+      landed: (flight) => of(flight.owners[0]!).landed(flight),
     }
   }
 }
@@ -308,16 +316,17 @@ class ShardedPool implements Pool {
     for (const pool of this.#pools) pool.destroy()
   }
 
-  #shardOf(object: ObjectId, index: number): number {
+  /** Number of the chain that a page falls to. */
+  shardOf(object: ObjectId, index: number): number {
     return (tagOf(0, object, index) >>> 0) % this.#pools.length
   }
 
   #indexesOf(shard: number, object: ObjectId, indexes: Uint32Array, count: number): Uint32Array {
-    return indexes.subarray(0, count).filter((index) => this.#shardOf(object, index) === shard)
+    return indexes.subarray(0, count).filter((index) => this.shardOf(object, index) === shard)
   }
 
   #of(object: ObjectId, index: number): Pool {
-    return this.#pools[this.#shardOf(object, index)]!
+    return this.#pools[this.shardOf(object, index)]!
   }
 
   /** Lets each chain work on its own entries of a batch. */
@@ -328,7 +337,7 @@ class ShardedPool implements Pool {
     for (let n = 0; n < length; n++) before[n] = outcomes[n]!
     for (const [shard, pool] of this.#pools.entries()) {
       for (let n = 0; n < length; n++)
-        outcomes[n] = this.#shardOf(objects[n]!, indexes[n]!) === shard ? before[n]! : elsewhere
+        outcomes[n] = this.shardOf(objects[n]!, indexes[n]!) === shard ? before[n]! : elsewhere
       work(pool)
       for (let n = 0; n < length; n++) if (outcomes[n] !== elsewhere) before[n] = outcomes[n]!
     }
