@@ -130,7 +130,7 @@ class World {
     const page = makePage(contents[seed % contents.length]!, seed, pageSize)
     if (what < 30) this.#wasPut(held, key, page, pool.put(key >> 3, key & 7, page), false)
     else if (what < 36)
-      this.#wasPut(held, key, page, pool.replace!(key >> 3, key & 7, page), persistent && pageSize === basePageSize)
+      this.#wasPut(held, key, page, (pool.replace ?? pool.put).call(pool, key >> 3, key & 7, page), persistent && pageSize === basePageSize)
     else if (what < 42) this.#putMany(held, key, seed)
     else if (what < 55) this.#got(held, key, pool)
     else if (what < 68) this.#fetch(held, key)
@@ -186,7 +186,7 @@ class World {
       if (n === 5 && seed % 4 === 0) batch.outcomes[entry] = PutOutcome.Stored
     }
     const keeps = seed % 2 === 0
-    if (keeps) pool.replaceMany!(batch)
+    if (keeps && pool.replaceMany !== undefined) pool.replaceMany(batch)
     else pool.putMany(batch)
     for (let n = 0; n < 8; n++) {
       const key = (first + (n === 7 ? 2 : n)) % keysOf(pageSize)

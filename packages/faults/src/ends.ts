@@ -123,6 +123,8 @@ class SlowMemory implements SlowPlace {
   #next = 0
   #usedUnits = 0
   #owners: Owners | undefined
+  /** Keys of pools of which the frames of an earlier run have been handed over. */
+  readonly #recovered: Set<number> = new Set()
   /** Where `tick` goes on. */
   #cursor = 0
   readonly #counters = { writes: 0, bytes_written: 0, reads: 0, bytes_read: 0, refused: 0, moved: 0, syncs: 0 }
@@ -222,10 +224,13 @@ class SlowMemory implements SlowPlace {
   }
 
   recover(pool: number, enter: RecoverBlock): void {
-    for (const [location, frame] of this.#frames)
-      if (frame.owner === none && frame.pool === pool) {
-        if (!enter(frame.object, frame.index, location, frame.bytes.length / this.unitBytes)) this.free(location)
-      }
+    const again = this.#recovered.has(pool)
+    this.#recovered.add(pool)
+    for (const [location, frame] of this.#frames) {
+      if (frame.owner !== none || frame.pool !== pool) continue
+      if (!again) frame.owner = enter(frame.object, frame.index, location, frame.bytes.length / this.unitBytes)
+      if (frame.owner === none) this.free(location)
+    }
   }
 
   async sync(): Promise<void> {

@@ -380,8 +380,9 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
   readonly readNow?: (location: number, units: number, into: Uint8Array) => void
   readonly #place: SlowPlace
   readonly #book = new Map<number, Framed>()
-  /** Transfers under way. */
+  /** Transfers under way; and flights that have not landed yet. */
   #transfers = 0
+  readonly #underWay = new Map<Flight, Sent>()
   #isAttached = false
 
   constructor(place: SlowPlace, told: Broken) {
@@ -413,7 +414,7 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
         const units = owners.unitsAt(owner, location)
         const framed = this.#book.get(location)
         this.demands(
-          units === 0 || (framed?.units === units && this.#isOf(framed, owner)),
+          units === 0 || (framed?.units === units && framed.owner === owner),
           `owner ${owner} has ${units} units at ${location}, where ${framed?.units ?? 0} of ${framed?.owner ?? none} are`,
         )
         return units
@@ -430,18 +431,24 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
       poolOf: (owner) => owners.poolOf(owner),
       objectOf: (owner) => owners.objectOf(owner),
       indexOf: (owner) => owners.indexOf(owner),
+      isCurrent: (flight, frame) => {
+        this.holds(this.#underWay.has(flight), 'it asks about a flight that is not under way')
+        return owners.isCurrent(flight, frame)
+      },
+      landed: (flight) => {
+        const sent = this.#underWay.get(flight)
+        this.holds(sent !== undefined, 'a flight landed that is not under way')
+        this.#underWay.delete(flight)
+        this.#landed(flight, sent!)
+        owners.landed(flight)
+      },
     })
-  }
-
-  /** Who owns a frame of an earlier run is not known. */
-  #isOf(framed: Framed, owner: number): boolean {
-    return framed.owner === owner || framed.owner === none
   }
 
   #wasMoved(owners: Owners, owner: number, from: number, to: number, units: number): boolean {
     const framed = this.#book.get(from)
     const where = `(owner ${owner}, from ${from})`
-    this.holds(framed === undefined || this.#isOf(framed, owner), `a frame of somebody else was moved ${where}`)
+    this.holds(framed === undefined || framed.owner === owner, `a frame of somebody else was moved ${where}`)
     this.holds(isLocation(to) && !this.#book.has(to), `a frame was moved to ${to}, which is in use ${where}`)
     this.holds(framed === undefined || units >= framed.sent, `a frame has ${units} units after moving ${where}`)
     const isKept = owners.moved(owner, from, to, units)
@@ -462,16 +469,19 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
 
   async write(flight: Flight): Promise<void> {
     const sent = this.#send(flight)
+    this.#underWay.set(flight, sent)
     this.#transfers++
     try {
       await this.#place.write(flight)
     } catch (error) {
       this.holds(error instanceof Error, `write failed with ${String(error)}, which is no Error`)
+      this.holds(this.#underWay.delete(flight), 'write failed after its flight had landed')
       throw error
     } finally {
       this.#transfers--
     }
-    this.#landed(flight, sent)
+    // It may have said so itself, and the flight may be another one's since.
+    if (this.#underWay.delete(flight)) this.#landed(flight, sent)
   }
 
   #writeNow(flight: Flight): void {
@@ -612,9 +622,9 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
         `it recovered location ${location}, which is in use`,
       )
       this.holds(units > 0 && isCount(units, maxFrameUnits), `it recovered ${units} units at ${location}`)
-      const isTaken = enter(object, index, location, units)
-      if (isTaken) this.#book.set(location, { owner: none, units, sent: units, sum: undefined })
-      return isTaken
+      const owner = enter(object, index, location, units)
+      if (owner !== none) this.#book.set(location, { owner, units, sent: units, sum: undefined })
+      return owner
     })
   }
 
