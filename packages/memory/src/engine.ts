@@ -87,7 +87,6 @@ const counterNames = [
   'flushed_pages',
   'flushed_objects',
   'evicted_pages',
-  'demoted_pages',
   'taken_pages',
   'moved_pages',
   'refused_no_memory',
@@ -103,13 +102,12 @@ const SUCC_GETS = 4
 const FLUSHED_PAGES = 5
 const FLUSHED_OBJECTS = 6
 const EVICTED = 7
-const DEMOTED = 8
-const TAKEN = 9
-const MOVED = 10
-const NO_MEMORY = 11
-const QUOTA = 12
-const REFUSED_FROZEN = 13
-const ALLOCATION = 14
+const TAKEN = 8
+const MOVED = 9
+const NO_MEMORY = 10
+const QUOTA = 11
+const REFUSED_FROZEN = 12
+const ALLOCATION = 13
 
 /** Answers of `#place` and `#locate` beside frame numbers; a negative `PutOutcome` is a refusal. */
 const scattered = -1000
@@ -134,9 +132,6 @@ export interface EngineMemory {
   readonly chunks: readonly (ArrayBufferLike | undefined)[]
   readonly handles: HandleTableMemory
 }
-
-/** Takes a page over before the engine gives it up; false when it cannot. The bytes are valid during the call. */
-export type Demotion = (pool: number, object: ObjectId, index: number, bytes: Uint8Array) => boolean
 
 /** log2 of the frames in a page of that size. */
 export const orderOf = (pageSize: number): number => 31 - Math.clz32(pageSize / basePageSize)
@@ -165,9 +160,7 @@ export class Engine {
   /** Accounts by client slot, as far as this thread has met them, and whose they are. */
   readonly #account: Account[] = []
   readonly #accountClient: Int32Array = new Int32Array(maxClients).fill(none)
-  /** Who is asked before an ephemeral page is dropped and when persistent ones must go. */
-  demotion: Demotion | undefined
-  /** Scratch for one page: parts gathered, pages on their way down. */
+  /** Scratch for one page: where parts are gathered. */
   #scratch: Uint8Array | undefined
   #seenLimit = -1
   #allowedFrames = 0
@@ -428,10 +421,10 @@ export class Engine {
   }
 
   /**
-   * Puts every `Pending` entry of a batch; those without a place stay `Pending`, unless `final`, and then get their
-   * refusal. First all places are found and then all pages copied, so that neither waits for the other's cache misses.
+   * Puts every `Pending` entry of a batch. First all places are found and then all pages copied, so that neither waits for
+   * the other's cache misses.
    */
-  putMany(pool: number, batch: PageBatch, order: number, final: boolean): void {
+  putMany(pool: number, batch: PageBatch, order: number): void {
     const { objects, indexes, outcomes, scratch, length } = batch
     const scale = 1 << order
     let copied = 0
@@ -447,8 +440,6 @@ export class Engine {
       if (frame >= 0) {
         scratch[i] = frame
         outcomes[i] = PutOutcome.Stored
-        // A page on its way down must have its bytes.
-        if (this.demotion !== undefined) copied = this.#copyInMany(batch, order, copied, i + 1)
         continue
       }
       let outcome = -frame as PutOutcome
@@ -457,7 +448,7 @@ export class Engine {
         copied = this.#copyInMany(batch, order, copied, i)
         outcome = this.#putScattered(pool, objects[i], indexes[i] * scale, order, batch.bytes, batch.offsets[i])
       }
-      if (final || outcome === PutOutcome.Stored) outcomes[i] = outcome
+      outcomes[i] = outcome
     }
     this.#copyInMany(batch, order, copied, length)
     this.#batchLeft = 0
@@ -494,8 +485,8 @@ export class Engine {
     return run
   }
 
-  /** Gets every `Pending` entry of a batch; misses stay `Pending`, unless `final`. First all are found, then copied. */
-  getMany(pool: number, batch: PageBatch, order: number, final: boolean): void {
+  /** Gets every `Pending` entry of a batch. First all are found, then copied. */
+  getMany(pool: number, batch: PageBatch, order: number): void {
     const { objects, indexes, offsets, outcomes, scratch, bytes, length } = batch
     const frames = this.#frames
     const size = basePageSize << order
@@ -507,7 +498,7 @@ export class Engine {
       this.#counters[GETS]++
       const frame = this.#locate(pool, objects[i], key, order)
       if (frame === none) {
-        if (final) outcomes[i] = GetOutcome.Miss
+        outcomes[i] = GetOutcome.Miss
         continue
       }
       this.#counters[SUCC_GETS]++
@@ -584,7 +575,7 @@ export class Engine {
   tick(budget: number): number {
     let done = 0
     while (done < budget && this.#frames.used > this.#allowed()) {
-      if (!this.#evict(none) && !this.#demotePersistent()) break
+      if (!this.#evict(none)) break
       done++
     }
     if (!this.#fixed) done += this.#compact(budget - done)
@@ -744,13 +735,6 @@ export class Engine {
   #drop(entry: number, at: number): void {
     this.#leave(entry, at)
     this.#frames.free(entry)
-  }
-
-  /** Drops the whole page that an entry is or belongs to. */
-  #dropPage(entry: number, at: number): void {
-    const order = this.#pools[at + ORDER]
-    if (this.#frames.orderOf(entry) === order) this.#drop(entry, at)
-    else this.#flushParts(at / poolWords, this.#table.objectOf(entry), this.#headKey(entry, order), order)
   }
 
   /** The run that holds the whole page around `key`, or `none`. */
@@ -957,11 +941,8 @@ export class Engine {
     if (victim === none) return false
     const entry = this.#table.oldest(victim)
     const at = this.#table.poolOf(entry) * poolWords
-    const demoted = this.demotion !== undefined && this.#handDown(entry, at)
-    this.#counters[demoted ? DEMOTED : EVICTED]++
-    // A page in single frames goes as a whole: half a page is of no use to anybody.
-    if (this.demotion !== undefined) this.#dropPage(entry, at)
-    else this.#drop(entry, at)
+    this.#counters[EVICTED]++
+    this.#drop(entry, at)
     return true
   }
 
@@ -989,41 +970,6 @@ export class Engine {
     const weight = this.#accountOf(client).weight
     if (own !== 0 && weight !== 0 && own / total > weight / weights) return client
     return victim
-  }
-
-  /** Offers the page of an entry, or around it, to the layer below; the page stays here. */
-  #handDown(entry: number, at: number): boolean {
-    const pool = at / poolWords
-    const order = this.#pools[at + ORDER]
-    const size = basePageSize << order
-    if (!this.#reserveScratch(size)) return false
-    const scratch = this.#scratch!.length === size ? this.#scratch! : this.#scratch!.subarray(0, size)
-    const object = this.#table.objectOf(entry)
-    const key = this.#headKey(entry, order)
-    if (this.#frames.orderOf(entry) === order) this.#frames.copyOut(entry, 0, scratch, 0, size)
-    else if (this.#locate(pool, object, key, order) === scattered) this.#gather(pool, object, key, order, scratch, 0)
-    else return false
-    return this.demotion!(pool, object, key / 2 ** order, scratch)
-  }
-
-  /** The key of the page that an entry is or belongs to. */
-  #headKey(entry: number, order: number): number {
-    const key = this.#table.indexOf(entry)
-    return key - (key % 2 ** order)
-  }
-
-  /** Moves one persistent page to the layer below; false when none can go. */
-  #demotePersistent(): boolean {
-    if (this.demotion === undefined) return false
-    for (let pool = 0; pool < maxPools; pool++) {
-      if ((this.#pools[pool * poolWords + GENERATION] & 1) === 0) continue
-      const entry = this.#table.firstOfPool(pool)
-      if (entry === none || !this.#handDown(entry, pool * poolWords)) continue
-      this.#counters[DEMOTED]++
-      this.#dropPage(entry, pool * poolWords)
-      return true
-    }
-    return false
   }
 
   /** Empties and gives back chunks beyond the limit, at most `budget` pages moved. */

@@ -1,8 +1,9 @@
 /**
- * The store of plain memory: one page engine behind the interface of a store, alone or above another layer.
+ * Plain memory, in a stack and alone.
  *
- * What the engine refuses goes to the layer below, if there is one; so do pages that it evicts. The store keeps nothing
- * but engine state: see `engine.ts` for the invariants.
+ * Among other places it is a place (`place.ts`), and the chain decides what rests in it. As the only one of a stack it is a store by
+ * itself, which can do more: one page engine behind the interface of a store, whose pages can be seen in parts, and, without `compose`,
+ * exchanged frame by frame. The store keeps nothing but engine state: see `engine.ts` for the invariants.
  */
 import type {
   Borrower,
@@ -30,12 +31,10 @@ import {
   checkedAttributes,
   GetOutcome,
   idle,
-  maxPageSize,
   none,
   Pending,
   PutOutcome,
   PoolRefusal as Refusal,
-  TmemError,
 } from '@tmem/core'
 import type { Engine } from './engine.ts'
 import { orderOf, Engine as PageEngine, refusalOf } from './engine.ts'
@@ -45,29 +44,33 @@ import { FramesPlace, framesFor } from './place.ts'
 export interface MemoryOptions {
   /**
    * Budget in bytes, pages and metadata together: about 32 KiB to 64 GiB. A `ByteLimit` can be changed while the store
-   * is in use: lowered, it evicts, demotes and gives chunks back at the next ticks.
+   * is in use: lowered, it gives pages up (in a stack: to the places below) and chunks back at the next ticks.
    */
   readonly limitBytes: number | ByteLimit
 }
 
-/** The memory store as a layer: terminal, or above another one that takes what it refuses and evicts. */
+/**
+ * Plain memory as a layer: a place among others, or a whole store when it is the only place of its stack. Throws `RangeError` for
+ * a limit without room for a page and its metadata.
+ */
 export function memory(options: MemoryOptions): Layer {
   const limit = typeof options.limitBytes === 'number' ? new ByteLimit(options.limitBytes) : options.limitBytes
+  const capabilities = capabilitiesOf(limit)
   const traits: PlaceTraits = Object.freeze({
     persistent: true,
     ephemeral: true,
     waits: false,
     survives: 'nothing',
     rawOnly: true,
-    capacity: Math.max(1, framesFor(limit.maximumBytes)),
+    capacity: framesFor(limit.maximumBytes),
     reservedBytes: framesFor(limit.maximumBytes) * basePageSize,
-    maxPageSize: PageEngine.largestPageFor(limit.maximumBytes),
+    maxPageSize: capabilities.maxPageSize,
   })
   return {
     name: 'memory',
     place: { traits, open: (context) => new FramesPlace(limit, traits, context) },
-    plan: (below) => capabilitiesOver(limit, below),
-    open: (next, context) => new MemoryStore(limit, next, context),
+    plan: () => capabilities,
+    open: (_next, context) => new MemoryStore(limit, context),
   }
 }
 
@@ -81,54 +84,44 @@ export const memoryFactory: LayerFactory = {
   create: (options) => memory({ limitBytes: options.limit as number }),
 }
 
-function capabilitiesOver(limit: ByteLimit, below: Capabilities | undefined): Capabilities | string {
+/** What a store of that limit can do. Throws `RangeError`. */
+function capabilitiesOf(limit: ByteLimit): Capabilities {
   const capacity = PageEngine.capacityFor(limit.maximumBytes)
-  if (capacity < 1) return `its limit of ${limit.maximumBytes} bytes has no room for a page and its metadata`
+  if (capacity < 1)
+    throw new RangeError(`memory: a limit of ${limit.maximumBytes} bytes has no room for a page and its metadata`)
   return Object.freeze({
     ephemeral: true,
-    persistent: below?.persistent ?? true,
+    persistent: true,
     shared: true,
-    minPageSize: below?.minPageSize ?? basePageSize,
-    maxPageSize: Math.min(below?.maxPageSize ?? maxPageSize, PageEngine.largestPageFor(limit.maximumBytes)),
-    deferred: below?.deferred ?? false,
-    split: below === undefined,
-    reservedBytes: below?.reservedBytes ?? capacity * basePageSize,
+    minPageSize: basePageSize,
+    maxPageSize: PageEngine.largestPageFor(limit.maximumBytes),
+    deferred: false,
+    split: true,
+    reservedBytes: capacity * basePageSize,
   })
 }
 
-/** The memory store opened; `memory(…)` in a stack, or `new MemoryStore(…)` alone, for the exchange of frames. */
+/** The store of plain memory: what `memory(…)` alone opens; made with `new`, it exchanges frames. */
 export class MemoryStore implements PageStore {
   readonly name = 'memory'
   readonly capabilities: Capabilities
   readonly #engine: Engine
-  readonly #next: PageStore | undefined
   readonly #pools: MemoryPool[] = []
   #closing: Promise<void> | undefined
 
-  constructor(limit: ByteLimit, next: PageStore | undefined, context: LayerContext) {
-    const capabilities = capabilitiesOver(limit, next?.capabilities)
-    if (typeof capabilities === 'string')
-      throw new TmemError('TMEM_BAD_STACK', `memory: ${capabilities}`, { layer: 'memory' })
-    this.capabilities = capabilities
-    this.#next = next
+  /** Throws `RangeError` for a limit without room for a page or for more than 2^24-1 of them, `TmemError` (`TMEM_NO_MEMORY`). */
+  constructor(limit: ByteLimit, context: LayerContext) {
+    this.capabilities = capabilitiesOf(limit)
     const { allocator, accounts } = context
     this.#engine = PageEngine.create({ limit, allocator, accounts, fixed: allocator.ahead === true })
-    if (next !== undefined)
-      this.#engine.demotion = (pool, object, index, bytes) => this.#pools[pool].demote(object, index, bytes)
   }
 
   newPool(attributes: PoolAttributes): MemoryPool | PoolRefusal {
     const checked = checkedAttributes(attributes)
     if (this.#closing !== undefined) return Refusal.Closed
-    const below = this.#next?.newPool(checked)
-    // Ephemeral pages need nothing below: what is refused here is then really dropped.
-    if (typeof below === 'number' && (below !== Refusal.Unsupported || checked.persistent)) return below
     const number = this.#engine.newPool(checked)
-    if (number < 0) {
-      if (typeof below === 'object') below.destroy()
-      return refusalOf(number)
-    }
-    const pool = new MemoryPool(this.#engine, number, checked, typeof below === 'object' ? below : undefined)
+    if (number < 0) return refusalOf(number)
+    const pool = new MemoryPool(this.#engine, number, checked)
     this.#pools[number] = pool
     return pool
   }
@@ -136,16 +129,11 @@ export class MemoryStore implements PageStore {
   tick(budget: Budget): Progress {
     if (this.#closing !== undefined) return idle
     const pages = this.#engine.tick(budget.pages)
-    const below = this.#next?.tick({ pages: budget.pages - pages }) ?? idle
-    return { pages: pages + below.pages, pending: (pages > 0 && this.#engine.pending) || below.pending }
+    return { pages, pending: pages > 0 && this.#engine.pending }
   }
 
   stats(): StatsNode {
-    return {
-      name: this.name,
-      counters: this.#engine.statistics(),
-      children: this.#next === undefined ? [] : [this.#next.stats()],
-    }
+    return { name: this.name, counters: this.#engine.statistics(), children: [] }
   }
 
   close(): Promise<void> {
@@ -156,7 +144,6 @@ export class MemoryStore implements PageStore {
   async #close(): Promise<void> {
     for (const pool of this.#pools) pool?.destroy()
     this.#engine.release()
-    await this.#next?.close()
   }
 
   /** Throws unless the invariants of the engine hold; for tests. */
@@ -171,7 +158,6 @@ export class MemoryPool implements Pool {
   readonly #engine: Engine
   readonly #number: number
   readonly #generation: number
-  readonly #below: Pool | undefined
   readonly #pageSize: number
   /** log2 of the frames in a page of this pool or view. */
   readonly #order: number
@@ -183,14 +169,12 @@ export class MemoryPool implements Pool {
     engine: Engine,
     number: number,
     attributes: PoolAttributes,
-    below: Pool | undefined,
     generation: number = engine.generation(number),
   ) {
     this.#engine = engine
     this.#number = number
     this.#generation = generation
     this.attributes = attributes
-    this.#below = below
     this.#pageSize = attributes.pageSize
     this.#order = orderOf(attributes.pageSize)
     this.#frames = 1 << this.#order
@@ -200,57 +184,43 @@ export class MemoryPool implements Pool {
     assertPage(page, this.#pageSize)
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return PutOutcome.PoolGone
-    const outcome = this.#engine.put(this.#number, object, index * this.#frames, this.#order, page, 0)
-    const below = this.#below
-    if (below === undefined) return outcome
-    if (outcome !== PutOutcome.Stored) return below.put(object, index, page)
-    below.flushPage(object, index)
-    return outcome
+    return this.#engine.put(this.#number, object, index * this.#frames, this.#order, page, 0)
   }
 
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome {
     assertPage(into, this.#pageSize)
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return GetOutcome.Miss
-    const outcome = this.#engine.get(this.#number, object, index * this.#frames, this.#order, into, 0)
-    if (outcome === GetOutcome.Hit || this.#below === undefined) return outcome
-    return this.#below.get(object, index, into)
+    return this.#engine.get(this.#number, object, index * this.#frames, this.#order, into, 0)
   }
 
   async fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
-    const outcome = this.get(object, index, into)
-    if (outcome !== GetOutcome.Deferred) return outcome
-    const fetched = await this.#below!.fetch(object, index, into)
-    if (fetched !== GetOutcome.Miss || this.#gone()) return fetched
-    // A put may have brought the page up here meanwhile, which took it away below.
-    return this.#engine.get(this.#number, object, index * this.#frames, this.#order, into, 0)
+    return this.get(object, index, into)
   }
 
   flushPage(object: ObjectId, index: number): void {
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return
     this.#engine.flushPage(this.#number, object, index * this.#frames, this.#order)
-    this.#below?.flushPage(object, index)
   }
 
   flushObject(object: ObjectId): void {
     if (this.#gone()) return
     this.#engine.flushObject(this.#number, object)
-    this.#below?.flushObject(object)
   }
 
   putMany(batch: PageBatch): number {
     assertBatch(batch, this.#pageSize)
     if (this.#gone()) return settle(batch, PutOutcome.PoolGone)
-    this.#engine.putMany(this.#number, batch, this.#order, this.#below === undefined)
-    return this.#below === undefined ? count(batch) : this.#below.putMany(batch)
+    this.#engine.putMany(this.#number, batch, this.#order)
+    return count(batch)
   }
 
   getMany(batch: PageBatch): number {
     assertBatch(batch, this.#pageSize)
     if (this.#gone()) return settle(batch, GetOutcome.Miss)
-    this.#engine.getMany(this.#number, batch, this.#order, this.#below === undefined)
-    return this.#below === undefined ? count(batch) : this.#below.getMany(batch)
+    this.#engine.getMany(this.#number, batch, this.#order)
+    return count(batch)
   }
 
   flushMany(batch: PageBatch): void {
@@ -258,39 +228,32 @@ export class MemoryPool implements Pool {
     if (this.#gone()) return
     for (let i = 0; i < batch.length; i++)
       this.#engine.flushPage(this.#number, batch.objects[i], batch.indexes[i] * this.#frames, this.#order)
-    this.#below?.flushMany(batch)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return GetOutcome.Miss
-    const outcome = this.#engine.lend(this.#number, object, index * this.#frames, this.#order, use)
-    return outcome === GetOutcome.Hit || this.#below === undefined ? outcome : this.#below.lend(object, index, use)
+    return this.#engine.lend(this.#number, object, index * this.#frames, this.#order, use)
   }
 
-  split(): MemoryPool | PoolRefusal {
-    // Over another layer a page could lie half here and half there, and then neither would have it.
-    if (this.#below !== undefined) return Refusal.Unsupported
+  split(): MemoryPool {
     const attributes = Object.freeze({ ...this.attributes, pageSize: basePageSize })
-    return new MemoryPool(this.#engine, this.#number, attributes, undefined, this.#generation)
+    return new MemoryPool(this.#engine, this.#number, attributes, this.#generation)
   }
 
   freeze(): void {
     if (this.#gone()) return
     this.#engine.freeze(this.#number, true)
-    this.#below?.freeze()
   }
 
   thaw(): void {
     if (this.#gone()) return
     this.#engine.freeze(this.#number, false)
-    this.#below?.thaw()
   }
 
   destroy(): void {
     if (this.#gone()) return
     this.#engine.destroyPool(this.#number)
-    this.#below?.destroy()
   }
 
   /**
@@ -318,9 +281,7 @@ export class MemoryPool implements Pool {
   putFrame(object: ObjectId, index: number, frame: number): PutOutcome {
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return PutOutcome.PoolGone
-    const outcome = this.#engine.putFrame(this.#number, object, index * this.#frames, frame)
-    this.#below?.flushPage(object, index)
-    return outcome
+    return this.#engine.putFrame(this.#number, object, index * this.#frames, frame)
   }
 
   /** Gets a page by moving its frame out, whatever the kind of pool: no copy, and the page is gone here. `-1` is a miss. */
@@ -332,11 +293,6 @@ export class MemoryPool implements Pool {
   /** Gives a frame of the caller's back. Throws `RangeError` for one that is not the caller's. */
   freeFrame(frame: number): void {
     this.#engine.freeFrame(frame)
-  }
-
-  /** Offers a page to the layer below; whether it took it. The store's own use. */
-  demote(object: ObjectId, index: number, bytes: Uint8Array): boolean {
-    return this.#below?.put(object, index, bytes) === PutOutcome.Stored
   }
 
   #gone(): boolean {

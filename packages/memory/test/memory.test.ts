@@ -1,7 +1,6 @@
 import type { Allocator, ClientAccounts, Pool, PoolAttributes, PoolRefusal as Refusal } from '@tmem/core'
 import {
   ByteLimit,
-  compose,
   createAccounts,
   GetOutcome,
   HandleTable,
@@ -32,7 +31,7 @@ interface Opened {
 function open(limitBytes: number, allocator: Allocator = systemAllocator): Opened {
   const limit = new ByteLimit(limitBytes)
   const accounts = createAccounts()
-  const store = new MemoryStore(limit, undefined, { allocator, accounts })
+  const store = new MemoryStore(limit, { allocator, accounts })
   return { store, limit, accounts, capacity: store.capabilities.reservedBytes / 4096 }
 }
 
@@ -239,7 +238,7 @@ describe('refusing', () => {
     }
     const real = createAccounts()
     const limit = new ByteLimit(limitBytes)
-    const store = new MemoryStore(limit, undefined, {
+    const store = new MemoryStore(limit, {
       allocator,
       accounts: {
         of: (client) => {
@@ -297,23 +296,6 @@ describe('refusing', () => {
     expect(work[0][1]).toBeLessThanOrEqual(24)
   })
 
-  test('asks the layer below a bounded number of times', () => {
-    const work = [MiB, 16 * MiB].map((limitBytes) => {
-      const limit = new ByteLimit(limitBytes)
-      const stack = compose([memory({ limitBytes: limit }), memory({ limitBytes: 256 * KiB })])
-      const pool = must(stack.newPool(attributes('ephemeral')))
-      const page = pageOf(1, 1)
-      const pages = Math.ceil(limitBytes / 4096)
-      for (let i = 0; i < pages; i++) pool.put(0, i, page)
-      limit.bytes = 0
-      const puts = stack.stats().children[0].counters['puts']
-      pool.put(1, 0, page)
-      return stack.stats().children[0].counters['puts'] - puts
-    })
-    expect(work[1]).toBe(work[0])
-    expect(work[0]).toBeLessThanOrEqual(10)
-  })
-
   test('AllocationFailed when a chunk is not to be had, and then it works again', () => {
     let fails = false
     const opened = open(8 * MiB, {
@@ -337,22 +319,6 @@ describe('refusing', () => {
     expect(putAll(pool, 600).every((outcome) => outcome === PutOutcome.Stored)).toBe(true)
     expect(opened.accounts.charged(0)).toBe(600 * 4096)
     opened.store.check()
-  })
-
-  test('what is refused here for want of memory rests in the layer below', () => {
-    const stack = compose([memory({ limitBytes: 8 * MiB }), memory({ limitBytes: 4 * MiB })], {
-      allocator: {
-        allocate: (bytes, site) =>
-          site === 'memory.chunk' && bytes > 2 * MiB - 1 && chunks++ > 0
-            ? undefined
-            : systemAllocator.allocate(bytes, site),
-      },
-      check: 'model',
-    })
-    let chunks = 0
-    const pool = must(stack.newPool(attributes('persistent')))
-    expect(putAll(pool, 400).every((outcome) => outcome === PutOutcome.Stored)).toBe(true)
-    expect(heldOf(pool, 400)).toEqual(range(0, 400))
   })
 
   test('Quota: a client that only ever stores is stopped, others are not, and what goes is given back', () => {
@@ -487,7 +453,7 @@ describe('the byte limit', () => {
     store.check()
   })
 
-  test('lowered with persistent pages and nothing below: they stay, and new ones are refused', () => {
+  test('lowered with persistent pages: they stay, and new ones are refused', () => {
     const { store, limit } = open(6 * MiB)
     const pool = poolOf(store, 'persistent')
     putAll(pool, 700)
@@ -593,87 +559,6 @@ describe('the byte limit', () => {
     const into = Buffer.alloc(4096)
     pool.get(5, 5, into)
     expect(into.equals(pageOf(77, 1))).toBe(true)
-  })
-})
-
-describe('over another layer', () => {
-  test('evicted pages go down and are still there, each in one layer', () => {
-    const opened: MemoryStore[] = []
-    const limit = new ByteLimit(MiB)
-    const stack = compose(
-      [
-        {
-          ...memory({ limitBytes: limit }),
-          open: (next, context) => {
-            opened.push(new MemoryStore(limit, next, context))
-            return opened[0]
-          },
-        },
-        memory({ limitBytes: 2 * MiB }),
-      ],
-      { check: 'model' },
-    )
-    const pool = must(stack.newPool(attributes('ephemeral')))
-    expect(putAll(pool, 600).every((outcome) => outcome === PutOutcome.Stored)).toBe(true)
-    const [above, below] = [stack.stats().counters, stack.stats().children[0].counters]
-    expect(above['demoted_pages']).toBe(600 - above['pages'])
-    expect(above['pages'] + below['pages']).toBe(600)
-    // Put again above, a page leaves the layer below.
-    pool.put(0, 0, pageOf(1, 1))
-    expect(stack.stats().counters['pages'] + stack.stats().children[0].counters['pages']).toBe(600)
-    expect(heldOf(pool, 600)).toEqual(range(0, 600))
-    opened[0].check()
-  })
-
-  test('with the limit lowered to 0 persistent pages of all sizes move down and none is lost', () => {
-    const limit = new ByteLimit(4 * MiB)
-    const stack = compose([memory({ limitBytes: limit }), memory({ limitBytes: 8 * MiB })], { check: 'model' })
-    const pool = must(stack.newPool(attributes('persistent')))
-    const large = must(stack.newPool(attributes('persistent', 64 * KiB)))
-    putAll(pool, 300)
-    putAll(large, 20)
-    limit.bytes = 0
-    for (let i = 0; i < 400; i++) {
-      const { pages } = stack.tick({ pages: 3 })
-      expect(pages).toBeLessThanOrEqual(3)
-    }
-    expect(stack.stats().counters['pages']).toBe(0)
-    expect(stack.stats().counters['chunks']).toBe(0)
-    expect(stack.stats().children[0].counters['pages']).toBe(320)
-    expect(heldOf(pool, 300)).toEqual(range(0, 300))
-    expect(heldOf(large, 20)).toEqual(range(0, 20))
-    limit.bytes = limit.maximumBytes
-    putAll(pool, 300, 5000)
-    expect(stack.stats().counters['pages']).toBe(300)
-    expect(stack.stats().children[0].counters['pages']).toBe(20)
-    expect(heldOf(pool, 300, 5000)).toEqual(range(0, 300))
-  })
-
-  test('a pool that the layer below refuses is not made, and one that this layer refuses is not left below', () => {
-    let made = 0
-    const below = (answer: 'refuses' | 'makes'): MemoryStore => {
-      const { store } = open(MiB)
-      const newPool = store.newPool.bind(store)
-      store.newPool = (some) => {
-        if (answer === 'refuses') return PoolRefusal.NoSlot
-        const pool = must(newPool(some))
-        made++
-        const destroy = pool.destroy.bind(pool)
-        pool.destroy = () => {
-          made--
-          destroy()
-        }
-        return pool
-      }
-      return store
-    }
-    const context = { allocator: systemAllocator, accounts: createAccounts() }
-    const refused = new MemoryStore(new ByteLimit(MiB), below('refuses'), context)
-    expect(refused.newPool(attributes('ephemeral'))).toBe(PoolRefusal.NoSlot)
-    expect(counter(refused, 'pages')).toBe(0)
-    const small = new MemoryStore(new ByteLimit(128 * KiB), below('makes'), context)
-    expect(small.newPool(attributes('ephemeral', 64 * KiB))).toBe(PoolRefusal.BadPageSize)
-    expect(made).toBe(0)
   })
 })
 
@@ -1171,7 +1056,7 @@ describe('pools', () => {
 describe('opening', () => {
   test('a limit without room for a page is refused, and one just large enough works', () => {
     expect(() => open(24 * KiB)).toThrow(/no room for a page/)
-    expect(() => compose([memory({ limitBytes: 1000 })])).toThrow(/memory cannot be the last layer: .*no room/)
+    expect(() => memory({ limitBytes: 1000 })).toThrow(RangeError)
     const { store, capacity } = open(29 * KiB)
     expect(capacity).toBe(1)
     const pool = poolOf(store, 'persistent')

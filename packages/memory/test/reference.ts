@@ -5,7 +5,7 @@
  * becomes possible for all ephemeral parts as soon as the real store counts an eviction, and for no other reason.
  */
 import assert from 'node:assert/strict'
-import type { Allocator, ClientAccounts, ObjectId, PageStore, Pool, StatsNode } from '@tmem/core'
+import type { Allocator, ClientAccounts, ObjectId, PageStore, Pool } from '@tmem/core'
 import {
   ByteLimit,
   basePageSize,
@@ -56,7 +56,7 @@ export interface WorldOptions {
   readonly open: (limit: ByteLimit, allocator: Allocator, accounts: ClientAccounts) => PageStore
   readonly limitBytes: number
   readonly pageSizes: readonly number[]
-  /** The only store below `open`'s answer, when there is only one: then every count must be exact. */
+  /** The store itself, when `open` answers it bare: then every count must be exact. */
   readonly single?: () => MemoryStore
   /** Called after every operation. */
   readonly check: () => void
@@ -747,13 +747,9 @@ export class World {
     return Math.floor((this.limit.maximumBytes - metadata_bytes) / basePageSize)
   }
 
-  /** Pages evicted or handed down so far. */
+  /** Pages evicted so far. */
   #lost(): number {
-    const sum = (node: StatsNode): number =>
-      (node.counters['evicted_pages'] ?? 0) +
-      (node.counters['demoted_pages'] ?? 0) +
-      node.children.reduce((all, child) => all + sum(child), 0)
-    return sum(this.store.stats())
+    return this.store.stats().counters.evicted_pages
   }
 
   #noteLosses(): void {
@@ -826,7 +822,6 @@ export class World {
   async finish(): Promise<void> {
     const counters = this.store.stats().counters
     this.seen.set('moved', counters.moved_pages)
-    this.seen.set('demoted', counters.demoted_pages)
     this.#memoryFails = false
     for (const pool of this.#pools)
       for (const [object, pages] of pool.objects)

@@ -9,7 +9,7 @@ setFlagsFromString('--expose-gc')
 const collect: () => void = runInNewContext('gc')
 
 test('a million operations in a full store leave nothing on the heap, and put hardly anything there', () => {
-  const store = new MemoryStore(new ByteLimit(2 * 1024 * 1024), undefined, {
+  const store = new MemoryStore(new ByteLimit(2 * 1024 * 1024), {
     allocator: systemAllocator,
     accounts: createAccounts(),
   })
