@@ -68,6 +68,7 @@ export function failingAllocator(inner: Allocator, plan: FailurePlan = 'none'): 
       return undefined
     },
     ...(inner.ahead === undefined ? {} : { ahead: inner.ahead }),
+    ...(inner.free === undefined ? {} : { free: (memory, site) => inner.free!(memory, site) }),
   }
   allocator.fail(plan)
   return allocator

@@ -270,7 +270,7 @@ export class Engine {
   /** Gives the memory of all chunks back that hold no page and no frame of a caller's. */
   release(): void {
     for (let chunk = 0; chunk < this.#frames.chunkCount; chunk++)
-      if (this.#frames.has(chunk) && this.#frames.chunkUsed(chunk) === 0) this.#frames.dropChunk(chunk)
+      if (this.#frames.has(chunk) && this.#frames.chunkUsed(chunk) === 0) this.#dropChunk(chunk)
   }
 
   /** Makes a pool: its number, or (negative) the refusal. */
@@ -999,9 +999,14 @@ export class Engine {
       }
       frames.unfence(chunk)
       if (stuck) break
-      frames.dropChunk(chunk)
+      this.#dropChunk(chunk)
     }
     return moved
+  }
+
+  #dropChunk(chunk: number): void {
+    const memory = this.#frames.dropChunk(chunk)
+    this.#allocator.free?.(memory, 'memory.chunk')
   }
 
   /** The chunk to give back: the emptiest, when there are bytes beyond the limit and its pages fit elsewhere; or `none`. */

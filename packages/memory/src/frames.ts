@@ -149,8 +149,8 @@ export class Frames {
     this.#state[CHUNKS] = this.#state[CHUNKS] + 1
   }
 
-  /** Takes an empty chunk out; its memory is then only the garbage collector's. */
-  dropChunk(chunk: number): void {
+  /** Takes an empty chunk out: its memory, which is the caller's then. */
+  dropChunk(chunk: number): ArrayBufferLike {
     let frame = chunk << this.chunkShift
     const end = frame + this.chunkFrames(chunk)
     while (frame < end) {
@@ -158,9 +158,11 @@ export class Frames {
       this.#unlink(frame, order)
       frame += 1 << order
     }
+    const memory = this.#chunks[chunk].buffer
     this.#chunks[chunk] = absent
     this.#views[chunk] = absent
     this.#state[CHUNKS] = this.#state[CHUNKS] - 1
+    return memory
   }
 
   /** Whether a run of 2^order frames is free. */

@@ -153,7 +153,7 @@ export class FramesPlace implements MemoryPlace {
       const spare = present > wanted ? 0 : frames.chunkFrames(emptiest)
       if (others - spare < frames.chunkUsed(emptiest)) return done
       if (frames.chunkUsed(emptiest) === 0) {
-        frames.dropChunk(emptiest)
+        this.#dropChunk(emptiest)
         continue
       }
       if (done >= blocks) return done
@@ -199,8 +199,13 @@ export class FramesPlace implements MemoryPlace {
   close(): Promise<void> {
     const frames = this.#frames
     for (let chunk = 0; chunk < frames.chunkCount; chunk++)
-      if (frames.has(chunk) && frames.chunkUsed(chunk) === 0) frames.dropChunk(chunk)
+      if (frames.has(chunk) && frames.chunkUsed(chunk) === 0) this.#dropChunk(chunk)
     return Promise.resolve()
+  }
+
+  #dropChunk(chunk: number): void {
+    const memory = this.#frames.dropChunk(chunk)
+    this.#allocator.free?.(memory, 'memory.chunk')
   }
 
   /** Moves blocks out of a chunk into the others; as many as find a place, up to `most`. */

@@ -288,6 +288,11 @@ export interface Allocator {
    */
   allocate(bytes: number, site: string): ArrayBufferLike | undefined
   /**
+   * Takes memory back that `allocate` gave for that site, and that nobody uses any more: it may be handed out again. It uses no stack
+   * meanwhile. Absent: the garbage collector finds it.
+   */
+  free?(memory: ArrayBufferLike, site: string): void
+  /**
    * Memory may not be had later: layers take all that they may ever need when they open, and keep what they do not need any
    * more (default: they take it when pages come, and give it back).
    */

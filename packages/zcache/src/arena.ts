@@ -325,11 +325,12 @@ export class Arena {
     return true
   }
 
-  /** Drops all memory. The arena cannot be used afterwards. */
+  /** Gives all memory back. The arena cannot be used afterwards. Idempotent. */
   close(): void {
+    for (const bytes of this.bytes) if (bytes !== undefined) this.#allocator.free?.(bytes.buffer, 'zcache.chunk')
+    for (const memory of this.#reserve.splice(0)) this.#allocator.free?.(memory, 'zcache.chunk')
     this.bytes.fill(undefined)
     this.words.fill(undefined)
-    this.#reserve.length = 0
     this.budget.give(this.chunks * this.chunkBytes)
     this.chunks = 0
     this.spares = 0
@@ -587,7 +588,9 @@ export class Arena {
   }
 
   #giveBack(chunk: number): void {
-    if (this.#allocator.ahead === true) this.#reserve.push(this.bytes[chunk]!.buffer)
+    const memory = this.bytes[chunk]!.buffer
+    if (this.#allocator.ahead === true) this.#reserve.push(memory)
+    else this.#allocator.free?.(memory, 'zcache.chunk')
     this.bytes[chunk] = undefined
     this.words[chunk] = undefined
     this.chunks--
