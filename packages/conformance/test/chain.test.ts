@@ -21,7 +21,7 @@ import { frontswap } from '@tmem/frontswap'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
-import { afterAll, describe, test } from 'vitest'
+import { afterAll, describe, expect as expectEqual, test } from 'vitest'
 import { Ledger, makePage, type PageKind } from '../src/index.ts'
 import { expect, expectSame } from '../src/pages.ts'
 import { calm, layerOf, MapPlace, mapTraits, type Outside, SlowMapPlace, slowTraits } from './places.ts'
@@ -129,8 +129,8 @@ class World {
     const key = which2 % keysOf(pageSize)
     const page = makePage(contents[seed % contents.length]!, seed, pageSize)
     if (what < 30) this.#wasPut(held, key, page, pool.put(key >> 3, key & 7, page), false)
-    else if (what < 36)
-      this.#wasPut(held, key, page, (pool.replace ?? pool.put).call(pool, key >> 3, key & 7, page), persistent && pageSize === basePageSize)
+    else if (what < 36 && pool.replace !== undefined)
+      this.#wasPut(held, key, page, pool.replace(key >> 3, key & 7, page), persistent)
     else if (what < 42) this.#putMany(held, key, seed)
     else if (what < 55) this.#got(held, key, pool)
     else if (what < 68) this.#fetch(held, key)
@@ -185,13 +185,13 @@ class World {
       // A filter above has taken this one.
       if (n === 5 && seed % 4 === 0) batch.outcomes[entry] = PutOutcome.Stored
     }
-    const keeps = seed % 2 === 0
-    if (keeps && pool.replaceMany !== undefined) pool.replaceMany(batch)
+    const keeps = seed % 2 === 0 && pool.replaceMany !== undefined
+    if (keeps) pool.replaceMany!(batch)
     else pool.putMany(batch)
     for (let n = 0; n < 8; n++) {
       const key = (first + (n === 7 ? 2 : n)) % keysOf(pageSize)
       if (n === 5 && seed % 4 === 0) this.#change(held, key, undefined)
-      else this.#wasPut(held, key, put[n]!, batch.outcomes[n]!, keeps && persistent && pageSize === basePageSize)
+      else this.#wasPut(held, key, put[n]!, batch.outcomes[n]!, keeps && persistent)
     }
   }
 
@@ -301,4 +301,14 @@ describe('whatever happens to it, a chain keeps its invariants and every byte:',
       { numRuns: Number(process.env['TMEM_RUNS'] ?? 60), seed: Number(process.env['TMEM_SEED'] ?? 1) },
     )
   })
+})
+
+test('metadata is taken out of the limit of the place where the page is', () => {
+  const store = compose([memory({ limitBytes: 86_000 }), memory({ limitBytes: 2 ** 20 })])
+  const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: basePageSize })
+  if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
+  const outcomes = Array.from({ length: 200 }, (_, index) => pool.put(0, index, makePage('noise', index, basePageSize)))
+  expectEqual(new Set(outcomes)).toEqual(new Set([PutOutcome.Stored]))
+  const [upper, lower] = countersOf(store, 'memory')
+  expectEqual([upper!['pages'], lower!['pages']]).toEqual([expectEqual.closeTo(20, -1), expectEqual.closeTo(180, -1)])
 })

@@ -13,7 +13,6 @@ import {
   type Owners,
   type PlaceTraits,
   type Progress,
-  PutOutcome,
   type SlowPlace,
   type StatsNode,
   systemAllocator,
@@ -141,10 +140,10 @@ const lies: readonly (readonly [rule: string, Liar: new (limitBytes: number, con
       },
     ],
     [
-      'put refused with Quota',
+      'put answered -9',
       class extends MapPlace {
         override put(): number {
-          return this.refuse(PutOutcome.Quota)
+          return -9
         }
       },
     ],

@@ -246,7 +246,8 @@ describe('between places', () => {
   test('corrupt: what comes back damaged from below is never served', async () => {
     const stacks = (what: 'got' | 'kept'): Layer[] => [few(), corrupt({ every: 4, what }), slow()]
     for (const what of ['got', 'kept'] as const) {
-      const store = compose(stacks(what), { check: 'model' })
+      // Without the model, whose boundary around the filter would stop the stack first.
+      const store = compose(stacks(what))
       const pool = poolOf(store)
       fill(pool, 60)
       let damaged = 0
@@ -264,7 +265,7 @@ describe('between places', () => {
   })
 
   test('tear: pages of which only a part was written are never served', async () => {
-    const store = compose([few(), tear({ every: 2 }), slow()], { check: 'model' })
+    const store = compose([few(), tear({ every: 2 }), slow()])
     const pool = poolOf(store)
     fill(pool, 60)
     const results = await Promise.allSettled(Array.from({ length: 60 }, (_, i) => got(pool, i)))

@@ -818,7 +818,6 @@ export class Chain implements PageStore {
 
   /** Fills `into[to]` with a block. A hit takes it out of a private ephemeral pool. */
   get(pool: ChainPool, object: ObjectId, index: number, into: Uint8Array, to: number): GetOutcome {
-    const { directory } = this
     const entry = this.find(pool, object, index)
     if (entry === none) return GetOutcome.Miss
     const outcome = this.#copyOut(pool, entry, into, to)

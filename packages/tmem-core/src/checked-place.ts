@@ -14,7 +14,7 @@
  */
 import { crc32 } from 'node:zlib'
 import { none } from './handles.ts'
-import { PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
+import { putOutcomeCount, TmemError } from './outcomes.ts'
 import {
   type Block,
   type BlockCodec,
@@ -46,15 +46,6 @@ export interface Broken {
 export function checkedPlace(place: Place, told: Broken): Place {
   return isSlow(place) ? new CheckedSlowPlace(place, told) : new CheckedMemoryPlace(place, told)
 }
-
-/** Refusals that a place may answer: the others are the chain's. */
-const refusals: ReadonlySet<number> = new Set([
-  PutOutcome.NoMemory,
-  PutOutcome.Incompressible,
-  PutOutcome.Policy,
-  PutOutcome.AllocationFailed,
-  PutOutcome.Unavailable,
-])
 
 const sumOf = (bytes: Uint8Array, at: number, length: number): number => crc32(bytes.subarray(at, at + length))
 const isCount = (value: unknown, most: number = Number.MAX_SAFE_INTEGER): boolean =>
@@ -217,8 +208,7 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
       `put changed the caller's bytes (owner ${owner})`,
     )
     if (location < 0) {
-      const reason = putOutcomeName(-location)
-      this.holds(refusals.has(-location) && -location < putOutcomeCount, `put refused with ${reason}`)
+      this.holds(isCount(-location, putOutcomeCount - 1), `put answered ${location}`)
       return location
     }
     this.holds(isLocation(location), `put answered ${location}`)

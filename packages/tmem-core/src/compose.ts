@@ -411,10 +411,7 @@ class BoundaryPool implements Pool {
     state.assertWhole()
     if (outcome >>> 0 !== outcome || outcome >= putOutcomeCount)
       state.break(`put answered ${outcome}`, handleName(object, index))
-    if (kept && outcome !== Put.Stored) {
-      this.#model?.mayBeGone(object, index)
-      return outcome
-    }
+    if (kept && outcome !== Put.Stored) return outcome
     const complaint = this.#model?.put(object, index, page, 0, outcome)
     if (complaint !== undefined) state.break(complaint, handleName(object, index))
     return outcome
@@ -540,10 +537,7 @@ class BoundaryPool implements Pool {
       if (before === undefined) continue
       const { bytes, objects, indexes, offsets } = batch
       if (before[i] === Pending) {
-        if (kept && outcome !== Put.Stored) {
-          this.#model!.mayBeGone(objects[i]!, indexes[i]!)
-          continue
-        }
+        if (kept && outcome !== Put.Stored) continue
         const complaint = this.#model!.put(objects[i]!, indexes[i]!, bytes, offsets[i]!, outcome as PutOutcome)
         if (complaint !== undefined) state.break(complaint, entryName(batch, i))
       } else if (before[i] === Put.Stored) this.#model!.flushPage(objects[i]!, indexes[i]!)
@@ -680,7 +674,7 @@ const handleName = (object: ObjectId, index: number): string => `object ${object
 const entryName = (batch: PageBatch, entry: number): string =>
   `entry ${entry}: ${handleName(batch.objects[entry]!, batch.indexes[entry]!)}`
 
-/** What the model knows of one object: for each 4 KiB part that may be there, the checksum of its bytes, and half more when it may be gone. */
+/** What the model knows of one object: for each 4 KiB part that may be there, the checksum of its bytes. */
 type ObjectModel = Map<number, number>
 
 /** The pages of a pool and what they must contain, shared between a pool and its view in parts. */
@@ -749,18 +743,6 @@ class PoolModel {
     return undefined
   }
 
-  /** A replacement was refused: a store that cannot keep both pages has none now. */
-  mayBeGone(object: ObjectId, index: number): void {
-    const pages = this.#contents.objects.get(BigInt(object))
-    if (pages === undefined) return
-    this.#contents.changes++
-    const first = index * this.#partsPerPage
-    for (let part = first; part < first + this.#partsPerPage; part++) {
-      const sum = pages.get(part)
-      if (sum !== undefined) pages.set(part, Math.floor(sum) + 0.5)
-    }
-  }
-
   /** Whether any part of the page may be there. */
   #knows(object: ObjectId, index: number): boolean {
     const pages = this.#contents.objects.get(BigInt(object))
@@ -776,19 +758,16 @@ class PoolModel {
     let present = !this.#boundary.closed
     for (let part = 0; part < this.#partsPerPage; part++) present &&= pages?.has(first + part) === true
     if (outcome === Got.Miss) {
-      if (present && this.#attributes.persistent && Number.isInteger(pages!.get(first)))
-        return 'a persistent page is lost'
+      if (present && this.#attributes.persistent) return 'a persistent page is lost'
       // A miss is for good: what was missed once may not come back. Of a split page, parts may still be there.
       if (present && !this.#contents.split) this.flushPage(object, index)
       return undefined
     }
     if (!present) return `${getOutcomeName(outcome)} for a page that was flushed, refused, taken or never stored`
     if (outcome === Got.Deferred) return undefined
-    for (let part = 0; part < this.#partsPerPage; part++) {
-      const sum = Math.floor(pages!.get(first + part)!)
-      if (sum !== sumOf(bytes, at + part * basePageSize)) return 'the bytes are not those of the last put'
-      pages!.set(first + part, sum)
-    }
+    for (let part = 0; part < this.#partsPerPage; part++)
+      if (pages!.get(first + part) !== sumOf(bytes, at + part * basePageSize))
+        return 'the bytes are not those of the last put'
     if (!this.#attributes.persistent && !this.#attributes.shared) this.flushPage(object, index)
     return undefined
   }

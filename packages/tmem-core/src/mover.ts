@@ -147,6 +147,8 @@ export class Seat {
   /** Attempts for which the place is left alone, and how many the next failure costs. */
   rest: number = 0
   nextRest: number = 1
+  /** Blocks in memory whose metadata is in the place's limit: as many as there ever were at once. */
+  countedBlocks = 0
   /** Why it refused last, for whoever asks. */
   failure: Error | undefined
   readonly refused: Float64Array = new Float64Array(putOutcomeCount)
@@ -316,7 +318,6 @@ export class Mover {
   /** A page for blocks that must be decoded on their way down. */
   #page: Uint8Array = new Uint8Array(0)
   #countedObjects = 0
-  #countedResidents = 0
   #closed = false
   /** Location of the block that `allocate` took last. */
   #location = none
@@ -417,7 +418,6 @@ export class Mover {
    */
   allocate(seat: Seat, pool: PoolKind): number {
     const { directory, block } = this
-    const memory = seat.memory!
     const charge = this.#chargeOf(seat, block.length)
     if (pool.account?.charge(charge) === false) return -PutOutcome.Quota
     const resident = this.#acquire(seat)
@@ -425,7 +425,7 @@ export class Mover {
       pool.account?.release(charge)
       return -PutOutcome.NoMemory
     }
-    let location = memory.put(block, resident + this.#base)
+    let location = this.#offer(seat, block, resident)
     if (location === -PutOutcome.NoMemory) location = this.#squeeze(seat, block, resident)
     if (location >= 0) {
       this.#location = location
@@ -458,26 +458,34 @@ export class Mover {
     return foreign ? 0 : bytesPerPage + bytesPerResident + memory!.sizeOf(length)
   }
 
-  /** A number for a resident, whose metadata is in the limit of the place. */
+  /** A number for a resident, or `none`. */
   #acquire(seat: Seat): number {
     const { directory } = this
     for (let left = squeezes; left > 0; left--) {
-      let bytes = 0
-      const { objects } = directory.table
-      if (objects > this.#countedObjects) bytes += (objects - this.#countedObjects) * bytesPerObject
       const resident = directory.acquireResident()
-      if (resident !== none) {
-        if (resident >= this.#countedResidents) bytes += bytesPerPage + bytesPerResident
-        if (bytes === 0 || seat.memory!.charge(bytes)) {
-          this.#countedObjects = Math.max(this.#countedObjects, objects)
-          this.#countedResidents = Math.max(this.#countedResidents, directory.residentWatermark)
-          return resident
-        }
-        directory.releaseResident(resident)
-      }
-      if (!this.#makeRoom(seat)) return none
+      if (resident !== none || !this.#makeRoom(seat)) return resident
     }
     return none
+  }
+
+  /** Offers a block to a memory place: its location, or (negative) why not. */
+  #offer(seat: Seat, block: Block, resident: number): number {
+    return this.#charge(seat) ? seat.memory!.put(block, resident + this.#base) : -PutOutcome.NoMemory
+  }
+
+  /** Takes the metadata of one block more, as far as there never were so many, out of the limit of its place. False: there is no room for it. */
+  #charge(seat: Seat): boolean {
+    const { pages, table } = this.directory
+    const blocks = pages[seat.number]! + 1
+    const { objects } = table
+    if (blocks <= seat.countedBlocks && objects <= this.#countedObjects) return true
+    const moreBlocks = Math.max(0, blocks - seat.countedBlocks)
+    const moreObjects = Math.max(0, objects - this.#countedObjects)
+    if (!seat.memory!.charge(moreBlocks * (bytesPerPage + bytesPerResident) + moreObjects * bytesPerObject))
+      return false
+    seat.countedBlocks += moreBlocks
+    this.#countedObjects += moreObjects
+    return true
   }
 
   /** Finds room for a block in a place that is full. */
@@ -486,7 +494,7 @@ export class Mover {
     let location: number = -PutOutcome.NoMemory
     for (let left = squeezes; left > 0 && location === -PutOutcome.NoMemory; left--) {
       if (memory.fit?.(block.length, this.moved) !== true && !this.#makeRoom(seat)) break
-      location = memory.put(block, resident + this.#base)
+      location = this.#offer(seat, block, resident)
     }
     return location
   }
@@ -678,7 +686,7 @@ export class Mover {
       }
       const more = this.#chargeOf(target, moving.length) - before
       if (more > 0 && pool.account?.charge(more) === false) return false
-      location = memory.put(moving, resident + this.#base)
+      location = this.#offer(target, moving, resident)
       if (location >= 0) {
         if (more < 0) pool.account?.release(-more)
         break
