@@ -30,6 +30,8 @@ export class FramesPlace implements MemoryPlace {
   readonly #owners: Int32Array
   readonly #allocator: LayerContext['allocator']
   readonly #ahead: boolean
+  /** Frames of the chunks that are there. */
+  #present = 0
   #charged = 0
   #noMemory = 0
   #failedAlloc = 0
@@ -69,7 +71,7 @@ export class FramesPlace implements MemoryPlace {
     this.#frames.initialize()
     if (this.#ahead)
       for (let chunk = 0; chunk < chunks; chunk++)
-        this.#frames.addChunk(chunk, reserve(this.#frames.chunkFrames(chunk) * basePageSize, 'memory.chunk'))
+        this.#add(chunk, reserve(this.#frames.chunkFrames(chunk) * basePageSize, 'memory.chunk'))
   }
 
   get limitBytes(): number {
@@ -77,21 +79,32 @@ export class FramesPlace implements MemoryPlace {
   }
 
   get usedBytes(): number {
-    const frames = this.#frames
-    let present = 0
-    for (let chunk = 0; chunk < frames.chunkCount; chunk++) if (frames.has(chunk)) present += frames.chunkFrames(chunk)
-    return present * basePageSize + frames.capacity * ownBytesPerFrame + this.#charged
+    return this.#present * basePageSize + this.#frames.capacity * ownBytesPerFrame + this.#charged
   }
 
   prepare(length: number): void {
     const order = orderFor(length)
-    if (this.#frames.available(order) || this.#frames.used + 2 ** order > framesFor(this.#limit.bytes)) return
-    const chunk = this.#frames.absentChunk()
-    if (chunk === none) return
-    const memory = this.#allocator.allocate(this.#frames.chunkFrames(chunk) * basePageSize, 'memory.chunk')
-    if (memory === undefined) this.#failedAlloc++
-    // Whoever gave the memory may have used this place meanwhile.
-    else if (!this.#frames.has(chunk)) this.#frames.addChunk(chunk, memory)
+    const room = framesFor(this.#limit.bytes)
+    while (
+      !this.#frames.available(order) ||
+      this.#present < Math.min(room, this.#frames.used + length / basePageSize)
+    ) {
+      if (this.#frames.used + 2 ** order > room) return
+      const chunk = this.#frames.absentChunk()
+      if (chunk === none) return
+      const memory = this.#allocator.allocate(this.#frames.chunkFrames(chunk) * basePageSize, 'memory.chunk')
+      if (memory === undefined) {
+        this.#failedAlloc++
+        return
+      }
+      // Whoever gave the memory may have used this place meanwhile.
+      if (!this.#frames.has(chunk)) this.#add(chunk, memory)
+    }
+  }
+
+  #add(chunk: number, memory: ArrayBufferLike): void {
+    this.#frames.addChunk(chunk, memory)
+    this.#present += this.#frames.chunkFrames(chunk)
   }
 
   put(block: Block, owner: number): number {
@@ -104,10 +117,14 @@ export class FramesPlace implements MemoryPlace {
     if (frame === none)
       // A run of that length may be had when colder pages go; a chunk that the system did not give is not had that way.
       return this.#frames.absentChunk() === none ? -PutOutcome.NoMemory : -PutOutcome.AllocationFailed
-    if (block.at === 0 && block.length === block.bytes.length) this.#frames.fill(frame, 0, block.bytes)
-    else this.#frames.copyIn(frame, block.bytes, block.at, block.length)
+    this.overwrite(frame, block)
     this.#owners[frame * stride] = owner
     return frame
+  }
+
+  overwrite(frame: number, block: Block): void {
+    if (block.at === 0 && block.length === block.bytes.length) this.#frames.fill(frame, 0, block.bytes)
+    else this.#frames.copyIn(frame, block.bytes, block.at, block.length)
   }
 
   get(location: number, into: Block): void {
@@ -141,10 +158,9 @@ export class FramesPlace implements MemoryPlace {
     let done = 0
     for (;;) {
       let emptiest = none
-      let present = 0
+      const present = this.#present
       for (let chunk = 0; chunk < frames.chunkCount; chunk++) {
         if (!frames.has(chunk)) continue
-        present += frames.chunkFrames(chunk)
         if (emptiest === none || frames.chunkUsed(chunk) < frames.chunkUsed(emptiest)) emptiest = chunk
       }
       if (emptiest === none || frames.chunks === 1) return done
@@ -205,6 +221,7 @@ export class FramesPlace implements MemoryPlace {
 
   #dropChunk(chunk: number): void {
     const memory = this.#frames.dropChunk(chunk)
+    this.#present -= this.#frames.chunkFrames(chunk)
     this.#allocator.free?.(memory, 'memory.chunk')
   }
 

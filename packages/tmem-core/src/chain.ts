@@ -244,6 +244,7 @@ export class Chain implements PageStore {
       if (seat.memory !== undefined) {
         const excess = Math.min(bytes, seat.memory.excess())
         if (excess > 0) {
+          mover.prepare(maxBlockBytes)
           let done = mover.sinkEphemeral(seat, excess, false, half)
           const left = Math.min(bytes, seat.memory.excess())
           if (left > 0 && done < half) done += mover.sink(seat, left, false, half - done)
@@ -549,7 +550,7 @@ export class Chain implements PageStore {
     batchEntry: number,
   ): number {
     const { mover, directory } = this
-    mover.prepare(pool)
+    mover.prepare(pool.blockBytes)
     if (pool.gone) return PutOutcome.PoolGone
     let entry = this.find(pool, object, index)
     const isKnown = entry !== none
@@ -978,7 +979,7 @@ export class Chain implements PageStore {
         continue
       }
       // As in `ChainPool.recompress`.
-      mover.prepare(this.pools[directory.table.poolOf(entry)]!)
+      mover.prepare(this.pools[directory.table.poolOf(entry)]!.blockBytes)
       if (mover.isResident(entry, resident) && mover.recompress(entry) >= 0) done++
     }
     return done
@@ -1232,7 +1233,7 @@ export class ChainPool implements Pool, PoolKind {
     let smaller = 0
     for (let n = 0; n < count * parts; n++) {
       // What gets memory may use the stack: before the page is looked up.
-      mover.prepare(this)
+      mover.prepare(this.blockBytes)
       const entry = this.#find(object, indexes[Math.floor(n / parts)]! * parts + (n % parts))
       if (entry !== none && mover.recompress(entry) === 1) smaller++
     }

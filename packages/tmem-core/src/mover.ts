@@ -405,9 +405,14 @@ export class Mover {
     return true
   }
 
-  /** Lets the memory places get memory, before anything is half done. */
-  prepare(pool: PoolKind): void {
-    for (const { memory } of this.seats) memory?.prepare?.(pool.blockBytes)
+  /** Lets the memory places get memory, before anything is half done: the first for a block, those below for what makes room for it. */
+  prepare(blockBytes: number): void {
+    let bytes = blockBytes
+    for (const { memory } of this.seats) {
+      if (memory === undefined) return
+      memory.prepare?.(bytes)
+      bytes = Math.max(blockBytes, this.#forcedBytes(memory))
+    }
   }
 
   // ---- Giving blocks a place --------------------------------------------------------------------------------------
@@ -502,12 +507,12 @@ export class Mover {
   /** Gives up some of a memory place, the coldest first; false when nothing can go. */
   #makeRoom(seat: Seat): boolean {
     // Ephemeral pages are eaten one by one, by whoever needs room.
-    return this.sinkEphemeral(seat, 1, true) > 0 || this.sink(seat, this.#forcedBytes(seat), true) > 0
+    return this.sinkEphemeral(seat, 1, true) > 0 || this.sink(seat, this.#forcedBytes(seat.memory!), true) > 0
   }
 
   /** Bytes that go down in one write when a put finds no room. */
-  #forcedBytes(seat: Seat): number {
-    return Math.min(forcedBytes, seat.memory!.limitBytes / 16)
+  #forcedBytes({ limitBytes }: MemoryPlace): number {
+    return Math.min(forcedBytes, limitBytes / 16)
   }
 
   /** Drops the oldest ephemeral page in memory. False: there is none. */
@@ -590,7 +595,7 @@ export class Mover {
     if (queued === 0) return 0
     const sizeOf = this.#sizes[seat.number]!
     let target = this.#below(seat, false, now)
-    const wanted = now && target?.slow !== undefined ? this.#forcedBytes(seat) : bytes
+    const wanted = now && target?.slow !== undefined ? this.#forcedBytes(seat.memory!) : bytes
     let flight = none
     let pages = 0
     let freed = 0
@@ -992,7 +997,7 @@ export class Mover {
       let flight = none
       for (; n < count; n++) {
         // What gets memory may use the stack: before the page is looked up, and not while a flight is being filled.
-        if (!slow && flight === none) this.prepare(pool)
+        if (!slow && flight === none) this.prepare(pool.blockBytes)
         const entry = find(n)
         const state = entry === none ? 0 : this.directory.stateOf(entry)
         const seat = entry === none || placeIn(state) === samePlace ? undefined : this.seats[placeIn(state)]!

@@ -122,8 +122,8 @@ interface PlaceBase {
 /** A place that answers at once. */
 export interface MemoryPlace extends PlaceBase {
   /**
-   * Gets memory for a block of up to `length` bytes, as far as limit and allocator allow. Called before anything is half done: what the
-   * allocator does meanwhile may use the stack. Absent where `put` needs none.
+   * Gets memory for blocks of `length` bytes together, one of them or several, as far as limit and allocator allow. Called before anything is half
+   * done: what the allocator does meanwhile may use the stack. Absent where `put` needs none.
    */
   prepare?(length: number): void
   /**
@@ -133,6 +133,8 @@ export interface MemoryPlace extends PlaceBase {
   put(block: Block, owner: number): number
   /** Fills `into.bytes[into.at]` with the `into.length` bytes of a block. */
   get(location: number, into: Block): void
+  /** Writes a block over the one at a location, which has the same length and owner. Only where all blocks have one size. */
+  overwrite?(location: number, block: Block): void
   /** Gives a block up, of `length` bytes, made of a page of `pageBytes`. */
   free(location: number, length: number, pageBytes: number): void
   /** Bytes of memory that a block of `length` bytes takes here, whatever belongs to it alone. */

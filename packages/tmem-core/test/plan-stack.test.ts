@@ -12,15 +12,17 @@ const unopened = (layer: Layer): Layer => ({
 
 test('a stack is judged without opening anything', () => {
   const layer = unopened(memory({ limitBytes: 2 ** 24 }))
-  expect(planStack([layer, layer])).toEqual(layer.plan(layer.plan(undefined) as never))
+  const alone = planStack([layer])
+  expect(planStack([layer, layer])).toEqual({ ...alone, split: false, reservedBytes: expect.any(Number) })
+  expect(planStack([layer, layer]).reservedBytes).toBeGreaterThan(1.9 * alone.reservedBytes)
   const picky: Layer = {
-    ...layer,
     name: 'picky',
     plan: (below) => (below === undefined ? 'it needs one below' : below),
   }
-  expect(planStack([picky, layer])).toEqual(layer.plan(undefined))
+  expect(planStack([picky, layer])).toEqual(alone)
   for (const [layers, message] of [
-    [[layer, picky], 'picky cannot be the last layer: it needs one below'],
+    [[picky], 'picky cannot be the last layer: it needs one below'],
+    [[layer, picky], 'picky cannot stand below memory: it is no place, nor a filter between places'],
     [[], 'a stack needs at least one layer that keeps pages, e.g. memory'],
   ] as const) {
     expect(() => planStack(layers)).toThrow(TmemError)
