@@ -829,8 +829,10 @@ export function fail(options: FailOptions): Layer {
 
 function failing(next: SlowPlace, turns: Turns, what: readonly string[], code: string): SlowPlace {
   const meet = (syscall: 'write' | 'read' | 'sync'): void => {
-    if (what.includes(syscall) && turns.next())
-      throw Object.assign(new Error(`${code}: ${syscall} was made to fail`), { code, syscall })
+    if (!what.includes(syscall) || !turns.next()) return
+    const error = Object.assign(new Error(`${code}: ${syscall} was made to fail`), { code, syscall })
+    if (syscall !== 'sync') throw error
+    throw new TmemError('TMEM_IO', `${next.name}: ${error.message}`, { layer: next.name, cause: error })
   }
   return passingPlace(next, {
     traits: Object.freeze({ ...next.traits, reservedBytes: 0 }),

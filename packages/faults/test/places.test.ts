@@ -222,6 +222,15 @@ describe('between places', () => {
     await store.close()
   })
 
+  test('fail: a sync says so as a stack does', async () => {
+    const frames = new Map<number, SlowFrame>()
+    const store = compose([few(), fail({ what: ['sync'], every: 2 }), slow({ frames })], { check: 'model' })
+    await store.sync?.()
+    await expect(store.sync?.()).rejects.toMatchObject({ code: 'TMEM_IO', layer: 'slowMemory', cause: { code: 'EIO' } })
+    expect(section(store, 'fail')).toEqual({ transfers: 2, failed: 1 })
+    await store.close()
+  })
+
   test('delay: transfers begin in the order that the scheduler says', async () => {
     const waiting: (() => void)[] = []
     const turn = (): Promise<void> => new Promise((resolve) => waiting.push(resolve))
@@ -246,7 +255,6 @@ describe('between places', () => {
   test('corrupt: what comes back damaged from below is never served', async () => {
     const stacks = (what: 'got' | 'kept'): Layer[] => [few(), corrupt({ every: 4, what }), slow()]
     for (const what of ['got', 'kept'] as const) {
-      // Without the model, whose boundary around the filter would stop the stack first.
       const store = compose(stacks(what))
       const pool = poolOf(store)
       fill(pool, 60)
@@ -261,6 +269,13 @@ describe('between places', () => {
         )
       expect(damaged).toBeGreaterThan(5)
       await store.close()
+      // A boundary around the place says whose fault it was.
+      const watched = compose(stacks(what), { check: 'model' })
+      const other = poolOf(watched)
+      fill(other, 60)
+      const all = Promise.all(Array.from({ length: 60 }, (_, i) => got(other, i)))
+      await expect(all).rejects.toMatchObject({ code: 'TMEM_BROKEN', layer: 'slowMemory' })
+      await watched.close()
     }
   })
 
@@ -294,26 +309,24 @@ describe('between places', () => {
   test('trace: what a stack asks of its places, in its order, with what failed', async () => {
     const log = new TraceLog()
     let broken = false
-    const layers = [memory({ limitBytes: 8192 }), trace({ log, label: 'b' }), fail({ when: () => broken }), slow()]
+    const layers = [few(), trace({ log, label: 'b' }), fail({ when: () => broken }), slow()]
     const store = compose([trace({ log, label: 'a' }), trace({ log, label: 'm' }), ...layers])
     const pool = poolOf(store)
+    fill(pool, 20)
     log.clear()
-    for (const index of [0, 1]) pool.put(1, index, page(index))
+    pool.put(1, 20, page(20))
     await pool.fetch(1, 0, page(0))
     broken = true
     await expect(pool.fetch(1, 1, page(0))).rejects.toThrow('EIO')
     pool.flushPage(1, 0)
     await store.close()
     expect(log.toString().split('\n')).toEqual([
-      'a pool 0 put 1/0 crc 9fa4e138: Stored',
-      'm pool 0 put 1/0 crc 9fa4e138: Stored',
-      'a pool 0 put 1/1 crc 3f753c7b: Stored',
-      'm pool 0 put 1/1 crc 3f753c7b: Stored',
-      'b writeNow 1 frames, 4224 bytes: 1',
+      'a pool 0 put 1/20 crc 65847298: Stored',
+      'm pool 0 put 1/20 crc 65847298: Stored',
+      'b writeNow 2 frames, 8448 bytes: 2',
       'a pool 0 fetch 1/0 crc 9fa4e138: Hit',
       'm pool 0 fetch 1/0 crc 9fa4e138: Hit',
       'b read at 0, 33 units',
-      'b writeNow 1 frames, 4224 bytes: 1',
       'a pool 0 fetch 1/1',
       'm pool 0 fetch 1/1',
       'b read at 1, 33 units: Error: EIO: read was made to fail',

@@ -583,19 +583,28 @@ export class Chain implements PageStore {
       if ((as & known) !== 0) this.counters.put_to_flush++
       return outcome
     }
-    if (outcome !== PutOutcome.NoMemory || !this.#isInSlot(entry)) return outcome
+    const seat = outcome === PutOutcome.NoMemory ? this.#slotOf(entry) : undefined
+    if (seat === undefined) return outcome
+    // Of a batch, another page may have been formed last.
+    this.#formed = 0
+    this.#form(pool, seat, bytes, at)
+    if (this.mover.overwrite(seat, entry)) {
+      this.counters.replaced++
+      return PutOutcome.Stored
+    }
     this.mover.vacate(entry)
     const second = this.#store(pool, entry, bytes, at, known, none, 0, outcome)
     return this.#wasPut(pool, entry, bytes, at, known, second)
   }
 
   /**
-   * Whether a page rests where all blocks have one size. When every such slot is taken, as it may be where a stack has room for just
+   * Where a page rests, if all blocks have one size there. When every such slot is taken, as it may be where a stack has room for just
    * so many pages, its own is the one for the page that replaces it.
    */
-  #isInSlot(entry: number): boolean {
+  #slotOf(entry: number): Seat | undefined {
     const place = this.directory.placeOf(entry)
-    return place !== samePlace && this.mover.seats[place]!.raw
+    const seat = place === samePlace ? undefined : this.mover.seats[place]!
+    return seat?.raw === true ? seat : undefined
   }
 
   /**

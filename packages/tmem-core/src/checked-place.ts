@@ -154,6 +154,7 @@ const margin = 64
 
 class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
   readonly stronger?: BlockCodec
+  readonly overwrite?: (location: number, block: Block) => void
   readonly #place: MemoryPlace
   readonly #book = new Map<number, Taken>()
   readonly #owners = new Map<number, Taken>()
@@ -173,6 +174,7 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
     super(place, told)
     this.#place = place
     if (place.stronger !== undefined) this.stronger = place.stronger
+    if (place.overwrite !== undefined) this.overwrite = (location, block) => this.#overwrite(location, block)
   }
 
   get limitBytes(): number {
@@ -189,7 +191,7 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
 
   prepare(length: number): void {
     this.asked('prepare')
-    this.demands(length > 0 && isCount(length, maxBlockBytes), `prepare for ${length} bytes`)
+    this.demands(length > 0 && Number.isFinite(length), `prepare for ${length} bytes`)
     this.#place.prepare?.(length)
   }
 
@@ -217,6 +219,21 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
     this.#book.set(location, taken)
     this.#owners.set(owner, taken)
     return location
+  }
+
+  #overwrite(location: number, block: Block): void {
+    this.asked('overwrite')
+    const { bytes, at, length, pageBytes } = block
+    const taken = this.#book.get(location)
+    this.demands(
+      this.traits.rawOnly && taken?.length === length && taken.pageBytes === pageBytes,
+      `${length} bytes of ${pageBytes} over location ${location}, where ${taken?.length ?? 0} of ${taken?.pageBytes ?? 0} are`,
+    )
+    this.#place.overwrite!(location, block)
+    const written: Taken = { ...taken!, sum: sumOf(bytes, at, length) }
+    this.#book.set(location, written)
+    this.#owners.set(written.owner, written)
+    this.#verify(written)
   }
 
   get(location: number, into: Block): void {

@@ -450,6 +450,17 @@ export class Mover {
     directory.append(seat.number, queue, resident, entry, bytes)
   }
 
+  /** Puts `block` where the page of an entry is, of the same length and in memory. False: the place cannot do that, and nothing was done. */
+  overwrite({ memory }: Seat, entry: number): boolean {
+    if (memory?.overwrite === undefined) return false
+    const { directory } = this
+    const resident = directory.residentOf(entry)
+    memory.overwrite(directory.blockOf(resident), this.block)
+    directory.setFlight(entry, 0)
+    if (directory.copyOf(resident) !== none) this.#endCopy(resident)
+    return true
+  }
+
   /** Gives up what `allocate` has given. */
   #cancel(seat: Seat, pool: PoolKind, resident: number): void {
     const { length } = this.block
