@@ -31,7 +31,6 @@ import {
   PutOutcome,
   TmemError,
 } from '@tmem/core'
-import { slotBytes } from './block-file.ts'
 import { noSlot, type SwapArea } from './swap-area.ts'
 
 /** Largest number of swap types (areas) at once. */
@@ -497,7 +496,7 @@ export class SelfShrink {
 }
 
 /** A backend broke its promise to keep an accepted page. */
-export const lost = (entry: number): TmemError =>
+const lost = (entry: number): TmemError =>
   new TmemError('TMEM_CORRUPT', 'the store in front of the swap area lost a page that it had accepted', {
     layer: 'frontswap',
     handle: `swap type ${swapType(entry)} offset ${swapOffset(entry)}`,
@@ -507,6 +506,3 @@ function poolFor(backend: PageStore, attributes: PoolAttributes): Pool | undefin
   const pool = backend.newPool(attributes)
   return typeof pool === 'number' ? undefined : pool
 }
-
-/** Slots that a page of that size takes. */
-export const slotsOf = (pageSize: number): number => pageSize / slotBytes

@@ -1,6 +1,5 @@
-/** Swap areas over real files, the frontswap core, and the layer that ends a stack. */
-export * from './block-file.ts'
+/** The swap file that ends a stack; and the frontswap core with its swap areas, as Linux had them. */
 export * from './frontswap.ts'
-export * from './layer.ts'
-export { roomFor, type SwapFile, SwapPlace } from './place.ts'
+export { frontswap, frontswapFactory, type SwapFileOptions } from './layer.ts'
+export { roomFor, type SwapFile, SwapPlace, type SwapPlaceOptions } from './place.ts'
 export * from './swap-area.ts'

@@ -43,7 +43,8 @@ export function frontswap(options: SwapFileOptions): Layer {
     waits: true,
     survives: 'nothing',
     rawOnly: existing,
-    capacity: sizeBytes / slotBytes,
+    // Twice as many pages that shrink to a half as of those that do not.
+    capacity: existing ? sizeBytes / slotBytes : Math.min(maxEntries, (2 * sizeBytes) / slotBytes),
     reservedBytes: sizeBytes,
     maxPageSize: largest,
   })
@@ -53,36 +54,39 @@ export function frontswap(options: SwapFileOptions): Layer {
     place: {
       traits,
       open: (context: LayerContext) => {
-        const file = openFile(options, roomBytes, context)
-        try {
-          return new SwapPlace(
-            { file, traits, from: existing ? 0 : slotBytes, roomBytes, slots: existing, bytesPerHour },
-            context,
-          )
-        } catch (error) {
-          file.closeNow()
-          throw error
-        }
+        const file = openSwapFile({ ...options, bytes: existing ? roomBytes : slotBytes + roomBytes }, context)
+        const from = existing ? 0 : slotBytes
+        return new SwapPlace({ file, traits, from, roomBytes, slots: existing, bytesPerHour }, context)
       },
     },
   })
 }
 
-/** Opens the swap file, with all of its room taken. Throws `TmemError` (`TMEM_IO`) with nothing left behind. */
-function openFile(options: SwapFileOptions, roomBytes: number, { allocator, io }: LayerContext): PageFile {
-  const { file: path, existing = false, keep = false, files } = options
+/** A swap file to open. */
+export interface SwapFileRequest extends Pick<SwapFileOptions, 'file' | 'existing' | 'keep' | 'files'> {
+  /** Bytes of it that are used, header included. */
+  readonly bytes: number
+  /** The first 4096 bytes of a file that is made (default: zeros). */
+  readonly header?: Uint8Array
+}
+
+/** Opens a swap file, with all of its room taken. Throws `TmemError` (`TMEM_IO`, `TMEM_NO_MEMORY`) with nothing left behind. */
+export function openSwapFile(
+  request: SwapFileRequest,
+  { allocator, io }: Pick<LayerContext, 'allocator' | 'io'>,
+): PageFile {
+  const { file: path, bytes, header, existing = false, keep = false, files } = request
+  const content = { name: 'tmem swap file', ...(header === undefined ? {} : { header }) }
   const file = PageFile.open({
     path,
     layer: 'frontswap',
     allocator,
     ...(io === undefined ? {} : { io }),
     ...(files === undefined ? {} : { files }),
-    ...(existing
-      ? { mode: 'existing', blockDevice: true }
-      : { mode: 'make', keep, bytes: slotBytes + roomBytes, content: { name: 'tmem swap file' } }),
+    ...(existing ? { mode: 'existing', blockDevice: true } : { mode: 'make', keep, bytes, content }),
   })
   try {
-    if (existing) checkArea(file, roomBytes)
+    if (existing) checkArea(file, bytes)
     // Room now: a sparse file would find the disk full in the middle of a swap-out. A device has its blocks.
     if (file.isFile) file.fillNow()
     return file

@@ -1,37 +1,29 @@
 /**
- * A swap area: slots of 4 KiB in a file, as the kernel's swap type is: slot 0 is the header and never holds a page.
+ * A swap area of the model: slots of 4 KiB in a file, as the kernel's swap type is. Slot 0 is the header and never holds a page.
  *
- * What is known of each slot lies in typed arrays: whether it is free, the checksum of what was last written, a stamp
- * that changes whenever the slot changes hands or content, and the next slot of a page that takes several.
+ * What is known of each slot lies in typed arrays: whether it is free, the checksum of what was last written, a stamp that changes whenever
+ * the slot changes hands or content, and the next slot of a page that takes several.
  *
  * Invariants:
- *  - A read delivers exactly what was last written to the slots, checked by checksum, or nothing: when the stamp moved
- *    while the read was under way (flushed, overwritten, given to another page), the caller is told to look again.
- *  - A slot that failed a write with an I/O error is never given out again.
- *  - Nothing is allocated after `open` except by a read's own call into the operating system.
+ *  - A read that answers true has delivered exactly what was last written to the slots, checked by checksum. When the stamp moved while it
+ *    was under way (freed, overwritten, given to another page), it answers false: look again.
+ *  - Nothing is allocated after `open` but by the file's transfers.
  *
- * Slots are given out by next fit, within a wholly free group of 32 slots while there is one, so that the pages of a batch
- * lie side by side and one write takes them.
+ * Slots are given out by next fit, within a wholly free group of 32 slots while there is one.
  *
- * Source: mm/swapfile.c as described in the reference notes (swap areas, priorities, clusters); the SWAPSPACE2 header as
- * mkswap(8) writes it.
+ * Source: mm/swapfile.c as described in the reference notes (swap areas, priorities, clusters); the SWAPSPACE2 header as mkswap(8) writes it.
  */
 import { crc32 } from 'node:zlib'
 import { type Allocator, TmemError } from '@tmem/core'
-import { type BlockFile, hasCode, type OpenBlockFile, openBlockFile, slotBytes } from './block-file.ts'
+import type { PageFile, PageFileIo } from '@tmem/page-file'
+import { openSwapFile } from './layer.ts'
+import { slotBytes } from './place.ts'
 
 /** No slot: slot 0 is the header. */
 export const noSlot = 0
 
 /** Largest number of slots of an area, the header among them: 256 GiB of pages. */
 export const maxSlots: number = 2 ** 26
-
-/** Slots that one write may carry: measured, 512 KiB cost 1.3 µs a page here, and larger ones no less. */
-const writeSlots = 128
-/** Slots that reads under way may fill at one time: room for one page of 2 MiB. */
-const readSlots = 512
-/** Slots that one `submit` may carry: one page of 2 MiB, or as many small ones. */
-export const gatherSlots = 512
 
 /** A swap area to open. */
 export interface SwapAreaOptions {
@@ -43,108 +35,51 @@ export interface SwapAreaOptions {
   readonly existing?: boolean
   /** True: leave a file that was made here in place at the end. */
   readonly keep?: boolean
-  /**
-   * Read in the calling thread, which waits, instead of the runtime's pool of threads: for a thread of its own on which threads of
-   * that pool may be waiting (a pager).
-   */
-  readonly blockingReads?: boolean
   /** Areas of higher priority are filled first, those of equal priority in turn: -32768 to 32767, default 0. */
   readonly priority?: number
   /** False: no page for this area is ever offered to frontswap. Default true. */
   readonly frontswap?: boolean
-  /** How the file is opened, for tests and other kinds of device. Default: a real file. */
-  readonly open?: OpenBlockFile
-}
-
-/** What an area did, since it was opened. */
-export interface SwapAreaCounters {
-  /** Write requests, and those that carried more than one slot. */
-  diskWrites: number
-  clusteredWrites: number
-  diskReads: number
-  diskBytesWritten: number
-  diskBytesRead: number
-  writeErrors: number
-  readErrors: number
-  /** Slots read back altered. */
-  corruptSlots: number
-  /** Reads whose bytes were thrown away because the slot had changed meanwhile. */
-  staleReads: number
+  /** The system that has the file (default: this machine's). */
+  readonly files?: PageFileIo
 }
 
 export class SwapArea {
-  readonly file: string
   readonly priority: number
   /** False: this area has opted out of frontswap. */
   readonly frontswap: boolean
   /** Slots, the header among them: slots 1 to slots-1 hold pages. */
   readonly slots: number
-  /** Bytes reserved in memory for this area. */
-  readonly reservedBytes: number
-  readonly counters: SwapAreaCounters = {
-    diskWrites: 0,
-    clusteredWrites: 0,
-    diskReads: 0,
-    diskBytesWritten: 0,
-    diskBytesRead: 0,
-    writeErrors: 0,
-    readErrors: 0,
-    corruptSlots: 0,
-    staleReads: 0,
-  }
-  /** The system's error of the write that failed last. */
-  lastError: Error | undefined
-  readonly #device: BlockFile
+  readonly #file: PageFile
   readonly #map: SlotMap
   readonly #checksums: Uint32Array
   readonly #stamps: Uint32Array
   readonly #next: Uint32Array
-  /** One bit per slot: retired; and: first slot of a page. */
-  readonly #bad: Int32Array
+  /** One bit per slot: a page begins there. */
   readonly #heads: Int32Array
-  #badSlots = 0
   #used = 0
-  /** The I/O memory: first the write buffer, then the places of the reads. */
-  readonly #memory: Uint8Array
-  readonly #writeAt: number
-  readonly #readAt: number
-  readonly #places = new Places(readSlots)
-  /** What the next `submit` writes: slots, where their bytes begin in the source, and afterwards which ones failed. */
-  readonly #gatheredSlots: Uint32Array = new Uint32Array(gatherSlots)
-  readonly #gatheredFrom: Float64Array = new Float64Array(gatherSlots)
-  readonly #gatheredFailed: Uint8Array = new Uint8Array(gatherSlots)
-  #gathered = 0
-  #reading = 0
   #closed = false
-  #whenQuiet: (() => void) | undefined
 
-  private constructor(options: SwapAreaOptions, slots: number, reserve: Reserve) {
-    this.file = options.file
+  private constructor(options: SwapAreaOptions, allocator: Allocator) {
+    const { sizeBytes } = options
+    const slots = sizeBytes / slotBytes + 1
     this.priority = options.priority ?? 0
     this.frontswap = options.frontswap ?? true
     this.slots = slots
-    this.#map = new SlotMap(slots, reserve)
-    this.#checksums = new Uint32Array(reserve(slots * 4, 'checksums'), 0, slots)
-    this.#stamps = new Uint32Array(reserve(slots * 4, 'stamps'), 0, slots)
-    this.#next = new Uint32Array(reserve(slots * 4, 'chains'), 0, slots)
     const words = Math.ceil(slots / 32)
-    const bits = reserve(words * 8, 'bits')
-    this.#bad = new Int32Array(bits, 0, words)
-    this.#heads = new Int32Array(bits, words * 4, words)
-    const ioBytes = (writeSlots + readSlots + 1) * slotBytes
-    this.#memory = new Uint8Array(reserve(ioBytes, 'io'), 0, ioBytes)
-    this.#device = (options.open ?? openBlockFile)({
-      file: options.file,
-      bytes: slots * slotBytes,
-      existing: options.existing ?? false,
-      keep: options.keep ?? false,
-      blockingReads: options.blockingReads ?? false,
-      memory: this.#memory,
-      header: header(slots),
-    })
-    this.#writeAt = this.#device.alignedFrom
-    this.#readAt = this.#writeAt + writeSlots * slotBytes
-    this.reservedBytes = slots * 12 + words * 8 + this.#map.bytes + ioBytes
+    const bytes = slots * 12 + words * 4 + SlotMap.bytesFor(slots)
+    const memory = allocator.allocate(bytes, 'frontswap.slots')
+    if (memory === undefined)
+      throw new TmemError(
+        'TMEM_NO_MEMORY',
+        `no memory for a swap area of ${sizeBytes} bytes (${bytes} bytes for its tables): give a smaller size`,
+        { layer: 'frontswap' },
+      )
+    this.#checksums = new Uint32Array(memory, 0, slots)
+    this.#stamps = new Uint32Array(memory, slots * 4, slots)
+    this.#next = new Uint32Array(memory, slots * 8, slots)
+    this.#heads = new Int32Array(memory, slots * 12, words)
+    this.#map = new SlotMap(slots, memory, slots * 12 + words * 4)
+    this.#file = openSwapFile({ ...options, bytes: slots * slotBytes, header: header(slots) }, { allocator })
   }
 
   /**
@@ -154,34 +89,24 @@ export class SwapArea {
    */
   static open(options: SwapAreaOptions, allocator: Allocator): SwapArea {
     const { sizeBytes, priority = 0 } = options
-    checkSize(sizeBytes)
+    if (!Number.isSafeInteger(sizeBytes) || sizeBytes < slotBytes || sizeBytes % slotBytes !== 0)
+      throw new RangeError(
+        `the size of a swap area must be a positive multiple of ${slotBytes} bytes, got ${sizeBytes}`,
+      )
+    if (sizeBytes / slotBytes >= maxSlots)
+      throw new RangeError(`a swap area holds at most ${(maxSlots - 1) * slotBytes} bytes of pages, got ${sizeBytes}`)
     if (!Number.isInteger(priority) || priority < -32768 || priority > 32767)
       throw new RangeError(`priority must be an integer from -32768 to 32767, got ${priority}`)
-    return new SwapArea(options, sizeBytes / slotBytes + 1, (bytes, part) => {
-      const memory = allocator.allocate(bytes, `frontswap.${part}`)
-      if (memory === undefined)
-        throw new TmemError(
-          'TMEM_NO_MEMORY',
-          `no memory for a swap area of ${sizeBytes} bytes (${bytes} bytes for its ${part}): give a smaller size`,
-          { layer: 'frontswap' },
-        )
-      return memory
-    })
+    return new SwapArea(options, allocator)
   }
 
-  /** True when the operating system's cache is bypassed (`O_DIRECT`). */
-  get directIo(): boolean {
-    return this.#device.directIo
+  get file(): string {
+    return this.#file.path
   }
 
   /** Slots that can be had now. */
   get freeSlots(): number {
     return this.#map.free
-  }
-
-  /** Slots retired after a failed write. */
-  get badSlots(): number {
-    return this.#badSlots
   }
 
   /** Slots that hold pages. */
@@ -209,19 +134,14 @@ export class SwapArea {
     return first
   }
 
-  /** Gives a page's slots back. A slot that went bad is kept out of use. */
+  /** Gives a page's slots back. */
   free(first: number): void {
     this.#touch(first)
     this.#heads[first >>> 5] = this.#heads[first >>> 5]! & ~(1 << (first & 31))
     for (let slot = first; slot !== noSlot; slot = this.#next[slot]!) {
       this.#used--
-      if (!this.isBad(slot)) this.#map.give(slot)
+      this.#map.give(slot)
     }
-  }
-
-  /** Whether a slot was retired. */
-  isBad(slot: number): boolean {
-    return (this.#bad[slot >>> 5]! & (1 << (slot & 31))) !== 0
   }
 
   /** The first slot from `from` on (1 to slots) that a page begins with, or `noSlot`. */
@@ -238,210 +158,67 @@ export class SwapArea {
     return this.#stamps[first]!
   }
 
-  /** Slots for which `gather` has room before the next `submit`. */
-  get room(): number {
-    return gatherSlots - this.#gathered
-  }
-
-  /** Adds the slots of a page to the next write; its bytes begin at `from` of the source that `submit` will get. */
-  gather(first: number, from: number): void {
-    let at = from
-    for (let slot = first; slot !== noSlot; slot = this.#next[slot]!) {
-      if (this.#gathered === gatherSlots) throw new RangeError(`one write carries at most ${gatherSlots} slots`)
-      this.#gatheredSlots[this.#gathered] = slot
-      this.#gatheredFrom[this.#gathered] = at
-      this.#gathered++
-      at += slotBytes
-    }
-  }
-
   /**
-   * Writes what was gathered, neighbours in one request, and waits for it. Returns the number of slots that failed; `failed`
-   * tells which. Never throws for what the device says: a refused page takes another way.
+   * Writes a page to its slots, neighbours in one request; waits in the calling thread. Throws `TmemError` (`TMEM_IO`): then the slots hold
+   * no page that could be read.
    */
-  submit(source: Uint8Array): number {
-    const count = this.#gathered
-    this.#gathered = 0
-    let failures = 0
-    for (let from = 0; from < count; ) {
-      let to = from + 1
-      while (to < count && to - from < writeSlots && this.#gatheredSlots[to] === this.#gatheredSlots[to - 1]! + 1) to++
-      failures += this.#write(source, from, to)
-      from = to
+  write(first: number, page: Uint8Array): void {
+    this.#touch(first)
+    for (let slot = first, at = 0; slot !== noSlot; slot = this.#next[slot]!, at += slotBytes)
+      this.#checksums[slot] = crc32(page.subarray(at, at + slotBytes))
+    for (let slot = first, at = 0; slot !== noSlot; ) {
+      const run = this.#run(slot)
+      this.#file.writeNow(page, at, run * slotBytes, slot * slotBytes)
+      at += run * slotBytes
+      slot = this.#next[slot + run - 1]!
     }
-    return failures
-  }
-
-  /** Whether the n-th slot gathered for the last `submit` could not be written. */
-  failed(n: number): boolean {
-    return this.#gatheredFailed[n] === 1
-  }
-
-  /** Writes one page of chained slots. False when any of it failed. */
-  write(first: number, page: Uint8Array): boolean {
-    this.gather(first, 0)
-    return this.submit(page) === 0
   }
 
   /**
-   * Reads a page of chained slots into `into`, whose length is the page's. True: filled, with what was last written. False:
-   * the page was written, freed or replaced meanwhile (or the area closed), and `into` is untouched. Rejects with
-   * `TmemError`: `TMEM_IO` when the device failed, `TMEM_CORRUPT` when the bytes came back altered; the page stays.
+   * Reads a page of chained slots into `into`, whose length is the page's. True: it is what was last written. False: the page was written,
+   * freed or replaced meanwhile (or the area closed), and what is in `into` means nothing. Rejects with `TmemError`: `TMEM_IO`
+   * when the device failed, `TMEM_CORRUPT` when the bytes came back altered; the page stays.
    */
   async read(first: number, into: Uint8Array): Promise<boolean> {
     const stamp = this.#stamps[first]!
-    return await this.borrow(into.length, async (page) => {
-      await this.#readAll(first, stamp, page)
-      if (this.#isStale(first, stamp)) {
-        this.counters.staleReads++
-        return false
-      }
-      this.#check(first, page)
-      into.set(page)
-      return true
-    })
-  }
-
-  /** Lends `bytes` bytes of the memory that reads go to, until `use` has settled. */
-  async borrow<T>(bytes: number, use: (page: Uint8Array) => Promise<T>): Promise<T> {
-    const count = bytes / slotBytes
-    this.#reading++
-    try {
-      const place = this.#places.take(count) ?? (await this.#places.wait(count))
+    const isStale = (): boolean => this.#closed || this.#stamps[first] !== stamp
+    for (let slot = first, at = 0; at < into.length && !isStale(); ) {
+      const run = this.#run(slot)
       try {
-        const at = this.#readAt + place * slotBytes
-        return await use(this.#memory.subarray(at, at + bytes))
-      } finally {
-        this.#places.give(place, count)
+        await this.#file.read(into, at, run * slotBytes, slot * slotBytes)
+      } catch (error) {
+        if (isStale()) return false
+        throw error
       }
-    } finally {
-      this.#reading--
-      if (this.#reading === 0) this.#whenQuiet?.()
+      at += run * slotBytes
+      slot = this.#next[slot + run - 1]!
     }
+    if (isStale()) return false
+    for (let slot = first, at = 0; at < into.length; slot = this.#next[slot]!, at += slotBytes)
+      if (crc32(into.subarray(at, at + slotBytes)) !== this.#checksums[slot])
+        throw new TmemError('TMEM_CORRUPT', `swap file ${this.file}: slot ${slot} came back altered`, {
+          layer: 'frontswap',
+          handle: `slot ${slot}`,
+        })
+    return true
   }
 
-  /** Closes the file at once; no read may be under way. */
-  dispose(): void {
+  /** Waits for what is under way, then closes the file (and removes it, when it was made here and not to be kept). Idempotent. */
+  close(): Promise<void> {
     this.#closed = true
-    this.#device.close()
-  }
-
-  /** Waits for the reads under way, then closes the file (and removes it, when it was made here and not to be kept). */
-  async close(): Promise<void> {
-    this.#closed = true
-    if (this.#reading > 0)
-      await new Promise<void>((resolve) => {
-        this.#whenQuiet = resolve
-      })
-    this.#device.close()
-  }
-
-  #write(source: Uint8Array, from: number, to: number): number {
-    const memory = this.#memory
-    for (let n = from; n < to; n++) {
-      const slot = this.#gatheredSlots[n]!
-      const at = this.#writeAt + (n - from) * slotBytes
-      const bytes = source.subarray(this.#gatheredFrom[n]!, this.#gatheredFrom[n]! + slotBytes)
-      memory.set(bytes, at)
-      this.#checksums[slot] = crc32(bytes)
-      this.#touch(slot)
-    }
-    const error = this.#transfer(this.#gatheredSlots[from]!, this.#writeAt, to - from)
-    if (error !== undefined && to - from === 1) return this.#fail(from, error)
-    this.#gatheredFailed.fill(0, from, to)
-    if (error === undefined) return 0
-    let failures = 0
-    // One slot of the cluster may have spoilt it for all.
-    for (let n = from; n < to; n++) {
-      const alone = this.#transfer(this.#gatheredSlots[n]!, this.#writeAt + (n - from) * slotBytes, 1)
-      if (alone !== undefined) failures += this.#fail(n, alone)
-    }
-    return failures
-  }
-
-  /** Notes that the n-th gathered slot could not be written; answers 1. */
-  #fail(n: number, error: Error): number {
-    this.#gatheredFailed[n] = 1
-    this.lastError = error
-    const slot = this.#gatheredSlots[n]!
-    // A full disk or quota may pass; anything else is the medium.
-    if (!hasCode(error, 'ENOSPC') && !hasCode(error, 'EDQUOT') && !this.isBad(slot)) {
-      this.#bad[slot >>> 5] = this.#bad[slot >>> 5]! | (1 << (slot & 31))
-      this.#badSlots++
-    }
-    return 1
-  }
-
-  #transfer(slot: number, at: number, count: number): Error | undefined {
-    const { counters } = this
-    counters.diskWrites++
-    try {
-      this.#device.write(at, count * slotBytes, slot * slotBytes)
-    } catch (error) {
-      counters.writeErrors++
-      return error instanceof Error ? error : new Error(String(error))
-    }
-    if (count > 1) counters.clusteredWrites++
-    counters.diskBytesWritten += count * slotBytes
-    return undefined
+    return this.#file.close()
   }
 
   #touch(first: number): void {
     this.#stamps[first] = this.#stamps[first]! + 1
   }
 
-  #isStale(first: number, stamp: number): boolean {
-    return this.#closed || this.#stamps[first] !== stamp
+  /** How many slots of a page lie side by side from that one on. */
+  #run(slot: number): number {
+    let run = 1
+    while (this.#next[slot + run - 1] === slot + run) run++
+    return run
   }
-
-  /** Reads run by run; ends early when the page has changed. */
-  async #readAll(first: number, stamp: number, page: Uint8Array): Promise<void> {
-    const { counters } = this
-    const count = page.length / slotBytes
-    const to = page.byteOffset - this.#memory.byteOffset
-    let slot = first
-    for (let done = 0; done < count && !this.#isStale(first, stamp); slot = this.#next[slot]!) {
-      const from = slot
-      let run = 1
-      for (; done + run < count && this.#next[slot] === slot + 1; run++) slot++
-      counters.diskReads++
-      try {
-        await this.#device.read(to + done * slotBytes, run * slotBytes, from * slotBytes)
-      } catch (error) {
-        counters.readErrors++
-        if (this.#isStale(first, stamp)) return
-        throw new TmemError('TMEM_IO', `swap file ${this.file}: slot ${from} cannot be read: ${String(error)}`, {
-          layer: 'frontswap',
-          handle: `slot ${from}`,
-          cause: error,
-        })
-      }
-      counters.diskBytesRead += run * slotBytes
-      done += run
-    }
-  }
-
-  #check(first: number, page: Uint8Array): void {
-    let slot = first
-    for (let at = 0; at < page.length; at += slotBytes, slot = this.#next[slot]!) {
-      if (crc32(page.subarray(at, at + slotBytes)) === this.#checksums[slot]) continue
-      this.counters.corruptSlots++
-      throw new TmemError('TMEM_CORRUPT', `swap file ${this.file}: slot ${slot} came back altered`, {
-        layer: 'frontswap',
-        handle: `slot ${slot}`,
-      })
-    }
-  }
-}
-
-type Reserve = (bytes: number, part: string) => ArrayBufferLike
-
-/** Throws `RangeError` unless an area can have that many bytes of pages. */
-export function checkSize(sizeBytes: number): void {
-  if (!Number.isSafeInteger(sizeBytes) || sizeBytes < slotBytes || sizeBytes % slotBytes !== 0)
-    throw new RangeError(`the size of a swap area must be a positive multiple of ${slotBytes} bytes, got ${sizeBytes}`)
-  if (sizeBytes / slotBytes >= maxSlots)
-    throw new RangeError(`a swap area holds at most ${(maxSlots - 1) * slotBytes} bytes of pages, got ${sizeBytes}`)
 }
 
 /** The header of a Linux swap area, version 1, as mkswap writes it, without a uuid and with a label. */
@@ -466,7 +243,6 @@ const lowestBit = (word: number): number => 31 - Math.clz32(word & -word)
  * finding the next slot looks at a 32nd of the words at most.
  */
 class SlotMap {
-  readonly bytes: number
   free = 0
   readonly #free: Int32Array
   readonly #some: Int32Array
@@ -474,14 +250,18 @@ class SlotMap {
   /** Where the next search begins. */
   #cursor = 0
 
-  constructor(slots: number, reserve: Reserve) {
+  /** Bytes that it takes of the memory that it is given. */
+  static bytesFor(slots: number): number {
+    const words = Math.ceil(slots / 32)
+    return (words + 2 * Math.ceil(words / 32)) * 4
+  }
+
+  constructor(slots: number, memory: ArrayBufferLike, at: number) {
     const words = Math.ceil(slots / 32)
     const summary = Math.ceil(words / 32)
-    this.bytes = (words + 2 * summary) * 4
-    const memory = reserve(this.bytes, 'slots')
-    this.#free = new Int32Array(memory, 0, words)
-    this.#some = new Int32Array(memory, words * 4, summary)
-    this.#whole = new Int32Array(memory, (words + summary) * 4, summary)
+    this.#free = new Int32Array(memory, at, words)
+    this.#some = new Int32Array(memory, at + words * 4, summary)
+    this.#whole = new Int32Array(memory, at + (words + summary) * 4, summary)
     for (let slot = 1; slot < slots; slot++) this.give(slot)
   }
 
@@ -526,45 +306,4 @@ function next(map: Int32Array, from: number): number {
     if (map[word] !== 0) return word * 32 + lowestBit(map[word]!)
   }
   return -1
-}
-
-/** Room for reads under way, in slots; who finds none waits in turn. */
-class Places {
-  readonly #taken: Uint8Array
-  readonly #waiting: { count: number; resolve: (place: number) => void }[] = []
-
-  constructor(size: number) {
-    this.#taken = new Uint8Array(size)
-  }
-
-  /** The first of `count` neighbouring places, or `undefined` when there are none now (or others wait already). */
-  take(count: number): number | undefined {
-    return this.#waiting.length === 0 ? this.#find(count) : undefined
-  }
-
-  wait(count: number): Promise<number> {
-    return new Promise((resolve) => this.#waiting.push({ count, resolve }))
-  }
-
-  give(place: number, count: number): void {
-    this.#taken.fill(0, place, place + count)
-    for (let first = this.#waiting[0]; first !== undefined; first = this.#waiting[0]) {
-      const found = this.#find(first.count)
-      if (found === undefined) return
-      this.#waiting.shift()
-      first.resolve(found)
-    }
-  }
-
-  #find(count: number): number | undefined {
-    const taken = this.#taken
-    for (let place = 0, run = 0; place < taken.length; place++) {
-      run = taken[place] === 0 ? run + 1 : 0
-      if (run < count) continue
-      const from = place - count + 1
-      taken.fill(1, from, place + 1)
-      return from
-    }
-    return undefined
-  }
 }

@@ -1,79 +1,76 @@
-/** A device in memory whose writes and reads fail, change or wait when a test says so; and what the tests share. */
+/** A disk in memory that fails or waits when a test says so, and remembers what it was asked for; and what the tests share. */
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type Pool, type PoolAttributes, type PoolRefusal, systemAllocator, TmemError } from '@tmem/core'
+import {
+  GetOutcome,
+  getOutcomeName,
+  type Pool,
+  type PoolAttributes,
+  type PoolRefusal,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
+import { type FileCall, type FileFault, MemoryFiles } from '@tmem/page-file'
 import { afterAll, expect } from 'vitest'
-import { type BlockFile, type BlockFileRequest, SwapArea, type SwapAreaOptions } from '../src/index.ts'
+import { SwapArea, type SwapAreaOptions } from '../src/index.ts'
 
-export class Device implements BlockFile {
-  readonly directIo = true
-  readonly alignedFrom = 496
-  readonly request: BlockFileRequest
-  readonly content: Uint8Array
-  /** Position and length of every write, in slots. */
-  readonly writes: [slot: number, count: number][] = []
-  reads = 0
-  closed = false
-  /** Asked before each transfer; what it answers is thrown. */
-  failWrite: (slot: number, count: number) => Error | undefined = () => undefined
-  failRead: (slot: number, count: number) => Error | undefined = () => undefined
-  /** Awaited before each read. */
-  beforeRead: () => Promise<void> = () => Promise.resolve()
+export class Disk {
+  readonly path = 'swap.img'
+  /** Reads, writes and syncs, in the order in which they were asked for. */
+  readonly calls: FileCall[] = []
+  /** Asked before each of them, and before everything else that the system is asked for. */
+  fault: (call: FileCall) => FileFault | undefined = () => undefined
+  readonly files: MemoryFiles
 
-  constructor(request: BlockFileRequest) {
-    this.request = request
-    this.content = new Uint8Array(request.bytes)
-    this.content.set(request.header)
-  }
-
-  write(at: number, length: number, position: number): void {
-    if (this.closed) throw new Error('written after close')
-    this.writes.push([position / 4096, length / 4096])
-    const error = this.failWrite(position / 4096, length / 4096)
-    if (error !== undefined) throw error
-    this.content.set(this.request.memory.subarray(at, at + length), position)
-  }
-
-  async read(at: number, length: number, position: number): Promise<void> {
-    this.reads++
-    await this.beforeRead()
-    if (this.closed) throw new Error('read after close')
-    const error = this.failRead(position / 4096, length / 4096)
-    if (error !== undefined) throw error
-    this.request.memory.set(this.content.subarray(position, position + length), at)
-  }
-
-  close(): void {
-    this.closed = true
-  }
-}
-
-export const systemError = (code: string): Error => Object.assign(new Error(`${code}: injected`), { code })
-
-/** Options of an area on a device in memory, and the device once the area was opened. */
-export function onDevice(pages: number): { options: SwapAreaOptions; device: () => Device } {
-  let device: Device | undefined
-  return {
-    options: {
-      file: 'device',
-      sizeBytes: pages * 4096,
-      open: (request) => {
-        device = new Device(request)
-        return device
+  constructor(roomBytes: number = Number.POSITIVE_INFINITY) {
+    this.files = new MemoryFiles({
+      roomBytes,
+      fault: (call) => {
+        this.calls.push(call)
+        return this.fault(call)
       },
-    },
-    device: () => {
-      if (device === undefined) throw new Error('the area is not open')
-      return device
-    },
+    })
+  }
+
+  /** Those of one kind, since the disk was made or `forget` was called. */
+  asked(name: FileCall['name']): FileCall[] {
+    return this.calls.filter((call) => call.name === name)
+  }
+
+  bytes(name: FileCall['name']): number {
+    return this.asked(name).reduce((sum, { length }) => sum + length, 0)
+  }
+
+  forget(): void {
+    this.calls.length = 0
+  }
+
+  /** From now on calls of that name fail with that code, or work again. */
+  fail(name: FileCall['name'], code: string | undefined): void {
+    this.fault = (call) => (call.name === name && code !== undefined ? { code } : undefined)
+  }
+
+  /** Turns a bit of the file over. */
+  damage(byte: number): void {
+    const content = this.files.content(this.path)!
+    content[byte] = content[byte]! ^ 1
+    const descriptor = this.files.open(this.path, { write: true, follow: false, exclusive: false })
+    this.files.writeNow(descriptor, content, byte, 1, byte)
+    this.files.close(descriptor)
   }
 }
 
-/** An open area on a device in memory. */
-export function openArea(pages: number, more: Partial<SwapAreaOptions> = {}): { area: SwapArea; device: Device } {
-  const { options, device } = onDevice(pages)
-  return { area: SwapArea.open({ ...options, ...more }, systemAllocator), device: device() }
+/** An open area on a disk in memory. */
+export function openArea(
+  pages: number,
+  more: Partial<SwapAreaOptions> = {},
+  disk: Disk = new Disk(),
+): { area: SwapArea; disk: Disk } {
+  const options = { file: disk.path, sizeBytes: pages * 4096, files: disk.files, ...more }
+  const area = SwapArea.open(options, systemAllocator)
+  disk.forget()
+  return { area, disk }
 }
 
 export const page = (fill: number, size = 4096): Uint8Array => new Uint8Array(size).fill(fill)
@@ -83,6 +80,18 @@ export const attributes: PoolAttributes = { client: 1, persistent: true, shared:
 export function poolOf(pool: Pool | PoolRefusal): Pool {
   if (typeof pool === 'number') throw new Error(`pool refused: ${pool}`)
   return pool
+}
+
+/** A page that is not all of one word, which would be kept in no place; it begins with that byte. */
+export const mixed = (fill: number, size = 4096): Uint8Array => new Uint8Array(size).map((_, n) => fill + (n >>> 3))
+
+/** What the `mixed` page of an index begins with, or the name of the outcome. */
+export async function fetched(pool: Pool, index: number, size = 4096): Promise<number | string> {
+  const into = page(0, size)
+  const outcome = await pool.fetch(1, index, into)
+  if (outcome !== GetOutcome.Hit) return getOutcomeName(outcome)
+  expect(Buffer.compare(into, mixed(into[0]!, size))).toBe(0)
+  return into[0]!
 }
 
 /** The code of the `TmemError` that `use` throws or rejects with; `'none'` when it does neither. */

@@ -306,7 +306,7 @@ test('swapoff pulls every page back, tells the backend before the map goes, and 
   const { swap, backend, areas } = setting([64])
   const inBackend = stored(swap, [1, 2, 3])
   const onDisk = swap.getSwapPage()
-  expect(areas[0]!.write(swapOffset(onDisk), page(4))).toBe(true)
+  areas[0]!.write(swapOffset(onDisk), page(4))
   backend.log.length = 0
   const { unuse, pulled } = collector()
   expect(await swap.swapoff(0, unuse)).toBe(true)
