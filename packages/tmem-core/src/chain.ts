@@ -242,19 +242,15 @@ export class Chain implements PageStore {
       // Each duty has half of what is left, so that none starves another.
       const half = Math.ceil((budget.pages - pages) / 2)
       if (seat.memory !== undefined) {
-        const excess = Math.min(bytes, seat.memory.excess())
-        if (excess > 0) {
-          mover.prepare(maxBlockBytes)
-          let done = mover.sinkEphemeral(seat, excess, false, half)
-          const left = Math.min(bytes, seat.memory.excess())
-          if (left > 0 && done < half) done += mover.sink(seat, left, false, half - done)
-          pages += done
-          bytes -= excess
-          if (done > 0 && seat.memory.excess() > 0) pending = true
-        }
+        const before = seat.memory.excess()
+        const excess = Math.min(bytes, before)
+        const done = excess > 0 ? mover.relieve(seat, excess, half) : 0
+        pages += done
+        bytes -= Math.max(0, excess)
         const moved = mover.compact(seat, Math.ceil((budget.pages - pages) / 2))
         pages += moved
-        if (moved > 0) pending = true
+        // With all moved together it may show that more has to go; what nobody takes is no reason to come again.
+        if (moved > 0 || ((done > 0 || before <= 0) && seat.memory.excess() > 0)) pending = true
       }
       const own = seat.place.tick?.({ pages: budget.pages - pages })
       if (own !== undefined) {

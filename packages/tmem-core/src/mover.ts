@@ -24,6 +24,7 @@ import {
   isFlying,
   lengthIn,
   MAIN,
+  PROBATION,
   placeIn,
   REFERENCED,
   samePlace,
@@ -50,6 +51,7 @@ import {
   unitsOf,
 } from './place.ts'
 import type { Account, Allocator, LayerContext, ObjectId, PoolAttributes, Sunk } from './store.ts'
+import { basePageSize } from './store.ts'
 
 /** Flights of one slow place: puts that go straight there, what must sink for a put, and what sinks in the background. */
 const STRAIGHT = 0
@@ -65,8 +67,11 @@ const maxRest = 1024
 const forcedBytes = 128 * 1024
 /** Epochs after which a page that sank counts as new. */
 export const longAgo = 128
-/** How often a put tries to find room. */
+/** How often a put tries to find room, and the bytes of ephemeral pages that go first. */
 const squeezes = 12
+const ephemeralBytes = 16 * 1024
+/** Bytes of pages that go down to memory at once: what the places there are prepared for. */
+const passedBytes = 256 * 1024
 /** Pages that one call lets sink at most, clean ones included. */
 const maxVictims = 512
 
@@ -319,6 +324,8 @@ export class Mover {
   #page: Uint8Array = new Uint8Array(0)
   #countedObjects = 0
   #closed = false
+  /** Blocks that memory below is prepared to take. */
+  #passes = 0
   /** Location of the block that `allocate` took last. */
   #location = none
   /** Pages that were decoded on their way, and encoded. */
@@ -407,12 +414,13 @@ export class Mover {
 
   /** Lets the memory places get memory, before anything is half done: the first for a block, those below for what makes room for it. */
   prepare(blockBytes: number): void {
-    let bytes = blockBytes
-    for (const { memory } of this.seats) {
-      if (memory === undefined) return
-      memory.prepare?.(bytes)
-      bytes = Math.max(blockBytes, this.#forcedBytes(memory))
-    }
+    this.#prepare(0, blockBytes)
+  }
+
+  #prepare(first: number, blockBytes: number): void {
+    for (let number = first; number < this.seats.length; number++)
+      this.seats[number]!.memory?.prepare?.(number === 0 ? blockBytes : passedBytes)
+    this.#passes = passedBytes / blockBytes
   }
 
   // ---- Giving blocks a place --------------------------------------------------------------------------------------
@@ -477,9 +485,9 @@ export class Mover {
   /** A number for a resident, or `none`. */
   #acquire(seat: Seat): number {
     const { directory } = this
-    for (let left = squeezes; left > 0; left--) {
+    for (let attempt = 0; attempt < squeezes; attempt++) {
       const resident = directory.acquireResident()
-      if (resident !== none || !this.#makeRoom(seat)) return resident
+      if (resident !== none || !this.#makeRoom(seat, attempt)) return resident
     }
     return none
   }
@@ -508,17 +516,25 @@ export class Mover {
   #squeeze(seat: Seat, block: Block, resident: number): number {
     const memory = seat.memory!
     let location: number = -PutOutcome.NoMemory
-    for (let left = squeezes; left > 0 && location === -PutOutcome.NoMemory; left--) {
-      if (memory.fit?.(block.length, this.moved) !== true && !this.#makeRoom(seat)) break
+    for (let attempt = 0; attempt < squeezes && location === -PutOutcome.NoMemory; attempt++) {
+      // For a few bytes of metadata a chunk has to become empty: before pages go for that, those that are there move together.
+      const isBetter = this.#charge(seat)
+        ? memory.fit?.(block.length, this.moved) === true
+        : this.compact(seat, maxVictims) > 0
+      if (!isBetter && !this.#makeRoom(seat, attempt)) break
       location = this.#offer(seat, block, resident)
     }
     return location
   }
 
-  /** Gives up some of a memory place, the coldest first; false when nothing can go. */
-  #makeRoom(seat: Seat): boolean {
-    // Ephemeral pages are eaten one by one, by whoever needs room.
-    return this.sinkEphemeral(seat, 1, true) > 0 || this.sink(seat, this.#forcedBytes(seat.memory!), true) > 0
+  /**
+   * Gives up some of a memory place, ephemeral pages first, and more of them with each attempt: what goes is of other sizes than what comes,
+   * so that a few need not leave a place. False when nothing can go.
+   */
+  #makeRoom(seat: Seat, attempt: number): boolean {
+    const bytes = this.#forcedBytes(seat.memory!)
+    const eaten = Math.min(bytes, ephemeralBytes * 2 ** attempt)
+    return this.sinkEphemeral(seat, eaten, true) > 0 || this.sink(seat, bytes, true) > 0
   }
 
   /** Bytes that go down in one write when a put finds no room. */
@@ -536,6 +552,28 @@ export class Mover {
   }
 
   // ---- Sinking ----------------------------------------------------------------------------------------------------
+
+  /**
+   * Lets what is above the high mark of a memory place go down, so many bytes and pages at most. Called when nothing is half done: memory
+   * below gets memory for what comes, some blocks at a time. Returns the pages.
+   */
+  relieve(seat: Seat, bytes: number, most: number): number {
+    const memory = seat.memory!
+    const resting = (): number =>
+      [MAIN, PROBATION, EPHEMERAL].reduce((sum, queue) => sum + this.directory.bytesOf(seat.number, queue), 0)
+    const least = resting() - bytes
+    let pages = 0
+    for (;;) {
+      this.#prepare(seat.number + 1, Math.max(basePageSize, this.#page.length))
+      const excess = (): number => Math.min(resting() - least, memory.excess())
+      let done = this.sinkEphemeral(seat, excess(), false, most - pages)
+      const left = excess()
+      if (left > 0 && pages + done < most) done += this.sink(seat, left, false, most - pages - done)
+      pages += done
+      // More goes at once only where memory took all that it was prepared for.
+      if (done === 0 || pages === most || this.#passes > 0 || excess() <= 0) return pages
+    }
+  }
 
   /**
    * Lets the coldest persistent pages of a memory place go down until `bytes` are free or on their way. `now`: before it
@@ -562,6 +600,8 @@ export class Mover {
       target ??= this.#below(seat, true, now)
       if (target === undefined) break
       if (target.memory !== undefined) {
+        if (this.#passes === 0) break
+        this.#passes--
         const moved = this.#passDown(seat, target, entry, resident)
         if (moved === undefined) continue
         if (!moved) {
@@ -630,9 +670,11 @@ export class Mover {
         }
       }
       let goes: boolean | undefined = false
-      if (target?.memory !== undefined && !this.#isClean(seat, resident))
+      if (target?.memory !== undefined && !this.#isClean(seat, resident)) {
+        if (this.#passes === 0) break
+        this.#passes--
         goes = this.#passDown(seat, target, entry, resident)
-      else if (target?.slow !== undefined && !hasCopy) {
+      } else if (target?.slow !== undefined && !hasCopy) {
         goes = this.#board(seat, target, flight, entry, resident)
         // The flight is full.
         if (goes === false) break
@@ -713,7 +755,7 @@ export class Mover {
       if (
         !isFirst ||
         !isFull ||
-        !(moving.persistent ? this.#makeRoom(target) : this.sinkEphemeral(target, 1, true) > 0)
+        !(moving.persistent ? this.#makeRoom(target, 0) : this.sinkEphemeral(target, ephemeralBytes, true) > 0)
       ) {
         target.refused[-location]!++
         return false
@@ -1372,7 +1414,7 @@ export class Mover {
     )
     if (upper === undefined) return
     const { directory, block } = this
-    upper.memory!.prepare?.(pool.blockBytes)
+    this.prepare(pool.blockBytes)
     if (read.stale || directory.placeOf(entry) !== seat.number) return
     const queue = persistent ? upper.order.queueFor(entry) : EPHEMERAL
     block.pageBytes = pool.blockBytes

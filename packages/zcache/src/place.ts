@@ -62,6 +62,8 @@ export class ZcachePlace implements MemoryPlace {
   #failedAlloc = 0
   #compacted = 0
   #charged = 0
+  /** The last `compact` found nothing to move, and nothing has left since. */
+  #isTogether = false
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables. */
   constructor(
@@ -119,6 +121,7 @@ export class ZcachePlace implements MemoryPlace {
 
   free(location: number, length: number, pageBytes: number): void {
     this.#allocator.free(location)
+    this.#isTogether = false
     this.#blocks--
     this.#bytes -= length
     this.#pageBytes -= pageBytes
@@ -138,7 +141,8 @@ export class ZcachePlace implements MemoryPlace {
 
   /**
    * Above the high mark: what lies in slots is so near to all that the chunks could hold that puts would not find room. Slots of
-   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free.
+   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free. Above a lowered limit: a
+   * chunk more than that, when moving together has nothing to gain any more.
    */
   excess(): number {
     const arena = this.#arena
@@ -147,7 +151,9 @@ export class ZcachePlace implements MemoryPlace {
     const chunks = Math.min(arena.maxChunks, Math.floor((limit.bytes - elsewhere) / arena.chunkBytes))
     const room = Math.max(0, chunks) * arena.chunkBytes
     const free = Math.min(Math.ceil(room / 4), Math.max(Math.ceil(room / 40), 2 * this.#allocator.longestRun))
-    return this.#allocator.slotBytes - (room - free)
+    const above = this.#allocator.slotBytes - (room - free)
+    const isStuck = this.#isTogether && arena.chunks - arena.spares > Math.max(0, chunks)
+    return isStuck ? Math.max(above, Math.min(arena.chunkBytes, this.#allocator.slotBytes)) : above
   }
 
   fit(_length: number, moved: MovedBlock): boolean {
@@ -166,6 +172,7 @@ export class ZcachePlace implements MemoryPlace {
       done += pages
     }
     if (done < blocks) this.#arena.trim()
+    this.#isTogether = done === 0
     this.#compacted += done
     return done
   }

@@ -3,7 +3,7 @@ import { ByteLimit } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { Decision, Governor, type HostMemory, readHostMemory } from '../src/index.ts'
-import { MiB, newPool, noisyPage, open, random } from './pages.ts'
+import { MiB, newPool, noisyPage, open, random, settle } from './pages.ts'
 
 const { Hold, Grow, Lower, Shrink } = Decision
 
@@ -165,23 +165,23 @@ test('a store under the governor gives its memory back by ticks, and takes it ag
     growBytesPerSecond: 8 * MiB,
     holdMs: 0,
   })
-  const store = open({ limitBytes })
-  const pool = newPool(store, 'cache')
-  const used = (): number => store.stats().counters['used_bytes']!
+  const stack = open({ limitBytes })
+  const pool = newPool(stack, 'cache')
+  const used = (): number => stack.counters()['used_bytes']!
   let index = 0
   const run = (second: number, availableBytes: number): void => {
     governor.step(second * 1000, used(), { availableBytes, pressurePercent: 0 })
     for (let i = 0; i < 2000; i++) pool.put(0, index++, noisyPage(index, 0.5))
-    while (store.tick({ pages: 64 }).pending);
+    settle(stack, 64)
   }
   for (let second = 0; second < 3; second++) run(second, 64 * MiB)
   expect(used()).toBeGreaterThan(6 * MiB)
   run(3, 0)
   run(4, 0)
   limitBytes.bytes = MiB
-  while (store.tick({ pages: 64 }).pending);
+  settle(stack, 64)
   expect(used()).toBeLessThanOrEqual(MiB)
-  store.check()
+  stack.check()
   for (let second = 6; second < 9; second++) run(second, 64 * MiB)
   expect(used()).toBeGreaterThan(6 * MiB)
 })

@@ -1,20 +1,77 @@
-/** Pages for tests, and the smallest context that a layer can be opened in. */
-import type { Accounts, Allocator, LayerContext, Pool, PoolAttributes } from '@tmem/core'
-import { createAccounts, systemAllocator } from '@tmem/core'
+/** Pages for tests, and a zcache in a stack of which the test sees the inside. */
+import type {
+  Accounts,
+  Allocator,
+  Layer,
+  LayerContext,
+  MemoryPlace,
+  PageStore,
+  Pool,
+  PoolAttributes,
+  StatsNode,
+} from '@tmem/core'
+import { compose } from '@tmem/core'
 import type { ZcacheOptions } from '../src/index.ts'
 import { zcache } from '../src/index.ts'
-import type { Zcache } from '../src/zcache.ts'
 
 export const KiB = 1024
 export const MiB = 1024 * 1024
 
-/** Opens a zcache without anything around or below it. */
-export function open(options: ZcacheOptions, given: { allocator?: Allocator; accounts?: Accounts } = {}): Zcache {
-  const context: LayerContext = {
-    allocator: given.allocator ?? systemAllocator,
-    accounts: given.accounts ?? createAccounts(),
+/** A stack whose first place is a zcache. */
+export interface Stack {
+  readonly store: PageStore
+  /** Counters of the zcache, or of a section of it. */
+  counters(section?: string): Readonly<Record<string, number>>
+  /** Counters of the chain. */
+  chain(): Readonly<Record<string, number>>
+  /** Throws unless allocator and arena are sound, and each block belongs to somebody. */
+  check(): void
+}
+
+/** Opens a zcache, above other layers if there are any. */
+export function open(
+  options: ZcacheOptions,
+  given: { allocator?: Allocator; accounts?: Accounts; below?: readonly Layer[]; check?: 'model' } = {},
+): Stack {
+  const { below = [], ...context } = given
+  const layer = zcache(options)
+  let place: MemoryPlace | undefined
+  const watched: Layer = {
+    ...layer,
+    place: {
+      traits: layer.place!.traits,
+      open: (opened: LayerContext) => {
+        place = layer.place!.open(opened) as MemoryPlace
+        return place
+      },
+    },
   }
-  return zcache(options).open(undefined, context) as Zcache
+  const store = compose([watched, ...below], context)
+  return {
+    store,
+    counters: (section = 'zcache') => sectionOf(store, section),
+    chain: () => store.stats().counters,
+    check() {
+      const owners = new Set<number>()
+      let twice = 0
+      place!.check!((owner) => {
+        if (owners.has(owner)) twice++
+        owners.add(owner)
+        return owner >= 0
+      })
+      const { zpages } = sectionOf(store, 'zcache')
+      if (twice > 0 || owners.size !== zpages) throw new Error(`${owners.size} blocks have an owner, of ${zpages}`)
+    },
+  }
+}
+
+/** Counters of the first section of that name. Throws when there is none. */
+export function sectionOf(store: PageStore, name: string): Readonly<Record<string, number>> {
+  const find = (node: StatsNode): StatsNode | undefined =>
+    node.name === name ? node : node.children.map(find).find((found) => found !== undefined)
+  const found = find(store.stats())
+  if (found === undefined) throw new Error(`no section ${name}`)
+  return found.counters
 }
 
 const kinds = {
@@ -23,12 +80,9 @@ const kinds = {
   shared: { client: 1, persistent: false, shared: true },
 } as const
 
-export function attributes(kind: keyof typeof kinds, pageSize = 4096): PoolAttributes {
-  return { ...kinds[kind], pageSize }
-}
-
-export function newPool(store: Zcache, kind: keyof typeof kinds, pageSize = 4096): Pool {
-  const pool = store.newPool(attributes(kind, pageSize))
+export function newPool({ store }: Stack, kind: keyof typeof kinds, pageSize = 4096): Pool {
+  const attributes: PoolAttributes = { ...kinds[kind], pageSize }
+  const pool = store.newPool(attributes)
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
   return pool
 }
@@ -61,3 +115,8 @@ export function noisyPage(seed: number, noise: number, pageSize = 4096): Uint8Ar
 
 /** Compares bytes: much faster than a deep comparison of typed arrays, which matters for pages of 2 MiB. */
 export const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
+
+/** Ticks until nothing is left to do at once. */
+export function settle({ store }: Stack, pages = 1000): void {
+  for (let ticks = 0; store.tick({ pages }).pending; ticks++) if (ticks > 10_000) throw new Error('it never ends')
+}
