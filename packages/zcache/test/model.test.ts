@@ -135,7 +135,10 @@ const commands = [
 
 const settings: readonly [string, Omit<ZcacheOptions, 'limitBytes'>][] = [
   ['defaults', {}],
-  ['the rules of 2011', { incompressible: 'refuse', zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 75 }],
+  [
+    'the rules of 2011',
+    { incompressible: 'refuse', zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 75 },
+  ],
   ['lz4js', { codec: 'lz4js' }],
   ['xvmalloc', { allocator: xvmalloc }],
   ['zbud', { allocator: zbud }],
