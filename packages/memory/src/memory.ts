@@ -55,21 +55,22 @@ export interface MemoryOptions {
  */
 export function memory(options: MemoryOptions): Layer {
   const limit = typeof options.limitBytes === 'number' ? new ByteLimit(options.limitBytes) : options.limitBytes
-  const capabilities = capabilitiesOf(limit)
+  const frames = framesFor(limit.maximumBytes)
+  if (frames < 1) throw new RangeError(`memory: ${noRoomIn(limit)}`)
   const traits: PlaceTraits = Object.freeze({
     persistent: true,
     ephemeral: true,
     waits: false,
     survives: 'nothing',
     rawOnly: true,
-    capacity: framesFor(limit.maximumBytes),
-    reservedBytes: framesFor(limit.maximumBytes) * basePageSize,
-    maxPageSize: capabilities.maxPageSize,
+    capacity: frames,
+    reservedBytes: frames * basePageSize,
+    maxPageSize: PageEngine.largestPageFor(limit.maximumBytes),
   })
   return {
     name: 'memory',
     place: { traits, open: (context) => new FramesPlace(limit, traits, context) },
-    plan: () => capabilities,
+    plan: () => capabilitiesOf(limit) ?? noRoomIn(limit),
     open: (_next, context) => new MemoryStore(limit, context),
   }
 }
@@ -84,11 +85,13 @@ export const memoryFactory: LayerFactory = {
   create: (options) => memory({ limitBytes: options.limit as number }),
 }
 
-/** What a store of that limit can do. Throws `RangeError`. */
-function capabilitiesOf(limit: ByteLimit): Capabilities {
+const noRoomIn = (limit: ByteLimit): string =>
+  `a limit of ${limit.maximumBytes} bytes has no room for a page and its metadata`
+
+/** What a store of that limit can do by itself, where it has room for a page. */
+function capabilitiesOf(limit: ByteLimit): Capabilities | undefined {
   const capacity = PageEngine.capacityFor(limit.maximumBytes)
-  if (capacity < 1)
-    throw new RangeError(`memory: a limit of ${limit.maximumBytes} bytes has no room for a page and its metadata`)
+  if (capacity < 1) return undefined
   return Object.freeze({
     ephemeral: true,
     persistent: true,
@@ -111,7 +114,9 @@ export class MemoryStore implements PageStore {
 
   /** Throws `RangeError` for a limit without room for a page or for more than 2^24-1 of them, `TmemError` (`TMEM_NO_MEMORY`). */
   constructor(limit: ByteLimit, context: LayerContext) {
-    this.capabilities = capabilitiesOf(limit)
+    const capabilities = capabilitiesOf(limit)
+    if (capabilities === undefined) throw new RangeError(`memory: ${noRoomIn(limit)}`)
+    this.capabilities = capabilities
     const { allocator, accounts } = context
     this.#engine = PageEngine.create({ limit, allocator, accounts, fixed: allocator.ahead === true })
   }

@@ -1,6 +1,7 @@
 import type { Allocator, ClientAccounts, Pool, PoolAttributes, PoolRefusal as Refusal } from '@tmem/core'
 import {
   ByteLimit,
+  compose,
   createAccounts,
   GetOutcome,
   HandleTable,
@@ -1057,6 +1058,8 @@ describe('opening', () => {
   test('a limit without room for a page is refused, and one just large enough works', () => {
     expect(() => open(24 * KiB)).toThrow(/no room for a page/)
     expect(() => memory({ limitBytes: 1000 })).toThrow(RangeError)
+    // A place needs less than a store by itself.
+    expect(() => compose([memory({ limitBytes: 8192 })])).toThrow(/memory cannot be the last layer: .*no room/)
     const { store, capacity } = open(29 * KiB)
     expect(capacity).toBe(1)
     const pool = poolOf(store, 'persistent')
