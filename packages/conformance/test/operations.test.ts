@@ -356,13 +356,16 @@ test.each([
   ['plain memory', () => [room(40)]],
   ['a compressor above plain memory', () => [zcache({ limitBytes: 256 * 1024 }), room(40)]],
   ['slots of an area made with mkswap', () => [fileLayer(new MemoryFile(), true, 40)]],
-] as const)('a stack with room for just so many pages can be overwritten: %s', async (_, layers) => {
+  // Its second cluster of slots is free as a whole.
+  ['more slots', () => [fileLayer(new MemoryFile(), true, 64)]],
+] as const)('a stack with room for just so many pages can be overwritten: %s', async (name, layers) => {
   const { store, pool } = open(layers())
   const content = new Map<number, Buffer>()
-  const batch = new PageBatch(40, 4096)
+  const pages = name === 'more slots' ? 64 : 40
+  const batch = new PageBatch(pages, 4096)
   for (let round = 0; round < 8; round++) {
     batch.clear()
-    for (let n = 0; n < 40; n++) {
+    for (let n = 0; n < pages; n++) {
       const page = noise()
       content.set(n, page)
       if (round % 2 === 0) same(pool.replace!(0, n, page), PutOutcome.Stored)
