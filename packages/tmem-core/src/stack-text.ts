@@ -225,6 +225,7 @@ function build(written: readonly WrittenLayer[], factories: readonly LayerFactor
 function optionValue({ name, value, valueAt }: WrittenOption, spec: OptionSpec): OptionValue {
   const wrong = (expected: string): TmemError =>
     mistake(valueAt, `expected ${expected} for ${name}, got ${describe(value)}`)
+  const oneOf = (what: string): TmemError => wrong([what, ...(spec.choices ?? [])].join(' or '))
   if (spec.kind === 'flag') {
     if (value === true || value === 'yes') return true
     if (value === false || value === 'no') return false
@@ -237,9 +238,10 @@ function optionValue({ name, value, valueAt }: WrittenOption, spec: OptionSpec):
       throw mistake(valueAt, `${name} cannot be ${quote(value)}; ${nearest(value, spec.choices)}`)
     return value
   }
+  if (typeof value === 'string' && spec.choices?.includes(value) === true) return value
   const number = typeof value === 'string' ? numberOf(value, spec.kind) : value
-  if (typeof number !== 'number' || !Number.isFinite(number)) throw wrong(kinds[spec.kind])
-  if (spec.kind !== 'number' && !Number.isSafeInteger(number)) throw wrong(kinds[spec.kind])
+  if (typeof number !== 'number' || !Number.isFinite(number)) throw oneOf(kinds[spec.kind])
+  if (spec.kind !== 'number' && !Number.isSafeInteger(number)) throw oneOf(kinds[spec.kind])
   const { minimum = spec.kind === 'bytes' ? 0 : -Infinity, maximum = Infinity } = spec
   if (number < minimum || number > maximum) {
     const show = (limit: number): string => (spec.kind === 'bytes' ? formatBytes(limit) : `${limit}`)

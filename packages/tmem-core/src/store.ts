@@ -361,7 +361,7 @@ export interface OptionSpec {
   /** What it sets, in a few words, for `--help` and errors. */
   readonly summary: string
   readonly required?: boolean
-  /** Text options: the allowed values. */
+  /** Text options: the allowed values. Numbers and bytes: words that may stand instead of one. */
   readonly choices?: readonly string[]
   /** Smallest and largest number allowed. */
   readonly minimum?: number
