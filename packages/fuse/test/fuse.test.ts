@@ -41,8 +41,10 @@ function device(): Ramzswap {
   const made = ramzswap({
     name: 'disk',
     sizeBytes,
-    compressed: [zcache({ limitBytes: 2 ** 22, zvMaxZsize: 2048 })],
-    backing: [frontswap({ file: join(folder, 'swap.img'), sizeBytes })],
+    stack: [
+      zcache({ limitBytes: 2 ** 22, zvMaxZsize: 2048 }),
+      frontswap({ file: join(folder, 'swap.img'), sizeBytes }),
+    ],
   })
   cleanups.push(() => made.close())
   return made
@@ -237,7 +239,7 @@ describe('texts', () => {
     expect((await run('cat', at('stats/num_writes'))).stdout.toString()).toBe('4\n')
     await disk.write(0, corpus(4096 * 4))
     expect((await run('cat', at('stats/num_writes'))).stdout.toString()).toBe('8\n')
-    expect((await run('cat', at('stats/slots/compressed'), at('stats/compressed/zcache/live'))).stdout.toString()).toBe(
+    expect((await run('cat', at('stats/slots/compressed'), at('stats/chain/zcache/pages'))).stdout.toString()).toBe(
       '2\n2\n',
     )
     const list = (await run('find', at('stats'), '-type', 'f')).stdout.toString().trim().split('\n')

@@ -24,7 +24,7 @@ import {
   TmemError,
 } from '@tmem/core'
 import { type OpenImageFile, openImageFile } from './image-file.ts'
-import { pageBytes } from './tiers.ts'
+import { pageBytes } from './stack.ts'
 
 /** Settings of a snapshot. */
 export interface SnapshotOptions {

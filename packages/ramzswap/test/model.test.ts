@@ -1,6 +1,5 @@
 /** Devices against a plain buffer: what is read is what was written, whatever the stores did meanwhile. */
 
-import { refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import * as fc from 'fast-check'
 import { expect, test } from 'vitest'
@@ -66,27 +65,24 @@ function within([first, count, whole]: readonly [number, number, boolean], size:
 const kinds = {
   'with a backing file': () => {
     const { layers, file } = backingFile(pages)
-    return { file, device: ramzswap({ ...base(), compressed: compressed(), backing: layers }) }
+    return { file, device: ramzswap({ ...base(), stack: [...compressed(), ...layers] }) }
   },
   'with a tiny memlimit': () => {
     const { layers, file } = backingFile(pages)
-    return { file, device: ramzswap({ ...base(), memlimitBytes: 6000, compressed: compressed(), backing: layers }) }
+    return { file, device: ramzswap({ ...base(), memlimitBytes: 6000, stack: [...compressed(), ...layers] }) }
   },
-  'with every tier': () => {
+  'with every kind of place': () => {
     const { layers, file } = backingFile(pages)
-    const device = virtswap({
-      ...base(),
-      hypervisor: [refuse({ every: 3 }), ...room(8)],
-      compressed: compressed(),
-      recompressed: [zcache({ limitBytes: 2 ** 20, codec: 'deflate', zvMaxZsize: 3900, zvMaxMeanZsize: 4096 })],
-      uncompressed: room(3),
-      backing: layers,
-    })
-    return { file, device }
+    const stack = [...room(3), zcache({ limitBytes: 2 ** 18, recompress: 'deflate' }), ...room(3), ...layers]
+    return { file, device: virtswap({ ...base(), stack }) }
+  },
+  'whose memory is small': () => {
+    const { layers, file } = backingFile(pages)
+    return { file, device: ramzswap({ ...base(), stack: [...room(4), ...layers] }) }
   },
   'in memory alone': () => ({
     file: undefined,
-    device: ramzswap({ ...base(), compressed: compressed(), uncompressed: room(pages) }),
+    device: ramzswap({ ...base(), stack: [...compressed(), ...room(pages)] }),
   }),
 }
 
@@ -175,7 +171,7 @@ test.each(Object.keys(kinds))(
               await device.recall(step.amount)
               break
             case 'recompress':
-              if (name === 'with every tier') await device.recompress({ maxPages: step.amount })
+              if (name === 'with every kind of place') await device.recompress({ maxPages: step.amount })
               break
             default:
               if (file !== undefined) device.memlimitBytes = step.amount * 1000
@@ -212,7 +208,7 @@ test('requests that run at the same time and do not overlap are all kept', async
   await fc.assert(
     fc.asyncProperty(writes, fc.scheduler(), async (list, scheduler) => {
       const { layers, file } = backingFile(pages)
-      const device = ramzswap({ ...base(), compressed: compressed(), backing: layers })
+      const device = ramzswap({ ...base(), stack: [...compressed(), ...layers] })
       const wanted = bytesOf('noise', pages * 4096, 1)
       await device.write(0, wanted)
       file().beforeRead = () => scheduler.schedule(Promise.resolve())

@@ -14,6 +14,7 @@ import {
   compressed,
   expectBytes,
   type File,
+  failsFirst,
   type Kind,
   room,
   same,
@@ -120,8 +121,7 @@ async function opened(options: { image?: Image; writethrough?: boolean; sizePage
     name: 'dev',
     sizeBytes: sizePages * 4096,
     maxSizeBytes: pages * 4096,
-    compressed: compressed(),
-    backing: layers,
+    stack: [...compressed(), ...layers],
   })
   const device = await openSnapshot(inner, {
     path: 'image',
@@ -429,7 +429,7 @@ test('a page that the device has lost fails the flush, and the others are saved'
   const { device, image, file } = await opened({ writethrough: false })
   const noise = bytesOf('noise', pages * 4096, 3)
   await device.write(0, noise)
-  file().failRead = (slot) => (slot === 3 ? systemError('EIO') : undefined)
+  file().failRead = failsFirst('EIO')
   expect(await codeOf(() => device.flush())).toBe('TMEM_IO')
   const { dirty_pages: left } = section(device.stats(), 'snapshot')
   expect(left).toBe(1)
@@ -502,7 +502,7 @@ test('each allocation that fails says which, and leaves nothing open', async () 
   for (let nth = 1; ; nth++) {
     const { layers, file } = backingFile(pages)
     const allocator = failingAllocator(systemAllocator, { nth })
-    const inner = ramzswap({ name: 'dev', sizeBytes: pages * 4096, backing: layers })
+    const inner = ramzswap({ name: 'dev', sizeBytes: pages * 4096, stack: layers })
     const image = new Image()
     const open = () => openSnapshot(inner, { path: 'image', allocator, open: () => image })
     if (nth > 2) {
@@ -548,7 +548,7 @@ function folder(): string {
   return path
 }
 
-const plain = () => ramzswap({ name: 'dev', sizeBytes: pages * 4096, uncompressed: room(pages) })
+const plain = () => ramzswap({ name: 'dev', sizeBytes: pages * 4096, stack: room(pages) })
 
 test('a real file: what was flushed is there again, and anybody can read it', async () => {
   const path = join(folder(), 'image')
