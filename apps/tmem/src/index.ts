@@ -76,7 +76,11 @@ function program(terminal: Terminal): Command {
     .description('swap real pages: all the memory, half of it with tmem, and half of it with a swap file alone')
     .option('--input <path...>', 'files and directories whose bytes fill the pages (default: Node.js and this program)')
     .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or what the input has)', bytes)
-    .option('--budget <bytes>', 'how much memory tmem is given, beside half of --size for the program (default: the other half)', bytes)
+    .option(
+      '--budget <bytes>',
+      'how much memory tmem is given, beside half of --size for the program (default: the other half)',
+      bytes,
+    )
     .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
     .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
     .addOption(json())
@@ -113,8 +117,11 @@ function program(terminal: Terminal): Command {
     .command('serve')
     .description('serve block devices over a stack, in the foreground, over NBD and as files')
     .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
-    .option('--hypervisor <text>', 'a stack that is offered each page first, and may want its memory back (virtswap)')
-    .option('--recompress <text>', 'a stack to which the knob recompress moves pages, e.g. with codec=zstd')
+    .option('--hypervisor <text>', 'memory that is offered each page first, and may be wanted back (virtswap)')
+    .option(
+      '--memory <auto,…>',
+      'auto: limits that follow the host; perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES',
+    )
     .requiredOption(
       '--device <name=NAME,size=BYTES>',
       'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',

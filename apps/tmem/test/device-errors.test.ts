@@ -4,7 +4,8 @@ import { randomBytes } from 'node:crypto'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { type BlockFile, frontswap } from '@tmem/frontswap'
+import type { Layer, PlaceTraits } from '@tmem/core'
+import { type SwapFile, SwapPlace } from '@tmem/frontswap'
 import { ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'
 import { expect, onTestFinished, test } from 'vitest'
@@ -18,21 +19,23 @@ const flush = 3
 
 test.each(['EIO', 'ENOSPC'] as const)('the backing file answers %s', async (code) => {
   let failing = false
-  const open = (): BlockFile => ({
+  const fail = (): void => {
+    if (failing) throw Object.assign(new Error(code), { code })
+  }
+  const file: SwapFile = {
     directIo: true,
-    alignedFrom: 0,
-    write: () => {
-      if (failing) throw Object.assign(new Error(code), { code })
-    },
+    write: async () => fail(),
+    writeNow: fail,
     read: () => Promise.reject(Object.assign(new Error('EIO'), { code: 'EIO' })),
-    close: () => undefined,
-  })
+    readNow: fail,
+    sync: () => Promise.resolve(),
+    close: () => Promise.resolve(),
+  }
   const sizeBytes = 64 * 4096
   const device = ramzswap({
     name: 'dev',
     sizeBytes,
-    compressed: [zcache({ limitBytes: 2 ** 20, zvMaxZsize: 2048 })],
-    backing: [frontswap({ file: 'none', sizeBytes, open })],
+    stack: [zcache({ limitBytes: 2 ** 20, zvMaxZsize: 2048 }), swapFile(file, sizeBytes)],
   })
   const told: unknown[] = []
   const { address } = await serve({ exports: [{ name: 'dev', device }], onError: (error) => told.push(error) })
@@ -81,3 +84,19 @@ test('a disk that is full when a snapshot is flushed: ENOSPC, and the rest is se
   expect(await ended).toBe(0)
   expect(stderr).toMatch(/^tmem: snapshot .*a\.raw: it cannot be written at \d+: ENOSPC.*\n$/)
 })
+
+/** The end of a stack in a given file. */
+function swapFile(file: SwapFile, sizeBytes: number): Layer {
+  const traits: PlaceTraits = {
+    persistent: true,
+    ephemeral: false,
+    waits: true,
+    survives: 'nothing',
+    rawOnly: false,
+    capacity: sizeBytes / 4096,
+    reservedBytes: sizeBytes,
+    maxPageSize: 4096,
+  }
+  const settings = { file, traits, from: 4096, roomBytes: 2 ** 20, slots: false, bytesPerHour: undefined }
+  return { name: 'frontswap', place: { traits, open: (context) => new SwapPlace(settings, context) } }
+}

@@ -5,7 +5,7 @@ import { expect, test } from 'vitest'
 import { knobsOf } from '../src/serve/knobs.ts'
 
 test('reset takes nothing away from who came while it waited', async () => {
-  const device = ramzswap({ name: 'dev', sizeBytes: 8 * 4096, uncompressed: [memory({ limitBytes: 2 ** 20 })] })
+  const device = ramzswap({ name: 'dev', sizeBytes: 8 * 4096, stack: [memory({ limitBytes: 2 ** 20 })] })
   const page = Buffer.alloc(4096, 'a page of somebody who came late')
   let holder: string | undefined
   const served = {

@@ -61,7 +61,7 @@ describe('bad usage ends with exit code 2 and one line', () => {
     ],
     [
       ['stack', 'frontswap(file=a,size=1MiB) > memory(limit=1MiB)'],
-      /^tmem: frontswap cannot stand above memory: .* \(TMEM_BAD_STACK\)\n$/,
+      /^tmem: memory cannot stand below a place that waits: memory comes first \(TMEM_BAD_STACK\)\n$/,
     ],
   ])('tmem %j', async (words, message) => {
     const { code, stdout, stderr } = await tmem(words)

@@ -13,6 +13,5 @@ export const compressedDevice = (sizeBytes: number): Ramzswap =>
   ramzswap({
     name: 'bench',
     sizeBytes,
-    compressed: [zcache({ limitBytes: sizeBytes })],
-    uncompressed: [memory({ limitBytes: Math.ceil(sizeBytes * 1.1) })],
+    stack: [zcache({ limitBytes: sizeBytes }), memory({ limitBytes: Math.ceil(sizeBytes * 1.1) })],
   })

@@ -84,8 +84,7 @@ async function corpusRows(bench: Bench): Promise<Row[]> {
   const device = ramzswap({
     name: 'corpus',
     sizeBytes,
-    compressed: [zcache({ limitBytes: sizeBytes, incompressible: 'keep', zvMaxMeanZsize: pageBytes })],
-    backing: [frontswap({ file: join(folder, 'backing'), sizeBytes: sizeBytes + 2 ** 20 })],
+    stack: [zcache({ limitBytes: sizeBytes }), frontswap({ file: join(folder, 'backing'), sizeBytes })],
   })
   try {
     const into = new Uint8Array(pageBytes)
@@ -101,7 +100,8 @@ async function corpusRows(bench: Bench): Promise<Row[]> {
       if (Buffer.compare(into, bytes.subarray(at, at + pageBytes)) !== 0)
         throw new Failed(`bench nbd: the page at ${at} is not what was written`)
     }
-    const tables = device.stats().children.find((child) => child.name === 'compressed')!.children[0]!.counters
+    const chain = device.stats().children.find(({ name: section }) => section === 'chain')!
+    const tables = chain.children.find(({ name: place }) => place === 'zcache')!.counters
     const reference = 'zram-lz4-mem-used-total'
     return [
       ratioRow(name, 'bytes', mem_used_total, reference, zram, 1),

@@ -26,9 +26,8 @@ export interface KnobsRequest {
 export interface Info {
   readonly pid: number
   readonly stack: string
-  /** What is offered each page first, and where pages are recompressed to, or null. */
+  /** What is offered each page first, or null. */
   readonly hypervisor: string | null
-  readonly recompress: string | null
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
   readonly nbd: readonly string[]
   /** Directory of the FUSE mount, or null. */

@@ -99,11 +99,9 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
 
 async function compact(device: Ramzswap): Promise<number> {
   let pages = 0
-  for (let pending = true; pending && pages < compactPages; ) {
-    const progress = device.tick({ pages: turnPages })
-    pages += progress.pages
-    // A store that has more to do and does nothing would keep this here for ever.
-    pending = progress.pending && progress.pages > 0
+  for (let moved = 1; moved > 0 && pages < compactPages; ) {
+    moved = device.compact(turnPages)
+    pages += moved
     await new Promise((resolve) => setImmediate(resolve))
   }
   return pages

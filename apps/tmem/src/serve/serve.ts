@@ -13,6 +13,7 @@ import {
   type BlockDevice,
   formatBytes,
   type Layer,
+  type LayerFactory,
   parseBytes,
   parseStack,
   type StatsNode,
@@ -20,7 +21,7 @@ import {
 } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
-import { type DevicePlan, openSnapshot, type Ramzswap, ramzswap, tiersOf } from '@tmem/ramzswap'
+import { openSnapshot, type Ramzswap, ramzswap, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
@@ -28,14 +29,16 @@ import { type Answers, type Info, type Request, serveControl } from './control.t
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
 import { aheadMemory, drain, type LoopUse, loopsBelow } from './host.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
+import { AutoMemory } from './memory.ts'
 import { protect } from './protect.ts'
 import { judgeRecord, keepRecord, type Survival } from './record.ts'
+import { Ticking } from './ticking.ts'
 
 /** As they come from the command line. */
 export interface ServeOptions extends EndpointOptions {
   readonly stack: string
   readonly hypervisor?: string
-  readonly recompress?: string
+  readonly memory?: string
   readonly device: readonly string[]
   readonly fuse?: string
   readonly control: string
@@ -63,9 +66,9 @@ interface Opened extends Turned {
 /** Work that takes longer shows how far it is. */
 const patienceMs = 2000
 
-/** Pages that background work touches at a time, and the pause between two. */
+/** Pages that background work touches at a time; how often clock and host are looked at. */
 const tickPages = 256
-const tickMs = 200
+const lookMs = 1000
 
 export async function serve(options: ServeOptions, terminal: Terminal): Promise<void> {
   const requests = options.device.map(deviceOf)
@@ -77,7 +80,12 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   const endpoints = endpointsOf(options)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
   const controlPath = socketPath(options.control)
-  const plans = requests.map((request) => planFor(options, request))
+  const auto = new AutoMemory(options.memory)
+  const factories = auto.factories(layerFactories)
+  const stacks = requests.map((request) => stackFor(options, request, factories))
+  auto.begin()
+  if (auto.isUsed && options.fuse !== undefined)
+    throw new BadInput('--fuse takes all memory before it serves, so no limit can be auto: give limits in bytes')
   if (options.fuse !== undefined) await judgeLoops(resolve(options.fuse))
   for (const line of judgeRecord(controlPath, options.fresh === true)) terminal.note(`tmem: ${line}`)
 
@@ -101,10 +109,13 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     // After the devices are closed: until then a kill would still take something with it.
     let forget = (): void => undefined
     undo.push(() => forget())
-    // Looked at with each access to a page: as often as the background work goes round is often enough.
-    let seconds = 0
+    // Looked at with each access to a page: once in a second is often enough.
+    let nowMs = performance.now()
+    const tickings: Ticking[] = []
     for (const [n, request] of requests.entries()) {
-      const device = await opened(request, plans[n]!, () => seconds, allocator, terminal)
+      const context = { clock: () => nowMs, wake: () => tickings[n]?.wake(), allocator }
+      const isVirtual = options.hypervisor !== undefined
+      const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, terminal)
       devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
       undo.push(() => device.served.close())
       goOn()
@@ -146,7 +157,6 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       pid: process.pid,
       stack: options.stack,
       hypervisor: options.hypervisor ?? null,
-      recompress: options.recompress ?? null,
       devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
@@ -161,16 +171,31 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       control.close()
       rmSync(controlPath, { force: true })
     })
-    const ticking = setInterval(() => {
-      seconds = Math.floor(process.uptime())
-      for (const { device } of devices) device.tick({ pages: tickPages })
-    }, tickMs)
-    undo.push(() => clearInterval(ticking))
+    const broken: string[] = []
+    for (const { device } of devices)
+      tickings.push(
+        new Ticking(
+          () => device.tick({ pages: tickPages }),
+          (error) => {
+            broken.push(device.name)
+            terminal.note(`tmem: ${device.name} serves nothing any more: ${error.message}`)
+          },
+        ),
+      )
+    const looking = setInterval(() => {
+      nowMs = performance.now()
+      if (auto.step(nowMs)) for (const ticking of tickings) ticking.wake()
+    }, lookMs)
+    undo.push(() => {
+      clearInterval(looking)
+      for (const ticking of tickings) ticking.stop()
+    })
     goOn()
     if (options.json === true) terminal.print(JSON.stringify(info))
     else terminal.print(described(info, controlPath))
     await stopped(fuse, options.drain === true, terminal)
     mounted = undefined
+    if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
   } finally {
     await undoAll(undo)
   }
@@ -349,15 +374,20 @@ async function answerTo(
 
 const namesOf = (devices: readonly Opened[]): string => devices.map(({ served }) => served.name).join(', ')
 
-async function opened(
-  request: DeviceRequest,
-  plan: DevicePlan,
-  clock: () => number,
-  allocator: Allocator,
-  terminal: Terminal,
-): Promise<Omit<Opened, 'holder'>> {
+/** What a device is opened with, beside what the command line says of it. */
+interface Context {
+  readonly stack: readonly Layer[]
+  /** Its first place is a hypervisor's. */
+  readonly isVirtual: boolean
+  readonly clock: () => number
+  readonly wake: () => void
+  readonly allocator: Allocator
+}
+
+async function opened(request: DeviceRequest, context: Context, terminal: Terminal): Promise<Omit<Opened, 'holder'>> {
   const { snapshot: path, writethrough } = request
-  const device = deviceFor(request, plan, clock, allocator)
+  const { allocator } = context
+  const device = deviceFor(request, context)
   if (path === undefined) return { device, served: device }
   const begun = performance.now()
   let progress: Progress | undefined
@@ -374,9 +404,9 @@ async function opened(
   }
 }
 
-function deviceFor(request: DeviceRequest, plan: DevicePlan, clock: () => number, allocator: Allocator): Ramzswap {
+function deviceFor(request: DeviceRequest, { isVirtual, ...context }: Context): Ramzswap {
   try {
-    return ramzswap({ ...request, ...plan, clock, allocator })
+    return (isVirtual ? virtswap : ramzswap)({ ...request, ...context })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error
@@ -429,19 +459,16 @@ function deviceOf(text: string): DeviceRequest {
   }
 }
 
-/** Where the pages of one device can be. */
-function planFor({ stack, hypervisor, recompress }: ServeOptions, request: DeviceRequest): DevicePlan {
-  return {
-    ...tiersOf(stackFor(stack, request)),
-    ...(hypervisor === undefined ? {} : { hypervisor: stackFor(hypervisor, request) }),
-    ...(recompress === undefined ? {} : { recompressed: stackFor(recompress, request) }),
-  }
-}
-
-/** A stack of one device: `{name}` and `{size}` in the text are its own. */
-function stackFor(text: string, { name, sizeBytes, maxSizeBytes }: DeviceRequest): Layer[] {
+/** The stack of one device: `{name}` and `{size}` in the text are its own. A hypervisor's memory comes first. */
+function stackFor(
+  { stack, hypervisor }: ServeOptions,
+  { name, sizeBytes, maxSizeBytes }: DeviceRequest,
+  factories: readonly LayerFactory[],
+): Layer[] {
   const size = formatBytes(maxSizeBytes ?? sizeBytes)
-  return parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), layerFactories)
+  return [hypervisor ?? [], stack]
+    .flat()
+    .flatMap((text) => parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), factories))
 }
 
 function described(info: Info, control: string): string {

@@ -25,10 +25,12 @@ export async function stat(
 }
 
 /**
- * In pages: used = same + hyper + compr + recompr + raw + backing + lost, and used + unwritten = kernel + stale: `kernel` are the slots that the
+ * Two tables. Of each device, in pages: used = same + hyper + compr + raw + backing + lost, and used + unwritten = kernel + stale: `kernel` are the slots that the
  * kernel has given out, `stale` those of ours that it has freed and not yet discarded (and the header page), `unwritten` those of its that it has not
  * written (it knows pages of zeros itself). The kernel tells only a number; so of the last two we know the difference, and show that. `unsaved` are
  * pages that a snapshot would lose if the server were killed now.
+ *
+ * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places are hyper + compr + raw + backing.
  */
 function tableFor({ info, devices }: Answers['stats']): string {
   const uses = info.fuse === null ? [] : loopsBelow(info.fuse)
@@ -40,7 +42,6 @@ function tableFor({ info, devices }: Answers['stats']): string {
     'same',
     'hyper',
     'compr',
-    'recompr',
     'raw',
     'backing',
     'lost',
@@ -52,7 +53,7 @@ function tableFor({ info, devices }: Answers['stats']): string {
     'ratio',
   ]
   const rows = devices.map((device) => {
-    const s = section(device, 'slots')
+    const s = section(device, 'slots').counters
     const used = s['slots']! - s['empty']!
     const swap = uses.find(({ file }) => file === `${info.fuse}/${device.name}`)?.swap
     const kernel = swap === undefined ? undefined : swap.usedBytes / 4096
@@ -66,7 +67,6 @@ function tableFor({ info, devices }: Answers['stats']): string {
         s['same_filled'],
         s['hypervisor'],
         s['compressed'],
-        s['recompressed'],
         s['uncompressed'],
         s['backing'],
         s['lost'],
@@ -74,14 +74,28 @@ function tableFor({ info, devices }: Answers['stats']): string {
       kernel === undefined ? '-' : String(kernel),
       kernel === undefined ? '-' : String(Math.max(0, used - kernel)),
       kernel === undefined ? '-' : String(Math.max(0, kernel - used)),
-      String(section(device, 'snapshot')['dirty_pages'] ?? '-'),
-      `${(memory / 2 ** 20).toFixed(1)}MiB`,
+      String(section(device, 'snapshot').counters['dirty_pages'] ?? '-'),
+      mebibytes(memory),
       original === 0 ? '-' : (original / memory).toFixed(2),
     ]
   })
-  return tableOf(head, rows)
+  return `${tableOf(head, rows)}\n${tableOf(placeHead, devices.flatMap(placeRows), ['left', 'left'])}`
 }
 
-function section(tree: StatsNode, name: string): Readonly<Record<string, number>> {
-  return tree.children.find((child) => child.name === name)?.counters ?? {}
+const placeHead = ['device', 'place', 'pages', 'bytes', 'put', 'sunk', 'rose', 'down', 'up', 'gone', 'writes', 'reads']
+
+const placeRows = (device: StatsNode): string[][] =>
+  section(device, 'places').children.map(({ name, counters: c }) => [
+    device.name,
+    name,
+    String(c['pages']),
+    mebibytes(c['bytes']!),
+    ...['put', 'sunk', 'rose', 'passed_down', 'raised', 'gone'].map((counter) => String(c[counter])),
+    ...['writes', 'reads'].map((counter) => (c['waits'] === 1 ? String(c[counter]) : '-')),
+  ])
+
+const mebibytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(1)}MiB`
+
+function section({ children }: StatsNode, name: string): StatsNode {
+  return children.find((child) => child.name === name) ?? { name, counters: {}, children: [] }
 }

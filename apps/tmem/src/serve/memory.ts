@@ -1,0 +1,172 @@
+/**
+ * Limits of zcache and memory that follow the host: `limit=auto` in a stack, and `--memory auto`.
+ *
+ * One governor (@tmem/zcache) steers one budget for all of them, of which each has an equal share: several that each looked at the same
+ * free memory would all take it. What such a place may keep is not sure to be there, so it counts nothing towards the room that a device needs.
+ *
+ * Not for who must have all memory ahead, because the kernel of this host swaps to it.
+ */
+import { readFileSync } from 'node:fs'
+import { ByteLimit, type Layer, type LayerFactory, type MemoryPlace, type OptionValue, parseBytes } from '@tmem/core'
+import { memory, memoryFactory } from '@tmem/memory'
+import { Decision, Governor, type ReadText, readHostMemory, zcache, zcacheFactory } from '@tmem/zcache'
+import { BadInput } from '../ending.ts'
+
+interface Settings {
+  readonly floorBytes?: number
+  readonly ceilingBytes?: number
+  readonly reserveBytes?: number
+}
+
+/** A shared budget below this is no use to anybody. */
+const leastShareBytes = 1024 * 1024
+
+/** A small text file, or `undefined` when there is none. */
+export const readText: ReadText = (path) => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    // Whatever the reason is, the host does not tell.
+    return undefined
+  }
+}
+
+export class AutoMemory {
+  readonly #settings: Settings | undefined
+  readonly #read: ReadText
+  readonly #limits: ByteLimit[] = []
+  readonly #places: MemoryPlace[] = []
+  #total: ByteLimit | undefined
+  #governor: Governor | undefined
+
+  /**
+   * `text`: what `--memory` says, `auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`; `undefined`: nothing. Throws `BadInput` for anything else.
+   */
+  constructor(text: string | undefined, read: ReadText = readText) {
+    this.#settings = text === undefined ? undefined : settingsOf(text)
+    this.#read = read
+  }
+
+  /** The given factories, but that zcache and memory know `limit=auto`. */
+  factories(plain: readonly LayerFactory[]): LayerFactory[] {
+    const makes: Record<string, (limitBytes: ByteLimit, rest: Readonly<Record<string, OptionValue>>) => Layer> = {
+      [zcacheFactory.name]: (limitBytes, rest) => zcache({ ...rest, limitBytes }),
+      [memoryFactory.name]: (limitBytes) => memory({ limitBytes }),
+    }
+    return plain.map((factory) => {
+      const make = makes[factory.name]
+      const limit = factory.options['limit']
+      if (make === undefined || limit === undefined) return factory
+      return {
+        ...factory,
+        options: { ...factory.options, limit: { ...limit, choices: ['auto'], required: this.#settings === undefined } },
+        create: ({ limit: given = 'auto', ...rest }) =>
+          given === 'auto' ? this.#governed(make(this.#newLimit(), rest)) : factory.create({ ...rest, limit: given }),
+      }
+    })
+  }
+
+  /** Some limit follows the host. */
+  get isUsed(): boolean {
+    return this.#limits.length > 0
+  }
+
+  /**
+   * Begins, once all stacks were read: every limit is at its share of the floor. Throws `BadInput` for settings that make no sense, and where the
+   * host does not tell what memory it has.
+   */
+  begin(): void {
+    if (!this.isUsed) {
+      if (this.#settings === undefined) return
+      throw new BadInput(
+        '--memory auto is for a zcache or memory without a limit, or with limit=auto, and no stack has one',
+      )
+    }
+    const ceiling = this.#ceiling()
+    const { floorBytes, reserveBytes } = this.#settings ?? {}
+    const least = this.#limits.length * leastShareBytes
+    if (ceiling < least)
+      throw new BadInput(
+        `--memory auto: ${this.#limits.length} places need a ceiling of at least ${least} bytes, not ${ceiling}`,
+      )
+    this.#total = new ByteLimit(ceiling)
+    try {
+      this.#governor = new Governor({
+        limit: this.#total,
+        ...(floorBytes === undefined ? {} : { floorBytes }),
+        ...(reserveBytes === undefined ? {} : { reserveBytes }),
+      })
+    } catch (error) {
+      if (error instanceof RangeError) throw new BadInput(`--memory auto: ${error.message}`)
+      throw error
+    }
+    this.#share()
+  }
+
+  /** Looks at the host, about once in a second. True: there is less for pages than they take, so that somebody should tick. */
+  step(nowMs: number): boolean {
+    const host = this.#governor === undefined ? undefined : readHostMemory(this.#read)
+    if (host === undefined) return false
+    const used = this.#places.reduce((sum, { usedBytes }) => sum + usedBytes, 0)
+    const decision = this.#governor!.step(nowMs, used, host)
+    this.#share()
+    return decision === Decision.Shrink
+  }
+
+  #governed({ name, place }: Layer): Layer {
+    const traits = Object.freeze({ ...place!.traits, reservedBytes: 0 })
+    return {
+      name,
+      place: {
+        traits,
+        open: (context) => {
+          const open = place!.open(context) as MemoryPlace
+          this.#places.push(open)
+          return open
+        },
+      },
+    }
+  }
+
+  #newLimit(): ByteLimit {
+    const limit = new ByteLimit(this.#ceiling())
+    this.#limits.push(limit)
+    return limit
+  }
+
+  #share(): void {
+    const each = Math.floor(this.#total!.bytes / this.#limits.length)
+    for (const limit of this.#limits) limit.bytes = each
+  }
+
+  /** What is given, or half of what the host has now. */
+  #ceiling(): number {
+    const given = this.#settings?.ceilingBytes
+    if (given !== undefined) return given
+    this.#found ??= readHostMemory(this.#read)?.availableBytes
+    if (this.#found === undefined)
+      throw new BadInput('limit=auto: this host does not tell how much memory it has; give limits in bytes')
+    return Math.floor(this.#found / 2)
+  }
+
+  #found: number | undefined
+}
+
+function settingsOf(text: string): Settings {
+  const wrong = (): never => {
+    throw new BadInput(
+      `bad --memory "${text}": expected auto, and perhaps floor=BYTES, ceiling=BYTES, reserve=BYTES, with commas between`,
+    )
+  }
+  const [first, ...parts] = text.split(',')
+  if (first !== 'auto') wrong()
+  const settings: Record<string, number> = {}
+  for (const part of parts) {
+    const [, name, value] = /^(floor|ceiling|reserve)=(.+)$/.exec(part) ?? wrong()
+    const bytes = parseBytes(value!)
+    if (bytes === undefined || `${name}Bytes` in settings) wrong()
+    settings[`${name}Bytes`] = bytes!
+  }
+  if (settings['ceilingBytes'] === 0) wrong()
+  return settings
+}
