@@ -35,7 +35,7 @@ import {
   UNTOUCHED,
 } from './directory.ts'
 import { maxEntries, none } from './handles.ts'
-import type { OpenPlace, Read, Seat } from './mover.ts'
+import type { OpenPlace, Seat } from './mover.ts'
 import { checkPlaces, longAgo, Mover, type MoverShare, PlaceContents, type PoolKind } from './mover.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome, putOutcomeCount, putOutcomeName, TmemError } from './outcomes.ts'
 import { type BlockCodec, isSlow, maxBlockBytes, type Place } from './place.ts'
@@ -900,31 +900,13 @@ export class Chain implements PageStore {
         if (entry === none) return GetOutcome.Miss
         if (directory.placeOf(entry) === samePlace) continue
         if (mover.seats[directory.placeOf(entry)]!.slow === undefined) continue
-        if (await this.#read(pool, read, entry, into, to)) return GetOutcome.Hit
+        if (!(await mover.read(read, entry, into, to))) continue
+        this.counters.fetched++
+        return GetOutcome.Hit
       } finally {
         mover.giveBack(read)
       }
     }
-  }
-
-  /** One attempt to read a page from a slow place. False: look again. */
-  async #read(pool: ChainPool, read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
-    const { persistent, shared } = pool.attributes
-    try {
-      if (!(await this.mover.read(read, entry, into, to))) return false
-    } catch (error) {
-      if (persistent || !(error instanceof TmemError)) throw error
-      // An ephemeral page may vanish at any time.
-      this.mover.dropPage(entry)
-      this.counters.corrupt_dropped++
-      return false
-    }
-    this.counters.fetched++
-    if (!persistent && !shared && pool.parts === 1) {
-      this.mover.drop(entry)
-      this.counters.got++
-    }
-    return true
   }
 
   /** Where a block is: `none`, memory (true) or a place that waits (false). */
@@ -1329,6 +1311,10 @@ export class ChainPool implements Pool, PoolKind {
     }
     if (outcome !== PutOutcome.Stored) this.#flush(object, first / this.parts)
     return outcome
+  }
+
+  ended(why: 'got' | 'corrupt_dropped'): void {
+    this.#chain.counters[why]++
   }
 
   /** The chain has dropped an ephemeral page: `index` is that of one of its parts. */

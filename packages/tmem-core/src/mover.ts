@@ -87,6 +87,8 @@ export interface PoolKind {
   readonly account: Account | undefined
   /** An ephemeral page was dropped for want of room; `index` is that of one of its parts. */
   wasDropped(object: ObjectId, index: number): void
+  /** A page has ended because a fetch took it, or because it could not be read. */
+  ended(why: 'got' | 'corrupt_dropped'): void
 }
 
 /**
@@ -152,8 +154,9 @@ export class Seat {
   /** Attempts for which the place is left alone, and how many the next failure costs. */
   rest: number = 0
   nextRest: number = 1
-  /** Blocks in memory whose metadata is in the place's limit: as many as there ever were at once. */
+  /** Blocks in memory, and objects, whose metadata is in the place's limit: as many as there ever were at once. */
   countedBlocks = 0
+  countedObjects = 0
   /** Why it refused last, for whoever asks. */
   failure: Error | undefined
   readonly refused: Float64Array = new Float64Array(putOutcomeCount)
@@ -497,17 +500,21 @@ export class Mover {
     return this.#charge(seat) ? seat.memory!.put(block, resident + this.#base) : -PutOutcome.NoMemory
   }
 
-  /** Takes the metadata of one block more, as far as there never were so many, out of the limit of its place. False: there is no room for it. */
+  /**
+   * Takes the metadata of one block more, as far as there never were so many, out of the limit of its place. Each may be an object by
+   * itself; objects beyond that are those of pages elsewhere. False: there is no room for it.
+   */
   #charge(seat: Seat): boolean {
     const { pages, table } = this.directory
     const blocks = pages[seat.number]! + 1
-    const { objects } = table
-    if (blocks <= seat.countedBlocks && objects <= this.#countedObjects) return true
     const moreBlocks = Math.max(0, blocks - seat.countedBlocks)
-    const moreObjects = Math.max(0, objects - this.#countedObjects)
+    const mayHave = seat.countedBlocks + moreBlocks - seat.countedObjects
+    const moreObjects = Math.max(0, Math.min(table.objects - this.#countedObjects, mayHave))
+    if (moreBlocks === 0 && moreObjects === 0) return true
     if (!seat.memory!.charge(moreBlocks * (bytesPerPage + bytesPerResident) + moreObjects * bytesPerObject))
       return false
     seat.countedBlocks += moreBlocks
+    seat.countedObjects += moreObjects
     this.#countedObjects += moreObjects
     return true
   }
@@ -1319,8 +1326,8 @@ export class Mover {
   }
 
   /**
-   * Reads the page of an entry in a slow place to `into[to]`. True: it is there. False: it changed meanwhile, look again. Rejects with
-   * `TmemError` (`TMEM_IO`, `TMEM_CORRUPT`): the page stays.
+   * Reads the page of an entry in a slow place to `into[to]`, and takes it out of a private ephemeral pool. True: it is there. False: it changed
+   * meanwhile, or was ephemeral and is gone: look again. Rejects with `TmemError` (`TMEM_IO`, `TMEM_CORRUPT`): a persistent page stays.
    */
   async read(read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
     const { directory } = this
@@ -1331,7 +1338,7 @@ export class Mover {
     read.seat = seat
     read.location = location
     read.stale = false
-    let failure: unknown
+    let failure: Error | undefined
     try {
       if (this.#context.io === 'blocking' && slow.readNow !== undefined) slow.readNow(location, units, read.bytes)
       else await slow.read(location, units, read.bytes)
@@ -1344,21 +1351,47 @@ export class Mover {
       return false
     }
     const pool = this.#poolOf(entry)
+    const isHere = directory.placeOf(entry) === seat.number
+    // Somebody else may have brought it up meanwhile: what was read is the same.
+    if (failure !== undefined && !isHere) return false
+    const error =
+      failure === undefined ? this.#arrived(read, entry, units, into, to) : this.#notRead(seat, entry, failure)
+    // What follows is done at once: whoever fetches the same page sees one state or the other.
+    const { persistent, shared } = pool.attributes
+    if (error !== undefined) {
+      if (persistent) throw error
+      // An ephemeral page may vanish at any time.
+      this.dropPage(entry)
+      pool.ended('corrupt_dropped')
+      return false
+    }
+    if (!persistent && !shared && pool.parts === 1) {
+      this.drop(entry)
+      pool.ended('got')
+    }
+    return true
+  }
+
+  #notRead(seat: Seat, entry: number, failure: Error): TmemError {
     if (failure instanceof TmemError && failure.code === 'TMEM_CORRUPT') {
       seat.counters.corrupt++
-      throw this.#error('TMEM_CORRUPT', seat, entry, failure.message)
+      return this.#error('TMEM_CORRUPT', seat, entry, failure.message)
     }
-    if (failure !== undefined) {
-      seat.counters.failedReads++
-      throw this.#error('TMEM_IO', seat, entry, 'cannot read the page', failure as Error)
-    }
-    seat.counters.reads++
-    // Somebody else may have brought it up meanwhile: what was read is the same.
+    seat.counters.failedReads++
+    return this.#error('TMEM_IO', seat, entry, 'cannot read the page', failure)
+  }
+
+  /** Makes the page of what was read, and lets it rise. Returns what is wrong with it. */
+  #arrived(read: Read, entry: number, units: number, into: Uint8Array, to: number): TmemError | undefined {
+    const { directory } = this
+    const seat = read.seat!
+    const pool = this.#poolOf(entry)
     const isHere = directory.placeOf(entry) === seat.number
+    seat.counters.reads++
     if (seat.raw) {
       copy.call(read.bytes, into, to, 0, pool.blockBytes)
       if (isHere) this.#rise(read, entry, pool, seat, 0, 0, pool.blockBytes, 0, into, to)
-      return true
+      return undefined
     }
     const form = read.words[1]!
     const length = (form & 0xffff) + 1
@@ -1373,10 +1406,10 @@ export class Mover {
       !this.decode(codec, length, into, to, pool.blockBytes)
     ) {
       seat.counters.corrupt++
-      throw this.#error('TMEM_CORRUPT', seat, entry, 'what came back is not what was written')
+      return this.#error('TMEM_CORRUPT', seat, entry, 'what came back is not what was written')
     }
     if (isHere) this.#rise(read, entry, pool, seat, codec, frameBytes, length, checksum, into, to)
-    return true
+    return undefined
   }
 
   #isFrame(seat: Seat, length: number, codec: number, units: number, pool: PoolKind): boolean {
