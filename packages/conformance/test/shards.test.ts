@@ -16,10 +16,7 @@ const sharded = (places: () => readonly Layer[], pagesOfOne: number): Layer => {
     plan: () => plan,
     open: (_next, context: LayerContext) =>
       openChains(
-        places()
-          .reverse()
-          .map((layer) => ({ place: layer.place!.open(context), foreign: false }))
-          .reverse(),
+        places().map((layer) => ({ place: layer.place!.open(context), foreign: false })),
         plan,
         context,
         pagesOfOne,

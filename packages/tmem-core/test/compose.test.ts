@@ -175,7 +175,7 @@ function errorOf(run: () => unknown): TmemError {
 }
 
 describe('judging a stack', () => {
-  const planned = (name: string, plan: Layer['plan']): Layer => ({
+  const planned = (name: string, plan: NonNullable<Layer['plan']>): Layer => ({
     name,
     plan,
     open: () => {
