@@ -20,7 +20,10 @@ import type {
   PoolRefusal,
   Progress,
   PutOutcome,
+  StackUsage,
   StatsNode,
+  Sunk,
+  Whereabouts,
 } from '@tmem/core'
 import { Pending, PutOutcome as Put, TmemError } from '@tmem/core'
 
@@ -33,7 +36,7 @@ export abstract class PassingPool implements Pool {
   constructor(next: Pool) {
     this.attributes = next.attributes
     this.next = next
-    for (const name of ['replace', 'replaceMany', 'release'] as const)
+    for (const name of ['replace', 'replaceMany', 'release', 'whereIs', 'sink', 'recompress'] as const)
       if (next[name] === undefined) this[name] = undefined as never
   }
 
@@ -72,7 +75,7 @@ export abstract class PassingPool implements Pool {
     this.next.flushMany(batch)
   }
 
-  /** Absent where the pool below has no `replace`; so are `replaceMany` and `release`. */
+  /** Absent where the pool below has no `replace`; so are all of the optional methods that follow. */
   replace(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
     return this.next.replace!(object, index, page)
   }
@@ -83,6 +86,18 @@ export abstract class PassingPool implements Pool {
 
   release(object: ObjectId, index: number): boolean {
     return this.next.release!(object, index)
+  }
+
+  whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
+    return this.next.whereIs!(object, index, into)
+  }
+
+  sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {
+    return this.next.sink!(object, indexes, count, slow)
+  }
+
+  recompress(object: ObjectId, indexes: Uint32Array, count: number): number {
+    return this.next.recompress!(object, indexes, count)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
@@ -136,6 +151,14 @@ export abstract class PassingStore implements PageStore {
 
   tick(budget: Budget): Progress {
     return this.next.tick(budget)
+  }
+
+  usage(): StackUsage {
+    return this.next.usage?.() ?? { sameFilled: 0, places: [] }
+  }
+
+  compact(pages: number): number {
+    return this.next.compact?.(pages) ?? 0
   }
 
   async ready(): Promise<void> {

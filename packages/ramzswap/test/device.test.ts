@@ -12,7 +12,7 @@ import {
   type StatsNode,
   systemAllocator,
 } from '@tmem/core'
-import { failingAllocator, refuse } from '@tmem/faults'
+import { count, failingAllocator, refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
 import { type Ramzswap, type RamzswapOptions, ramzswap, virtswap } from '../src/index.ts'
@@ -387,6 +387,19 @@ describe('a device', () => {
     expect(() => {
       device.memlimitBytes = 65_536
     }).toThrow(/needs a backing store/)
+    await device.close()
+  })
+
+  test('knobs and statistics go through a filter above the places', async () => {
+    const stack = [count(), zcache({ limitBytes: 2 ** 20, recompress: 'deflate' }), ...backingFile(pages).layers]
+    const device = ramzswap({ name: 'dev', sizeBytes, stack, check: 'model' })
+    for (let n = 0; n < 8; n++) void device.write(n * 4096, page(n < 4 ? 'half' : 'noise', n))
+    expect(await device.recompress({ thresholdBytes: 1500 })).toBe(4)
+    expect(await device.writeback('huge')).toBe(4)
+    expect(section(device.stats(), 'slots')).toMatchObject({ compressed: 4, recompressed: 4, backing: 4 })
+    expect(device.compact(64)).toBe(0)
+    expect(device.blockState(4)).toBe('wh')
+    for (let n = 0; n < 8; n++) expectBytes(await contentOf(device, n * 4096, 4096), page(n < 4 ? 'half' : 'noise', n))
     await device.close()
   })
 
