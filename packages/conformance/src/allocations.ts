@@ -44,6 +44,8 @@ export interface EveryAllocationOptions {
 /**
  * Runs `workload` once for every allocation that it makes, and once for every site, with that one failing.
  *
+ * Throws `ConformanceError` when a byte is lost, and when there was no allocation to fail.
+ *
  * @param open opens the stack with the given memory and accounts
  * @param workload what is done (default: `regularWay`)
  */
@@ -59,6 +61,10 @@ export async function everyAllocation(
   }
   const whole = await run('none')
   expect(whole.result !== undefined, 'the stack does not open with all the memory that it wants')
+  expect(
+    whole.sites.size > 0,
+    'nothing was allocated: the stack does not use the allocator that it is given, so no allocation can fail',
+  )
   let notOpened = 0
   let fellBack = 0
   let runs = 0

@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readlinkSync } from 'node:fs'
 import type { Capabilities, Layer, LayerContext, PageStore, Pool, PoolAttributes } from '@tmem/core'
 import { compose, GetOutcome, PutOutcome, systemAllocator } from '@tmem/core'
-import { delay, failingAllocator, refuse, TraceLog, trace } from '@tmem/faults'
+import { delay, failingAllocator, refuse, slowMemory, TraceLog, trace } from '@tmem/faults'
 import { afterAll, describe, expect, test } from 'vitest'
 import { everyAllocation, makePage, type Workload } from '../src/index.ts'
 import { type ReferenceContents, ReferencePool, ReferenceStore, referenceCapabilities } from '../src/reference.ts'
@@ -26,6 +26,7 @@ function openFiles(): string[] {
 }
 
 const turn = (): Promise<void> => Promise.resolve()
+const slow = (): Layer => slowMemory({ sizeBytes: 2 ** 21, turn })
 const file = folder.file()
 const swap = (): Layer => layers.frontswap(file, 2 ** 20)
 
@@ -38,8 +39,12 @@ interface StackOfSites {
 
 const stacks: readonly StackOfSites[] = [
   { name: 'memory', stack: () => [layers.memory(300_000)], sites: ['memory.'] },
-  { name: 'memory over memory', stack: () => [layers.memory(200_000), layers.memory(600_000)], sites: ['memory.'] },
-  { name: 'zcache', stack: () => [layers.zcache(400_000)], sites: ['zcache.'] },
+  {
+    name: 'memory over memory',
+    stack: () => [layers.memory(200_000), layers.memory(600_000)],
+    sites: ['memory.', 'chain.'],
+  },
+  { name: 'zcache', stack: () => [layers.zcache(400_000)], sites: ['zcache.', 'chain.'] },
   {
     name: 'zcache over memory',
     stack: () => [layers.zcache(300_000), layers.memory(600_000)],
@@ -47,6 +52,12 @@ const stacks: readonly StackOfSites[] = [
   },
   { name: 'frontswap', stack: () => [swap()], sites: ['frontswap.'] },
   { name: 'zcache over frontswap', stack: () => [layers.zcache(300_000), swap()], sites: ['zcache.', 'frontswap.'] },
+  { name: 'slow memory', stack: () => [slow()], sites: ['chain.'] },
+  {
+    name: 'zcache over filters over slow memory over filters over frontswap',
+    stack: () => [layers.zcache(300_000), refuse({ every: 5 }), slow(), delay({ turn }), swap()],
+    sites: ['zcache.', 'chain.', 'frontswap.'],
+  },
   {
     name: 'zcache over memory over frontswap',
     stack: () => [layers.zcache(300_000), layers.memory(200_000), swap()],
@@ -175,6 +186,11 @@ describe('the driver itself notices', () => {
         : { stored: 0, regular: 1 }
     }
     await expect(everyAllocation(open, workload)).rejects.toThrow('4096 bytes are still charged to client 1')
+  })
+
+  test('that there was nothing to fail', async () => {
+    const open = (): PageStore => compose([layers.zcache(400_000)])
+    await expect(everyAllocation(open)).rejects.toThrow('nothing was allocated')
   })
 
   test('an exception where a refusal is due', async () => {

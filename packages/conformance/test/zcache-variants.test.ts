@@ -1,45 +1,84 @@
-/** The suite on zcache with each finder of places, each codec, recompression, and cold pages in a file. */
+/** The suite on zcache with each finder of places, each codec, the rules of 2011, recompression, and a file for cold pages. */
 import { availableCodecs } from '@tmem/codecs'
 import { type ZcacheOptions, zcache } from '@tmem/zcache'
+import { xvmalloc, zbud } from '@tmem/zcache/history'
 import { afterAll, describe, it } from 'vitest'
-import { conformance } from '../src/index.ts'
+import { conformance, type Refusal } from '../src/index.ts'
 import { layers, MiB, small, stack, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
 afterAll(() => folder.remove())
 
-type Variant = readonly [name: string, runs: number, options: () => Omit<ZcacheOptions, 'limitBytes'>]
+interface Variant {
+  readonly name: string
+  readonly options: Omit<ZcacheOptions, 'limitBytes'>
+  /** Runs of the property test. */
+  readonly runs: number
+  readonly refusals?: { readonly Incompressible?: Refusal; readonly Policy?: Refusal }
+}
 
-/** Every finder of places with every codec that this runtime has; which of both is at work is independent, so few histories do. */
-const pairs = (['zsmalloc', 'xvmalloc', 'zbud', 'zcache1'] as const).flatMap((allocator) =>
-  availableCodecs().map((codec): Variant => [`${allocator} and ${codec}`, 8, () => ({ allocator, codec })]),
+const refusesNoise = { Incompressible: { by: 'noise' } } as const
+const finders = [
+  { name: 'zsmalloc', options: {} },
+  { name: 'xvmalloc', options: { allocator: xvmalloc }, refusals: refusesNoise },
+  { name: 'zbud', options: { allocator: zbud }, refusals: refusesNoise },
+  {
+    name: 'zbud of 2011',
+    options: { allocator: (arena: Parameters<typeof zbud>[0]) => zbud(arena, 1) },
+    refusals: refusesNoise,
+  },
+]
+
+/** Every finder of places with every codec that this runtime has: which of both is at work is independent, so few histories do. */
+const pairs = finders.flatMap(({ name, options, ...rest }) =>
+  availableCodecs().map(
+    (codec): Variant => ({ name: `${name} and ${codec}`, options: { ...options, codec }, runs: 8, ...rest }),
+  ),
 )
 const variants: readonly Variant[] = [
   ...pairs,
-  ['hysteresis', 30, () => ({ allocator: 'zcache1', acceptThresholdPercent: 90 })],
-  ['recompression', 30, () => ({ recompress: 'deflate', incompressible: 'keep' })],
-  ['a file', 30, () => ({ writeback: { file: folder.file(), sizeBytes: 4 * MiB, startPercent: 1 } })],
+  {
+    name: 'the rules of 2011',
+    options: { zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 70 },
+    runs: 30,
+    refusals: { ...refusesNoise, Policy: { by: 'filling', bytes: 8 * MiB } },
+  },
+  { name: 'what does not shrink refused', options: { incompressible: 'refuse' }, runs: 30, refusals: refusesNoise },
+  { name: 'recompression', options: { recompress: 'deflate' }, runs: 30 },
 ]
-for (const [name, runs, options] of variants)
+for (const { name, options, runs, refusals } of variants)
   await conformance(
-    stack(`zcache with ${name}`, () => [zcache({ limitBytes: 8 * MiB, ...options() })], {
+    stack(`zcache with ${name}`, () => [zcache({ limitBytes: 8 * MiB, ...options })], {
       pageSizes: small,
-      refusals: {
-        ...(name === 'recompression' ? {} : { Incompressible: { by: 'noise' } }),
-        Quota: { by: 'quota', bytes: MiB },
-      },
+      refusals: { ...refusals, Quota: { by: 'quota', bytes: MiB } },
       property: { runs },
     }),
     { describe, it },
   )
 
-for (const allocator of ['zsmalloc', 'zcache1'] as const)
+for (const [name, allocator] of [
+  ['zsmalloc', undefined],
+  ['zbud', zbud],
+] as const) {
+  const little = (): ZcacheOptions => ({ limitBytes: 400_000, ...(allocator === undefined ? {} : { allocator }) })
+  await conformance(
+    stack(`zcache with ${name} and little room, over memory`, () => [zcache(little()), layers.memory()], {
+      pageSizes: small,
+      refusals: { Quota: { by: 'quota', bytes: MiB } },
+      property: { runs: 30 },
+    }),
+    { describe, it },
+  )
   await conformance(
     stack(
-      `zcache with ${allocator} and little room, over memory that gets what it evicts`,
-      () => [zcache({ limitBytes: 400_000, allocator }), layers.memory()],
-      // A page of a batch that is passed down before the batch is: it is lost, as an ephemeral one may be.
-      { steady: false, pageSizes: small, refusals: { Quota: { by: 'quota', bytes: MiB } }, property: { runs: 30 } },
+      `zcache with ${name} and little room, over a file`,
+      () => [zcache(little()), layers.frontswap(folder.file())],
+      {
+        steady: false,
+        pageSizes: small,
+        property: { runs: 30 },
+      },
     ),
     { describe, it },
   )
+}

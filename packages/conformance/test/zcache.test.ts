@@ -5,7 +5,6 @@ import { layers, MiB, plainStack, small, stack } from './subjects.ts'
 await conformance(
   plainStack('zcache', () => [layers.zcache()], {
     refusals: {
-      Incompressible: { by: 'noise' },
       NoMemory: { by: 'filling', bytes: 600 * MiB },
       Quota: { by: 'quota', bytes: MiB },
       AllocationFailed: { by: 'allocator', bytes: 64 * MiB },
@@ -18,7 +17,6 @@ await conformance(
     steady: false,
     pageSizes: small,
     refusals: {
-      Incompressible: { by: 'noise' },
       NoMemory: { by: 'filling', bytes: 20 * MiB },
       Quota: { by: 'quota', bytes: MiB },
     },
