@@ -20,14 +20,22 @@ try {
   const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: 4096 })
   const page = new Uint8Array(4096).map((_, n) => n * 31)
   const batches = new Map(
-    [8, 32, 128].map((size) => [size, new PageBatch(size, 4096, new Uint8Array(size * 4096).fill(7))]),
+    [8, 32, 128].map((size) => [
+      size,
+      new PageBatch(
+        size,
+        4096,
+        new Uint8Array(size * 4096).map((_, n) => (n >>> 3) * 31),
+      ),
+    ]),
   )
   const buffers = Array.from({ length: 16 }, () => new Uint8Array(4096))
   let next = 0
   // Scattered over the file, the same in every run.
   const index = () => (next++ * 7919) % pages
   for (let n = 0; n < pages; n++) pool.put(0, n, page)
-  directIo = store.stats().counters.directIo === 1
+  const find = (node) => (node.name === 'frontswap' ? node : node.children.map(find).find(Boolean))
+  directIo = find(store.stats()).counters.directIo === 1
 
   const putMany = (size) => () => {
     const batch = batches.get(size)
