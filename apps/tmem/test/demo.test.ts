@@ -77,7 +77,7 @@ describe('tmem demo', () => {
     const same = swap.places.find(({ name }) => name === 'directory')?.pages ?? 0
     expect(swap.swapOuts).toBeGreaterThan(512)
     expect(swap.diskReads).toBeLessThanOrEqual(swap.swapIns)
-    if (same === 0) expect(swap.diskReads).toBe(swap.swapIns)
+    expect(same > 0 || swap.diskReads === swap.swapIns).toBe(true)
     expect(swap.diskWrites).toBeLessThan(swap.swapOuts / 2)
     expect(swap.refusals).toEqual({})
     // With tmem nothing needs the disk: half of the memory, compressed, has room for the other half.

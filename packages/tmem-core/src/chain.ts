@@ -309,7 +309,7 @@ export class Chain implements PageStore {
   }
 
   async ready(): Promise<void> {
-    await Promise.all(this.#places.map((place) => place.ready?.()))
+    for (const place of this.#places) await place.ready?.()
   }
 
   sync(): Promise<void> {

@@ -345,13 +345,14 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
 
   check(owns: (owner: number, location: number) => boolean): void {
     const visited = new Set<number>()
-    const { check } = this.#place
-    this.#place.check?.((owner, location) => {
-      visited.add(location)
-      return this.#book.get(location)?.owner === owner
-    })
-    if (check !== undefined && visited.size !== this.#book.size)
-      throw new Error(`${this.name}: ${visited.size} blocks are there, ${this.#book.size} were taken`)
+    if (this.#place.check !== undefined) {
+      this.#place.check((owner, location) => {
+        visited.add(location)
+        return this.#book.get(location)?.owner === owner
+      })
+      if (visited.size !== this.#book.size)
+        throw new Error(`${this.name}: ${visited.size} blocks are there, ${this.#book.size} were taken`)
+    }
     for (const taken of this.#book.values()) {
       if (!owns(taken.owner, taken.location))
         throw new Error(`${this.name}: the block at ${taken.location} belongs to nobody (owner ${taken.owner})`)

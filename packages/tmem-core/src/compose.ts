@@ -146,12 +146,13 @@ function openChain(
   let below: OpenPlace | undefined
   try {
     for (let i = layers.length - 1; i >= 0; i--) {
-      const { place, wrapPlace } = layers[i]!
+      const layer = layers[i]!
+      const { place } = layer
       if (place !== undefined) {
         if (below !== undefined) places.unshift(below)
         below = undefined
         below = { place: place.open(context), foreign: place.traits.foreign === true }
-      } else below = { place: wrapPlace!(below!.place, context), foreign: below!.foreign }
+      } else below = { place: layer.wrapPlace!(below!.place, context), foreign: below!.foreign }
       if (told !== undefined) below = { place: checkedPlace(below.place, told), foreign: below.foreign }
     }
     places.unshift(below!)

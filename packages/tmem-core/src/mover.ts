@@ -1595,7 +1595,8 @@ export class Mover {
 
   /** Resolves when nothing is under way any more; what begins meanwhile is waited for, too. */
   async settle(): Promise<void> {
-    for (const seat of this.seats) while (seat.isBusy) await Promise.all(seat.underWay)
+    for (const seat of this.seats)
+      while (seat.isBusy) await Promise.all(seat.underWay.filter((flight) => flight !== undefined))
   }
 
   /** Nothing is read any more; who waits for a buffer is told. */

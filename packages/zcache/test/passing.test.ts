@@ -182,7 +182,6 @@ test('a damaged page is not passed down', () => {
     if (pool.get(0, i, into) === Miss) missing++
     else if (!sameBytes(into, noisyPage(i, 0.4))) throw new Error(`page ${i} has other bytes`)
   // Those that were met on their way down, and those that a get met here.
-  console.log(JSON.stringify(stack.store.stats(), null, 1))
   expect(missing).toBe(stack.counters('moves')['corrupt'])
   stack.check()
 })

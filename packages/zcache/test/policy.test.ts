@@ -1,5 +1,5 @@
 /** The rules of 2011 and 2012, where they are wanted: what zcache refused, and why. */
-import { PutOutcome } from '@tmem/core'
+import { type Layer, PutOutcome } from '@tmem/core'
 import { expect, test } from 'vitest'
 import { zcacheFactory } from '../src/index.ts'
 import { MiB, newPool, noisyPage, open, random } from './pages.ts'
@@ -100,7 +100,8 @@ test('the sizes of what is here and of what ever was add up', () => {
 })
 
 test('the rules in the text of a stack', () => {
-  const { options, create } = zcacheFactory
+  const { options } = zcacheFactory
+  const create = (words: Parameters<typeof zcacheFactory.create>[0]): Layer => zcacheFactory.create(words)
   expect(options['zvMaxZsize']).toMatchObject({ kind: 'integer', maximum: 4096 })
   const layer = create({ limit: MiB, zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 75 })
   expect(layer.name).toBe('zcache')
