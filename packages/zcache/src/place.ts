@@ -59,6 +59,8 @@ export class ZcachePlace implements MemoryPlace {
   #meanCompressPoor = 0
   #rejectedPageCount = 0
   #limitHit = 0
+  /** Bytes in slots that are too many since a block found no room, until they are fewer. */
+  #mark = Number.POSITIVE_INFINITY
   #failedAlloc = 0
   #compacted = 0
   #charged = 0
@@ -127,6 +129,7 @@ export class ZcachePlace implements MemoryPlace {
     this.#pageBytes -= pageBytes
     if (length === pageBytes) this.#rawBlocks--
     this.#distribution[Math.ceil((length * distUnits) / pageBytes)]!--
+    if (this.#allocator.slotBytes <= this.#mark) this.#mark = Number.POSITIVE_INFINITY
   }
 
   sizeOf(length: number): number {
@@ -141,19 +144,29 @@ export class ZcachePlace implements MemoryPlace {
 
   /**
    * Above the high mark: what lies in slots is so near to all that the chunks could hold that puts would not find room. Slots of
-   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free. Above a lowered limit: a
+   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free. Blocks that do not shrink leave
+   * more of each chunk, more than can be known ahead: once a block has found no room, as much has to go below that. Above a lowered limit: a
    * chunk more than that, when moving together has nothing to gain any more.
    */
   excess(): number {
     const arena = this.#arena
+    const room = this.#roomChunks() * arena.chunkBytes
+    const above = this.#allocator.slotBytes - Math.min(room - this.#spare(room), this.#mark)
+    const isStuck = this.#isTogether && (arena.chunks - arena.spares) * arena.chunkBytes > room
+    return isStuck ? Math.max(above, Math.min(arena.chunkBytes, this.#allocator.slotBytes)) : above
+  }
+
+  /** Chunks that the limit has room for. */
+  #roomChunks(): number {
+    const arena = this.#arena
     const { limit, used } = this.#budget
     const elsewhere = used - arena.chunks * arena.chunkBytes
-    const chunks = Math.min(arena.maxChunks, Math.floor((limit.bytes - elsewhere) / arena.chunkBytes))
-    const room = Math.max(0, chunks) * arena.chunkBytes
-    const free = Math.min(Math.ceil(room / 4), Math.max(Math.ceil(room / 40), 2 * this.#allocator.longestRun))
-    const above = this.#allocator.slotBytes - (room - free)
-    const isStuck = this.#isTogether && arena.chunks - arena.spares > Math.max(0, chunks)
-    return isStuck ? Math.max(above, Math.min(arena.chunkBytes, this.#allocator.slotBytes)) : above
+    return Math.max(0, Math.min(arena.maxChunks, Math.floor((limit.bytes - elsewhere) / arena.chunkBytes)))
+  }
+
+  /** What of so many bytes of chunks should be free so that puts find room. */
+  #spare(room: number): number {
+    return Math.min(Math.ceil(room / 4), Math.max(Math.ceil(room / 40), 2 * this.#allocator.longestRun))
   }
 
   fit(_length: number, moved: MovedBlock): boolean {
@@ -280,6 +293,7 @@ export class ZcachePlace implements MemoryPlace {
       return PutOutcome.AllocationFailed
     }
     this.#limitHit++
+    this.#mark = Math.max(0, this.#allocator.slotBytes - this.#spare(this.#roomChunks() * this.#arena.chunkBytes))
     return PutOutcome.NoMemory
   }
 }
