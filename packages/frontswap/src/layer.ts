@@ -9,8 +9,8 @@ import {
   type PlaceTraits,
   TmemError,
 } from '@tmem/core'
-import { PageFile, type PageFileIo } from '@tmem/page-file'
-import { roomFor, SwapPlace, slotBytes } from './place.ts'
+import { PageFile, type PageFileIo, TransferBuffers } from '@tmem/page-file'
+import { clusterBytes, roomFor, SwapPlace, slotBytes } from './place.ts'
 
 /** Settings of a swap file. */
 export interface SwapFileOptions {
@@ -81,6 +81,8 @@ export function openSwapFile(
     path,
     layer: 'frontswap',
     allocator,
+    // A flight is one transfer.
+    buffers: new TransferBuffers({ bytes: clusterBytes, allocator, ...(io === 'blocking' ? { count: 1 } : {}) }),
     ...(io === undefined ? {} : { io }),
     ...(files === undefined ? {} : { files }),
     ...(existing ? { mode: 'existing', blockDevice: true } : { mode: 'make', keep, bytes, content }),

@@ -1,7 +1,7 @@
 /**
  * A swap file as a place of a stack: the regular way. Every page finds room in it, compressed as it comes or as it is.
  *
- * The file is a row of clusters of 128 KiB, counted in units. Which units are in use is one bit each. A flight goes behind the last one or to
+ * The file is a row of clusters for 128 KiB of pages each, counted in units. Which units are in use is one bit each. A flight goes behind the last one or to
  * a free cluster, in one write, while there is one. Else it fills holes that frames have left behind: its frames are put into an order in which
  * they fill them exactly, first those of whole blocks, in the clusters that were filled longest ago; so that little more is written than the
  * frames have, and nothing has to be read for it. Only when those are used up, holes are filled of which the blocks at the ends have to be read
@@ -51,8 +51,8 @@ const noTransfers: Pick<PageFileCounters, 'reads' | 'writes' | 'readBytes' | 'wr
   writtenBytes: 0,
 }
 
-/** Bytes of a cluster: what one flight carries. */
-export const clusterBytes: number = 128 * 1024
+/** Bytes of the pages that a cluster has room for, and one flight carries. */
+const clusterPageBytes = 128 * 1024
 /** Bytes of the unit of compressed frames. */
 export const frameUnitBytes = 128
 /** Bytes of a page of the original, and of a slot. */
@@ -75,6 +75,8 @@ const hourMs = 3_600_000
 
 /** Units of a page that does not shrink, with its frame. */
 const rawUnits = unitsOf(slotBytes, frameUnitBytes)
+/** Bytes of a cluster of frames: when nothing shrinks, there is room for its pages, be they of 4 KiB or of 64. */
+export const clusterBytes: number = (clusterPageBytes / slotBytes) * rawUnits * frameUnitBytes
 
 /** Bytes behind the header of a file that has room for so many bytes of pages. */
 export function roomFor(sizeBytes: number): number {
@@ -98,7 +100,7 @@ export class SwapPlace implements SlowPlace {
   readonly name = 'frontswap'
   readonly traits: PlaceTraits
   readonly unitBytes: number
-  readonly flightBytes: number = clusterBytes
+  readonly flightBytes: number
   failure: Error | undefined
   readonly #file: SwapFile
   readonly #from: number
@@ -161,7 +163,8 @@ export class SwapPlace implements SlowPlace {
     this.#before = { ...(file.counters ?? noTransfers) }
     this.#from = from
     this.unitBytes = slots ? slotBytes : frameUnitBytes
-    this.#unitsPerCluster = clusterBytes / this.unitBytes
+    this.flightBytes = slots ? clusterPageBytes : clusterBytes
+    this.#unitsPerCluster = this.flightBytes / this.unitBytes
     this.#unitsPerBlock = slotBytes / this.unitBytes
     this.#units = Math.floor(roomBytes / this.unitBytes)
     this.#clusters = Math.ceil(this.#units / this.#unitsPerCluster)
@@ -203,7 +206,7 @@ export class SwapPlace implements SlowPlace {
     const earned = (this.#bytesPerHour / hourMs) * (now - this.#allowanceAt)
     this.#allowance = Math.min(this.#bytesPerHour, this.#allowance + earned)
     this.#allowanceAt = now
-    return this.#allowance >= clusterBytes
+    return this.#allowance >= this.flightBytes
   }
 
   async write(flight: Flight): Promise<void> {
@@ -348,6 +351,11 @@ export class SwapPlace implements SlowPlace {
     for (const cost of holeCosts) this.#fillHoles(flight, 1, false, cost)
     for (let n = 0; n < packsAtOnce && this.#left > 0 && this.#pack(); n++) this.#fillFree(flight)
     this.#fillHoles(flight, 1, false, Number.POSITIVE_INFINITY)
+    // Where there is hardly more room than for what is here, packing makes longer holes.
+    for (let n = 0; n < packsAtOnce && this.#left > 0 && this.#pack(); n++) {
+      this.#fillFree(flight)
+      this.#fillHoles(flight, 1, false, Number.POSITIVE_INFINITY)
+    }
   }
 
   /** Places frames behind those that came last, in the cluster that is being filled. */
@@ -517,7 +525,8 @@ export class SwapPlace implements SlowPlace {
     const stuck: number[] = []
     for (let left = 16; left > 0; left--) {
       const source = this.#emptiest([target, ...sources, ...stuck])
-      if (source === none || filled === this.#unitsPerCluster) break
+      // The last page's worth is left to frames that are smaller.
+      if (source === none || filled + rawUnits > this.#unitsPerCluster) break
       try {
         this.#file.readNow(from, 0, clusterBytes, this.#positionOf(source * this.#unitsPerCluster))
       } catch (error) {
@@ -536,7 +545,6 @@ export class SwapPlace implements SlowPlace {
         continue
       }
       sources.push(source)
-      if (filled === before) break
     }
     if (filled === 0) return false
     try {
@@ -581,10 +589,11 @@ export class SwapPlace implements SlowPlace {
         unit++
         continue
       }
-      if (filled + held > this.#unitsPerCluster) return filled
-      to.set(from.subarray(at, at + held * this.unitBytes), filled * this.unitBytes)
-      moves.push(owner, unit, base + filled, held)
-      filled += held
+      if (filled + held <= this.#unitsPerCluster) {
+        to.set(from.subarray(at, at + held * this.unitBytes), filled * this.unitBytes)
+        moves.push(owner, unit, base + filled, held)
+        filled += held
+      }
       unit += held
     }
     return filled
@@ -596,8 +605,7 @@ export class SwapPlace implements SlowPlace {
     for (let cluster = 0; cluster < this.#clusters; cluster++) {
       const used = this.#used[cluster]!
       if (used === 0 || (best !== none && used >= this.#used[best]!)) continue
-      // A cluster has 32 blocks.
-      if (this.#busy[cluster] !== 0 || without.includes(cluster)) continue
+      if (without.includes(cluster) || this.#isBeingWritten(cluster)) continue
       best = cluster
     }
     return best
@@ -629,6 +637,13 @@ export class SwapPlace implements SlowPlace {
   #isBusy(unit: number): boolean {
     const block = Math.floor(unit / this.#unitsPerBlock)
     return ((this.#busy[block >>> 5]! >>> (block & 31)) & 1) === 1
+  }
+
+  #isBeingWritten(cluster: number): boolean {
+    const first = cluster * this.#unitsPerCluster
+    for (let unit = first; unit < first + this.#unitsPerCluster; unit += this.#unitsPerBlock)
+      if (this.#isBusy(unit)) return true
+    return false
   }
 
   #setBusy(unit: number, units: number, busy: boolean): void {

@@ -1,12 +1,13 @@
 /** Where the swap file puts what it is sent: the place alone, with owners that the test plays. */
 import { Flight, type LayerContext, none, type Owners, type PlaceTraits, systemAllocator } from '@tmem/core'
-import { PageFile } from '@tmem/page-file'
+import { PageFile, TransferBuffers } from '@tmem/page-file'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { roomFor, SwapPlace } from '../src/index.ts'
 import { Disk, same } from './device.ts'
 
-const cluster = 128 * 1024
+/** Room for 32 pages of 4 KiB that do not shrink. */
+const cluster = 33 * 4096
 const unit = 128
 /** Units of a page that does not shrink. */
 const rawUnits = 33
@@ -34,7 +35,8 @@ class Rig {
     const roomBytes = roomFor(sizeBytes)
     const { path, files } = this.disk
     const content = { name: 'test' }
-    const file = PageFile.open({ path, files, mode: 'make', bytes: 4096 + roomBytes, content })
+    const buffers = new TransferBuffers({ bytes: cluster })
+    const file = PageFile.open({ path, files, mode: 'make', bytes: 4096 + roomBytes, content, buffers })
     const traits = { reservedBytes: sizeBytes } as PlaceTraits
     const context = { allocator: systemAllocator, clock } as unknown as LayerContext
     this.place = new SwapPlace({ file, traits, from: 4096, roomBytes, slots: false, bytesPerHour }, context)
@@ -167,10 +169,10 @@ describe('where frames go', () => {
     const rig = new Rig(2 ** 20)
     const clusters = rig.counters['free_clusters']!
     const kept: number[] = []
-    for (let n = 0; n < clusters - 1; n++) kept.push(...rig.write(repeated(32, 32)))
+    for (let n = 0; n < clusters - 1; n++) kept.push(...rig.write(repeated(32, 33)))
     expect([rig.counters['free_clusters'], rig.refused]).toEqual([1, 0])
-    // Holes of eight blocks, in the last four of them of each cluster.
-    for (const [n, owner] of kept.entries()) if (n % 16 >= 8) rig.free(owner)
+    // Two holes of eight blocks in each cluster.
+    for (const [n, owner] of kept.entries()) if (n % 33 < 32 && (n % 33) % 16 >= 8) rig.free(owner)
     rig.disk.forget()
     // No two frames in their order fill eight blocks; put in another one they do.
     rig.write([150, 7, 200, 106, 49, 120, 136, 256])
@@ -274,7 +276,7 @@ describe('space comes back', () => {
 function scattered(): Rig {
   const rig = new Rig(2 ** 20)
   const all: number[] = []
-  for (let n = rig.counters['free_clusters']! - 1; n > 0; n--) all.push(...rig.write(repeated(16, 64)))
+  for (let n = rig.counters['free_clusters']! - 1; n > 0; n--) all.push(...rig.write(repeated(16, 66)))
   for (const [n, owner] of all.entries()) if (n % 2 === 0) rig.free(owner)
   rig.disk.forget()
   return rig
@@ -285,7 +287,7 @@ describe('packing', () => {
     const rig = scattered()
     rig.write(repeated(33, 31))
     expect(rig.refused).toBe(0)
-    expect(rig.counters).toMatchObject({ packedFrames: 64, fragmented: 1 })
+    expect(rig.counters).toMatchObject({ packedFrames: 66, fragmented: 1 })
     rig.check()
     rig.readAll()
   })
@@ -315,7 +317,7 @@ describe('packing', () => {
     expect(rig.refused).toBe(0)
     expect(rig.frames.get(owner!)).toBe(damaged)
     // Its cluster cannot become free, so nothing of it is moved.
-    expect([rig.frames.get(owner! + 2)!.location, rig.counters['packedFrames']]).toEqual([beside, 64])
+    expect([rig.frames.get(owner! + 2)!.location, rig.counters['packedFrames']]).toEqual([beside, 66])
     rig.check()
   })
 })
@@ -343,7 +345,7 @@ describe('several flights at once', () => {
   test('one that fails gives its room back, whichever of its writes it was', async () => {
     const rig = new Rig(2 ** 20)
     const all: number[] = []
-    while (rig.counters['free_clusters']! > 1) all.push(...rig.write(repeated(32, 32)))
+    while (rig.counters['free_clusters']! > 1) all.push(...rig.write(repeated(32, 33)))
     for (const [n, owner] of all.entries()) if (n % 4 === 0) rig.free(owner)
     let failures = 0
     for (let failing = 1, done = false; !done; failing++) {
@@ -372,7 +374,7 @@ test('what may be written in an hour is counted by the clock; what must be writt
   const rig = new Rig(2 ** 20, { bytesPerHour: 2 * cluster, clock: () => now })
   const send = async (): Promise<boolean> => {
     if (!rig.place.open(false)) return false
-    const flight = rig.flight(repeated(32, 32))
+    const flight = rig.flight(repeated(32, 33))
     await rig.place.write(flight)
     rig.landed(flight)
     return true
