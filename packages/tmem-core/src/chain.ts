@@ -313,22 +313,18 @@ export class Chain implements PageStore {
   }
 
   sync(): Promise<void> {
+    if (this.#closing !== undefined)
+      return Promise.reject(new TmemError('TMEM_CLOSED', `${this.name}: the stack is closed`, { layer: this.name }))
     const sync = this.#sync()
+    // A close waits for it.
     this.#syncing = Promise.allSettled([this.#syncing, sync])
     return sync
   }
 
   async #sync(): Promise<void> {
     await this.mover.settle()
-    for (const { slow } of this.mover.seats) {
-      if (slow === undefined || slow.traits.survives === 'nothing') continue
-      // A place that is being closed syncs nothing any more.
-      if (this.#closing !== undefined)
-        throw new TmemError('TMEM_CLOSED', `${this.name}: the stack was closed before all of it was synced`, {
-          layer: slow.name,
-        })
-      await slow.sync?.()
-    }
+    for (const { slow } of this.mover.seats)
+      if (slow !== undefined && slow.traits.survives !== 'nothing') await slow.sync?.()
   }
 
   stats(): StatsNode {
