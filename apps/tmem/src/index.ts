@@ -103,6 +103,18 @@ function program(terminal: Terminal): Command {
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 
   tmem
+    .command('simulate')
+    .description(
+      'play whole stacks over a simulated disk and clock, under faults, and compare every answer with a reference',
+    )
+    .option('--seconds <number>', 'how long (default: 10)', seed)
+    .option('--seed <number>', 'what decides everything (default: drawn)', seed)
+    .option('--history <number>', 'play that history of the seed alone', seed)
+    .option('--trace', 'print the operations of that history')
+    .addOption(json())
+    .action(async (options) => (await import('./simulate.ts')).simulate(options, terminal))
+
+  tmem
     .command('stack')
     .description('list the layers that stacks are made of, or check a stack')
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')

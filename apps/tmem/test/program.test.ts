@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
-const commands = ['demo', 'bench', 'explore', 'stack', 'serve', 'stat', 'knob', 'swap', 'doctor']
+const commands = ['demo', 'bench', 'explore', 'simulate', 'stack', 'serve', 'stat', 'knob', 'swap', 'doctor']
 
 describe('help', () => {
   test('lists every command, and each has its own', async () => {
@@ -53,6 +53,9 @@ describe('bad usage ends with exit code 2 and one line', () => {
       ['explore', 'nothing-like-it'],
       /^tmem: no scenario "nothing-like-it"; nearest: .*; tmem explore --list shows all\n$/,
     ],
+    [['simulate', '--history', '3'], 'give the --seed of the history, too'],
+    [['simulate', '--seed', '1', '--history', '3', '--seconds', '1'], 'give --history or --seconds, not both'],
+    [['simulate', '--seed', '1', '--trace'], '--trace prints one history: give --seed and --history, without --json'],
     [['stack', 'memory', '--file', 'x'], 'give the text of a stack or --file, not both'],
     [['stack', '--file', '/nowhere/stack.yaml'], /^tmem: cannot read the stack in \/nowhere\/stack.yaml: ENOENT/],
     [

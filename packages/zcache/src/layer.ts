@@ -1,6 +1,6 @@
 /** The zcache as a layer of a stack: its settings, judged before anything is allocated. */
 import type { CodecName } from '@tmem/codecs'
-import type { Layer, LayerContext, LayerFactory, PlaceTraits } from '@tmem/core'
+import type { BlockCodec, Layer, LayerContext, LayerFactory, PlaceTraits } from '@tmem/core'
 import { ByteLimit, basePageSize, maxEntries, maxPageSize } from '@tmem/core'
 import type { Arena, ZAllocator } from './arena.ts'
 import { blockCodec } from './block-codec.ts'
@@ -14,8 +14,8 @@ export interface ZcacheOptions {
    * layer is in use.
    */
   readonly limitBytes: number | ByteLimit
-  /** Codec for new pages (default `lz4`). */
-  readonly codec?: CodecName
+  /** Codec for new pages (default `lz4`); or one that is open, which several stacks of a thread may share. */
+  readonly codec?: CodecName | BlockCodec
   /** Codec for pages that rest, which background work and `Pool.recompress` use (default: none). */
   readonly recompress?: CodecName
   /** What becomes of a page that does not shrink: `keep` it as it is (default), or `refuse` it. */
@@ -50,7 +50,7 @@ export function zcache(options: ZcacheOptions): Layer {
   assertRange('zvMaxMeanZsize', zvMaxMeanZsize, basePageSize)
   assertRange('zvPageCountPolicyPercent', zvPageCountPolicyPercent, 150)
   if (recompress !== undefined && recompress === codec)
-    throw new RangeError(`recompress must be another codec than that of new pages, ${codec}`)
+    throw new RangeError(`recompress must be another codec than that of new pages, ${recompress}`)
   if (incompressible !== 'keep' && incompressible !== 'refuse')
     throw new RangeError(`incompressible must be one of keep, refuse; got ${String(incompressible)}`)
   const traits: PlaceTraits = Object.freeze({
@@ -70,7 +70,7 @@ export function zcache(options: ZcacheOptions): Layer {
       open: (context: LayerContext) =>
         new ZcachePlace(
           typeof limitBytes === 'number' ? new ByteLimit(limitBytes) : limitBytes,
-          blockCodec(codec),
+          typeof codec === 'string' ? blockCodec(codec) : codec,
           recompress === undefined ? undefined : blockCodec(recompress),
           {
             keepsRaw: incompressible === 'keep',
