@@ -223,10 +223,10 @@ export class Ramzswap implements BlockDevice {
     this.#assertRange(at, length)
     const end = at + length
     for (let from = at; from < end; ) {
-      const allocated = this.#hasBytes(Math.floor(from / pageBytes))
+      const allocated = this.#slots.hasBytes(Math.floor(from / pageBytes))
       let to = from
       do to = Math.min(end, (Math.floor(to / pageBytes) + 1) * pageBytes)
-      while (to < end && this.#hasBytes(to / pageBytes) === allocated)
+      while (to < end && this.#slots.hasBytes(to / pageBytes) === allocated)
       if (!report(to - from, allocated)) return
       from = to
     }
@@ -359,7 +359,7 @@ export class Ramzswap implements BlockDevice {
     const { pool } = this.#stack
     for (let slot = 0; slot < this.maxSizeBytes / pageBytes; slot++) {
       if (!this.#find(slot)) continue
-      if (slot < this.#slots.size) this.#hold(slot)
+      if (slot < this.#slots.size) this.#hold(slot, false)
       else pool.flushPage(object, slot)
     }
   }
@@ -423,7 +423,7 @@ export class Ramzswap implements BlockDevice {
   #put(slot: number, page: Uint8Array): TmemError | undefined {
     this.#statistics.counters.writes++
     const outcome = this.#stack.pool.replace(object, slot, page)
-    return this.#wasPut(slot, outcome)
+    return this.#wasPut(slot, outcome, page, 0)
   }
 
   /** Stores the gathered pages. Answers the error of the last that failed. */
@@ -434,21 +434,22 @@ export class Ramzswap implements BlockDevice {
     this.#statistics.counters.writes += batch.length
     this.#stack.pool.replaceMany(batch)
     for (let n = 0; n < batch.length; n++)
-      failure = this.#wasPut(batch.indexes[n]!, batch.outcomes[n] as PutOutcome) ?? failure
+      failure =
+        this.#wasPut(batch.indexes[n]!, batch.outcomes[n] as PutOutcome, batch.bytes, batch.offsets[n]!) ?? failure
     batch.clear()
     // The caller's buffer is not kept.
     batch.bytes = this.#scratch
     return failure
   }
 
-  #wasPut(slot: number, outcome: PutOutcome): TmemError | undefined {
+  #wasPut(slot: number, outcome: PutOutcome, bytes: Uint8Array, at: number): TmemError | undefined {
     const { counters } = this.#statistics
     if (outcome !== PutOutcome.Stored) {
       counters.failedWrites++
       return refusalError(this.name, slot, outcome, this.#stack.store.failure)
     }
     if (this.#slots.holds(slot)) counters.overwritten++
-    this.#hold(slot)
+    this.#hold(slot, this.#isZero(bytes, at))
     return undefined
   }
 
@@ -576,8 +577,8 @@ export class Ramzswap implements BlockDevice {
   }
 
   /** A page was stored. */
-  #hold(slot: number): void {
-    this.#slots.hold(slot)
+  #hold(slot: number, isZero: boolean): void {
+    this.#slots.hold(slot, isZero)
     this.#statistics.counters.stored++
     this.#changed(slot)
   }
@@ -600,9 +601,10 @@ export class Ramzswap implements BlockDevice {
     return this.#stack.pool.whereIs(object, slot, this.#where)
   }
 
-  /** Whether a slot has bytes, and not only zeros. */
-  #hasBytes(slot: number): boolean {
-    return this.#slots.holds(slot) && !(this.#find(slot) && this.#where.zero)
+  #isZero(bytes: Uint8Array, at: number): boolean {
+    // Most pages are no zeros at once.
+    if (bytes[at] !== 0 || bytes[at + pageBytes / 2] !== 0) return false
+    return Buffer.prototype.compare.call(bytes, this.#zeros, 0, pageBytes, at, at + pageBytes) === 0
   }
 
   #lost(slot: number): TmemError {

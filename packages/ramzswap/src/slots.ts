@@ -1,5 +1,5 @@
 /**
- * What a device itself keeps of each slot: whether it holds a page, whether that is marked as idle, and when it was touched last.
+ * What a device itself keeps of each slot: whether it holds a page, whether that is all zeros, or marked as idle, and when it was touched last.
  *
  * Where the page is, the stack knows. That it should be there is known here: so a page that the stack has lost is an error, and never zeros.
  *
@@ -9,6 +9,7 @@ import { type Allocator, TmemError } from '@tmem/core'
 
 const HELD = 1
 const IDLE = 2
+const ZERO = 4
 
 export class Slots {
   /** Slots of the device now. */
@@ -46,10 +47,15 @@ export class Slots {
     return (this.#states[slot]! & IDLE) !== 0
   }
 
+  /** Whether a slot has bytes, and not only zeros. */
+  hasBytes(slot: number): boolean {
+    return (this.#states[slot]! & (HELD | ZERO)) === HELD
+  }
+
   /** A page was stored. */
-  hold(slot: number): void {
+  hold(slot: number, isZero: boolean): void {
     if (!this.holds(slot)) this.held++
-    this.#states[slot] = HELD
+    this.#states[slot] = isZero ? HELD | ZERO : HELD
     if (this.#seconds !== undefined) this.#touched[slot] = this.#seconds()
   }
 

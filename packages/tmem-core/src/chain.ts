@@ -922,11 +922,8 @@ export class Chain implements PageStore {
     const place = placeIn(state)
     into.place = -1
     into.bytes = 0
-    into.huge = into.recompressed = into.incompressible = into.zero = false
-    if (place === samePlace) {
-      into.zero = directory.wordOf(entry) === 0
-      return true
-    }
+    into.huge = into.recompressed = into.incompressible = false
+    if (place === samePlace) return true
     const { memory, slow } = mover.seats[place]!
     into.place = place
     into.huge = directory.isHuge(entry)

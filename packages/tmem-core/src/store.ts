@@ -236,8 +236,6 @@ export class Whereabouts {
   /** Compressed with the stronger codec of its place; and: that has been tried, and gained nothing. */
   recompressed = false
   incompressible = false
-  /** All of its bytes are zero. */
-  zero = false
 }
 
 /** What became of pages that were to sink. */

@@ -38,7 +38,7 @@ const factories: readonly LayerFactory[] = [
   }),
   factory('frontswap', {
     file: { kind: 'text', summary: 'swap file', required: true },
-    size: { kind: 'bytes', summary: 'bytes of the file' },
+    size: { kind: 'bytes', summary: 'bytes of the file', choices: ['auto', 'all'] },
     writethrough: { kind: 'flag', summary: 'write all' },
   }),
   factory('memory', {}),
@@ -86,6 +86,10 @@ describe('the textual form', () => {
     ])
     expect(read(parseStack('frontswap(file=a=b,writethrough=no)', factories))).toEqual([
       ['frontswap', { file: 'a=b', writethrough: false }],
+    ])
+    // A word in an amount's stead.
+    expect(read(parseStack('frontswap(file=a,size=all)', factories))).toEqual([
+      ['frontswap', { file: 'a', size: 'all' }],
     ])
   })
 
@@ -139,6 +143,10 @@ describe('the textual form', () => {
     ['zcache(limit=1MiB,codec=lz5)', 'column 25: codec cannot be "lz5"; did you mean lz4? (one of lz4, store)'],
     ['ramster(replicas=4)', 'column 18: replicas must be at most 3, got "4"'],
     ['ramster(replicas=1.5)', 'column 18: expected a whole number for replicas, got "1.5"'],
+    [
+      'frontswap(file=a,size=most)',
+      'column 23: expected an amount of bytes (such as 64MiB, 1GiB or 65536) or auto or all for size, got "most"',
+    ],
     ['frontswap(file="")', 'column 16: expected text for file, got ""'],
     ['frontswap(file=a,writethrough=true)', 'column 31: expected yes or no for writethrough, got "true"'],
     ['memory > zcache(limit=1MiB,ratio=13)', 'column 10: zcache: 13 is unlucky\\u{a}very'],
