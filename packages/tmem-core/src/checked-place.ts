@@ -494,7 +494,12 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
 
   #writeNow(flight: Flight): void {
     const sent = this.#send(flight)
-    this.#place.writeNow!(flight)
+    this.#underWay.set(flight, sent)
+    try {
+      this.#place.writeNow!(flight)
+    } finally {
+      this.#underWay.delete(flight)
+    }
     this.#landed(flight, sent)
   }
 

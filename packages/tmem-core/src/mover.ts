@@ -394,8 +394,9 @@ export class Mover {
       objectOf: (owner) => directory.table.objectOf(owner - this.#base),
       indexOf: (owner) => directory.table.indexOf(owner - this.#base),
       isCurrent: (flight, frame) => {
-        const id = seat.numberOf(seat.flights.indexOf(flight))
-        return this.#onFlight(this.entryIn(flight, frame), id) !== undefined
+        const number = seat.flights.indexOf(flight)
+        // What goes straight there is nowhere else, and cannot change meanwhile.
+        return number === STRAIGHT || this.#onFlight(this.entryIn(flight, frame), seat.numberOf(number)) !== undefined
       },
       landed: (flight) => this.#landed(seat, seat.flights.indexOf(flight)),
     }
