@@ -657,7 +657,10 @@ export class Chain implements PageStore {
         this.#loneBytes = bytes
         this.#loneAt = at
         return this.commit()
-      } else reason = PutOutcome.Unavailable
+      } else {
+        reason = PutOutcome.Unavailable
+        this.failure ??= seat.place.failure
+      }
       seat.refused[reason]!++
     }
     return reason
