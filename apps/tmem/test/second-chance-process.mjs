@@ -31,9 +31,16 @@ for (let round = 0; round < Number(rounds); round++) {
   }
   report.push({ pages, fromFiles: cache.counters.diskPagesRead - before })
 }
-const [zcacheNode] = cleancache.stats().children
-const spillNode = zcacheNode.children.find(({ name }) => name === 'spill')
-const answer = JSON.stringify({ report, zcache: zcacheNode.counters, spill: spillNode.counters })
+const find = (node, name) =>
+  node.name === name ? node : node.children.map((child) => find(child, name)).find((found) => found !== undefined)
+const nodeOf = (name) => find(cleancache.stats(), name)
+const answer = JSON.stringify({
+  report,
+  chain: nodeOf('chain').counters,
+  zcache: nodeOf('zcache').counters,
+  moves: find(nodeOf('zcache'), 'moves').counters,
+  spill: nodeOf('spill').counters,
+})
 if (end === 'killed') {
   process.stdout.write(answer, () => process.kill(process.pid, 'SIGKILL'))
 } else {
@@ -41,7 +48,10 @@ if (end === 'killed') {
     // What is in memory goes to the file: from the first level, then from the second.
     cache.dropCaches()
     limitBytes.bytes = 0
-    while (store.tick({ pages: 256 }).pages > 0);
+    while (nodeOf('zcache').counters.pages > 0) {
+      store.tick({ pages: 256 })
+      await new Promise((resolve) => setImmediate(resolve))
+    }
   }
   await cache.close()
   await store.close()

@@ -1,96 +1,291 @@
 /**
- * The file of a spill: a header, a table of records, and a ring of compressed pages.
+ * The file of a spill: a header, a table of records, and a ring of frames.
  *
- * Every record has a checksum of its own, and a digest of the handle and the page (128 bits of SHA-256) under which alone a page is
- * served. A record is written after its bytes, and emptied before its bytes are given to somebody else: so a process may
- * die at any moment. A machine may not: what the system had not written yet would come back in any order. So a file counts
- * only when it was closed, or when this is still the same boot of the machine.
+ * A record says which page a frame is of and where it lies, and has a digest of it (128 bits of SHA-256), under which alone
+ * it is served. It is written after its frame, and emptied before anything happens that makes it wrong; so a process may die
+ * at any moment. A machine may not: what the system had not written yet would come back in any order. So a file counts
+ * only when it was closed, or when this is still the same boot of the machine. That it was closed is gone from the disk before
+ * anything in it changes.
  *
- * Layout: header (4096 bytes) · records (64 bytes each, all zeros: empty) · ring, in units of 64 bytes. Little-endian.
+ * Layout: block 0 with the mark of a page file, and the header in it at byte 1024 · records (64 bytes each; all zeros: empty) ·
+ * the ring, in units of 64 bytes. Little-endian. Nothing of it needs to be right: what does not check is empty.
  *
  * Source: the mail of November 2011 that wants compressed page cache written out; the rest is our own.
  */
-import {
-  closeSync,
-  constants,
-  fstatSync,
-  fsyncSync,
-  ftruncateSync,
-  openSync,
-  read,
-  readFileSync,
-  readSync,
-  unlinkSync,
-  writeSync,
-} from 'node:fs'
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { markedProcess, processMark, TmemError } from '@tmem/core'
+import { type LayerContext, maxEntries, maxObjectId, type ObjectId, TmemError } from '@tmem/core'
+import { PageFile, type PageFileIo } from '@tmem/page-file'
 
-export const headerBytes = 4096
+/** Bytes of a record, and of the unit in which the ring is counted. */
 export const recordBytes = 64
 export const unitBytes = 64
-/** Last bytes of a record: its checksum. */
-const checksumAt = 60
-const magic = 'TMEMSPIL'
-const version = 2
-/** Of the header: name of the boot; mark of the process. Each with its length before it. */
-const bootAt = 32
-const markAt = 128
-const textBytes = 80
+/** Blocks in which the file is written: two writes to one of them cannot be under way at once. */
+export const blockBytes = 4096
+export const digestBytes = 16
 
-/** What the layer needs of a file. Tests give one that fails. */
-export interface SpillIo {
-  /** Opens a file for reading and writing, making it if need be. */
-  open(path: string): number
-  /** Writes all of it, or throws. */
-  write(descriptor: number, bytes: Uint8Array, length: number, position: number): void
-  /** Reads exactly so many bytes; fewer are an error. */
-  read(descriptor: number, into: Uint8Array, length: number, position: number): Promise<void>
-  /** The same at once: when a file is opened. */
-  readNow(descriptor: number, into: Uint8Array, length: number, position: number): void
-  size(descriptor: number): number
-  truncate(descriptor: number, length: number): void
-  sync(descriptor: number): void
-  close(descriptor: number): void
-  unlink(path: string): void
+const version = 3
+/** Of the header: it begins here, and has this many bytes, the last four of them a checksum. */
+const headerAt = 1024
+const headerBytes = 128
+/** Most frames that one flight can have: so many pages there are on top of those that have a record. */
+export const flightBytes: number = 128 * 1024
+export const mostFrames: number = flightBytes / unitBytes
+
+/** Sizes of the parts of a file. */
+export interface SpillGeometry {
+  /** Bytes of all of it. */
+  readonly fileBytes: number
+  /** Records. */
+  readonly capacity: number
+  /** Where the ring begins, and its length in units. */
+  readonly ringAt: number
+  readonly ringUnits: number
 }
 
-const ended = (position: number): Error => new Error(`the file ends at ${position}`)
+/** Parts of a file of about so many bytes, 64 KiB at least: one record for each KiB. */
+export function geometryOf(sizeBytes: number): SpillGeometry {
+  const fileBytes = Math.floor(sizeBytes / blockBytes) * blockBytes
+  const capacity = Math.min(maxEntries - mostFrames, Math.floor(fileBytes / 1024))
+  const ringAt = blockBytes + Math.ceil((capacity * recordBytes) / blockBytes) * blockBytes
+  return { fileBytes, capacity, ringAt, ringUnits: (fileBytes - ringAt) / unitBytes }
+}
 
-/** Files of this machine. */
-export const nodeSpillIo: SpillIo = Object.freeze({
-  open: (path: string) => openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600),
-  write(descriptor: number, bytes: Uint8Array, length: number, position: number) {
-    for (let done = 0; done < length; ) {
-      const written = writeSync(descriptor, bytes, done, length - done, position + done)
-      if (written === 0) throw new Error('the file system wrote nothing')
-      done += written
+/** A frame in the file. One object serves for many. */
+export class SpillRecord {
+  /** The pool's key, the same in every run; object and index. */
+  key = 0
+  object: ObjectId = 0
+  index = 0
+  /** Where in the ring: units from its first beginning, counted on when it goes round. */
+  position = 0
+  /** Units of the frame. */
+  units = 0
+  readonly digest: Uint8Array = new Uint8Array(digestBytes)
+}
+
+/** What is at the place of a record. */
+export type Found = 'nothing' | 'damaged' | 'record'
+
+export interface SpillFileOptions {
+  readonly path: string
+  readonly sizeBytes: number
+  /** Name of this boot of the machine; empty: none is known. */
+  readonly boot: string
+  readonly files: PageFileIo | undefined
+}
+
+export class SpillFile {
+  readonly geometry: SpillGeometry
+  /** Whether anything of an earlier run may be in the table. */
+  readonly counts: boolean
+  readonly #file: PageFile
+  readonly #boot: string
+  readonly #sizeBytes: number
+  /** Records that are read or written together, and the number of the first of those that were read. */
+  readonly #records: Uint8Array
+  readonly #view: DataView
+  readonly #zeros: Uint8Array = new Uint8Array(recordBytes * 64)
+  #loaded = -1
+
+  /**
+   * Opens the file, or makes it. Throws `TmemError`: `TMEM_IO` (somebody else's file, or somebody uses it; the message says what to do),
+   * `TMEM_NO_MEMORY`; with nothing left behind.
+   */
+  constructor({ path, sizeBytes, boot, files }: SpillFileOptions, { allocator, io }: LayerContext) {
+    this.geometry = geometryOf(sizeBytes)
+    this.#boot = boot
+    this.#sizeBytes = sizeBytes
+    const { fileBytes } = this.geometry
+    const memory = allocator.allocate(flightBytes, 'spill.records')
+    if (memory === undefined)
+      throw new TmemError('TMEM_NO_MEMORY', `no memory for the records of a spill (${flightBytes} bytes)`, {
+        layer: 'spill',
+      })
+    this.#records = new Uint8Array(memory, 0, flightBytes)
+    this.#view = new DataView(memory, 0, flightBytes)
+    this.#file = PageFile.open({
+      path,
+      mode: 'ours',
+      bytes: fileBytes,
+      // What is in it is checked, and worth nothing when it is gone.
+      content: { name: 'tmem spill', tolerant: true },
+      keep: true,
+      through: 'cache',
+      allocator,
+      layer: 'spill',
+      ...(io === undefined ? {} : { io }),
+      ...(files === undefined ? {} : { files }),
+    })
+    const file = this.#file
+    const wasThere = file.found === 'ours' || file.found === 'damaged'
+    try {
+      this.counts = wasThere && this.#isGood()
+      if (wasThere && !this.counts) file.resize(blockBytes)
+      // What was cut off reads as zeros: no frame there has its digest.
+      if (file.bytes !== fileBytes) file.resize(fileBytes)
+      this.#writeHeader(false)
+      // From here on it counts only as long as the machine runs.
+      file.syncNow()
+    } catch (error) {
+      file.closeNow({ remove: !wasThere })
+      throw error
     }
-  },
-  read: (descriptor: number, into: Uint8Array, length: number, position: number) =>
-    new Promise<void>((resolve, reject) => {
-      const next = (done: number): void =>
-        read(descriptor, into, done, length - done, position + done, (error, bytes) => {
-          if (error !== null) reject(error)
-          else if (bytes === 0) reject(ended(position + done))
-          else if (done + bytes < length) next(done + bytes)
-          else resolve()
-        })
-      next(0)
-    }),
-  readNow(descriptor: number, into: Uint8Array, length: number, position: number) {
-    for (let done = 0; done < length; ) {
-      const bytes = readSync(descriptor, into, done, length - done, position + done)
-      if (bytes === 0) throw ended(position + done)
-      done += bytes
+  }
+
+  /** Writes frames that lie side by side into the ring. Rejects with `TmemError` (`TMEM_IO`). */
+  writeFrames(bytes: Uint8Array, at: number, length: number, unit: number): Promise<void> {
+    return this.#file.write(bytes, at, length, this.#placeOf(unit))
+  }
+
+  /** The same, before it returns. No other write to one of its blocks is under way. */
+  writeFramesNow(bytes: Uint8Array, at: number, length: number, unit: number): void {
+    this.#file.writeNow(bytes, at, length, this.#placeOf(unit))
+  }
+
+  /** Reads a frame to the start of `into`. Rejects with `TmemError` (`TMEM_IO`). */
+  readFrame(into: Uint8Array, length: number, unit: number): Promise<void> {
+    return this.#file.read(into, 0, length, this.#placeOf(unit))
+  }
+
+  /** The same, before it returns. */
+  readFrameNow(into: Uint8Array, length: number, unit: number): void {
+    this.#file.readNow(into, 0, length, this.#placeOf(unit))
+  }
+
+  #placeOf(unit: number): number {
+    return this.geometry.ringAt + unit * unitBytes
+  }
+
+  /** Begins records that are written together; those that are not set are empty. */
+  beginRecords(count: number): void {
+    this.#loaded = -1
+    this.#records.fill(0, 0, count * recordBytes)
+  }
+
+  /** Sets the record of that number as the one with number `slot` of those that are written together. */
+  setRecord(slot: number, number: number, record: SpillRecord): void {
+    const at = slot * recordBytes
+    const view = this.#view
+    view.setUint32(at, record.key, true)
+    view.setUint32(at + 4, record.index, true)
+    setObject(view, at + 8, record.object)
+    view.setFloat64(at + 32, record.position, true)
+    view.setUint32(at + 40, record.units, true)
+    this.#records.set(record.digest, at + 44)
+    view.setUint32(at + 60, this.#checksum(at, number), true)
+  }
+
+  /** Writes `count` records that were set, from number `slot` of them on, to the places from number `first` on. Throws `TmemError` (`TMEM_IO`). */
+  writeRecords(slot: number, count: number, first: number): void {
+    this.#file.writeNow(this.#records, slot * recordBytes, count * recordBytes, blockBytes + first * recordBytes)
+  }
+
+  /** Empties records, before it returns. Throws `TmemError` (`TMEM_IO`), unless they are empty all the same. */
+  eraseRecords(first: number, count: number): void {
+    const atOnce = this.#zeros.length / recordBytes
+    try {
+      for (let done = 0; done < count; done += atOnce)
+        this.#file.writeNow(
+          this.#zeros,
+          0,
+          Math.min(atOnce, count - done) * recordBytes,
+          blockBytes + (first + done) * recordBytes,
+        )
+    } catch (error) {
+      if (!this.#isEmpty(first, count)) throw error
     }
-  },
-  size: (descriptor: number) => fstatSync(descriptor).size,
-  truncate: (descriptor: number, length: number) => ftruncateSync(descriptor, length),
-  sync: (descriptor: number) => fsyncSync(descriptor),
-  close: (descriptor: number) => closeSync(descriptor),
-  unlink: (path: string) => unlinkSync(path),
-})
+  }
+
+  /** On a full disk nothing can be written where nothing was. */
+  #isEmpty(first: number, count: number): boolean {
+    this.#loaded = -1
+    const atOnce = this.#records.length / recordBytes
+    for (let done = 0; done < count; done += atOnce) {
+      const length = Math.min(atOnce, count - done) * recordBytes
+      this.#file.readNow(this.#records, 0, length, blockBytes + (first + done) * recordBytes)
+      if (!isZero(this.#records, 0, length)) return false
+    }
+    return true
+  }
+
+  /** Reads the record of a number. Fast when its neighbours were read before. Throws `TmemError` (`TMEM_IO`). */
+  readRecord(number: number, into: SpillRecord): Found {
+    const atOnce = this.#records.length / recordBytes
+    const first = number - (number % atOnce)
+    if (this.#loaded !== first) {
+      const count = Math.min(atOnce, this.geometry.capacity - first)
+      this.#file.readNow(this.#records, 0, count * recordBytes, blockBytes + first * recordBytes)
+      this.#loaded = first
+    }
+    const at = (number - first) * recordBytes
+    const view = this.#view
+    into.units = view.getUint32(at + 40, true)
+    if (into.units === 0 && isZero(this.#records, at, recordBytes)) return 'nothing'
+    if (view.getUint32(at + 60, true) !== this.#checksum(at, number)) return 'damaged'
+    into.key = view.getUint32(at, true)
+    into.index = view.getUint32(at + 4, true)
+    into.object = objectAt(view, at + 8)
+    into.position = view.getFloat64(at + 32, true)
+    into.digest.set(this.#records.subarray(at + 44, at + 44 + digestBytes))
+    return BigInt(into.object) <= maxObjectId ? 'record' : 'damaged'
+  }
+
+  /** Of a record at its place: a copy of it elsewhere is not good. */
+  #checksum(at: number, number: number): number {
+    return crc32(this.#records.subarray(at, at + 60), number)
+  }
+
+  /** Nothing in the file may ever be believed again. Answers whether that could be brought about. */
+  disown(): boolean {
+    return (
+      worked(() => this.#file.writeNow(this.#zeros, 0, headerBytes, headerAt)) ||
+      worked(() => this.#file.resize(blockBytes))
+    )
+  }
+
+  /**
+   * Makes the content count after a restart of the machine, too, and closes the file; with `remove` it goes. Rejects with `TmemError`
+   * (`TMEM_IO`), the file being closed all the same.
+   */
+  async close(remove: boolean): Promise<void> {
+    const file = this.#file
+    try {
+      if (remove) return
+      await file.sync()
+      this.#writeHeader(true)
+      await file.sync()
+    } finally {
+      await file.close({ remove })
+    }
+  }
+
+  /** Whether the content may be believed: of this version and size, and closed or of this boot. */
+  #isGood(): boolean {
+    const header = new Uint8Array(headerBytes)
+    const view = new DataView(header.buffer)
+    if (this.#file.bytes < headerAt + headerBytes) return false
+    this.#file.readNow(header, 0, headerBytes, headerAt)
+    if (view.getUint32(headerBytes - 4, true) !== crc32(header.subarray(0, headerBytes - 4))) return false
+    if (view.getUint32(0, true) !== version || view.getFloat64(8, true) !== this.#sizeBytes) return false
+    const boot = Buffer.from(header.buffer, 20, view.getUint32(16, true)).toString('latin1')
+    return view.getUint32(4, true) === 1 || (boot !== '' && boot === this.#boot)
+  }
+
+  #writeHeader(closed: boolean): void {
+    const header = new Uint8Array(headerBytes)
+    const view = new DataView(header.buffer)
+    const boot = Buffer.from(this.#boot, 'latin1').subarray(0, headerBytes - 24)
+    view.setUint32(0, version, true)
+    view.setUint32(4, closed ? 1 : 0, true)
+    view.setFloat64(8, this.#sizeBytes, true)
+    view.setUint32(16, boot.length, true)
+    header.set(boot, 20)
+    view.setUint32(headerBytes - 4, crc32(header.subarray(0, headerBytes - 4)), true)
+    this.#file.writeNow(header, 0, headerBytes, headerAt)
+  }
+}
 
 /** A name of this boot of the machine, where there is one (Linux). */
 export function bootName(): string {
@@ -103,232 +298,46 @@ export function bootName(): string {
   }
 }
 
-/** Sizes of the parts of a file. */
-export interface SpillGeometry {
-  /** Records. */
-  readonly capacity: number
-  /** Where the ring begins, and its length in units. */
-  readonly ringAt: number
-  readonly units: number
+/** Digest of a frame: the start of its SHA-256. */
+export function digestOf(bytes: Uint8Array, at: number, length: number): Uint8Array {
+  const hash = createHash('sha256').update(bytes.subarray(at, at + length))
+  return hash.digest().subarray(0, digestBytes)
 }
 
-/** Parts of a file of so many bytes: one record for each KiB. */
-export function geometryOf(sizeBytes: number): SpillGeometry {
-  const capacity = Math.min(2 ** 24 - 1, Math.floor(sizeBytes / 1024))
-  const ringAt = headerBytes + Math.ceil((capacity * recordBytes) / headerBytes) * headerBytes
-  return { capacity, ringAt, units: Math.floor((sizeBytes - ringAt) / unitBytes) }
+/** Writes an object id of up to 192 bits. */
+function setObject(view: DataView, at: number, object: ObjectId): void {
+  if (typeof object === 'number') {
+    view.setUint32(at, object >>> 0, true)
+    view.setUint32(at + 4, Math.floor(object / 2 ** 32), true)
+    return
+  }
+  for (let word = 0; word < 3; word++)
+    view.setBigUint64(at + word * 8, BigInt.asUintN(64, object >> BigInt(word * 64)), true)
 }
 
-/** A page in the file. */
-export interface SpillRecord {
-  /** Kind and number of its pool. */
-  readonly poolKey: number
-  readonly object: bigint
-  readonly index: number
-  /** Where in the ring, in units, and how many bytes. */
-  readonly unit: number
-  readonly length: number
-  /** Codec id; 0: not compressed. */
-  readonly codec: number
-  /** 16 bytes. */
-  readonly digest: Uint8Array
+/** The object id there: a number where it fits one. */
+function objectAt(view: DataView, at: number): ObjectId {
+  const high = view.getUint32(at + 4, true)
+  let isNumber = high < 2 ** 21
+  for (let word = 8; word < 24; word += 4) isNumber &&= view.getUint32(at + word, true) === 0
+  if (isNumber) return high * 2 ** 32 + view.getUint32(at, true)
+  let object = 0n
+  for (let word = 2; word >= 0; word--) object = (object << 64n) | view.getBigUint64(at + word * 8, true)
+  return object
 }
 
-export class SpillFile {
-  readonly geometry: SpillGeometry
-  readonly #path: string
-  readonly #io: SpillIo
-  readonly #boot: string
-  readonly #sizeBytes: number
-  readonly #descriptor: number
-  readonly #record: Uint8Array = new Uint8Array(recordBytes)
-  readonly #view: DataView = new DataView(this.#record.buffer)
-  #closed = false
-
-  /** Opens or makes the file. `found` is told of every record that may be good. Throws `TmemError` (`TMEM_IO`). */
-  constructor(
-    path: string,
-    sizeBytes: number,
-    io: SpillIo,
-    boot: string,
-    found: (entry: number, record: SpillRecord) => boolean,
-  ) {
-    this.geometry = geometryOf(sizeBytes)
-    this.#path = path
-    this.#io = io
-    this.#boot = boot
-    this.#sizeBytes = sizeBytes
-    try {
-      this.#descriptor = io.open(path)
-    } catch (error) {
-      throw this.#failure('it cannot be opened', error)
-    }
-    try {
-      if (this.#counts()) this.#recover(found)
-      else io.truncate(this.#descriptor, 0)
-      // From here on it counts only as long as the machine runs.
-      this.#writeHeader(false)
-    } catch (error) {
-      io.close(this.#descriptor)
-      throw error instanceof TmemError ? error : this.#failure('it cannot be used', error)
-    }
-  }
-
-  /** Writes the bytes of a page into the ring. */
-  writePage(bytes: Uint8Array, length: number, unit: number): void {
-    this.#io.write(this.#descriptor, bytes, length, this.geometry.ringAt + unit * unitBytes)
-  }
-
-  readPage(into: Uint8Array, length: number, unit: number): Promise<void> {
-    return this.#io.read(this.#descriptor, into, length, this.geometry.ringAt + unit * unitBytes)
-  }
-
-  writeRecord(entry: number, record: SpillRecord): void {
-    const view = this.#view
-    this.#record.fill(0)
-    view.setUint32(0, record.poolKey, true)
-    view.setUint32(4, record.index, true)
-    for (let word = 0; word < 3; word++)
-      view.setBigUint64(8 + word * 8, BigInt.asUintN(64, record.object >> BigInt(word * 64)), true)
-    view.setUint32(32, record.unit, true)
-    view.setUint32(36, record.length, true)
-    view.setUint32(40, record.codec, true)
-    this.#record.set(record.digest, 44)
-    view.setUint32(checksumAt, checksumOf(this.#record, entry), true)
-    this.#io.write(this.#descriptor, this.#record, recordBytes, headerBytes + entry * recordBytes)
-  }
-
-  clearRecord(entry: number): void {
-    this.#record.fill(0)
-    this.#io.write(this.#descriptor, this.#record, recordBytes, headerBytes + entry * recordBytes)
-  }
-
-  /** Nothing in the file may ever be believed again: it is removed and emptied. Answers whether at least one of that worked. */
-  abandon(): boolean {
-    const tries = [() => this.#io.truncate(this.#descriptor, 0), () => this.#io.unlink(this.#path)]
-    return tries.map(worked).some(Boolean)
-  }
-
-  /** Makes the content count after a restart of the machine, too, and closes the file. Throws `TmemError`. Idempotent. */
-  close(keep: boolean): void {
-    if (this.#closed) return
-    this.#closed = true
-    try {
-      if (!keep) return
-      this.#io.sync(this.#descriptor)
-      this.#writeHeader(true)
-      this.#io.sync(this.#descriptor)
-    } catch (error) {
-      throw this.#failure('it cannot be closed in order: what it holds is lost when the machine stops', error)
-    } finally {
-      this.#io.close(this.#descriptor)
-    }
-  }
-
-  /** Whether the content may be believed: ours, of this size, and closed or of this boot. Throws when somebody uses it. */
-  #counts(): boolean {
-    if (this.#io.size(this.#descriptor) < headerBytes) return false
-    const header = new Uint8Array(headerBytes)
-    this.#io.readNow(this.#descriptor, header, headerBytes, 0)
-    const view = new DataView(header.buffer)
-    if (Buffer.from(header.buffer, 0, 8).toString('latin1') !== magic) {
-      // A file that is not ours is not overwritten.
-      throw new TmemError('TMEM_IO', `spill file ${this.#path}: it holds something else; remove it, or name another`, {
-        layer: 'spill',
-      })
-    }
-    if (view.getUint32(headerBytes - 4, true) !== crc32(header.subarray(0, headerBytes - 4))) return false
-    if (view.getUint32(8, true) !== version || view.getFloat64(16, true) !== this.#sizeBytes) return false
-    const closed = view.getUint32(12, true) === 1
-    const boot = textOf(header, bootAt)
-    const user = markedProcess(textOf(header, markAt))
-    if (!closed && user?.running === true) {
-      const who = user.pid === process.pid ? 'this process uses it already' : `process ${user.pid} uses it`
-      throw new TmemError('TMEM_IO', `spill file ${this.#path}: ${who}`, { layer: 'spill' })
-    }
-    return closed || (boot !== '' && boot === this.#boot)
-  }
-
-  /** Reads all records. One that is damaged costs one page; so does a second one for the same place. */
-  #recover(found: (entry: number, record: SpillRecord) => boolean): void {
-    const { capacity, ringAt, units } = this.geometry
-    const size = this.#io.size(this.#descriptor)
-    const perRead = 1024
-    const chunk = new Uint8Array(perRead * recordBytes)
-    for (let first = 0; first < capacity; first += perRead) {
-      const bytes = Math.min(
-        perRead * recordBytes,
-        (capacity - first) * recordBytes,
-        size - headerBytes - first * recordBytes,
-      )
-      if (bytes < recordBytes) return
-      this.#io.readNow(this.#descriptor, chunk, bytes, headerBytes + first * recordBytes)
-      for (let at = 0; at + recordBytes <= bytes; at += recordBytes) {
-        const bytesOf = chunk.subarray(at, at + recordBytes)
-        const view = new DataView(chunk.buffer, at, recordBytes)
-        const entry = first + at / recordBytes
-        const length = view.getUint32(36, true)
-        if (length === 0) continue
-        const unit = view.getUint32(32, true)
-        const fits = unit + Math.ceil(length / unitBytes) <= units && ringAt + unit * unitBytes + length <= size
-        const good =
-          view.getUint32(checksumAt, true) === checksumOf(bytesOf, entry) &&
-          fits &&
-          found(entry, {
-            poolKey: view.getUint32(0, true),
-            index: view.getUint32(4, true),
-            object:
-              view.getBigUint64(8, true) | (view.getBigUint64(16, true) << 64n) | (view.getBigUint64(24, true) << 128n),
-            unit,
-            length,
-            codec: view.getUint32(40, true),
-            digest: bytesOf.slice(44, 60),
-          })
-        if (!good) this.clearRecord(entry)
-      }
-    }
-  }
-
-  #writeHeader(closed: boolean): void {
-    const header = new Uint8Array(headerBytes)
-    const view = new DataView(header.buffer)
-    header.set(Buffer.from(magic, 'latin1'), 0)
-    view.setUint32(8, version, true)
-    view.setUint32(12, closed ? 1 : 0, true)
-    view.setFloat64(16, this.#sizeBytes, true)
-    setText(header, bootAt, this.#boot)
-    setText(header, markAt, processMark())
-    view.setUint32(headerBytes - 4, crc32(header.subarray(0, headerBytes - 4)), true)
-    this.#io.write(this.#descriptor, header, headerBytes, 0)
-  }
-
-  #failure(what: string, cause: unknown): TmemError {
-    const reason = cause instanceof Error ? `: ${cause.message}` : ''
-    return new TmemError('TMEM_IO', `spill file ${this.#path}: ${what}${reason}`, { layer: 'spill', cause })
-  }
+function isZero(bytes: Uint8Array, from: number, length: number): boolean {
+  for (let at = from; at < from + length; at++) if (bytes[at] !== 0) return false
+  return true
 }
 
-/** Of a record at its place: a copy of it elsewhere is not good. */
-const checksumOf = (record: Uint8Array, entry: number): number => crc32(record.subarray(0, checksumAt), entry)
-
+/** Whether an action on the file worked; the caller has another one, or says so. */
 function worked(action: () => void): boolean {
   try {
     action()
     return true
-  } catch {
-    // The caller counts what worked; there is a second way.
-    return false
+  } catch (error) {
+    if (error instanceof Error) return false
+    throw error
   }
-}
-
-/** A text in the header, with its length in the four bytes before it. */
-function setText(header: Uint8Array, at: number, text: string): void {
-  const bytes = Buffer.from(text, 'latin1').subarray(0, textBytes)
-  new DataView(header.buffer).setUint32(at - 4, bytes.length, true)
-  header.set(bytes, at)
-}
-
-function textOf(header: Uint8Array, at: number): string {
-  const length = new DataView(header.buffer).getUint32(at - 4, true)
-  return Buffer.from(header.buffer, at, Math.min(length, textBytes)).toString('latin1')
 }
