@@ -114,6 +114,13 @@ const isUserfaultfd = (fd) => {
 
 const counters = (memory) => memory.stats().counters
 
+/** What moved to and from a place of the stack; nothing where there is no such place. */
+const movesOf = (memory, place) => {
+  const [stack] = memory.stats().children
+  const found = stack.children.find(({ name }) => name === place)
+  return found?.children.find(({ name }) => name === 'moves').counters
+}
+
 const scenarios = {
   /** Region 8 times its resident limit. */
   async pages() {
@@ -352,8 +359,9 @@ const scenarios = {
     }
     pages.checkAll()
     const stats = counters(memory)
+    const moves = movesOf(memory, 'frontswap')
     await memory.close()
-    return { wrong: pages.wrong, unread, stats }
+    return { wrong: pages.wrong, unread, stats, moves }
   },
 
   /** Closed while a worker and the pool's threads use it: they go on, with zeros. */

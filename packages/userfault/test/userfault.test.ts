@@ -217,6 +217,8 @@ interface Deferred {
   readonly wrong: number
   readonly unread: number
   readonly stats: Counters
+  /** Of the swap file of the stack. */
+  readonly moves?: Counters
 }
 
 describe('pages for which the store has to wait', () => {
@@ -236,6 +238,22 @@ describe('pages for which the store has to wait', () => {
     )
     expect({ wrong, unread }).toEqual({ wrong: 0, unread: 0 })
     expect(stats.deferredLoads).toBeGreaterThan(2000)
+  })
+
+  test('cold pages go from zcache to a swap file when the stack asks for it, between faults', async (ctx) => {
+    requires(ctx, userfaultfd)
+    const { wrong, unread, stats, moves } = await inFolder((folder) =>
+      scenario<Deferred>(
+        'deferred',
+        `zcache(limit=512KiB) > frontswap(file=${join(folder, 'swap.img')},size=8MiB)|${folder}`,
+      ),
+    )
+    expect({ wrong, unread }).toEqual({ wrong: 0, unread: 0 })
+    expect(stats.deferredLoads).toBeGreaterThan(100)
+    const { flights, forced_flights, frames, reads } = moves!
+    expect(flights! - forced_flights!).toBeGreaterThan(0)
+    expect(frames).toBeGreaterThan(500)
+    expect(reads).toBeGreaterThan(100)
   })
 })
 
