@@ -187,6 +187,7 @@ export class FramesPlace implements MemoryPlace {
         used_bytes: this.usedBytes,
         limit_bytes: this.#limit.bytes,
         metadata_bytes: frames.capacity * ownBytesPerFrame + this.#charged,
+        directory_bytes: this.#charged,
         frames: framesFor(this.#limit.bytes),
         used_frames: frames.used,
         chunks: frames.chunks,

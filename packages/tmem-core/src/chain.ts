@@ -243,14 +243,14 @@ export class Chain implements PageStore {
       const half = Math.ceil((budget.pages - pages) / 2)
       if (seat.memory !== undefined) {
         const before = seat.memory.excess()
-        const excess = Math.min(bytes, before)
+        const excess = Math.min(bytes, mover.excess(seat))
         const done = excess > 0 ? mover.relieve(seat, excess, half) : 0
         pages += done
-        bytes -= Math.max(0, excess)
+        bytes -= excess
         const moved = mover.compact(seat, Math.ceil((budget.pages - pages) / 2))
         pages += moved
         // With all moved together it may show that more has to go; what nobody takes is no reason to come again.
-        if (moved > 0 || ((done > 0 || before <= 0) && seat.memory.excess() > 0)) pending = true
+        if (moved > 0 || ((done > 0 || before <= 0) && mover.excess(seat) > 0)) pending = true
       }
       const own = seat.place.tick?.({ pages: budget.pages - pages })
       if (own !== undefined) {

@@ -151,6 +151,8 @@ export class Seat {
   readonly #firstNumber: number
   /** By flight: it is under way; how many of its pages have left memory when it is over. */
   readonly underWay: (Promise<number> | undefined)[] = []
+  /** Where the search for clean copies to give up goes on. */
+  copyHand = 0
   /** Attempts for which the place is left alone, and how many the next failure costs. */
   rest: number = 0
   nextRest: number = 1
@@ -562,24 +564,39 @@ export class Mover {
   // ---- Sinking ----------------------------------------------------------------------------------------------------
 
   /**
-   * Lets what is above the high mark of a memory place go down, so many bytes and pages at most. Called when nothing is half done: memory
-   * below gets memory for what comes, some blocks at a time. Returns the pages.
+   * Bytes that should go down: what is above the high mark of a memory place and not on its way, and, where that costs a write, a flight more, so that
+   * writes are large and few. 0: nothing.
+   */
+  excess(seat: Seat): number {
+    const above = seat.memory!.excess()
+    if (above <= 0) return 0
+    let flying = 0
+    let batch = 0
+    for (const { slow, flights, underWay } of this.seats) {
+      if (slow === undefined) continue
+      batch = this.#forcedBytes(seat.memory!) / 2
+      for (const [number, flight] of flights.entries()) if (underWay[number] !== undefined) flying += flight.filled
+    }
+    return above > flying ? above - flying + batch : 0
+  }
+
+  /**
+   * Lets so many bytes and pages of a memory place go down at most. Called when nothing is half done: memory below gets memory for what comes, some
+   * blocks at a time. Returns the pages.
    */
   relieve(seat: Seat, bytes: number, most: number): number {
-    const memory = seat.memory!
     const resting = (): number =>
       [MAIN, PROBATION, EPHEMERAL].reduce((sum, queue) => sum + this.directory.bytesOf(seat.number, queue), 0)
     const least = resting() - bytes
     let pages = 0
     for (;;) {
       this.#prepare(seat.number + 1, Math.max(basePageSize, this.#page.length))
-      const excess = (): number => Math.min(resting() - least, memory.excess())
-      let done = this.sinkEphemeral(seat, excess(), false, most - pages)
-      const left = excess()
-      if (left > 0 && pages + done < most) done += this.sink(seat, left, false, most - pages - done)
-      pages += done
+      const busy = pages
+      pages += this.sinkEphemeral(seat, resting() - least, false, most - pages)
+      if (pages < most && this.directory.queued(seat.number, EPHEMERAL) === 0)
+        pages += this.sink(seat, resting() - least, false, most - pages)
       // More goes at once only where memory took all that it was prepared for.
-      if (done === 0 || pages === most || this.#passes > 0 || excess() <= 0) return pages
+      if (pages === busy || pages === most || this.#passes > 0 || resting() <= least) return pages
     }
   }
 
@@ -980,6 +997,7 @@ export class Mover {
   /** A flight is safe: its pages change places, those that are still what was sent. How many do. */
   #landed(target: Seat, number: number): number {
     let left = 0
+    let refused = 0
     const { directory } = this
     const flight = target.flights[number]!
     const id = target.numberOf(number)
@@ -997,6 +1015,7 @@ export class Mover {
       directory.setFlight(entry, 0)
       if (location === none) {
         target.refused[PutOutcome.NoMemory]!++
+        refused += flight.units[n]!
         continue
       }
       const resident = directory.residentOf(entry)
@@ -1013,6 +1032,7 @@ export class Mover {
       left++
     }
     flight.clear()
+    this.#giveUpCopies(target, refused)
     return left
   }
 
@@ -1201,6 +1221,9 @@ export class Mover {
     seat.worked()
     seat.counters.frames += flight.count
     seat.counters.frameBytes += flight.filled
+    let refused = 0
+    for (let n = 0; n < flight.count; n++) if (flight.locations[n] === none) refused += flight.units[n]!
+    this.#giveUpCopies(seat, refused)
     return undefined
   }
 
@@ -1276,6 +1299,19 @@ export class Mover {
     const below = this.seats[directory.copyPlaceOf(resident)]!
     this.#freeSlow(below, directory.copyOf(resident), directory.copyUnitsOf(resident))
     directory.dropCopy(resident)
+  }
+
+  /** A place had no room for so many units: as many go of what pages in memory do not need, so that the next ones find some. */
+  #giveUpCopies(seat: Seat, units: number): void {
+    const { directory } = this
+    let freed = 0
+    for (let left = directory.copyWatermark; left > 0 && freed < units && directory.copies > 0; left--) {
+      seat.copyHand = (seat.copyHand + 1) % directory.copyWatermark
+      const resident = seat.copyHand
+      if (directory.copyOf(resident) === none || directory.copyPlaceOf(resident) !== seat.number) continue
+      freed += directory.copyUnitsOf(resident)
+      this.#endCopy(resident)
+    }
   }
 
   #freeSlow(seat: Seat, location: number, units: number, forget: boolean = false): void {

@@ -278,9 +278,9 @@ export class Arena {
     return this.budget.take(bytes)
   }
 
-  /** Gives all chunks without a run back. */
-  trim(): void {
-    for (let chunk = 0; this.spares > 0 && chunk < this.maxChunks; chunk++)
+  /** Gives all chunks without a run back, but for so many. */
+  trim(kept = 0): void {
+    for (let chunk = 0; this.spares > kept && chunk < this.maxChunks; chunk++)
       if (this.bytes[chunk] !== undefined && this.#usedIn[chunk] === 0) this.#giveBack(chunk)
   }
 

@@ -184,7 +184,8 @@ export class ZcachePlace implements MemoryPlace {
       if (pages === 0) break
       done += pages
     }
-    if (done < blocks) this.#arena.trim()
+    // The last chunk that the limit allows is for the puts to come.
+    if (done < blocks) this.#arena.trim(this.#blocks > 0 && this.#arena.chunks === this.#roomChunks() ? 1 : 0)
     this.#isTogether = done === 0
     this.#compacted += done
     return done
@@ -199,7 +200,7 @@ export class ZcachePlace implements MemoryPlace {
         used_bytes: this.#budget.used,
         limit_bytes: this.#budget.limit.bytes,
         metadata_bytes: this.#budget.used - chunkBytes,
-        charged_bytes: this.#charged,
+        directory_bytes: this.#charged,
         zpages: this.#blocks,
         zbytes: this.#bytes,
         orig_bytes: this.#pageBytes,

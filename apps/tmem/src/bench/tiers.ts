@@ -120,7 +120,7 @@ async function metadataRows(bench: Bench): Promise<Row[]> {
   const limitBytes = Math.ceil(2 * count * contents.meanBytes)
   const fileBytes = most * basePageSize
   const text = `zcache(limit=${limitBytes}) > frontswap(file={file},size=${fileBytes})`
-  const counted = (stats: StatsNode): number => sumOf(stats, 'metadata_bytes')! - sumOf(stats, 'charged_bytes')!
+  const counted = (stats: StatsNode): number => sumOf(stats, 'metadata_bytes')! - sumOf(stats, 'directory_bytes')!
   /** Bytes that pages have taken, how many of these rest in the file, and bytes of the map for each that it has room for. */
   const taken = (pages: number, handle: (page: number) => [object: number, index: number]) =>
     withStack(text, fileBytes, async (store) => {

@@ -89,7 +89,7 @@ function verify(pool: Pool, pages: readonly Uint8Array[]): void {
 function bytesOf(store: PageStore): { used: number; chunks: number; compressed: number } {
   const chain = store.stats()
   const { counters } = chain.children.find(({ name }) => name === 'zcache')!
-  const ownTables = counters['metadata_bytes']! - counters['charged_bytes']!
+  const ownTables = counters['metadata_bytes']! - counters['directory_bytes']!
   const chunks = counters['used_bytes']! - counters['metadata_bytes']!
   return { used: chunks + ownTables + chain.counters['metadata_bytes']!, chunks, compressed: counters['zbytes']! }
 }
