@@ -321,7 +321,10 @@ test('where files are read and written in the calling thread, no flight is left 
   fill(pool, 0, 56)
   limit.bytes = 128 * 1024
   for (let n = 0; n < 10; n++) store.tick({ pages: 16 })
-  const { counters } = store.stats().children.at(-1)!.children.find(({ name }) => name === 'moves')!
+  const { counters } = store
+    .stats()
+    .children.at(-1)!
+    .children.find(({ name }) => name === 'moves')!
   expect(toy.frames.size).toBeGreaterThan(0)
   expect(counters['sunk_in']).toBe(toy.frames.size)
   await store.close()

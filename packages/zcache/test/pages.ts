@@ -21,7 +21,13 @@ export interface Stack {
 /** Opens a zcache, above other layers if there are any. */
 export function open(
   options: ZcacheOptions,
-  given: { allocator?: Allocator; accounts?: Accounts; below?: readonly Layer[]; check?: 'model' } = {},
+  given: {
+    allocator?: Allocator
+    accounts?: Accounts
+    below?: readonly Layer[]
+    check?: 'model'
+    wake?: () => void
+  } = {},
 ): Stack {
   const { below = [], ...context } = given
   const store = compose([zcache(options), ...below], context)
