@@ -20,6 +20,8 @@ export interface SwapFileOptions {
   readonly sizeBytes: number
   /** Use a file or device made with mkswap: pages go to its slots as they are (default: make a file of our own). */
   readonly existing?: boolean
+  /** In a file of our own, too, pages go to slots as they are, without frames: what a kernel's swap area is (default: compressed as they come). */
+  readonly slots?: boolean
   /** Leave a file that was made in place at the end (default: remove it). */
   readonly keep?: boolean
   /** Most bytes that are written in any hour for pages that could as well stay in memory (default: any). Needs the stack's clock. */
@@ -30,7 +32,8 @@ export interface SwapFileOptions {
 
 /** The end of a stack: every page finds a place in the swap file. Throws `RangeError` for settings that make no sense. */
 export function frontswap(options: SwapFileOptions): Layer {
-  const { sizeBytes, existing = false, bytesPerHour } = options
+  const { sizeBytes, existing = false, slots = existing, bytesPerHour } = options
+  if (existing && !slots) throw new RangeError('an area made with mkswap has slots')
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes < slotBytes || sizeBytes % slotBytes !== 0)
     throw new RangeError(`a swap file has a positive multiple of ${slotBytes} bytes, got ${sizeBytes}`)
   if (sizeBytes / slotBytes > maxEntries)
@@ -42,21 +45,21 @@ export function frontswap(options: SwapFileOptions): Layer {
     ephemeral: false,
     waits: true,
     survives: 'nothing',
-    rawOnly: existing,
+    rawOnly: slots,
     // Twice as many pages that shrink to a half as of those that do not.
-    capacity: existing ? sizeBytes / slotBytes : Math.min(maxEntries, (2 * sizeBytes) / slotBytes),
+    capacity: slots ? sizeBytes / slotBytes : Math.min(maxEntries, (2 * sizeBytes) / slotBytes),
     reservedBytes: sizeBytes,
     maxPageSize: largest,
   })
-  const roomBytes = existing ? sizeBytes + slotBytes : roomFor(sizeBytes)
+  const roomBytes = slots ? sizeBytes + slotBytes : roomFor(sizeBytes)
   return Object.freeze({
     name: 'frontswap',
     place: {
       traits,
       open: (context: LayerContext) => {
-        const file = openSwapFile({ ...options, bytes: existing ? roomBytes : slotBytes + roomBytes }, context)
-        const from = existing ? 0 : slotBytes
-        return new SwapPlace({ file, traits, from, roomBytes, slots: existing, bytesPerHour }, context)
+        const file = openSwapFile({ ...options, bytes: slots ? roomBytes : slotBytes + roomBytes }, context)
+        const from = slots ? 0 : slotBytes
+        return new SwapPlace({ file, traits, from, roomBytes, slots, bytesPerHour }, context)
       },
     },
   })

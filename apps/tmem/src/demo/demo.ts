@@ -147,12 +147,14 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
     }
   }
 
-  const swapFile = (): Layer => frontswap({ file: join(directory.path, 'swap.img'), sizeBytes: memoryBytes })
+  const swapFile = (slots: boolean): Layer =>
+    frontswap({ file: join(directory.path, 'swap.img'), sizeBytes: memoryBytes, slots })
   // A small budget is all that the machine gets on top of half of the memory: so it can be made to overflow.
   const frames = Math.min(Math.ceil(pages / 2), pages - Math.ceil(budgetBytes / basePageSize))
   await run('memory', pages, [memory({ limitBytes: smallestMemory })])
-  await run('tmem', frames, [zcache({ limitBytes: budgetBytes }), swapFile()])
-  await run('swap', frames, [swapFile()])
+  await run('tmem', frames, [zcache({ limitBytes: budgetBytes }), swapFile(false)])
+  // A kernel's swap area.
+  await run('swap', frames, [swapFile(true)])
 
   const [, withTmem, withSwap] = machines as [MachineReport, MachineReport, MachineReport]
   const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
