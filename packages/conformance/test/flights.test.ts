@@ -2,6 +2,7 @@
 import {
   ByteLimit,
   compose,
+  createAccounts,
   type Flight,
   GetOutcome,
   type Layer,
@@ -12,11 +13,14 @@ import {
   type Place,
   type Pool,
   PutOutcome,
+  planStack,
   type SlowPlace,
+  systemAllocator,
 } from '@tmem/core'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
+import { openChains } from '../../tmem-core/src/shards.ts'
 import { countersOf } from './subjects.ts'
 
 const { Hit, Miss, Deferred } = GetOutcome
@@ -300,6 +304,27 @@ describe('a place that survives its process', () => {
     expect(await holds(pool, 0, 0)).toBe(true)
     await store.close()
   })
+})
+
+test('several directories over one place: each page is recovered into its own', async () => {
+  const toy = new Toy('process')
+  const plan = planStack([toyLayer(toy)])
+  const openShards = (): PageStore =>
+    openChains([{ place: toy, foreign: false }], plan, { allocator: systemAllocator, accounts: createAccounts() }, 1000)
+  const first = poolOf(openShards(), false)
+  fill(first, 0, 500)
+  toy.recovered = [...toy.frames].map(([location, bytes]) => ({
+    object: 7,
+    index: location,
+    location,
+    units: bytes.length / unitBytes,
+  }))
+  const store = openShards()
+  const pool = poolOf(store, false)
+  expect(new Set(toy.owned.map((owner) => owner >>> 24)).size).toBeGreaterThan(3)
+  expect(countersOf(store, 'chain')[0]).toMatchObject({ recovered: 500, pages: 500 })
+  for (let index = 0; index < 500; index++) expect(await holds(pool, index, index % 200)).toBe(true)
+  await store.close()
 })
 
 test('more small pages than the directory has entries: the oldest ephemeral ones go', () => {

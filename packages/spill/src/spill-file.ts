@@ -18,8 +18,9 @@ import { crc32 } from 'node:zlib'
 import { type LayerContext, maxEntries, maxObjectId, type ObjectId, TmemError } from '@tmem/core'
 import { PageFile, type PageFileIo } from '@tmem/page-file'
 
-/** Bytes of a record, and of the unit in which the ring is counted. */
-export const recordBytes = 64
+/** Bytes of a record. */
+const recordBytes = 64
+/** Bytes of the unit in which the ring is counted. */
 export const unitBytes = 64
 /** Blocks in which the file is written: two writes to one of them cannot be under way at once. */
 export const blockBytes = 4096
@@ -29,7 +30,7 @@ const version = 3
 /** Of the header: it begins here, and has this many bytes, the last four of them a checksum. */
 const headerAt = 1024
 const headerBytes = 128
-/** Most frames that one flight can have: so many pages there are on top of those that have a record. */
+/** Bytes that one flight carries at most, and frames. */
 export const flightBytes: number = 128 * 1024
 export const mostFrames: number = flightBytes / unitBytes
 

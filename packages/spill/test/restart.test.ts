@@ -1,14 +1,15 @@
 /** What is acknowledged survives a killed process: real processes, which use what was built, and a real file. */
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { compose } from '@tmem/core'
+import { compose, PutOutcome } from '@tmem/core'
 import { zcache } from '@tmem/zcache'
 import { afterAll, describe, expect, test } from 'vitest'
+import { requires } from '../../../tools/requires.ts'
 import { spill } from '../src/index.ts'
 import { changeOf, pageOf } from './changes.mjs'
 import { countersOf, fetched, poolOf } from './stores.ts'
@@ -117,4 +118,29 @@ describe('killed', { timeout: 120_000 }, () => {
     store.check!()
     await store.close()
   })
+})
+
+test('a disk that is really full', async (ctx) => {
+  requires(ctx, { root: true, commands: ['mount', 'umount'] })
+  const disk = mkdtempSync(join(folder, 'disk-'))
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=512k', 'none', disk])
+  try {
+    const store = compose([spill({ file: join(disk, 'pages.spill'), sizeBytes: 2 ** 20 })])
+    const pool = poolOf(store)
+    let stored = 0
+    while (pool.put(1, stored, pageOf(stored)) === PutOutcome.Stored) stored++
+    expect(stored).toBeGreaterThan(80)
+    expect(store.failure).toMatchObject({ code: 'TMEM_IO', cause: { code: 'ENOSPC' } })
+    for (let index = stored; index < 600; index++)
+      expect(pool.put(1, index, pageOf(index))).toBe(PutOutcome.Unavailable)
+    for (let index = 0; index < stored; index++) expect(await fetched(pool, 1, index)).toEqual(pageOf(index))
+    pool.flushPage(1, 0)
+    expect(countersOf(store)).toMatchObject({ abandoned: 0, live: stored - 1 })
+    await store.close()
+    const next = compose([spill({ file: join(disk, 'pages.spill'), sizeBytes: 2 ** 20 })])
+    expect(countersOf(next)['left']).toBe(stored - 1)
+    await next.close()
+  } finally {
+    execFileSync('umount', [disk])
+  }
 })
