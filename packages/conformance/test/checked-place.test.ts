@@ -88,6 +88,8 @@ const agreeing = (units: (location: number) => number): Owners => ({
   poolOf: () => 0,
   objectOf: () => 0,
   indexOf: () => 0,
+  isCurrent: () => true,
+  landed: () => undefined,
 })
 
 async function liveSlowly(place: SlowPlace, told: Broken): Promise<void> {
@@ -259,7 +261,7 @@ const lies: readonly (readonly [rule: string, Liar: new (limitBytes: number, con
             this.#late = () => moved(owner, to)
           })
         }
-        override tick(): Progress {
+        tick(): Progress {
           this.#late()
           return { pages: 0, pending: false }
         }

@@ -376,7 +376,7 @@ describe('a ring', () => {
 
 describe('flights', () => {
   /** Writes to the ring wait until they are let go. */
-  function held(): { files: MemoryFiles; go(): Promise<void>; waiting(): number } {
+  function held(): { files: MemoryFiles; go: () => Promise<void>; waiting: () => number } {
     const files = new MemoryFiles()
     const waiting: (() => void)[] = []
     files.fault = ({ name, position }) =>
