@@ -2,7 +2,8 @@
  * Plain memory as a place of a stack: pages as they are, in the frames of a buddy system.
  *
  * Invariants: frames in use never pass what the limit in force has room for, beside the metadata that each page may need (an object
- * of its own included), so that a put within `reservedBytes` is refused only when the system has no memory.
+ * of its own included), so that a put within `reservedBytes` is refused only when the system has no memory. (Among pages of several sizes
+ * a large one may find its frames in pieces.)
  */
 import type { Block, ByteLimit, LayerContext, MemoryPlace, MovedBlock, PlaceTraits, StatsNode } from '@tmem/core'
 import { basePageSize, maxBlockBytes, maxEntries, none, PutOutcome, TmemError } from '@tmem/core'

@@ -42,7 +42,7 @@ function makeGroup(): Group | string {
 function run(group: Group, script: string, ...args: number[]): { child: ChildProcess; end: Promise<Ended> } {
   const path = fileURLToPath(new URL(script, import.meta.url))
   const command = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-  const child = spawn('sh', ['-c', command, group.folder, process.execPath, '--expose-gc', path, ...args.map(String)], {
+  const child = spawn('sh', ['-c', command, group.folder, process.execPath, path, ...args.map(String)], {
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   let output = ''

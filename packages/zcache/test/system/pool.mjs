@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { ByteLimit, compose } from '@tmem/core'
+import { mappedAllocator } from '@tmem/memory'
 import { Governor, readHostMemory, zcache } from '@tmem/zcache'
 
 const MiB = 2 ** 20
@@ -23,16 +24,17 @@ const governor = new Governor({
   growBytesPerSecond: 64 * MiB,
   holdMs: 3000,
 })
-const store = compose([zcache({ limitBytes, incompressible: 'keep' })])
+const allocator = mappedAllocator()
+if (allocator.lacks !== undefined) console.error(allocator.lacks)
+const store = compose([zcache({ limitBytes })], { allocator })
 const pool = store.newPool({ client: 0, persistent: false, shared: true, pageSize: 4096 })
 const page = new Uint8Array(4096)
 const start = performance.now()
 let index = 0
-let returned = 0
 for (;;) {
   const ms = performance.now() - start
   if (ms > seconds * 1000) break
-  const { counters, children } = store.stats()
+  const { counters } = store.stats().children.find(({ name }) => name === 'zcache')
   governor.step(ms, counters.used_bytes, readHostMemory(read))
   while (store.tick({ pages: 256 }).pending);
   for (let i = 0; i < 2000; i++) {
@@ -41,10 +43,6 @@ for (;;) {
     crypto.getRandomValues(page.subarray(0, 3000))
     pool.put(0, index++, page)
   }
-  const now = children.find(({ name }) => name === 'arena').counters.chunks_returned
-  // Chunks that were given back are the runtime's until it collects them.
-  if (now !== returned) globalThis.gc()
-  returned = now
   console.log(JSON.stringify({ seconds: ms / 1000, budget: limitBytes.bytes, used: counters.used_bytes }))
   await new Promise((resolve) => setTimeout(resolve, 50))
 }
