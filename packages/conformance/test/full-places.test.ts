@@ -1,7 +1,7 @@
 /** What a chain of places owes its callers where places are full, fail, lie or move things about. */
 import type { ComposeOptions, Layer, PageStore, Pool, PoolAttributes, SlowPlace } from '@tmem/core'
 import { compose, GetOutcome, PageBatch, PutOutcome } from '@tmem/core'
-import { corrupt, fail, passingPlace, refuse, type SlowFrame, slowMemory } from '@tmem/faults'
+import { corrupt, count, fail, passingPlace, refuse, type SlowFrame, slowMemory } from '@tmem/faults'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
@@ -93,6 +93,29 @@ describe('a put that finds a place full', () => {
     expect(putAll(pool, 8, 10)).toEqual([Stored, NoMemory])
     for (const i of [0, 1, 2, 4, 5, 6, 7, 8]) await expectPage(pool, i)
     expectSums(store)
+    await store.close()
+  })
+
+  test('is refused without asking the place each time, and stored as soon as something was given up there', async () => {
+    const store = open([frames(20), count(), slow(20), count(), slow(20)])
+    const pool = poolOf(store)
+    const crossings = (): number => countersOf(store, 'count').reduce((sum, calls) => sum + calls['writeNow']!, 0)
+    expect(putAll(pool, 0, 60).filter((outcome) => outcome !== Stored)).toEqual([])
+    const before = crossings()
+    expect(new Set(putAll(pool, 60, 360))).toEqual(new Set([NoMemory]))
+    expect(crossings() - before).toBeLessThan(50)
+    for (const i of [7, 41]) {
+      pool.flushPage(1, i)
+      expect(pool.put(1, 60 + i, page(60 + i))).toBe(Stored)
+      expect(pool.put(1, 400, page(400))).toBe(NoMemory)
+    }
+    // What is smaller than what was refused may find a hole.
+    const other = open([slow(9)])
+    const large = poolOf(other, { ...persistent, pageSize: 16_384 })
+    expect([0, 1, 2].map((i) => large.put(1, i, makePage('noise', i, 16_384)))).toEqual([Stored, Stored, NoMemory])
+    expect(poolOf(other).put(1, 0, page(0))).toBe(Stored)
+    await other.close()
+    for (let i = 0; i < 60; i++) if (i !== 7 && i !== 41) await expectPage(pool, i)
     await store.close()
   })
 

@@ -233,6 +233,7 @@ export class Chain implements PageStore {
     if (this.#closing !== undefined) return idle
     this.#woken = false
     const { mover } = this
+    for (const seat of mover.seats) seat.askAgain()
     let pages = 0
     let pending = false
     let bytes = budget.bytes ?? Number.POSITIVE_INFINITY
@@ -644,19 +645,22 @@ export class Chain implements PageStore {
         // A page by itself has a flight of its own.
         if (this.#stagedSeat !== undefined && (this.#stagedSeat !== seat || batchEntry === none)) this.commit()
         this.#form(pool, seat, bytes, at)
-        if (!mover.stage(seat, entry, this.#checksum)) {
-          this.commit()
-          this.#form(pool, seat, bytes, at)
-          mover.stage(seat, entry, this.#checksum)
+        if (seat.mayTake(seat.unitsFor(mover.block.length))) {
+          if (!mover.stage(seat, entry, this.#checksum)) {
+            this.commit()
+            this.#form(pool, seat, bytes, at)
+            mover.stage(seat, entry, this.#checksum)
+          }
+          this.#stagedSeat = seat
+          this.#stagedAt[number]!.push(batchEntry)
+          this.#stagedAs[number]!.push(as | (this.#huge ? huge : 0))
+          if (batchEntry !== none) return Pending
+          this.#lonePool = pool
+          this.#loneBytes = bytes
+          this.#loneAt = at
+          return this.commit()
         }
-        this.#stagedSeat = seat
-        this.#stagedAt[number]!.push(batchEntry)
-        this.#stagedAs[number]!.push(as | (this.#huge ? huge : 0))
-        if (batchEntry !== none) return Pending
-        this.#lonePool = pool
-        this.#loneBytes = bytes
-        this.#loneAt = at
-        return this.commit()
+        reason = PutOutcome.NoMemory
       } else {
         reason = PutOutcome.Unavailable
         this.failure ??= seat.place.failure
@@ -716,9 +720,6 @@ export class Chain implements PageStore {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
         seat.refused[last]!++
         last = this.#store(pool, entry, bytes, from, as, none, seat.number + 1, last)
-        // What was formed for the put that is going on is not there any more.
-        this.#formed = 0
-        this.#huge = false
       }
       // A page by itself comes to its end in `put`.
       if (at === none) continue
@@ -739,6 +740,9 @@ export class Chain implements PageStore {
       const as = refused[n + 2]!
       this.settle(at, this.#wasPut(this.#batchPool!, refused[n + 1]!, bytes, offsets[at]!, as, PutOutcome.NoMemory))
     }
+    // What was formed for the put that is going on is not there any more.
+    this.#formed = 0
+    this.#huge = false
     return last
   }
 

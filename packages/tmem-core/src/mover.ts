@@ -67,6 +67,8 @@ const maxRest = 1024
 const forcedBytes = 128 * 1024
 /** Epochs after which a page that sank counts as new. */
 export const longAgo = 128
+/** Frames that a full place is spared before it is asked again. */
+const maxSpared = 64
 /** How often a put tries to find room, and the bytes of ephemeral pages that go first. */
 const squeezes = 12
 const ephemeralBytes = 16 * 1024
@@ -153,6 +155,10 @@ export class Seat {
   readonly underWay: (Promise<number> | undefined)[] = []
   /** Where the search for clean copies to give up goes on. */
   copyHand = 0
+  /** Units of the smallest frame that had no room here, units that were given up since, and frames that were not offered for that. */
+  #refusedUnits = Number.POSITIVE_INFINITY
+  #freedUnits = 0
+  #spared = 0
   /** Attempts for which the place is left alone, and how many the next failure costs. */
   rest: number = 0
   nextRest: number = 1
@@ -253,6 +259,35 @@ export class Seat {
   /** Whether anything is under way. */
   get isBusy(): boolean {
     return this.underWay.some((flight) => flight !== undefined)
+  }
+
+  /**
+   * Whether a frame is worth offering. A place that is full would look for room each time, and write what it then refuses: so it is
+   * asked for as much as was given up there since, or for less than it refused, or again when it was spared for a while.
+   */
+  mayTake(units: number): boolean {
+    if (units < this.#refusedUnits) return true
+    if (units > this.#freedUnits && ++this.#spared < maxSpared) return false
+    if (units <= this.#freedUnits) this.#freedUnits -= units
+    else this.askAgain()
+    return true
+  }
+
+  /** There was no room for a frame. */
+  hadNoRoom(units: number): void {
+    this.#refusedUnits = Math.min(this.#refusedUnits, units)
+  }
+
+  /** A frame was given up. */
+  gaveUp(units: number): void {
+    if (this.#refusedUnits !== Number.POSITIVE_INFINITY) this.#freedUnits += units
+  }
+
+  /** What it refused before does not count any more. */
+  askAgain(): void {
+    this.#refusedUnits = Number.POSITIVE_INFINITY
+    this.#freedUnits = 0
+    this.#spared = 0
   }
 
   /** The outside world failed: the place is left alone for a while. */
@@ -658,7 +693,7 @@ export class Mover {
     if (flight === none || target!.flights[flight]!.count === 0) return pages
     const frames = target!.flights[flight]!.count
     // What could not be written is where it was.
-    return this.#launch(target!, flight, now) ? pages : pages - frames
+    return pages - frames + this.#launch(target!, flight, now)
   }
 
   /**
@@ -701,8 +736,8 @@ export class Mover {
         goes = this.#passDown(seat, target, entry, resident)
       } else if (target?.slow !== undefined && !hasCopy) {
         goes = this.#board(seat, target, flight, entry, resident)
-        // The flight is full.
-        if (goes === false) break
+        // The flight is full; or, when it is empty, the place is.
+        if (goes === false && target.flights[flight]!.count > 0) break
       }
       pages++
       freed += size
@@ -910,13 +945,13 @@ export class Mover {
   }
 
   /**
-   * Adds a block to a flight. `undefined`: it is damaged and stays; false: the flight is full.
+   * Adds a block to a flight. `undefined`: it is damaged and stays; false: the flight is full, or the place.
    */
   #board(seat: Seat, target: Seat, number: number, entry: number, resident: number): boolean | undefined {
     const { directory } = this
     const flight = target.flights[number]!
     const length = target.raw ? this.#poolOf(entry).blockBytes : lengthIn(directory.stateOf(entry))
-    if (!this.#hasRoom(target, flight, length)) return false
+    if (!this.#hasRoom(target, flight, length) || !target.mayTake(target.unitsFor(length))) return false
     const checksum = this.#fetchBlock(seat, entry, resident, target)
     if (checksum === undefined) {
       this.#keepDamaged(seat, entry, resident)
@@ -962,8 +997,8 @@ export class Mover {
     flight.filled = end
   }
 
-  /** Sends a flight off. False when it has failed already. */
-  #launch(target: Seat, number: number, now: boolean): boolean {
+  /** Sends a flight off. Returns the pages that have left, or are on their way. */
+  #launch(target: Seat, number: number, now: boolean): number {
     const flight = target.flights[number]!
     const slow = target.slow!
     target.counters.flights++
@@ -973,10 +1008,9 @@ export class Mover {
         slow.writeNow!(flight)
       } catch (error) {
         this.#crashed(target, number, error)
-        return false
+        return 0
       }
-      this.#landed(target, number)
-      return true
+      return this.#landed(target, number)
     }
     target.underWay[number] = slow.write(flight).then(
       () => {
@@ -991,7 +1025,7 @@ export class Mover {
         return 0
       },
     )
-    return true
+    return flight.count
   }
 
   /** A flight is safe: its pages change places, those that are still what was sent. How many do. */
@@ -1009,19 +1043,20 @@ export class Mover {
       const location = flight.locations[n]!
       const seat = this.#onFlight(entry, id)
       if (seat === undefined) {
-        if (location !== none) target.slow!.free(location, flight.units[n]!)
+        if (location !== none) this.#freeSlow(target, location, flight.units[n]!)
         continue
       }
       directory.setFlight(entry, 0)
       if (location === none) {
         target.refused[PutOutcome.NoMemory]!++
+        target.hadNoRoom(flight.units[n]!)
         refused += flight.units[n]!
         continue
       }
       const resident = directory.residentOf(entry)
       if ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL) {
         if (target.keepsCopies) directory.setCopy(resident, target.number, location, flight.units[n]!)
-        else target.slow!.free(location, flight.units[n]!)
+        else this.#freeSlow(target, location, flight.units[n]!)
         target.counters.usedInFlight++
         continue
       }
@@ -1099,6 +1134,7 @@ export class Mover {
         if (below === undefined) continue
         if (flight === none) {
           target = below
+          target.askAgain()
           flight = this.#openFlight(target, false)
           if (flight === none) break
         } else if (below !== target) break
@@ -1109,8 +1145,8 @@ export class Mover {
       if (target === undefined) continue
       if (flight === none) await Promise.race(target.underWay.filter((one) => one !== undefined))
       else if (target.flights[flight]!.count > 0) {
-        this.#launch(target, flight, false)
-        pages += await target.underWay[flight]!
+        const gone = this.#launch(target, flight, false)
+        pages += (await target.underWay[flight]) ?? gone
         if (target.failure !== undefined) return { pages, failure: target.failure }
       }
     }
@@ -1222,7 +1258,11 @@ export class Mover {
     seat.counters.frames += flight.count
     seat.counters.frameBytes += flight.filled
     let refused = 0
-    for (let n = 0; n < flight.count; n++) if (flight.locations[n] === none) refused += flight.units[n]!
+    for (let n = 0; n < flight.count; n++) {
+      if (flight.locations[n] !== none) continue
+      seat.hadNoRoom(flight.units[n]!)
+      refused += flight.units[n]!
+    }
     this.#giveUpCopies(seat, refused)
     return undefined
   }
@@ -1316,6 +1356,7 @@ export class Mover {
 
   #freeSlow(seat: Seat, location: number, units: number, forget: boolean = false): void {
     this.#stale(seat, location)
+    seat.gaveUp(units)
     const slow = seat.slow!
     if (forget && slow.forget !== undefined) slow.forget(location, units)
     else slow.free(location, units)
