@@ -32,7 +32,7 @@ import {
   tagOf,
 } from './directory.ts'
 import { none } from './handles.ts'
-import { Order } from './order.ts'
+import { Order, SinkClock } from './order.ts'
 import { PutOutcome, putOutcomeCount, TmemError } from './outcomes.ts'
 import {
   Block,
@@ -203,10 +203,11 @@ export class Seat {
     directory: Directory,
     allocator: Allocator,
     slowBefore: number,
+    clock: SinkClock,
   ) {
     this.number = number
     this.place = place
-    this.order = new Order(directory, number)
+    this.order = new Order(directory, number, clock)
     this.raw = place.traits.rawOnly
     this.foreign = foreign
     this.#firstNumber = 1 + slowBefore * numbersOfSeat
@@ -386,8 +387,9 @@ export class Mover {
     this.#pools = pools
     this.#context = context
     let slow = 0
+    const clock = new SinkClock(directory)
     this.seats = places.map(
-      (open, number) => new Seat(number, open, directory, context.allocator, isSlow(open.place) ? slow++ : 0),
+      (open, number) => new Seat(number, open, directory, context.allocator, isSlow(open.place) ? slow++ : 0, clock),
     )
     this.#base = share?.base ?? 0
     this.moved = share?.moved ?? ((resident, location) => directory.moveBlock(resident, location))
@@ -831,13 +833,7 @@ export class Mover {
     directory.setResident(entry, target.number, resident, moving.length, moving.codec)
     if (target.raw && huge) directory.flag(entry, TRIED, 0)
     directory.setBlock(resident, entry, location, checksum)
-    directory.append(
-      target.number,
-      queue === EPHEMERAL ? EPHEMERAL : MAIN,
-      resident,
-      entry,
-      memory.sizeOf(moving.length),
-    )
+    directory.append(target.number, queue, resident, entry, memory.sizeOf(moving.length))
     seat.counters.passedDown++
     target.counters.sunkIn++
     return true

@@ -12,7 +12,7 @@
  * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen by simulation over the
  * traces of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares: fixed shares miss on one of the traces.
  */
-import { type Directory, isFlying, MAIN, PROBATION, REFERENCED } from './directory.ts'
+import { type Directory, isFlying, MAIN, maxPlaces, PROBATION, REFERENCED } from './directory.ts'
 import { none } from './handles.ts'
 
 const leastShare = 0.02
@@ -26,20 +26,14 @@ const recentEpochs = 32
 /** Pages that are given a second chance for one that goes: so that finding one is bounded. */
 const maxChances = 64
 
-export class Order {
-  /** Share of the bytes for probation. */
-  share: number = firstShare
-  /** Refaults of pages that sank from the main queue, and from probation. */
-  mainRefaults = 0
-  probationRefaults = 0
+/** What all memory places of a stack have in common: how long ago pages sank to places that wait, counted in pages that sank since. */
+export class SinkClock {
   readonly #directory: Directory
-  readonly #place: number
   #epoch = 0
-  #epochLeft = 1
+  #left = 1
 
-  constructor(directory: Directory, place: number) {
+  constructor(directory: Directory) {
     this.#directory = directory
-    this.#place = place
   }
 
   /** Now, for `Directory.setSlow`. */
@@ -49,16 +43,45 @@ export class Order {
 
   /** Counts a page that sinks. */
   sank(): void {
-    if (--this.#epochLeft > 0) return
+    if (--this.#left > 0) return
     this.#epoch = (this.#epoch + 1) % epochsOfAll
-    const residents = this.#directory.queued(this.#place, MAIN) + this.#directory.queued(this.#place, PROBATION)
-    this.#epochLeft = Math.max(1, Math.floor(residents / epochsPerTurn))
+    let residents = 0
+    for (let place = 0; place < maxPlaces; place++)
+      residents += this.#directory.queued(place, MAIN) + this.#directory.queued(place, PROBATION)
+    this.#left = Math.max(1, Math.floor(residents / epochsPerTurn))
+  }
+}
+
+export class Order {
+  /** Share of the bytes for probation. */
+  share: number = firstShare
+  /** Refaults of pages that sank from the main queue, and from probation. */
+  mainRefaults = 0
+  probationRefaults = 0
+  readonly #directory: Directory
+  readonly #place: number
+  readonly #clock: SinkClock
+
+  constructor(directory: Directory, place: number, clock: SinkClock) {
+    this.#directory = directory
+    this.#place = place
+    this.#clock = clock
+  }
+
+  /** Now, for `Directory.setSlow`. */
+  get epoch(): number {
+    return this.#clock.epoch
+  }
+
+  /** Counts a page that sinks. */
+  sank(): void {
+    this.#clock.sank()
   }
 
   /** The queue for a page that rises; learns from it. `entry` is still noted as slow. */
   queueFor(entry: number): number {
     const directory = this.#directory
-    if (directory.ageOf(entry, this.#epoch) > recentEpochs) return PROBATION
+    if (directory.ageOf(entry, this.#clock.epoch) > recentEpochs) return PROBATION
     const residents = directory.queued(this.#place, MAIN) + directory.queued(this.#place, PROBATION)
     const step = 32 / Math.max(64, residents)
     if (directory.isMainGhost(entry)) {
