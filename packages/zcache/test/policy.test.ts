@@ -1,10 +1,11 @@
 /** The rules of 2011 and 2012, where they are wanted: what zcache refused, and why. */
-import { type Layer, PutOutcome } from '@tmem/core'
+import { createAccounts, GetOutcome, type Layer, PutOutcome } from '@tmem/core'
 import { expect, test } from 'vitest'
-import { zcacheFactory } from '../src/index.ts'
-import { MiB, newPool, noisyPage, open, random } from './pages.ts'
+import { zcache, zcacheFactory } from '../src/index.ts'
+import { MiB, newPool, noisyPage, open, random, sameBytes } from './pages.ts'
 
 const { Stored, Incompressible, Policy } = PutOutcome
+const { Hit } = GetOutcome
 
 /** A page that does not shrink at all. */
 function randomPage(seed: number): Uint8Array {
@@ -106,4 +107,56 @@ test('the rules in the text of a stack', () => {
   const layer = create({ limit: MiB, zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 75 })
   expect(layer.name).toBe('zcache')
   expect(() => create({ limit: MiB, zvMaxMeanZsize: 4097 })).toThrow(/zvMaxMeanZsize must be an integer from 1 to 4096/)
+})
+
+/** Text that deflate packs better than LZ4. */
+function textPage(seed: number): Uint8Array {
+  const next = random(seed)
+  const words = 'page frame object pool put get flush ephemeral persistent slot the of'.split(' ')
+  let text = `${seed} `
+  while (text.length < 4096) text += `${words[Math.floor(next() * words.length)]}${next() < 0.1 ? '\n' : ' '}`
+  return new Uint8Array(Buffer.from(text.slice(0, 4096), 'latin1'))
+}
+
+test('recompress: pages that nobody touches are compressed again by a stronger codec, and come back as they were', () => {
+  const accounts = createAccounts()
+  const stack = open({ limitBytes: 4 * MiB, recompress: 'deflate' }, { accounts })
+  const pool = newPool(stack, 'swap')
+  const large = newPool(stack, 'shared', 131_072)
+  const count = 100
+  for (let i = 0; i < count; i++) expect(pool.put(0, i, textPage(i))).toBe(Stored)
+  expect(pool.put(1, 0, randomPage(1))).toBe(Stored)
+  const big = Buffer.concat(Array.from({ length: 32 }, (_, i) => textPage(i)))
+  expect(large.put(0, 0, big)).toBe(Stored)
+  const before = stack.counters()['slot_bytes']!
+  const charged = accounts.charged(1)
+  const into = new Uint8Array(4096)
+  for (let round = 0; round < 20; round++) {
+    // The first ten are in use all the time.
+    for (let i = 0; i < 10; i++) pool.get(0, i, into)
+    expect(stack.store.tick({ pages: 64 }).pages).toBeLessThanOrEqual(64)
+    stack.check()
+  }
+  const { recompressed_pages, recompress_poor, recompress_saved_bytes } = stack.counters('moves')
+  // Two blocks of the large page are among them.
+  expect(recompressed_pages).toBe(count - 10 + 2)
+  expect(recompress_poor).toBe(1)
+  expect(stack.counters()['slot_bytes']).toBe(before - recompress_saved_bytes!)
+  expect(recompress_saved_bytes).toBeGreaterThan(before * 0.15)
+  expect(accounts.charged(1)).toBeLessThan(charged * 0.85)
+  // Left alone, the ten follow; then there is nothing more to do.
+  let more = 0
+  for (let round = 0; round < 20; round++) more += stack.store.tick({ pages: 1000 }).pages
+  expect(more).toBe(10)
+  for (let i = 0; i < count; i++) {
+    expect(pool.get(0, i, into)).toBe(Hit)
+    expect(sameBytes(into, textPage(i))).toBe(true)
+  }
+  const bigInto = new Uint8Array(131_072)
+  expect(large.get(0, 0, bigInto)).toBe(Hit)
+  expect(sameBytes(bigInto, big)).toBe(true)
+  pool.destroy()
+  expect(accounts.charged(1)).toBe(0)
+  stack.check()
+  expect(() => zcache({ limitBytes: MiB, recompress: 'lz4' })).toThrow(RangeError)
 })
