@@ -645,7 +645,7 @@ export class Chain implements PageStore {
         // A page by itself has a flight of its own.
         if (this.#stagedSeat !== undefined && (this.#stagedSeat !== seat || batchEntry === none)) this.commit()
         this.#form(pool, seat, bytes, at)
-        if (seat.mayTake(seat.unitsFor(mover.block.length))) {
+        if (mover.mayTake(seat, seat.unitsFor(mover.block.length))) {
           if (!mover.stage(seat, entry, this.#checksum)) {
             this.commit()
             this.#form(pool, seat, bytes, at)

@@ -947,7 +947,7 @@ export class Mover {
     const { directory } = this
     const flight = target.flights[number]!
     const length = target.raw ? this.#poolOf(entry).blockBytes : lengthIn(directory.stateOf(entry))
-    if (!this.#hasRoom(target, flight, length) || !target.mayTake(target.unitsFor(length))) return false
+    if (!this.#hasRoom(target, flight, length) || !this.mayTake(target, target.unitsFor(length))) return false
     const checksum = this.#fetchBlock(seat, entry, resident, target)
     if (checksum === undefined) {
       this.#keepDamaged(seat, entry, resident)
@@ -957,6 +957,11 @@ export class Mover {
     directory.setFlight(entry, target.numberOf(number))
     this.#requeue(seat, entry, resident, directory.queueOf(entry))
     return true
+  }
+
+  /** Whether a frame is worth offering to a slow place: a full one makes room as long as there are clean copies to give up. */
+  mayTake(seat: Seat, units: number): boolean {
+    return this.directory.copies > 0 || seat.mayTake(units)
   }
 
   #hasRoom(target: Seat, flight: Flight, length: number): boolean {
