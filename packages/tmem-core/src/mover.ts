@@ -1342,13 +1342,6 @@ export class Mover {
     directory.dropCopy(resident)
   }
 
-  /** Whether a frame is worth offering to a place. When that is full, what pages in memory do not need there goes for it, a flight at once. */
-  mayTake(seat: Seat, units: number): boolean {
-    if (seat.mayTake(units)) return true
-    this.#giveUpCopies(seat, seat.slow!.flightBytes / seat.slow!.unitBytes)
-    return seat.mayTake(units)
-  }
-
   /** A place had no room for so many units: as many go of what pages in memory do not need, so that the next ones find some. */
   #giveUpCopies(seat: Seat, units: number): void {
     const { directory } = this
