@@ -959,6 +959,11 @@ export class Mover {
     return true
   }
 
+  /** Whether a frame is worth offering to a slow place: a full one makes room as long as there are clean copies to give up. */
+  mayTake(seat: Seat, units: number): boolean {
+    return this.directory.copies > 0 || seat.mayTake(units)
+  }
+
   #hasRoom(target: Seat, flight: Flight, length: number): boolean {
     const bytes = target.unitsFor(length) * target.slow!.unitBytes
     return (
