@@ -231,9 +231,11 @@ class History {
     this.#workshop = workshop
     this.#trace = trace
     this.shape = drawShape(random, workshop.codec)
+    this.#pageSizes = pageSizes[random.weighted([8, 1, 1])]!
     const rates = { ...drawRates(random) }
-    // Who checks nothing cannot know.
-    if (!this.shape.verifies) rates.torn = rates.lost = rates.rotten = rates.misread = 0
+    // Who checks nothing cannot know. And a write that was lost leaves an older page, which looks right: one in parts may be of two ages then.
+    if (!this.shape.verifies || this.#pageSizes.some((size) => size > maxBlockBytes))
+      rates.torn = rates.lost = rates.rotten = rates.misread = 0
     this.world = new World(random, rates, workshop.memory)
     workshop.pages.begin(random)
     this.model = new Model(workshop.pages, this.world)
@@ -249,7 +251,6 @@ class History {
     this.#turns = random.of([[fullDrain], [0, 1, 2, 3, 5, 8], [2, 4, fullDrain]])
     this.#quotas = random.below(4) === 0
     this.#heat = random.of([0, 5, 8])
-    this.#pageSizes = pageSizes[random.weighted([8, 1, 1])]!
     this.#reenters = random.below(8) === 0
   }
 
