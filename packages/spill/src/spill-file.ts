@@ -262,6 +262,11 @@ export class SpillFile {
     }
   }
 
+  /** Closes the file as it is, before it returns: nothing has come of opening it. */
+  closeNow(): void {
+    this.#file.closeNow({ remove: false })
+  }
+
   /** Whether the content may be believed: of this version and size, and closed or of this boot. */
   #isGood(): boolean {
     const header = new Uint8Array(headerBytes)

@@ -192,6 +192,7 @@ class SpillPlace implements SlowPlace {
     read_bytes: 0,
   }
 
+  /** It owns the file. Throws `TmemError` (`TMEM_IO`) when what an earlier run has left cannot be read; then the file is closed, and as it was. */
   constructor(traits: PlaceTraits, file: SpillFile, tables: ArrayBufferLike) {
     const { capacity, ringUnits } = file.geometry
     this.traits = traits
@@ -203,7 +204,13 @@ class SpillPlace implements SlowPlace {
     this.#holders = new Int32Array(tables, capacity * 8, capacity).fill(none)
     this.#units = new Uint16Array(tables, capacity * 12, capacity)
     this.#digests = new Uint8Array(tables, capacity * 14, capacity * digestBytes)
-    if (file.counts) this.#adopt()
+    if (!file.counts) return
+    try {
+      this.#adopt()
+    } catch (error) {
+      file.closeNow()
+      throw error
+    }
   }
 
   attach(owners: Owners): void {
@@ -351,9 +358,9 @@ class SpillPlace implements SlowPlace {
 
   /** Gives frames their records and their room, and overwrites the oldest for it. What finds none has no location. */
   #place(flight: Flight): Placed {
-    // A write that is under way has its last block to itself.
-    if (this.#writing > 0) this.#head = Math.ceil(this.#head / unitsPerBlock) * unitsPerBlock
     const from = this.#head
+    // A write that is under way has its last block to itself.
+    if (this.#writing > 0) this.#head = Math.ceil(from / unitsPerBlock) * unitsPerBlock
     const runs: Run[] = []
     let run: Run | undefined
     let first = none
@@ -394,6 +401,8 @@ class SpillPlace implements SlowPlace {
       }
     }
     if (gone !== none) this.#eraseTo(gone, this.#oldest)
+    // What found no place leaves none behind it.
+    if (count === 0) this.#head = from
     return { runs, first, count, from, to: this.#head }
   }
 

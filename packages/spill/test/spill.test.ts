@@ -624,6 +624,9 @@ describe('a disk that fails', () => {
       files.fault = (call) => (call.name === name ? { code: 'EIO' } : undefined)
       expect(() => open(files)).toThrow(TmemError)
     }
+    // The table of an earlier run: it is read when all else was in order.
+    files.fault = ({ name, position }) => (name === 'read' && position >= 4096 ? { code: 'EIO' } : undefined)
+    expect(() => open(files)).toThrow(TmemError)
     files.fault = () => undefined
     await open(files).close()
     const fresh = failing(({ name, position }) => (name === 'write' && position === 1024 ? { code: 'EIO' } : undefined))
