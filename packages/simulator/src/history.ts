@@ -203,6 +203,9 @@ class History {
   readonly #heat: number
   readonly #pageSizes: readonly number[]
   readonly #reenters: boolean
+  readonly #indexesPerObject: number
+  /** Keys of pools that there were since the stack was opened. */
+  readonly #keys = new Set<string>()
   #store!: PageStore
   #accounts!: ClientAccounts
   #pools: ModelPool[] = []
@@ -236,6 +239,8 @@ class History {
     // Who checks nothing cannot know. And a write that was lost leaves an older page, which looks right: one in parts may be of two ages then.
     if (!this.shape.verifies || this.#pageSizes.some((size) => size > maxBlockBytes))
       rates.torn = rates.lost = rates.rotten = rates.misread = 0
+    // What survives shall show it.
+    if (this.shape.survives) Object.assign(rates, { restart: 10, crash: 10, powerFailure: 5 })
     this.world = new World(random, rates, workshop.memory)
     workshop.pages.begin(random)
     this.model = new Model(workshop.pages, this.world)
@@ -243,8 +248,9 @@ class History {
     this.#weights = operations.map((name, n) => Math.ceil(10 * swarm[n]! * usual[name]))
     const fills = (['put', 'replace', 'putMany'] as const).some((name) => this.#weights[operations.indexOf(name)]! > 0)
     if (!fills) this.#weights[0] = 1000
+    if (this.shape.survives) this.#weights[operations.indexOf('end')]! *= 20
     if (rates.outage === 0) this.#weights[operations.indexOf('outage')] = 0
-    if (rates.restart + rates.crash === 0) this.#weights[operations.indexOf('end')] = 0
+    if (rates.restart + rates.crash + rates.powerFailure === 0) this.#weights[operations.indexOf('end')] = 0
     this.#weightSum = this.#weights.reduce((sum, weight) => sum + weight)
     this.#length = random.from(200, random.of([250, 250, 300, 300, 600, 2000]))
     this.#pace = random.of([1, 2, 6])
@@ -252,10 +258,11 @@ class History {
     this.#quotas = random.below(4) === 0
     this.#heat = random.of([0, 5, 8])
     this.#reenters = random.below(8) === 0
+    this.#indexesPerObject = random.of([1, 8, 64])
   }
 
   async run(): Promise<void> {
-    this.#open()
+    await this.#open()
     const { world } = this
     for (; this.operation < this.#length; this.operation++) {
       await this.#pass(this.#random.below(this.#pace + 1))
@@ -326,10 +333,11 @@ class History {
 
   // ---- The stack --------------------------------------------------------------------------------------------------
 
-  #open(): void {
+  async #open(): Promise<void> {
     const { world, shape } = this
     world.whileAllocating = undefined
     this.#pools = []
+    this.#keys.clear()
     for (let attempt = 0; ; attempt++) {
       world.places.length = 0
       world.disks.length = 0
@@ -345,9 +353,14 @@ class History {
         this.#store = openShape(shape, world, this.#accounts)
         break
       } catch (error) {
-        if (!(error instanceof TmemError) || error.code !== 'TMEM_NO_MEMORY' || attempt === 2) throw error
+        const isExpected = error instanceof TmemError && (error.code === 'TMEM_NO_MEMORY' || error.code === 'TMEM_IO')
+        if (!isExpected || attempt === 2) throw error
         this.#trace?.(`open: ${error.message}`)
       }
+      // What was open is closed, and that may wait.
+      world.faulty = false
+      let looks = 0
+      await this.#settle('a stack that did not open does not close', () => ++looks > 4)
       if (world.disks.some(({ isClosed }) => !isClosed))
         throw new Complaint('a stack did not open and left a file open')
     }
@@ -361,14 +374,16 @@ class History {
     const pools = this.#random.from(1, 3)
     for (let n = 0; n < pools; n++) this.#newPool()
     world.faulty = false
-    if (this.#pools.every(({ persistent }) => !persistent)) this.#newPool(true)
+    const { persistent } = this.#store.capabilities
+    if (this.#pools.length === 0 || (persistent && this.#pools.every((pool) => !pool.persistent)))
+      this.#newPool(persistent)
     world.faulty = true
   }
 
   #newPool(persistent: boolean = this.#random.below(4) > 0): void {
     const random = this.#random
     const { capabilities } = this.#store
-    if (!capabilities.ephemeral && !persistent) return
+    if (persistent ? !capabilities.persistent : !capabilities.ephemeral) return
     const pageSize = Math.min(random.of(this.#pageSizes), capabilities.maxPageSize)
     const shared = !persistent && random.below(2) === 0
     const attributes = { client: random.below(clients), persistent, shared, pageSize }
@@ -378,9 +393,20 @@ class History {
         throw new Complaint(`no pool ${JSON.stringify(attributes)}: ${poolRefusalName(pool)}`)
       return
     }
-    const pages = Math.max(4, Math.ceil((this.shape.room * random.of([0.3, 0.5, 0.8, 1.2])) / pageSize / 2))
-    const indexes = random.of([1, 8, 64])
-    const made = new ModelPool(pool, this.#poolsMade++, Math.ceil(Math.min(pages, 200) / indexes) * indexes, indexes)
+    const kind = JSON.stringify(attributes)
+    let number = 0
+    while (this.#pools.some(({ key }) => key === `${kind}#${number}`)) number++
+    const key = `${kind}#${number}`
+    // A pool that finds the pages of an earlier one has as many handles as that.
+    const share = this.shape.survives ? 0.5 : random.of([0.3, 0.5, 0.8, 1.2])
+    const pages = Math.max(4, Math.ceil((this.shape.room * share) / pageSize / 2))
+    const indexes = this.#indexesPerObject
+    const handles = Math.ceil(Math.min(pages, 200) / indexes) * indexes
+    const made = new ModelPool(pool, this.#poolsMade++, key, handles, indexes)
+    // A key is asked for once in each run.
+    if (this.#keys.has(key)) this.model.lose(key)
+    this.#keys.add(key)
+    this.model.begin(made)
     this.#pools.push(made)
     this.#trace?.(`pool ${made.number}: ${JSON.stringify(attributes)}, ${made.handles} handles`)
   }
@@ -388,15 +414,25 @@ class History {
   /** The process ends: with a close, in the middle of everything, or without one. */
   async #end(): Promise<void> {
     const { world } = this
-    const crash = this.#random.below(world.rates.restart + world.rates.crash) < world.rates.crash
-    world.faults[crash ? 'crash' : 'restart']++
-    if (crash) {
-      this.#trace?.('crash')
+    const { restart, crash, powerFailure } = world.rates
+    const how = (['restart', 'crash', 'powerFailure'] as const)[this.#random.weighted([restart, crash, powerFailure])]!
+    world.faults[how]++
+    if (how === 'restart') {
+      await this.#close()
+      // A machine may end also after a stack was closed: then it has its pages.
+      if (this.#random.below(4) === 0) world.failPower()
+    } else {
+      this.#trace?.(how)
       world.events.forget()
-      for (const pool of this.#pools) this.model.end(pool)
+      for (const pool of this.#pools) this.model.end(pool, this.shape.survives)
       for (const fetch of this.model.fetches.splice(0)) this.#workshop.giveBack(fetch.into)
-    } else await this.#close()
-    this.#open()
+      world.files.kill()
+      if (how === 'powerFailure') {
+        world.failPower()
+        this.model.lose(undefined)
+      }
+    }
+    await this.#open()
   }
 
   async #close(): Promise<void> {
@@ -410,10 +446,12 @@ class History {
         isClosed = true
       },
       (error) => {
-        throw error
+        isClosed = true
+        const isFile = error instanceof TmemError && error.code === 'TMEM_IO' && this.shape.survives
+        if (!isFile || world.faults.failedSync + world.faults.failedWrite + world.faults.outage === 0) throw error
       },
     )
-    for (const pool of this.#pools) model.end(pool)
+    for (const pool of this.#pools) model.end(pool, this.shape.survives)
     // What is asked of it now is answered, too.
     for (let left = 8; left > 0 && !isClosed; left--) {
       await this.#pass(1)
@@ -743,7 +781,7 @@ class History {
     if (this.#pools.length === 1) return
     this.#trace?.(`destroy pool ${pool.number}`)
     pool.pool.destroy()
-    this.model.end(pool)
+    this.model.end(pool, this.shape.survives)
     this.#pools.splice(this.#pools.indexOf(pool), 1)
   }
 

@@ -26,6 +26,8 @@ export class ModelPool {
   readonly pool: Pool
   /** Which one of the history. */
   readonly number: number
+  /** What it is, and which one of its kind: the name under which its pages may be found again. */
+  readonly key: string
   readonly handles: number
   readonly indexes: number
   /** By handle: the version that is there, or 0. */
@@ -35,7 +37,8 @@ export class ModelPool {
   isFrozen = false
   isGone = false
 
-  constructor(pool: Pool, number: number, handles: number, indexes: number) {
+  constructor(pool: Pool, number: number, key: string, handles: number, indexes: number) {
+    this.key = key
     this.pool = pool
     this.number = number
     this.handles = handles
@@ -78,6 +81,8 @@ export class Model {
   readonly #owners: (ModelPool | undefined)[] = [undefined]
   readonly #handles: number[] = [0]
   readonly #taken = new Set<number>()
+  /** By key of a pool: pages that it had when it ended, which a place that survives may have kept. */
+  readonly #left = new Map<string, Int32Array>()
   #readErrors = 0
   #damage = 0
 
@@ -98,18 +103,33 @@ export class Model {
   set(pool: ModelPool, handle: number, version: number): void {
     const before = pool.current[handle]!
     pool.doubtful[handle] = 0
+    // Also of a page that was put as it was: it may have been missing before.
+    for (const fetch of this.fetches) if (fetch.pool === pool && fetch.handle === handle) fetch.possible.push(version)
     if (before === version) return
     if (pool.persistent) {
       if (before === 0) this.persistentBytes += pool.pageSize
       else if (version === 0) this.persistentBytes -= pool.pageSize
     }
     pool.current[handle] = version
-    for (const fetch of this.fetches) if (fetch.pool === pool && fetch.handle === handle) fetch.possible.push(version)
   }
 
-  /** The pool is destroyed, or its stack is closed. */
-  end(pool: ModelPool): void {
+  /** A pool begins; it may have pages that one of the same key had when it ended. */
+  begin(pool: ModelPool): void {
+    const left = this.#left.get(pool.key)
+    this.#left.delete(pool.key)
+    if (left !== undefined) for (let handle = 0; handle < pool.handles; handle++) this.set(pool, handle, left[handle]!)
+  }
+
+  /** What pools have left is lost: that of a key, or all of it. */
+  lose(key: string | undefined): void {
+    if (key === undefined) this.#left.clear()
+    else this.#left.delete(key)
+  }
+
+  /** The pool is destroyed, or its stack is closed; `survives`: a place may keep its pages. */
+  end(pool: ModelPool, survives: boolean): void {
     pool.isGone = true
+    if (survives && !pool.persistent) this.#left.set(pool.key, pool.current.slice())
     for (let handle = 0; handle < pool.handles; handle++) this.set(pool, handle, 0)
   }
 

@@ -11,11 +11,13 @@ import {
 } from '@tmem/core'
 import { frontswap, roomFor, SwapPlace } from '@tmem/frontswap'
 import { memory } from '@tmem/memory'
+import { spill } from '@tmem/spill'
 import { zcache } from '@tmem/zcache'
 import type { Random } from './random.ts'
 import { SimulatedDisk, type World } from './world.ts'
 
 const KiB = 1024
+const spillFile = '/simulated/spill'
 
 /** A stack before it is opened; it can be opened again after a restart. */
 export interface Shape {
@@ -31,6 +33,8 @@ export interface Shape {
   readonly room: number
   /** What comes off a disk is told from what was written. */
   readonly verifies: boolean
+  /** Pages may be found again when it is opened again. */
+  readonly survives: boolean
 }
 
 interface Part {
@@ -46,13 +50,15 @@ interface Part {
 /** Draws a stack. */
 export function drawShape(random: Random, codec: BlockCodec): Shape {
   const parts: Part[] = []
-  const form = random.weighted([6, 3, 3, 2, 1, 1, 3])
-  const memories = [['zcache'], ['memory', 'zcache'], ['memory'], [], ['zcache'], ['memory', 'zcache'], ['zcache']][
-    form
-  ]!
-  const slow = [1, 1, 1, 1, 0, 0, 2][form]!
+  const form = random.weighted([6, 3, 3, 2, 1, 1, 3, 2, 1, 1, 2])
+  const z = ['zcache']
+  const mz = ['memory', 'zcache']
+  const memories = [z, mz, ['memory'], [], z, mz, z, z, mz, [], z][form]!
+  const slow = [1, 1, 1, 1, 0, 0, 2, 0, 0, 0, 1][form]!
+  const spills = form > 6
   for (const name of memories) parts.push(name === 'zcache' ? drawZcache(random, codec) : drawMemory(random))
   for (let n = 0; n < slow; n++) parts.push(drawSwap(random, n === slow - 1))
+  if (spills) parts.push(drawSpill(random))
   const io = random.below(6) === 0 ? 'blocking' : 'pool'
   const sum = (of: (part: Part) => number): number => parts.reduce((total, part) => total + of(part), 0)
   return {
@@ -64,6 +70,7 @@ export function drawShape(random: Random, codec: BlockCodec): Shape {
     reservedMemory: sum(({ waits, reserved }) => (waits ? 0 : reserved)),
     room: sum(({ room }) => room),
     verifies: parts.every(({ verifies }) => verifies),
+    survives: spills,
   }
 }
 
@@ -139,6 +146,24 @@ function drawSwap(random: Random, isLast: boolean): Part {
     room: sizeBytes,
     waits: true,
     verifies: !existing,
+  }
+}
+
+/** A file of ephemeral pages, which survives the process, among the files of the world. */
+function drawSpill(random: Random): Part {
+  const sizeBytes = random.of([64, 128, 256, 1024]) * KiB
+  const plan = spill({ file: spillFile, sizeBytes }).place!
+  const open = (context: LayerContext): Place => {
+    const { files, boot } = context.allocator as World
+    return spill({ file: spillFile, sizeBytes, files, boot: `boot ${boot}` }).place!.open(context)
+  }
+  return {
+    text: `spill(size=${sizeBytes / KiB}KiB)`,
+    layer: watched({ name: 'spill', place: { traits: plan.traits, open } }),
+    reserved: 0,
+    room: sizeBytes,
+    waits: true,
+    verifies: true,
   }
 }
 

@@ -12,6 +12,7 @@
  */
 import type { Allocator, Place } from '@tmem/core'
 import type { SwapFile } from '@tmem/frontswap'
+import { type FileCall, type FileFault, MemoryFiles } from '@tmem/page-file'
 import type { Random } from './random.ts'
 
 /** What can go wrong. */
@@ -37,6 +38,8 @@ export const faultKinds = [
   /** The process ends: with a close, or without one. */
   'restart',
   'crash',
+  /** The machine ends. */
+  'powerFailure',
 ] as const
 export type FaultKind = (typeof faultKinds)[number]
 /** How often each has happened. */
@@ -60,6 +63,7 @@ export function drawRates(random: Random): FaultRates {
   // An end of the process costs the pages that the rest of the history needs.
   rates.restart = Math.min(rates.restart, 10)
   rates.crash = Math.min(rates.crash, 10)
+  rates.powerFailure = Math.min(rates.powerFailure, 10)
   return rates
 }
 
@@ -162,6 +166,9 @@ export class World implements Allocator {
   syncErrors = 0
   /** Faults happen. Not while a stack opens or at the end, when all must come to rest. */
   faulty = false
+  /** The files of places that survive, and the name of this boot of the machine. */
+  readonly files: MemoryFiles = new MemoryFiles({ direct: false })
+  boot = 1
   /** What asks for memory may use the stack before it gets it. */
   whileAllocating: (() => void) | undefined
   /** The first rule that was broken towards the world. */
@@ -171,6 +178,41 @@ export class World implements Allocator {
     this.random = random
     this.rates = rates
     this.memory = memory
+    this.files.fault = (call) => this.#judge(call)
+  }
+
+  /** The machine ends: what was not synced is there in part. */
+  failPower(): void {
+    this.boot++
+    // A disk writes a sector as a whole, or not at all.
+    this.files.powerFailure(({ position, length }) => {
+      const end = position + this.random.below(length + 1)
+      return this.random.of([0, length, Math.max(0, end - (end % sectorBytes) - position)])
+    })
+  }
+
+  /** What becomes of a call of the system about a file. */
+  #judge({ name, position, length }: FileCall): FileFault | undefined {
+    const { random, events } = this
+    let delay = 1 + random.below(20)
+    if (this.strikes('late')) delay *= random.from(2, 100)
+    const until = new Promise<void>((resolve) => events.after(delay, resolve))
+    if (name === 'read') {
+      if (!this.isOut && !this.strikes('failedRead')) return { until, ...this.#shorter(length) }
+      this.readErrors++
+    } else if (name === 'write') {
+      // Its first block is how a place disowns a file of which it cannot say any more what is in it.
+      if (position < 4096 || (!this.isOut && !this.strikes('failedWrite'))) return { until, ...this.#shorter(length) }
+    } else if (name === 'sync') {
+      if (!this.isOut && !this.strikes('failedSync')) return { until }
+      this.syncErrors++
+    } else return undefined
+    return { until, code: 'EIO', ...(name === 'write' ? { bytes: random.below(length + 1) } : {}) }
+  }
+
+  /** The system may move less than was asked for. */
+  #shorter(length: number): { readonly bytes?: number } {
+    return this.faulty && length > 1 && this.random.below(50) === 0 ? { bytes: this.random.from(1, length - 1) } : {}
   }
 
   /** Whether a fault happens now; it is counted. */

@@ -5,6 +5,7 @@
 import { GetOutcome, PutOutcome } from '@tmem/core'
 import { SwapPlace } from '@tmem/frontswap'
 import { FramesPlace } from '../../memory/src/place.ts'
+import { SpillFile } from '../../spill/src/spill-file.ts'
 import { Chain, ChainPool } from '../../tmem-core/src/chain.ts'
 import { Directory } from '../../tmem-core/src/directory.ts'
 import { Mover } from '../../tmem-core/src/mover.ts'
@@ -45,7 +46,7 @@ type Copy = readonly [place: number, location: number, units: number]
 export const planted: readonly Planted[] = [
   {
     name: 'a read is believed although its page was given up meanwhile',
-    first: 0,
+    first: 5,
     plant: () =>
       patch(
         Mover.prototype,
@@ -73,7 +74,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a clean copy is kept after a put',
-    first: 0,
+    first: 7,
     plant: () => {
       const copies = new WeakMap<Mover, Map<number, Copy>>()
       const undoVacate = patch(
@@ -129,7 +130,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a flight is believed although its page has changed meanwhile',
-    first: 0,
+    first: 6,
     plant: () => {
       const flights = new WeakMap<Directory, Map<number, number>>()
       const undoSet = patch(
@@ -227,7 +228,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a client goes on paying for a page that was released',
-    first: 0,
+    first: 58,
     plant: () =>
       patch(
         Chain.prototype,
@@ -300,7 +301,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a page that was got stays in its private ephemeral pool',
-    first: 0,
+    first: 8,
     plant: () =>
       patch(
         Chain.prototype,
@@ -317,6 +318,11 @@ export const planted: readonly Planted[] = [
             return outcome
           },
       ),
+  },
+  {
+    name: 'a page that was flushed is found again after a restart',
+    first: 69,
+    plant: () => patch(SpillFile.prototype, 'eraseRecords', () => ignore),
   },
   {
     name: 'a frame of memory is given back while it is in use',

@@ -17,9 +17,9 @@ test('a history is the same each time, in the last detail', async () => {
 })
 
 test('a run of some hundred histories finds no wrong answer, and no promise that nobody handles', async () => {
-  const report = await simulate({ seed: 2, histories: 200 })
+  const report = await simulate({ seed: 2, histories: 150 })
   expect(report.failure).toBeUndefined()
-  expect(report).toMatchObject({ seed: 2, histories: 200 })
+  expect(report).toMatchObject({ seed: 2, histories: 150 })
   // Every kind of fault has happened.
   expect(Object.entries(report.faults).filter(([, times]) => times === 0)).toEqual([])
 })
@@ -66,6 +66,6 @@ test('a run ends when it is told to', async () => {
   expect(await simulate({ seed: 3, seconds: 0 })).toMatchObject({ histories: 0, operations: 0 })
 })
 
-test.skipIf(found.length === 0).each(found)('once wrong: $what', async ({ seed, history }) => {
+test.each(found)('once wrong: $what', async ({ seed, history }) => {
   await expect(runHistory(seed, history)).resolves.toBeDefined()
 })
