@@ -380,7 +380,7 @@ async function sweep(both: Both): Promise<void> {
 }
 
 /** What repeats a failure: seed, path of the shrunk case and of its commands, as printed. */
-function repetition(): { seed: number; path: string; replayPath: string } | undefined {
+export function repetition(): { seed: number; path: string; replayPath: string } | undefined {
   const text = process.env['TMEM_PROPERTY']
   if (text === undefined) return undefined
   const [seed = '', path = '', replayPath = ''] = text.split(';')

@@ -206,7 +206,9 @@ const lies: readonly (readonly [rule: string, Liar: new (limitBytes: number, con
     [
       'a limit of Infinity bytes',
       class extends MapPlace {
-        override readonly limitBytes: number = Number.POSITIVE_INFINITY
+        override get limitBytes(): number {
+          return Number.POSITIVE_INFINITY
+        }
       },
     ],
     [

@@ -7,6 +7,7 @@
  */
 import {
   type Block,
+  ByteLimit,
   type Flight,
   type Layer,
   type LayerContext,
@@ -35,6 +36,8 @@ export class Row {
   readonly kept: Map<number, Kept> = new Map()
   readonly length: number
   used = 0
+  /** Locations in use, the lowest first. */
+  readonly #order: number[] = []
 
   constructor(length: number) {
     this.length = length
@@ -43,25 +46,37 @@ export class Row {
   /** The first hole of so many units, or `none`. */
   find(units: number): number {
     let at = 0
-    for (const [location, one] of this.sorted()) {
+    for (const location of this.#order) {
       if (location - at >= units) return at
-      at = location + one.units
+      at = location + this.kept.get(location)!.units
     }
     return this.length - at >= units ? at : none
   }
 
   add(location: number, one: Kept): void {
+    this.#order.splice(this.#indexOf(location), 0, location)
     this.kept.set(location, one)
     this.used += one.units
   }
 
   remove(location: number): void {
+    this.#order.splice(this.#indexOf(location), 1)
     this.used -= this.kept.get(location)!.units
     this.kept.delete(location)
   }
 
+  #indexOf(location: number): number {
+    let low = 0
+    for (let high = this.#order.length; low < high; ) {
+      const middle = (low + high) >>> 1
+      if (this.#order[middle]! < location) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+
   sorted(): [number, Kept][] {
-    return [...this.kept].sort(([a], [b]) => a - b)
+    return this.#order.map((location) => [location, this.kept.get(location)!])
   }
 
   /** Slides up to `most` blocks down into holes. Answers how many moved. */
@@ -69,13 +84,14 @@ export class Row {
     let done = 0
     let at = 0
     for (const [location, one] of this.sorted()) {
-      if (location > at && done < most) {
-        this.kept.delete(location)
-        this.kept.set(at, one)
+      if (location > at) {
+        if (done === most) return done
+        this.remove(location)
+        this.add(at, one)
         done++
         moved(one.owner, location, at)
       }
-      at = (location > at && done === most ? location : at) + one.units
+      at += one.units
     }
     return done
   }
@@ -99,7 +115,7 @@ const unit = 64
 export class MapPlace implements MemoryPlace {
   readonly name: string = 'map'
   readonly traits: PlaceTraits = mapTraits
-  readonly limitBytes: number
+  readonly limit: ByteLimit
   readonly row: Row
   readonly context: LayerContext
   /** Memory that the next block will have. */
@@ -108,10 +124,14 @@ export class MapPlace implements MemoryPlace {
   refusals = 0
   closed = false
 
-  constructor(limitBytes: number, context: LayerContext) {
-    this.limitBytes = limitBytes
-    this.row = new Row(Math.floor(limitBytes / unit))
+  constructor(limit: number | ByteLimit, context: LayerContext) {
+    this.limit = typeof limit === 'number' ? new ByteLimit(limit) : limit
+    this.row = new Row(Math.floor(this.limit.maximumBytes / unit))
     this.context = context
+  }
+
+  get limitBytes(): number {
+    return this.limit.bytes
   }
 
   prepare(length: number): void {
