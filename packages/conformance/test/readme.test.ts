@@ -40,3 +40,25 @@ test('the allocations of the README fail', async () => {
   await run({ ...core, ...memory, ...own }, { log: (line: string) => lines.push(line) })
   expect(lines).toEqual([expect.stringMatching(/^\d+ sites, \d+ runs, \d+ did not open, [1-9]\d* fell back$/)])
 })
+
+test('the place of the README passes the rules for places, in at most 60 lines, and may be a layer', async () => {
+  const [place = '', use = ''] = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, code]) => code!)
+  expect(place.split('\n').length - 1).toBeLessThanOrEqual(60)
+  const cases: (() => Promise<void>)[] = []
+  const runner = {
+    describe: (_title: string, body: () => void): void => body(),
+    it: (_title: string, body: () => Promise<void>): number => cases.push(body),
+  }
+  const code = `${place}${use}`.replace(/^import .*\n/gm, '')
+  const run = runInThisContext(`async (modules, { describe, it }) => {
+    const { compose, PutOutcome, placeConformance } = modules
+    ${code}
+    return store
+  }`)
+  const store: core.PageStore = await run({ ...core, ...own }, runner)
+  for (const one of cases) await one()
+  expect(cases.length).toBeGreaterThan(12)
+  await own.regularWay(store)
+  store.check!()
+  await store.close()
+})
