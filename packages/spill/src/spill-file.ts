@@ -122,10 +122,12 @@ export class SpillFile {
     const file = this.#file
     const wasThere = file.found === 'ours' || file.found === 'damaged'
     try {
-      this.counts = wasThere && this.#isGood()
+      const state = wasThere ? this.#state() : 'none'
+      this.counts = state !== 'none'
       if (wasThere && !this.counts) file.resize(blockBytes)
       // What was cut off reads as zeros: no frame there has its digest.
       if (file.bytes !== fileBytes) file.resize(fileBytes)
+      if (state === 'open') this.#rewriteRecords()
       this.#writeHeader(false)
       // From here on it counts only as long as the machine runs.
       file.syncNow()
@@ -267,16 +269,30 @@ export class SpillFile {
     this.#file.closeNow({ remove: false })
   }
 
-  /** Whether the content may be believed: of this version and size, and closed or of this boot. */
-  #isGood(): boolean {
+  /**
+   * Writes the table once more as it is read. What an earlier run has written may be gone from the disk, when a sync failed since then: it can be
+   * read, no later sync says so, and an emptied record would come back at the end of the machine. (A frame that is gone has another digest.)
+   */
+  #rewriteRecords(): void {
+    const bytes = this.geometry.ringAt - blockBytes
+    for (let done = 0; done < bytes; done += this.#records.length) {
+      const length = Math.min(this.#records.length, bytes - done)
+      this.#file.readNow(this.#records, 0, length, blockBytes + done)
+      this.#file.writeNow(this.#records, 0, length, blockBytes + done)
+    }
+  }
+
+  /** Whether the content may be believed, being of this version and size: it was closed, or is of a run of this boot that was not. */
+  #state(): 'closed' | 'open' | 'none' {
     const header = new Uint8Array(headerBytes)
     const view = new DataView(header.buffer)
-    if (this.#file.bytes < headerAt + headerBytes) return false
+    if (this.#file.bytes < headerAt + headerBytes) return 'none'
     this.#file.readNow(header, 0, headerBytes, headerAt)
-    if (view.getUint32(headerBytes - 4, true) !== crc32(header.subarray(0, headerBytes - 4))) return false
-    if (view.getUint32(0, true) !== version || view.getFloat64(8, true) !== this.#sizeBytes) return false
+    if (view.getUint32(headerBytes - 4, true) !== crc32(header.subarray(0, headerBytes - 4))) return 'none'
+    if (view.getUint32(0, true) !== version || view.getFloat64(8, true) !== this.#sizeBytes) return 'none'
+    if (view.getUint32(4, true) === 1) return 'closed'
     const boot = Buffer.from(header.buffer, 20, view.getUint32(16, true)).toString('latin1')
-    return view.getUint32(4, true) === 1 || (boot !== '' && boot === this.#boot)
+    return boot !== '' && boot === this.#boot ? 'open' : 'none'
   }
 
   #writeHeader(closed: boolean): void {

@@ -634,6 +634,36 @@ describe('a disk that fails', () => {
     expect(fresh.content(path)).toBeUndefined()
   })
 
+  test.each(['opening', 'closing'] as const)(
+    'a sync that fails at %s: what it should have made last is written once more, so that nothing comes back',
+    async (when) => {
+      const files = new MemoryFiles()
+      let store = open(files)
+      put(poolOf(store), 1, 1, 1)
+      await store.close()
+      store = open(files)
+      poolOf(store).flushPage(1, 1)
+      const failing = (): void => {
+        let syncs = 0
+        files.fault = ({ name }) => (name === 'sync' && syncs++ === 0 ? { code: 'EIO' } : undefined)
+      }
+      if (when === 'closing') {
+        failing()
+        await expect(store.close()).rejects.toMatchObject({ code: 'TMEM_IO' })
+      } else {
+        crash(files)
+        failing()
+        expect(() => open(files)).toThrow(TmemError)
+      }
+      // The next run syncs, and is closed in order; the system has forgotten by then.
+      await open(files).close()
+      files.powerFailure()
+      store = open(files, { boot: 'the next' })
+      expect(await fetched(poolOf(store), 1, 1)).toBeUndefined()
+      await store.close()
+    },
+  )
+
   test('a power failure: what is in use is begun anew, what was closed is there', async () => {
     for (const kept of [() => 0, ({ length }: { length: number }) => length]) {
       const files = new MemoryFiles()
