@@ -349,6 +349,8 @@ class History {
       this.#accounts = createAccounts()
       // Memory may run out while it opens; the third time it does not.
       world.faulty = attempt < 2
+      // What a stack that does not open has opened is closed at once here, and `compose` hands on that this failed, too, as a rejection.
+      world.syncsFail = shape.io !== 'blocking'
       try {
         this.#store = openShape(shape, world, this.#accounts)
         break
@@ -364,6 +366,7 @@ class History {
       if (world.disks.some(({ isClosed }) => !isClosed))
         throw new Complaint('a stack did not open and left a file open')
     }
+    world.syncsFail = true
     this.#generation++
     this.#waiting = 0
     this.#isClosing = false
@@ -420,7 +423,10 @@ class History {
     if (how === 'restart') {
       await this.#close()
       // A machine may end also after a stack was closed: then it has its pages.
-      if (this.#random.below(4) === 0) world.failPower()
+      if (this.#random.below(4) === 0) {
+        this.#trace?.('power failure')
+        world.failPower()
+      }
     } else {
       this.#trace?.(how)
       world.events.forget()

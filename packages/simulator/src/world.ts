@@ -166,6 +166,8 @@ export class World implements Allocator {
   syncErrors = 0
   /** Faults happen. Not while a stack opens or at the end, when all must come to rest. */
   faulty = false
+  /** Files may fail to sync. */
+  syncsFail = true
   /** The files of places that survive, and the name of this boot of the machine. */
   readonly files: MemoryFiles = new MemoryFiles({ direct: false })
   boot = 1
@@ -198,21 +200,25 @@ export class World implements Allocator {
     if (this.strikes('late')) delay *= random.from(2, 100)
     const until = new Promise<void>((resolve) => events.after(delay, resolve))
     if (name === 'read') {
-      if (!this.isOut && !this.strikes('failedRead')) return { until, ...this.#shorter(length) }
+      if (!this.isOut && !this.strikes('failedRead')) return { until, ...this.#shorter(position, length) }
       this.readErrors++
     } else if (name === 'write') {
       // Its first block is how a place disowns a file of which it cannot say any more what is in it.
-      if (position < 4096 || (!this.isOut && !this.strikes('failedWrite'))) return { until, ...this.#shorter(length) }
+      if (position < 4096 || (!this.isOut && !this.strikes('failedWrite')))
+        return { until, ...this.#shorter(position, length) }
     } else if (name === 'sync') {
-      if (!this.isOut && !this.strikes('failedSync')) return { until }
+      if (!this.syncsFail || (!this.isOut && !this.strikes('failedSync'))) return { until }
       this.syncErrors++
     } else return undefined
     return { until, code: 'EIO', ...(name === 'write' ? { bytes: random.below(length + 1) } : {}) }
   }
 
-  /** The system may move less than was asked for. */
-  #shorter(length: number): { readonly bytes?: number } {
-    return this.faulty && length > 1 && this.random.below(50) === 0 ? { bytes: this.random.from(1, length - 1) } : {}
+  /** The system may move less than was asked for; in whole sectors here, because power fails between sectors. */
+  #shorter(position: number, length: number): { readonly bytes?: number } {
+    if (!this.faulty || this.random.below(50) > 0) return {}
+    const end = position + this.random.below(length)
+    const bytes = end - (end % sectorBytes) - position
+    return bytes > 0 ? { bytes } : {}
   }
 
   /** Whether a fault happens now; it is counted. */
