@@ -24,7 +24,7 @@ import fc from 'fast-check'
 import { afterAll, describe, expect as expectEqual, test } from 'vitest'
 import { Ledger, makePage, type PageKind } from '../src/index.ts'
 import { expect, expectSame } from '../src/pages.ts'
-import { calm, layerOf, MapPlace, mapTraits, type Outside, SlowMapPlace, slowTraits } from './places.ts'
+import { calm, layerOf, MapPlace, mapTraits, type Outside, RestlessPlace, SlowMapPlace, slowTraits } from './places.ts'
 import { countersOf, swapFolder } from './subjects.ts'
 
 const folder = swapFolder()
@@ -43,6 +43,14 @@ interface Stack {
 
 const stacks: Readonly<Record<string, (outside: Outside) => Stack>> = {
   'map over slow': (outside) => ({ layers: [map(24 * KiB), slow(160 * KiB, outside)], limits: [] }),
+  'map over a slow place that is restless': (outside) => ({
+    layers: [map(24 * KiB), layerOf('slow', slowTraits, (context) => new RestlessPlace(200 * KiB, outside, context))],
+    limits: [],
+  }),
+  'a slow place that is restless': (outside) => ({
+    layers: [layerOf('slow', slowTraits, (context) => new RestlessPlace(200 * KiB, outside, context))],
+    limits: [],
+  }),
   'slow alone': (outside) => ({ layers: [slow(160 * KiB, outside)], limits: [] }),
   'map over map over slow over slow': (outside) => ({
     layers: [map(24 * KiB), map(24 * KiB), slow(64 * KiB, outside), slow(160 * KiB, outside)],

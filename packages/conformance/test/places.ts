@@ -374,6 +374,25 @@ export class SlowMapPlace implements SlowPlace {
   }
 }
 
+/** A slow place that moves frames, and gives an ephemeral one up, with each flight that comes: what real ones do when they have no room. */
+export class RestlessPlace extends SlowMapPlace {
+  override place(flight: Flight, count: number): void {
+    const { owners, row } = this
+    let moves = 4
+    for (const [from, one] of row.sorted().toReversed()) {
+      if (owners === undefined || owners.unitsAt(one.owner, from) === 0) continue
+      if (moves === 2 && owners.drop(one.owner, from)) continue
+      const to = row.find(one.units)
+      if (to === none || moves-- === 0) break
+      row.add(to, one)
+      row.remove(from)
+      if (!owners.moved(one.owner, from, to, one.units)) throw new Error('slow: a frame in use cannot be moved')
+      this.packed++
+    }
+    super.place(flight, count)
+  }
+}
+
 /** A place as a layer. */
 export const layerOf = (name: string, traits: PlaceTraits, open: (context: LayerContext) => Place): Layer =>
   Object.freeze({ name, place: { traits, open } })

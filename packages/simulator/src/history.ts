@@ -33,6 +33,11 @@ import { Random } from './random.ts'
 import { drawShape, openShape, type Shape } from './stack.ts'
 import { drawRates, type FaultCounts, MemoryPool, World } from './world.ts'
 
+/** Operations at most: mostly few, because a fault shows in few, and costs none of the time of others. */
+const lengths: readonly number[] = [220, 220, 220, 220, 220, 260, 260, 260, 300, 300, 600, 2000]
+/** What somebody says who does not wait any more. */
+const impatience: Error = new Error('it takes too long')
+
 /** Page sizes of the pools of a history: mostly one, because what costs is bytes. */
 const pageSizes: readonly (readonly number[])[] = [[4096], [4096, 8192, 16384], [4096, 65536, 131072]]
 
@@ -48,6 +53,7 @@ const operations = [
   'putMany',
   'replaceMany',
   'getMany',
+  'fetchMany',
   'flushMany',
   'release',
   'putBack',
@@ -78,6 +84,7 @@ const usual: Readonly<Record<Operation, number>> = {
   putMany: 10,
   replaceMany: 6,
   getMany: 6,
+  fetchMany: 4,
   flushMany: 2,
   release: 10,
   putBack: 8,
@@ -252,7 +259,7 @@ class History {
     if (rates.outage === 0) this.#weights[operations.indexOf('outage')] = 0
     if (rates.restart + rates.crash + rates.powerFailure === 0) this.#weights[operations.indexOf('end')] = 0
     this.#weightSum = this.#weights.reduce((sum, weight) => sum + weight)
-    this.#length = random.from(200, random.of([250, 250, 300, 300, 600, 2000]))
+    this.#length = random.from(200, random.of(lengths))
     this.#pace = random.of([1, 2, 6])
     this.#turns = random.of([[fullDrain], [0, 1, 2, 3, 5, 8], [2, 4, fullDrain]])
     this.#quotas = random.below(4) === 0
@@ -268,7 +275,7 @@ class History {
       await this.#pass(this.#random.below(this.#pace + 1))
       await this.#operate(operations[this.#random.weighted(this.#weights, this.#weightSum)]!)
       if (world.isWoken && this.#random.below(3) === 0) this.#tick(64)
-      if (this.operation % 96 === 95) this.#look()
+      if (this.operation % 128 === 127) this.#look()
     }
     await this.#rest()
     await this.#askForAll()
@@ -431,7 +438,7 @@ class History {
       this.#trace?.(how)
       world.events.forget()
       for (const pool of this.#pools) this.model.end(pool, this.shape.survives)
-      for (const fetch of this.model.fetches.splice(0)) this.#workshop.giveBack(fetch.into)
+      this.model.fetches.length = 0
       world.files.kill()
       if (how === 'powerFailure') {
         world.failPower()
@@ -492,6 +499,8 @@ class History {
         return this.#putMany(pool, operation === 'replaceMany')
       case 'getMany':
         return this.#getMany(pool)
+      case 'fetchMany':
+        return this.#fetchMany(pool)
       case 'flushMany':
         return this.#flushMany(pool)
       case 'release':
@@ -565,29 +574,70 @@ class History {
   }
 
   #fetch(pool: ModelPool, handle: number): void {
-    const { model } = this
+    const { model, world } = this
     if (model.fetches.length >= maxFetches) return
     const into = this.#mark(this.#workshop.borrow(pool.pageSize))
-    const fetch: Fetch = { pool, handle, possible: [pool.current[handle]!], into }
+    const fetch: Fetch = { pool, handle, possible: [pool.current[handle]!], into, at: 0 }
     model.fetches.push(fetch)
-    this.#trace?.(`fetch ${pool.nameOf(handle)}`)
+    // Now and then nobody waits so long.
+    const patience = this.#random.below(12) === 0 ? new AbortController() : undefined
+    if (patience !== undefined) world.events.after(this.#random.below(30), () => patience.abort(impatience))
+    this.#trace?.(`fetch ${pool.nameOf(handle)}${patience === undefined ? '' : ', with patience'}`)
+    const end = (answer: unknown): boolean => {
+      if (!model.fetches.includes(fetch)) return false
+      this.#trace?.(`fetched ${pool.nameOf(handle)}: ${reasonOf(answer)}`)
+      model.fetches.splice(model.fetches.indexOf(fetch), 1)
+      return true
+    }
     this.#await(
-      pool.pool.fetch(pool.objectOf(handle), pool.indexOf(handle), into),
+      pool.pool.fetch(pool.objectOf(handle), pool.indexOf(handle), into, patience?.signal),
       (outcome) => {
-        if (!model.fetches.includes(fetch)) return
-        this.#trace?.(`fetched ${pool.nameOf(handle)}: ${outcome}`)
+        if (!end(outcome)) return
         model.wasFetched(fetch, outcome)
         if (outcome !== GetOutcome.Hit) this.#expectMarked(pool, handle, into)
         this.#workshop.giveBack(into)
       },
       (error) => {
-        if (!model.fetches.includes(fetch)) return
-        this.#trace?.(`fetched ${pool.nameOf(handle)}: ${String(error)}`)
-        model.fetches.splice(model.fetches.indexOf(fetch), 1)
-        model.failed(pool, handle, error)
+        if (!end(error)) return
+        if (patience?.signal.aborted === true && error === impatience) {
+          this.#expectMarked(pool, handle, into)
+          model.gaveUp(fetch)
+        } else model.failed(pool, handle, error)
         this.#workshop.giveBack(into)
       },
     )
+  }
+
+  #fetchMany(pool: ModelPool): void {
+    const { model } = this
+    const batch = new PageBatch(this.#random.from(1, 4), pool.pageSize)
+    if (model.fetches.length + batch.capacity > maxFetches) return
+    const fetches: Fetch[] = []
+    for (let n = 0; n < batch.capacity; n++) {
+      const handle = this.#handle(pool)
+      // A page that is got twice at once is another matter.
+      if (fetches.some((fetch) => fetch.handle === handle)) continue
+      const entry = batch.push(pool.objectOf(handle), pool.indexOf(handle))
+      const possible = [pool.current[handle]!]
+      fetches.push({ pool, handle, possible, into: batch.bytes, at: batch.offsets[entry]! })
+    }
+    model.fetches.push(...fetches)
+    this.#trace?.(`fetchMany ${fetches.map(({ handle }) => pool.nameOf(handle)).join(', ')}`)
+    const end = (error: unknown): void => {
+      if (!model.fetches.includes(fetches[0]!)) return
+      this.#trace?.(`fetched ${fetches.length}: ${reasonOf(error)}`)
+      for (const fetch of fetches) model.fetches.splice(model.fetches.indexOf(fetch), 1)
+      // All others are done when one has failed.
+      const isOpen = (n: number): boolean => batch.outcomes[n] === GetOutcome.Deferred || batch.outcomes[n] === Pending
+      const failed = fetches.filter((_, n) => isOpen(n))
+      if (failed.length > 0 !== (error !== undefined))
+        throw new Complaint(`fetchMany: ${failed.length} pages have no answer: ${reasonOf(error)}`)
+      for (const [n, fetch] of fetches.entries()) {
+        if (!isOpen(n)) model.wasFetched(fetch, batch.outcomes[n]!)
+        else model.failed(pool, fetch.handle, error)
+      }
+    }
+    this.#await(pool.pool.fetchMany!(batch), () => end(undefined), end)
   }
 
   #lend(pool: ModelPool, handle: number): void {
@@ -970,3 +1020,6 @@ class History {
     return { batch, handles }
   }
 }
+
+const reasonOf = (answer: unknown): string =>
+  answer instanceof Error ? answer.message : JSON.stringify(answer ?? 'all')

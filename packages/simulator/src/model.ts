@@ -19,6 +19,7 @@ export interface Fetch {
   readonly handle: number
   readonly possible: number[]
   readonly into: Uint8Array
+  readonly at: number
 }
 
 /** A pool and what is in it. Handles are numbered from 0. */
@@ -166,8 +167,12 @@ export class Model {
 
   /** A fetch was answered. */
   wasFetched(fetch: Fetch, outcome: number): void {
-    this.fetches.splice(this.fetches.indexOf(fetch), 1)
-    this.#judge(fetch.pool, fetch.handle, outcome, fetch.into, 0, fetch.possible)
+    this.#judge(fetch.pool, fetch.handle, outcome, fetch.into, fetch.at, fetch.possible)
+  }
+
+  /** Nobody waits for a fetch any more. It may have taken the page out of its private ephemeral pool, or may yet do that. */
+  gaveUp({ pool, handle }: Fetch): void {
+    if (!pool.persistent && !pool.pool.attributes.shared) pool.doubtful[handle] = 1
   }
 
   /** A get or a fetch failed: there must have been a reason, and the page stays. */

@@ -80,7 +80,7 @@ function drawZcache(random: Random, codec: BlockCodec): Part {
   const incompressible = random.below(6) === 0 ? 'refuse' : 'keep'
   const rules =
     random.below(8) === 0 ? { zvMaxZsize: 3584, zvMaxMeanZsize: 2560, zvPageCountPolicyPercent: 150 } : undefined
-  const recompress = random.below(16) === 0 ? { recompress: 'deflate' as const } : undefined
+  const recompress = random.below(40) === 0 ? { recompress: 'deflate' as const } : undefined
   const layer = zcache({ limitBytes: limit, codec, incompressible, ...rules, ...recompress })
   const more = `${recompress === undefined ? '' : ',recompress=deflate'}${incompressible === 'keep' ? '' : ',incompressible=refuse'}${rules === undefined ? '' : ',zv…'}`
   return {

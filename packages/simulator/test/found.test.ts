@@ -7,8 +7,11 @@ import {
   GetOutcome,
   type Layer,
   type LayerContext,
+  type MemoryPlace,
   PageBatch,
   type PageStore,
+  Pending,
+  type Place,
   type PlaceTraits,
   type Pool,
   PutOutcome,
@@ -16,6 +19,7 @@ import {
 } from '@tmem/core'
 import { roomFor, SwapPlace } from '@tmem/frontswap'
 import { memory } from '@tmem/memory'
+import { zcache } from '@tmem/zcache'
 import { expect, test } from 'vitest'
 import { Random } from '../src/random.ts'
 import { type FaultRates, MemoryPool, noFaults, SimulatedDisk, World } from '../src/world.ts'
@@ -240,6 +244,34 @@ test.each(['read', 'write'] as const)('packing that cannot %s costs nobody a pag
     expect(await fetch).toBe(GetOutcome.Hit)
     expect(into).toEqual(page)
   }
+  await store.close()
+})
+
+test('many pages are fetched, one of which is damaged: all others are done', async () => {
+  const layer = zcache({ limitBytes: 2 ** 20 })
+  const { traits, open } = { traits: layer.place!.traits, open: (context: LayerContext) => layer.place!.open(context) }
+  let damaged = -1
+  const damaging = (context: LayerContext): Place => {
+    const place = open(context) as MemoryPlace
+    const get = place.get.bind(place)
+    let gets = 0
+    place.get = (location, into) => {
+      get(location, into)
+      // The second page that is asked for, and whenever it is asked for again.
+      if (++gets === 2) damaged = location
+      if (location === damaged) into.bytes[into.at] = into.bytes[into.at]! ^ 1
+    }
+    return place
+  }
+  const store = compose([{ name: 'zcache', place: { traits, open: damaging } }])
+  const pool = poolOf(store)
+  const batch = new PageBatch(3)
+  for (let index = 0; index < 3; index++) {
+    expect(pool.put(1, index, noise())).toBe(PutOutcome.Stored)
+    batch.push(1, index)
+  }
+  await expect(pool.fetchMany!(batch)).rejects.toMatchObject({ code: 'TMEM_CORRUPT' })
+  expect([...batch.outcomes]).toEqual([GetOutcome.Hit, Pending, GetOutcome.Hit])
   await store.close()
 })
 

@@ -17,9 +17,9 @@ test('a history is the same each time, in the last detail', async () => {
 })
 
 test('a run of some hundred histories finds no wrong answer, and no promise that nobody handles', async () => {
-  const report = await simulate({ seed: 2, histories: 150 })
+  const report = await simulate({ seed: 2, histories: 300 })
   expect(report.failure).toBeUndefined()
-  expect(report).toMatchObject({ seed: 2, histories: 150 })
+  expect(report).toMatchObject({ seed: 2, histories: 300 })
   // Every kind of fault has happened.
   expect(Object.entries(report.faults).filter(([, times]) => times === 0)).toEqual([])
 })

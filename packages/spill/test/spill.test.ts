@@ -1,4 +1,13 @@
-import { compose, GetOutcome, PageBatch, PoolRefusal, PutOutcome, parseStack, TmemError } from '@tmem/core'
+import {
+  compose,
+  GetOutcome,
+  PageBatch,
+  type PageStore,
+  PoolRefusal,
+  PutOutcome,
+  parseStack,
+  TmemError,
+} from '@tmem/core'
 import { memory } from '@tmem/memory'
 import { type FileCall, type FileFault, systemFiles } from '@tmem/page-file'
 import { zcache } from '@tmem/zcache'
@@ -22,6 +31,11 @@ import {
 const { Hit, Miss, Deferred } = GetOutcome
 const { Stored, Unavailable } = PutOutcome
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+/** The first sync from now on fails, and only that one. */
+const failFirstSync = (files: MemoryFiles): void => {
+  let syncs = 0
+  files.fault = ({ name }) => (name === 'sync' && syncs++ === 0 ? { code: 'EIO' } : undefined)
+}
 /** Where the ring of a spill of 1 MiB begins. */
 const ringAt = 4096 + 1024 * 64
 
@@ -634,27 +648,32 @@ describe('a disk that fails', () => {
     expect(fresh.content(path)).toBeUndefined()
   })
 
-  test.each(['opening', 'closing'] as const)(
+  test.each([
+    [
+      'closing',
+      async (store: PageStore, files: MemoryFiles) => {
+        failFirstSync(files)
+        await store.close()
+      },
+    ],
+    [
+      'opening',
+      async (_store: PageStore, files: MemoryFiles) => {
+        crash(files)
+        failFirstSync(files)
+        open(files)
+      },
+    ],
+  ])(
     'a sync that fails at %s: what it should have made last is written once more, so that nothing comes back',
-    async (when) => {
+    async (_when, fail) => {
       const files = new MemoryFiles()
       let store = open(files)
       put(poolOf(store), 1, 1, 1)
       await store.close()
       store = open(files)
       poolOf(store).flushPage(1, 1)
-      const failing = (): void => {
-        let syncs = 0
-        files.fault = ({ name }) => (name === 'sync' && syncs++ === 0 ? { code: 'EIO' } : undefined)
-      }
-      if (when === 'closing') {
-        failing()
-        await expect(store.close()).rejects.toMatchObject({ code: 'TMEM_IO' })
-      } else {
-        crash(files)
-        failing()
-        expect(() => open(files)).toThrow(TmemError)
-      }
+      await expect(fail(store, files)).rejects.toThrow(TmemError)
       // The next run syncs, and is closed in order; the system has forgotten by then.
       await open(files).close()
       files.powerFailure()

@@ -575,11 +575,16 @@ class BoundaryPool implements Pool {
     state.assertWhole()
     assertBatch(batch, this.#pageSize)
     assertEntries(batch)
-    // Through this boundary's own `fetch`, which knows what may be said about what has waited.
-    this.getMany(batch)
+    try {
+      this.getMany(batch)
+    } catch (error) {
+      // One cannot be had: it is asked for once more by itself, as those are that come after it.
+      if (!(error instanceof TmemError) || error.code === 'TMEM_BROKEN') throw error
+    }
     const waits: Promise<void>[] = []
     for (let n = 0; n < batch.length; n++) {
-      if (batch.outcomes[n] !== Got.Deferred) continue
+      if (batch.outcomes[n] !== Got.Deferred && batch.outcomes[n] !== Pending) continue
+      // Through this boundary's own `fetch`, which knows what may be said about what has waited.
       waits.push(
         this.fetch(batch.objects[n]!, batch.indexes[n]!, batch.page(n), signal).then((outcome) => {
           batch.outcomes[n] = outcome

@@ -294,6 +294,8 @@ export class Seat {
   /** The outside world failed: the place is left alone for a while. */
   failed(error: Error): void {
     this.failure = error
+    // Room that was to be had for what failed is still there.
+    this.askAgain()
     this.rest = this.nextRest
     this.nextRest = Math.min(maxRest, this.nextRest * 2)
   }
