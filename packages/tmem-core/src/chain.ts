@@ -712,7 +712,15 @@ export class Chain implements PageStore {
       if (location !== none) {
         if ((as & kept) !== 0) mover.vacate(entry)
         const isHuge = (as & huge) !== 0
-        directory.setSlow(entry, seat.number, location, flight.units[n]!, false, seat.order.epoch - longAgo, isHuge)
+        directory.setSlow(
+          entry,
+          seat.number,
+          location,
+          flight.units[n]!,
+          false,
+          seat.order.epochOf(false) - longAgo,
+          isHuge,
+        )
         seat.counters.put++
         if (isHuge) seat.counters.putHuge++
         last = PutOutcome.Stored

@@ -910,10 +910,11 @@ export class Mover {
 
   /** A page that has a clean copy goes for nothing. */
   #dropClean(seat: Seat, entry: number, resident: number): void {
-    const isEphemeral = this.directory.queueOf(entry) === EPHEMERAL
+    const { directory } = this
+    const isEphemeral = directory.queueOf(entry) === EPHEMERAL
     this.#dropToCopy(seat, entry, resident)
     seat.counters.droppedClean++
-    if (!isEphemeral) seat.order.sank()
+    if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
   }
 
   /** Gives the block in memory up in favour of its clean copy. */
@@ -939,7 +940,7 @@ export class Mover {
     directory.releaseResident(resident)
     this.#poolOf(entry).account?.release(this.#chargeOf(seat, length))
     directory.leave(entry)
-    directory.setSlow(entry, place, location, units, main, seat.order.epoch, huge)
+    directory.setSlow(entry, place, location, units, main, seat.order.epochOf(main), huge)
   }
 
   /**
@@ -1064,7 +1065,7 @@ export class Mover {
         continue
       }
       this.#leaveMemory(seat, entry, resident, target.number, location, flight.units[n]!)
-      seat.order.sank()
+      seat.order.sank(directory.isMainGhost(entry))
       seat.counters.passedDown++
       target.counters.sunkIn++
       left++
@@ -1586,7 +1587,7 @@ export class Mover {
     const entry = directory.enter(pool.number, object, index)
     if (entry === none) return none
     const seat = this.seats[place]!
-    directory.setSlow(entry, place, location, units, false, seat.order.epoch - longAgo, false)
+    directory.setSlow(entry, place, location, units, false, seat.order.epochOf(false) - longAgo, false)
     seat.counters.recovered++
     return entry + this.#base
   }

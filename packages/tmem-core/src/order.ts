@@ -5,50 +5,60 @@
  * nobody knows whether it will be again; so a scan or a loop that is larger than memory passes through probation and leaves
  * the main queue alone. Used once more on probation, a page is in the main queue.
  *
- * Probation has a share of the bytes that follows what happens. The directory remembers of a page that sank from which queue it
- * did, and when. If it comes back soon, the queue that it sank from was too short: its share grows. A page that comes
- * back soon goes to the main queue at once.
+ * Probation has a share of the bytes that follows what its pages and those of the main queue turn out to be worth. The directory remembers of a
+ * page that sank from which queue it did, and when, in pages that sank from that queue since. A page that comes back soon sank too early: it
+ * goes to the main queue at once. Each page that sinks speaks against its queue, each that comes back soon speaks for it, by a
+ * weight that says at which part of early ones a queue is worth its bytes: half of those of probation, an eighth of those of the main queue.
+ * So what is in use after a change of phase gets the room of what nobody asks for any more, and a scan or a loop does not: what sinks from
+ * probation then does not come back soon. That main pages sink for good raises the share no further than to a half, because in
+ * a loop all of them do.
  *
  * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen by simulation over the
- * traces of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares: fixed shares miss on one of the traces.
+ * traces of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares, and against one clock for both queues: each of these misses on one
+ * of the traces.
  */
 import { type Directory, isFlying, MAIN, maxPlaces, PROBATION, REFERENCED } from './directory.ts'
 import { none } from './handles.ts'
 
 const leastShare = 0.02
 const mostShare = 0.9
-const firstShare = 0.25
+const firstShare = 0.5
 /** Epochs are counted modulo this, so a page that sank so many of them ago may be taken for a recent one. */
 const epochsOfAll = 256
-/** A memory's worth of pages sinks in so many epochs; and a page counts as recent for so many. */
+/** A memory's worth of pages sinks from a queue in so many epochs; and a page counts as recent for so many. */
 const epochsPerTurn = 16
-const recentEpochs = 32
+const recentEpochs = 8
+/** Of a memory's worth of pages: how far one that sinks moves the share; and how many times as far one that comes back soon does. */
+const step = 8
+const mainWeight = 8
+const probationWeight = 2
 /** Pages that are given a second chance for one that goes: so that finding one is bounded. */
 const maxChances = 64
 
-/** What all memory places of a stack have in common: how long ago pages sank to places that wait, counted in pages that sank since. */
+/** What all memory places of a stack have in common: how long ago pages sank from a queue to places that wait, counted in pages that did since. */
 export class SinkClock {
   readonly #directory: Directory
-  #epoch = 0
-  #left = 1
+  readonly #epochs = [0, 0]
+  readonly #left = [1, 1]
 
   constructor(directory: Directory) {
     this.#directory = directory
   }
 
   /** Now, for `Directory.setSlow`. */
-  get epoch(): number {
-    return this.#epoch
+  epochOf(main: boolean): number {
+    return this.#epochs[Number(main)]!
   }
 
-  /** Counts a page that sinks. */
-  sank(): void {
-    if (--this.#left > 0) return
-    this.#epoch = (this.#epoch + 1) % epochsOfAll
+  /** Counts a page that sank, from the main queue or from another one. */
+  sank(main: boolean): void {
+    const queue = Number(main)
+    if (--this.#left[queue]! > 0) return
+    this.#epochs[queue] = (this.#epochs[queue]! + 1) % epochsOfAll
     let residents = 0
     for (let place = 0; place < maxPlaces; place++)
       residents += this.#directory.queued(place, MAIN) + this.#directory.queued(place, PROBATION)
-    this.#left = Math.max(1, Math.floor(residents / epochsPerTurn))
+    this.#left[queue] = Math.max(1, Math.floor(residents / epochsPerTurn))
   }
 }
 
@@ -69,27 +79,37 @@ export class Order {
   }
 
   /** Now, for `Directory.setSlow`. */
-  get epoch(): number {
-    return this.#clock.epoch
+  epochOf(main: boolean): number {
+    return this.#clock.epochOf(main)
   }
 
-  /** Counts a page that sinks. */
-  sank(): void {
-    this.#clock.sank()
+  /** Counts a page that sank, from the main queue or from another one. */
+  sank(main: boolean): void {
+    this.#clock.sank(main)
+    if (!main) this.#learn(-1)
+    else if (this.share < firstShare) this.#learn(1)
+  }
+
+  #learn(steps: number): void {
+    const share = this.share + (steps * step) / Math.max(64, this.#residents)
+    this.share = Math.min(mostShare, Math.max(leastShare, share))
+  }
+
+  get #residents(): number {
+    return this.#directory.queued(this.#place, MAIN) + this.#directory.queued(this.#place, PROBATION)
   }
 
   /** The queue for a page that rises; learns from it. `entry` is still noted as slow. */
   queueFor(entry: number): number {
     const directory = this.#directory
-    if (directory.ageOf(entry, this.#clock.epoch) > recentEpochs) return PROBATION
-    const residents = directory.queued(this.#place, MAIN) + directory.queued(this.#place, PROBATION)
-    const step = 32 / Math.max(64, residents)
-    if (directory.isMainGhost(entry)) {
+    const main = directory.isMainGhost(entry)
+    if (directory.ageOf(entry, this.#clock.epochOf(main)) > recentEpochs) return PROBATION
+    if (main) {
       this.mainRefaults++
-      this.share = Math.max(leastShare, this.share - step)
+      this.#learn(-mainWeight)
     } else {
       this.probationRefaults++
-      this.share = Math.min(mostShare, this.share + step)
+      this.#learn(probationWeight)
     }
     return MAIN
   }
@@ -101,7 +121,7 @@ export class Order {
   next(sizeOf: (entry: number) => number): number {
     const directory = this.#directory
     const place = this.#place
-    let flying = directory.queued(place, MAIN) + directory.queued(place, PROBATION)
+    let flying = this.#residents
     for (let chances = maxChances; ; ) {
       const probation = directory.bytesOf(place, PROBATION)
       const total = probation + directory.bytesOf(place, MAIN)
