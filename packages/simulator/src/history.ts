@@ -629,13 +629,11 @@ class History {
       for (const fetch of fetches) model.fetches.splice(model.fetches.indexOf(fetch), 1)
       // All others are done when one has failed.
       const isOpen = (n: number): boolean => batch.outcomes[n] === GetOutcome.Deferred || batch.outcomes[n] === Pending
-      const failed = fetches.filter((_, n) => isOpen(n))
+      const failed = fetches.filter((_, n) => isOpen(n)).map(({ handle }) => handle)
       if (failed.length > 0 !== (error !== undefined))
         throw new Complaint(`fetchMany: ${failed.length} pages have no answer: ${reasonOf(error)}`)
-      for (const [n, fetch] of fetches.entries()) {
-        if (!isOpen(n)) model.wasFetched(fetch, batch.outcomes[n]!)
-        else model.failed(pool, fetch.handle, error)
-      }
+      for (const [n, fetch] of fetches.entries()) if (!isOpen(n)) model.wasFetched(fetch, batch.outcomes[n]!)
+      if (failed.length > 0) model.failedMany(pool, failed, error)
     }
     this.#await(pool.pool.fetchMany!(batch), () => end(undefined), end)
   }

@@ -86,6 +86,8 @@ export class Model {
   readonly #left = new Map<string, Int32Array>()
   #readErrors = 0
   #damage = 0
+  /** Pages of batches that could not be had, for a reason that nobody told. */
+  #untold = 0
 
   constructor(pages: Pages, world: World) {
     this.pages = pages
@@ -181,15 +183,36 @@ export class Model {
     if (!(error instanceof TmemError)) throw error
     if (error.code === 'TMEM_IO') {
       if (++this.#readErrors > world.readErrors) throw new Complaint(`${error.message}, but no read has failed`)
+      this.#expectReasons(error.message)
     } else if (error.code === 'TMEM_CORRUPT') this.#excuse(error.message, world.faults.memoryRot)
     else throw new Complaint(`${pool.nameOf(handle)}: ${error.message}`)
     if (!pool.persistent) throw new Complaint(`${error.message}, but the page is ephemeral: a miss is the answer`)
+  }
+
+  /**
+   * Pages of a batch could not be had. Its error is that of the first one; the others may have another reason, so each counts for either.
+   */
+  failedMany(pool: ModelPool, handles: readonly number[], error: unknown): void {
+    const [first, ...others] = handles as [number, ...number[]]
+    this.failed(pool, first, error)
+    for (const handle of others) {
+      this.#untold++
+      this.#expectReasons(`${pool.nameOf(handle)}: no answer in a batch`)
+    }
+  }
+
+  /** As many pages cannot be had as there are reasons, whichever is whose. */
+  #expectReasons(what: string): void {
+    const { readErrors, damagedReads, faults } = this.world
+    if (this.#readErrors + this.#damage + this.#untold > readErrors + damagedReads + faults.memoryRot)
+      throw new Complaint(`${what}, but nothing has failed or was damaged on its way`)
   }
 
   /** Damage was reported, or met: somebody must have done it. */
   #excuse(what: string, memory: number): void {
     if (++this.#damage > this.world.damagedReads + memory)
       throw new Complaint(`${what}, but nothing was damaged on its way`)
+    this.#expectReasons(what)
   }
 
   #judge(

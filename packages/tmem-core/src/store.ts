@@ -119,8 +119,9 @@ export interface Pool {
    */
   fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome>
   /**
-   * As `getMany`, waiting where that is needed, for many pages at once; afterwards no entry is `Deferred`. Resolves to the number of hits; rejects as
-   * `fetch`, when all others are done. Absent: fetch one by one.
+   * As `getMany`, waiting where that is needed, for many pages at once. Resolves to the number of hits; then no entry is `Deferred`.
+   * Rejects as `fetch`, when all others are done, with the error of the first entry that cannot be had; all that cannot stay `Pending` or
+   * `Deferred`. Absent: fetch one by one.
    */
   fetchMany?(batch: PageBatch, signal?: AbortSignal): Promise<number>
   /** Removes a page, if there is one, here and below. Cannot fail. */
