@@ -6,7 +6,8 @@
  * rest when it ends, so who changes a buffer, or looks at one, before its promise has settled is found out.
  *
  * Faults are honest or lies. An honest one reports an error (nothing or a part was done). A lie does not: what was acknowledged is not
- * there. What a lie has spoilt is noted by the byte, so that a stack may report damage exactly where there is some.
+ * there. What a lie has spoilt is noted by the grain of a few bytes, so that a stack may report damage exactly where there is some; also where a
+ * place that packs has taken it: what it does not look into is as damaged there.
  *
  * Source: the simulated storage of TigerBeetle and the simulation of FoundationDB, for the idea that one seed decides everything.
  */
@@ -272,6 +273,8 @@ export class SimulatedDisk implements SwapFile {
   synced = 0
   readonly #content: Uint8Array
   readonly #spoilt: Uint8Array
+  /** Spoilt grains that were read, by their bytes: whoever writes the same has only moved them. */
+  readonly #handedOut = new Set<string>()
   readonly #world: World
   readonly #writes: Transfer[] = []
   readonly #latency: number
@@ -399,7 +402,13 @@ export class SimulatedDisk implements SwapFile {
 
   #store(bytes: Uint8Array, at: number, length: number, position: number): void {
     this.#content.set(bytes.subarray(at, at + length), position)
-    this.#spoilt.fill(0, Math.ceil(position / grain), Math.floor((position + length) / grain))
+    const end = Math.floor((position + length) / grain)
+    for (let n = Math.ceil(position / grain); n < end; n++)
+      this.#spoilt[n] = this.#handedOut.size > 0 && this.#handedOut.has(this.#grainOf(n)) ? 1 : 0
+  }
+
+  #grainOf(n: number): string {
+    return String.fromCharCode(...this.#content.subarray(n * grain, (n + 1) * grain))
   }
 
   #spoil(position: number, length: number): void {
@@ -420,10 +429,12 @@ export class SimulatedDisk implements SwapFile {
     }
     into.set(this.#content.subarray(position + early, position + length), at + early)
     const end = Math.ceil((position + length) / grain)
+    let isDamaged = false
     for (let n = Math.floor(position / grain); n < end; n++)
       if (this.#spoilt[n] === 1) {
-        world.damagedReads++
-        return
+        this.#handedOut.add(this.#grainOf(n))
+        isDamaged = true
       }
+    if (isDamaged) world.damagedReads++
   }
 }

@@ -275,6 +275,28 @@ test('many pages are fetched, one of which is damaged: all others are done', asy
   await store.close()
 })
 
+test('what is spoilt on a disk is so where it was moved to, and not any more when it was written anew', () => {
+  const world = newWorld({ rotten: 1000 })
+  const disk = new SimulatedDisk(world, 4 * basePageSize, false)
+  const page = noise()
+  world.faulty = true
+  disk.writeNow(page, 0, basePageSize, 0)
+  world.faulty = false
+  const damaged = new Uint8Array(basePageSize)
+  const damagedReadsAt = (position: number): number => {
+    const before = world.damagedReads
+    disk.readNow(damaged, 0, basePageSize, position)
+    return world.damagedReads - before
+  }
+  expect(damagedReadsAt(0)).toBe(1)
+  expect(damaged).not.toEqual(page)
+  // A place packs without a look into frames.
+  disk.writeNow(damaged, 0, basePageSize, 2 * basePageSize)
+  expect([damagedReadsAt(2 * basePageSize), damagedReadsAt(2 * basePageSize)]).toEqual([1, 1])
+  disk.writeNow(page, 0, basePageSize, 2 * basePageSize)
+  expect(damagedReadsAt(2 * basePageSize)).toBe(0)
+})
+
 test('close waits for a sync, and one that comes later says so', async () => {
   const world = newWorld()
   const store = compose([swap(world, 64 * 1024, { survives: 'process' })])
