@@ -297,6 +297,50 @@ test('what is spoilt on a disk is so where it was moved to, and not any more whe
   expect(damagedReadsAt(2 * basePageSize)).toBe(0)
 })
 
+test('an ephemeral page whose copy had to go while it was passed down is dropped', async () => {
+  const world = newWorld()
+  let isFull = false
+  /** A layer whose place is changed as it opens. */
+  const changed = <P extends Place>({ name, place }: Layer, change: (place: P) => void): Layer => {
+    const open = (context: LayerContext): Place => {
+      const opened = place!.open(context)
+      change(opened as P)
+      return opened
+    }
+    return { name, place: { traits: place!.traits, open } }
+  }
+  const middle = changed(zcache({ limitBytes: 2 ** 20 }), (place: MemoryPlace) => {
+    const put = place.put.bind(place)
+    place.put = (block, owner) => (isFull ? -PutOutcome.NoMemory : put(block, owner))
+  })
+  const below = changed(swap(world, 64 * 1024, { ephemeral: true }), (place: SwapPlace) => {
+    const writeNow = place.writeNow.bind(place)
+    place.writeNow = (flight) => {
+      if (!isFull) writeNow(flight)
+    }
+  })
+  const store = compose([memory({ limitBytes: 64 * 1024 }), middle, below])
+  const pool = poolOf(store, { persistent: false, shared: true })
+  // One page in memory with a copy in the swap file, and one in the place between.
+  const page = noise()
+  expect(pool.put(1, 0, page)).toBe(PutOutcome.Stored)
+  const sunk = pool.sink!(1, Uint32Array.of(0), 1, true)
+  await settle(world)
+  await sunk
+  const into = new Uint8Array(basePageSize)
+  const fetched = pool.fetch(1, 0, into)
+  await settle(world)
+  expect([await fetched, into]).toEqual([GetOutcome.Hit, page])
+  expect(pool.put(1, 1, noise())).toBe(PutOutcome.Stored)
+  await pool.sink!(1, Uint32Array.of(1), 1, false)
+  // The place between makes room in vain: the swap file has none, so the copy is given up.
+  isFull = true
+  for (let index = 2; index < 20; index++) expect(pool.put(1, index, noise())).toBe(PutOutcome.Stored)
+  store.check!()
+  expect(pool.get(1, 0, into)).toBe(GetOutcome.Miss)
+  await store.close()
+})
+
 test('close waits for a sync, and one that comes later says so', async () => {
   const world = newWorld()
   const store = compose([swap(world, 64 * 1024, { survives: 'process' })])

@@ -747,7 +747,8 @@ export class Mover {
       freed += size
       // What is damaged has been dropped already.
       if (goes !== false) continue
-      if (hasCopy) this.#dropClean(seat, entry, resident)
+      // Asked anew: the copy may have been what had to go for another page.
+      if (directory.copyOf(resident) !== none) this.#dropClean(seat, entry, resident)
       else this.#evict(entry)
     }
     if (flight === none) return pages
