@@ -577,7 +577,7 @@ class History {
     const { model, world } = this
     if (model.fetches.length >= maxFetches) return
     const into = this.#mark(this.#workshop.borrow(pool.pageSize))
-    const fetch: Fetch = { pool, handle, possible: [pool.current[handle]!], into, at: 0 }
+    const fetch: Fetch = { pool, handle, possible: model.possibleOf(pool, handle), into, at: 0 }
     model.fetches.push(fetch)
     // Now and then nobody waits so long.
     const patience = this.#random.below(12) === 0 ? new AbortController() : undefined
@@ -618,7 +618,7 @@ class History {
       // A page that is got twice at once is another matter.
       if (fetches.some((fetch) => fetch.handle === handle)) continue
       const entry = batch.push(pool.objectOf(handle), pool.indexOf(handle))
-      const possible = [pool.current[handle]!]
+      const possible = model.possibleOf(pool, handle)
       fetches.push({ pool, handle, possible, into: batch.bytes, at: batch.offsets[entry]! })
     }
     model.fetches.push(...fetches)

@@ -35,6 +35,8 @@ export class ModelPool {
   readonly current: Int32Array
   /** By handle: 1 when a page may be there or not. */
   readonly doubtful: Uint8Array
+  /** By handle: older versions that were answered, because a disk has lied. Each may be what is there, as long as nothing else is put. */
+  readonly older: Map<number, number[]> = new Map()
   isFrozen = false
   isGone = false
 
@@ -83,7 +85,7 @@ export class Model {
   readonly #handles: number[] = [0]
   readonly #taken = new Set<number>()
   /** By key of a pool: pages that it had when it ended, which a place that survives may have kept. */
-  readonly #left = new Map<string, Int32Array>()
+  readonly #left = new Map<string, Pick<ModelPool, 'current' | 'older'>>()
   #readErrors = 0
   #damage = 0
   /** Pages of batches that could not be had, for a reason that nobody told. */
@@ -109,6 +111,7 @@ export class Model {
     // Also of a page that was put as it was: it may have been missing before.
     for (const fetch of this.fetches) if (fetch.pool === pool && fetch.handle === handle) fetch.possible.push(version)
     if (before === version) return
+    pool.older.delete(handle)
     if (pool.persistent) {
       if (before === 0) this.persistentBytes += pool.pageSize
       else if (version === 0) this.persistentBytes -= pool.pageSize
@@ -120,7 +123,9 @@ export class Model {
   begin(pool: ModelPool): void {
     const left = this.#left.get(pool.key)
     this.#left.delete(pool.key)
-    if (left !== undefined) for (let handle = 0; handle < pool.handles; handle++) this.set(pool, handle, left[handle]!)
+    if (left === undefined) return
+    for (let handle = 0; handle < pool.handles; handle++) this.set(pool, handle, left.current[handle]!)
+    for (const [handle, older] of left.older) pool.older.set(handle, older)
   }
 
   /** What pools have left is lost: that of a key, or all of it. */
@@ -132,7 +137,8 @@ export class Model {
   /** The pool is destroyed, or its stack is closed; `survives`: a place may keep its pages. */
   end(pool: ModelPool, survives: boolean): void {
     pool.isGone = true
-    if (survives && !pool.persistent) this.#left.set(pool.key, pool.current.slice())
+    if (survives && !pool.persistent)
+      this.#left.set(pool.key, { current: pool.current.slice(), older: new Map(pool.older) })
     for (let handle = 0; handle < pool.handles; handle++) this.set(pool, handle, 0)
   }
 
@@ -157,6 +163,11 @@ export class Model {
     else if (this.world.hasSlots) pool.doubtful[handle] = 1
   }
 
+  /** The versions that may be answered now. */
+  possibleOf(pool: ModelPool, handle: number): number[] {
+    return [pool.current[handle]!, ...(pool.older.get(handle) ?? [])]
+  }
+
   /** An operation that does not wait was answered. */
   wasGot(pool: ModelPool, handle: number, outcome: number, bytes: Uint8Array, at: number): void {
     const current = pool.current[handle]!
@@ -164,7 +175,7 @@ export class Model {
       if (current === 0) throw new Complaint(`${pool.nameOf(handle)}: Deferred, but no page is there`)
       return
     }
-    this.#judge(pool, handle, outcome, bytes, at, [current])
+    this.#judge(pool, handle, outcome, bytes, at, this.possibleOf(pool, handle))
   }
 
   /** A fetch was answered. */
@@ -242,8 +253,8 @@ export class Model {
   }
 
   /**
-   * The page is another one. An older page of the same handle cannot be told apart where a disk has lied about a write: then that is what is
-   * there from now on.
+   * The page is another one. An older page of the same handle cannot be told apart where a disk has lied: then that may be what is there from
+   * now on. It need not be: it may have been read in the wrong place, or before what is there now was put.
    */
   #judgeOther(pool: ModelPool, handle: number, version: number, possible: readonly number[]): void {
     const owner = this.#owners[version]!
@@ -253,7 +264,11 @@ export class Model {
     const looksTheSame = sameKind(owner, pool) && this.#handles[version] === handle
     if (!looksTheSame || possible.every((one) => one === 0)) throw new Complaint(what)
     this.#excuse(what, 0)
-    this.set(pool, handle, version)
+    for (const fetch of this.fetches) if (fetch.pool === pool && fetch.handle === handle) fetch.possible.push(version)
+    if (pool.current[handle] === 0) return
+    const older = pool.older.get(handle)
+    if (older === undefined) pool.older.set(handle, [version])
+    else older.push(version)
   }
 }
 

@@ -1,8 +1,8 @@
 /** What the reference takes for a reason, and what it does not. */
-import { basePageSize, compose, TmemError } from '@tmem/core'
+import { basePageSize, compose, GetOutcome, PutOutcome, TmemError } from '@tmem/core'
 import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
-import { Complaint, Model, ModelPool } from '../src/model.ts'
+import { Complaint, type Fetch, Model, ModelPool } from '../src/model.ts'
 import { Pages } from '../src/pages.ts'
 import { Random } from '../src/random.ts'
 import { MemoryPool, noFaults, World } from '../src/world.ts'
@@ -18,7 +18,9 @@ function newModel(readErrors: number, damagedReads: number): { model: Model; poo
   const store = compose([memory({ limitBytes: 64 * 1024 })])
   const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize: basePageSize })
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
-  return { model: new Model(new Pages(), world), pool: new ModelPool(pool, 0, '', 8, 1) }
+  const pages = new Pages()
+  pages.begin(new Random(2, 2))
+  return { model: new Model(pages, world), pool: new ModelPool(pool, 0, '', 8, 1) }
 }
 
 test.each([damaged, unread])('a batch tells one error ($code), and its pages may have another', (error) => {
@@ -40,3 +42,51 @@ test('an error that is told is of its own kind', () => {
   const other = newModel(0, 1)
   expect(() => other.model.failedMany(other.pool, [1], unread)).toThrow('no read has failed')
 })
+
+/** Puts a version to handle 0, and answers it. */
+function put(model: Model, pool: ModelPool): number {
+  const version = model.next(pool, 0)
+  model.wasPut(pool, 0, version, PutOutcome.Stored, false)
+  return version
+}
+
+/** A fetch of handle 0 that has begun; what is given is called with the version that it is answered. */
+function fetch(model: Model, pool: ModelPool): (version: number) => void {
+  const into = new Uint8Array(basePageSize)
+  const one: Fetch = { pool, handle: 0, possible: model.possibleOf(pool, 0), into, at: 0 }
+  model.fetches.push(one)
+  return (version) => {
+    model.fetches.splice(model.fetches.indexOf(one), 1)
+    model.pages.fill(version, into, 0, basePageSize)
+    model.wasFetched(one, GetOutcome.Hit)
+  }
+}
+
+test('an older page that a disk has lied about may stay, or be gone with the read, until something else is put', () => {
+  const { model, pool } = newModel(0, 1)
+  const older = put(model, pool)
+  const newer = put(model, pool)
+  // One lie excuses it.
+  for (const version of [older, newer, older]) fetch(model, pool)(version)
+  put(model, pool)
+  expect(() => fetch(model, pool)(older)).toThrow('nothing was damaged')
+})
+
+test.each([false, true])(
+  'an older page that was read before another one was put says nothing of that (flushed: %s)',
+  (flushed) => {
+    const { model, pool } = newModel(0, 1)
+    const older = put(model, pool)
+    put(model, pool)
+    const end = fetch(model, pool)
+    const next = put(model, pool)
+    if (flushed) model.set(pool, 0, 0)
+    end(older)
+    if (flushed)
+      model.wasFetched(
+        { pool, handle: 0, possible: model.possibleOf(pool, 0), into: new Uint8Array(0), at: 0 },
+        GetOutcome.Miss,
+      )
+    else fetch(model, pool)(next)
+  },
+)
