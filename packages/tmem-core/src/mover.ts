@@ -1065,8 +1065,9 @@ export class Mover {
         target.counters.usedInFlight++
         continue
       }
+      const isEphemeral = directory.queueOf(entry) === EPHEMERAL
       this.#leaveMemory(seat, entry, resident, target.number, location, flight.units[n]!)
-      seat.order.sank(directory.isMainGhost(entry))
+      if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
       seat.counters.passedDown++
       target.counters.sunkIn++
       left++

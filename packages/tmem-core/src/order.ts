@@ -5,17 +5,17 @@
  * nobody knows whether it will be again; so a scan or a loop that is larger than memory passes through probation and leaves
  * the main queue alone. Used once more on probation, a page is in the main queue.
  *
- * Probation has a share of the bytes that follows what its pages and those of the main queue turn out to be worth. The directory remembers of a
- * page that sank from which queue it did, and when, in pages that sank from that queue since. A page that comes back soon sank too early: it
- * goes to the main queue at once. Each page that sinks speaks against its queue, each that comes back soon speaks for it, by a
- * weight that says at which part of early ones a queue is worth its bytes: half of those of probation, an eighth of those of the main queue.
- * So what is in use after a change of phase gets the room of what nobody asks for any more, and a scan or a loop does not: what sinks from
- * probation then does not come back soon. That main pages sink for good raises the share no further than to a half, because in
- * a loop all of them do.
+ * Probation has a share of the bytes that follows what the pages of both queues turn out to be worth. The directory remembers
+ * of a page that sank from which queue it did, and when, in pages that sank from that queue since. A page that comes back soon
+ * sank too early: it goes to the main queue at once. Each page that sinks speaks against its queue, each that comes back soon
+ * speaks for it, by a weight that says at which part of early ones a queue is worth its bytes: half of those of probation, an
+ * eighth of those of the main queue. So what is in use after a change of phase gets the room of what nobody asks for any more,
+ * and a scan or a loop does not: what sinks from probation then does not come back soon. That main pages sink for good raises
+ * the share no further than to a half, because in a loop all of them do.
  *
- * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen by simulation over the
- * traces of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares, and against one clock for both queues: each of these misses on one
- * of the traces.
+ * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen over the traces
+ * of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares, and against one clock for both queues: each of these
+ * misses on one of the traces.
  */
 import { type Directory, isFlying, MAIN, maxPlaces, PROBATION, REFERENCED } from './directory.ts'
 import { none } from './handles.ts'
@@ -28,14 +28,17 @@ const epochsOfAll = 256
 /** A memory's worth of pages sinks from a queue in so many epochs; and a page counts as recent for so many. */
 const epochsPerTurn = 16
 const recentEpochs = 8
-/** Of a memory's worth of pages: how far one that sinks moves the share; and how many times as far one that comes back soon does. */
+/** A memory's worth of pages that sink moves the share by so much; one that comes back soon weighs as many of them. */
 const step = 8
 const mainWeight = 8
 const probationWeight = 2
 /** Pages that are given a second chance for one that goes: so that finding one is bounded. */
 const maxChances = 64
 
-/** What all memory places of a stack have in common: how long ago pages sank from a queue to places that wait, counted in pages that did since. */
+/**
+ * What all memory places of a stack have in common: how long ago pages sank from a queue to places that wait, counted in pages
+ * that did since.
+ */
 export class SinkClock {
   readonly #directory: Directory
   readonly #epochs = [0, 0]
