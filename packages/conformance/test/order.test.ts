@@ -77,7 +77,7 @@ describe('against an LRU', () => {
     expect(reads).toBeLessThan(0.95 * lruReads)
   })
 
-  test('pages that nobody used for long are in memory soon when they are used again, whatever was used before', async () => {
+  test('pages that nobody used for long are in memory soon when they are used again', async () => {
     const random = below()
     const machine = new Machine()
     for (let n = 0; n < 8000; n++) await machine.use(random(300))

@@ -1,21 +1,22 @@
 /**
  * The order of pages in a memory place: which one goes down next.
  *
- * Two queues, both by second chance. New pages are in the main one. A page that rose from below is on probation: it is used now, but
- * nobody knows whether it will be again; so a scan or a loop that is larger than memory passes through probation and leaves
- * the main queue alone. Used once more on probation, a page is in the main queue.
+ * Two queues, both by second chance. New pages are in the main one. A page that rose from below is on probation: it is
+ * used now, but nobody knows whether it will be again; so a scan or a loop that is larger than memory passes through
+ * probation and leaves the main queue alone. Used once more on probation, a page is in the main queue.
  *
- * Probation has a share of the bytes that follows what the pages of both queues turn out to be worth. The directory remembers
- * of a page that sank from which queue it did, and when, in pages that sank from that queue since. A page that comes back soon
- * sank too early: it goes to the main queue at once. Each page that sinks speaks against its queue, each that comes back soon
- * speaks for it, by a weight that says at which part of early ones a queue is worth its bytes: half of those of probation, an
- * eighth of those of the main queue. So what is in use after a change of phase gets the room of what nobody asks for any more,
- * and a scan or a loop does not: what sinks from probation then does not come back soon. That main pages sink for good raises
- * the share no further than to a half, because in a loop all of them do.
+ * Probation has a share of the bytes that follows what the pages of both queues turn out to be worth. The directory
+ * remembers of a page that sank from which queue it did, and when, in pages that sank from that queue since. A page
+ * that comes back soon sank too early: it goes to the main queue at once. Each page that sinks speaks against its
+ * queue, each that comes back soon speaks for it, by a weight that says at which part of early ones a queue is worth
+ * its bytes: half of those of probation, an eighth of those of the main queue. So what is in use after a change of
+ * phase gets the room of what nobody asks for any more, and a scan or a loop does not: what sinks from probation then
+ * does not come back soon. That main pages sink for good raises the share no further than to a half, because in a loop
+ * all of them do.
  *
- * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen over the traces
- * of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares, and against one clock for both queues: each of these
- * misses on one of the traces.
+ * Sources: 2Q (Johnson and Shasha, 1994), ARC (Megiddo and Modha, 2003), second chance (Corbató, 1969). Chosen over the
+ * traces of `tmem bench tiers` against LRU, 2Q and S3-FIFO with fixed shares, and against one clock for both queues:
+ * each of these misses on one of the traces.
  */
 import { type Directory, isFlying, MAIN, maxPlaces, PROBATION, REFERENCED } from './directory.ts'
 import { none } from './handles.ts'
@@ -36,8 +37,8 @@ const probationWeight = 2
 const maxChances = 64
 
 /**
- * What all memory places of a stack have in common: how long ago pages sank from a queue to places that wait, counted in pages
- * that did since.
+ * What all memory places of a stack have in common: how long ago pages sank from a queue to places that wait, counted
+ * in pages that did since.
  */
 export class SinkClock {
   readonly #directory: Directory
@@ -118,8 +119,8 @@ export class Order {
   }
 
   /**
-   * The resident that goes next, or `none`: neither one that was used since it was passed by, nor one that is on its way already.
-   * `sizeOf` says what a resident takes.
+   * The resident that goes next, or `none`: neither one that was used since it was passed by, nor one that is on its
+   * way already. `sizeOf` says what a resident takes.
    */
   next(sizeOf: (entry: number) => number): number {
     const directory = this.#directory
