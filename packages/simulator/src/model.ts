@@ -88,6 +88,8 @@ export class Model {
   readonly #left = new Map<string, Pick<ModelPool, 'current' | 'older'>>()
   #readErrors = 0
   #damage = 0
+  /** Of it, other pages than those that were asked for. */
+  #otherPages = 0
   /** Pages of batches that could not be had, for a reason that nobody told. */
   #untold = 0
 
@@ -195,7 +197,7 @@ export class Model {
     if (error.code === 'TMEM_IO') {
       if (++this.#readErrors > world.readErrors) throw new Complaint(`${error.message}, but no read has failed`)
       this.#expectReasons(error.message)
-    } else if (error.code === 'TMEM_CORRUPT') this.#excuse(error.message, world.faults.memoryRot)
+    } else if (error.code === 'TMEM_CORRUPT') this.#excuse(error.message)
     else throw new Complaint(`${pool.nameOf(handle)}: ${error.message}`)
     if (!pool.persistent) throw new Complaint(`${error.message}, but the page is ephemeral: a miss is the answer`)
   }
@@ -220,8 +222,9 @@ export class Model {
   }
 
   /** Damage was reported, or met: somebody must have done it. */
-  #excuse(what: string, memory: number): void {
-    if (++this.#damage > this.world.damagedReads + memory)
+  #excuse(what: string): void {
+    const { damagedReads, faults } = this.world
+    if (++this.#damage > damagedReads + faults.memoryRot)
       throw new Complaint(`${what}, but nothing was damaged on its way`)
     this.#expectReasons(what)
   }
@@ -263,7 +266,9 @@ export class Model {
     // A pool that was made like another one that is gone has its name in the frames on the disk.
     const looksTheSame = sameKind(owner, pool) && this.#handles[version] === handle
     if (!looksTheSame || possible.every((one) => one === 0)) throw new Complaint(what)
-    this.#excuse(what, 0)
+    // Memory that rots makes no other page: a disk has lied.
+    if (++this.#otherPages > this.world.damagedReads) throw new Complaint(`${what}, but nothing was damaged on its way`)
+    this.#excuse(what)
     for (const fetch of this.fetches) if (fetch.pool === pool && fetch.handle === handle) fetch.possible.push(version)
     if (pool.current[handle] === 0) return
     const older = pool.older.get(handle)

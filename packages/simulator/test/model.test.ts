@@ -43,6 +43,22 @@ test('an error that is told is of its own kind', () => {
   expect(() => other.model.failedMany(other.pool, [1], unread)).toThrow('no read has failed')
 })
 
+test('what rotted in memory is no excuse for another page, and takes none from a disk that has lied', () => {
+  const lied = newModel(0, 1)
+  lied.model.world.faults.memoryRot = 1
+  const older = put(lied.model, lied.pool)
+  put(lied.model, lied.pool)
+  lied.model.failed(lied.pool, 3, damaged)
+  fetch(lied.model, lied.pool)(older)
+  expect(() => lied.model.failed(lied.pool, 3, damaged)).toThrow('nothing was damaged')
+
+  const rotten = newModel(0, 0)
+  rotten.model.world.faults.memoryRot = 1
+  const first = put(rotten.model, rotten.pool)
+  put(rotten.model, rotten.pool)
+  expect(() => fetch(rotten.model, rotten.pool)(first)).toThrow('nothing was damaged')
+})
+
 /** Puts a version to handle 0, and answers it. */
 function put(model: Model, pool: ModelPool): number {
   const version = model.next(pool, 0)
