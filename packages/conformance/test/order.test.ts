@@ -68,7 +68,8 @@ describe('against an LRU', () => {
     const { reads, lruReads } = await run(20_000, () =>
       random(10) < 6 ? random(300) : 300 + (scanned++ % (pages - 300)),
     )
-    expect(reads).toBeLessThan(0.95 * lruReads)
+    // Second chance alone comes to 0.9.
+    expect(reads).toBeLessThan(0.85 * lruReads)
   })
 
   test('a loop larger than memory finds some of its pages', async () => {
