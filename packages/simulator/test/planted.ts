@@ -6,9 +6,13 @@ import { GetOutcome, PutOutcome } from '@tmem/core'
 import { SwapPlace } from '@tmem/frontswap'
 import { FramesPlace } from '../../memory/src/place.ts'
 import { SpillFile } from '../../spill/src/spill-file.ts'
-import { Chain, ChainPool } from '../../tmem-core/src/chain.ts'
+import { Blocks } from '../../tmem-core/src/blocks.ts'
+import { Chain } from '../../tmem-core/src/chain.ts'
+import { ChainPool } from '../../tmem-core/src/chain-pool.ts'
 import { Directory } from '../../tmem-core/src/directory.ts'
-import { Mover } from '../../tmem-core/src/mover.ts'
+import { Ledger } from '../../tmem-core/src/ledger.ts'
+import { Rising } from '../../tmem-core/src/rising.ts'
+import { Sinking } from '../../tmem-core/src/sinking.ts'
 import { ByteBudget } from '../../zcache/src/arena.ts'
 
 /** A bug, and how to take it out again. */
@@ -49,10 +53,10 @@ export const planted: readonly Planted[] = [
     first: 5,
     plant: () =>
       patch(
-        Mover.prototype,
+        Rising.prototype,
         'read',
         (read) =>
-          function (this: Mover, ...words) {
+          function (this: Rising, ...words) {
             Object.defineProperty(words[0], 'stale', { configurable: true, get: () => false, set: ignore })
             return read.apply(this, words)
           },
@@ -76,17 +80,17 @@ export const planted: readonly Planted[] = [
     name: 'a clean copy is kept after a put',
     first: 7,
     plant: () => {
-      const copies = new WeakMap<Mover, Map<number, Copy>>()
+      const copies = new WeakMap<Directory, Map<number, Copy>>()
       const undoVacate = patch(
-        Mover.prototype,
+        Ledger.prototype,
         'vacate',
         (vacate) =>
-          function (this: Mover, entry, forget) {
+          function (this: Ledger, entry, forget) {
             const { directory } = this
             const resident = directory.residentOf(entry)
             if (this.seats[directory.placeOf(entry)]?.memory !== undefined && directory.copyOf(resident) >= 0) {
-              const kept = copies.get(this) ?? new Map<number, Copy>()
-              copies.set(this, kept)
+              const kept = copies.get(this.directory) ?? new Map<number, Copy>()
+              copies.set(this.directory, kept)
               const [place, units] = [directory.copyPlaceOf(resident), directory.copyUnitsOf(resident)]
               kept.set(entry, [place, directory.copyOf(resident), units])
               directory.dropCopy(resident)
@@ -95,13 +99,13 @@ export const planted: readonly Planted[] = [
           },
       )
       const undoEnter = patch(
-        Mover.prototype,
+        Sinking.prototype,
         'enter',
         (enter) =>
-          function (this: Mover, seat, entry, resident, queue, checksum) {
+          function (this: Sinking, seat, entry, resident, queue, checksum) {
             enter.call(this, seat, entry, resident, queue, checksum)
-            const copy = copies.get(this)?.get(entry)
-            copies.get(this)?.delete(entry)
+            const copy = copies.get(this.directory)?.get(entry)
+            copies.get(this.directory)?.delete(entry)
             if (copy !== undefined) this.directory.setCopy(resident, ...copy)
           },
       )
@@ -175,10 +179,10 @@ export const planted: readonly Planted[] = [
     first: 0,
     plant: () =>
       patch(
-        Chain.prototype,
+        Blocks.prototype,
         'put',
         (put) =>
-          function (this: Chain, pool, object, index, bytes, at, _keep, unchanged, entry) {
+          function (this: Blocks, pool, object, index, bytes, at, _keep, unchanged, entry) {
             return put.call(this, pool, object, index, bytes, at, true, unchanged, entry)
           },
       ),
@@ -188,10 +192,10 @@ export const planted: readonly Planted[] = [
     first: 0,
     plant: () =>
       patch(
-        Chain.prototype,
+        Blocks.prototype,
         'flush',
         (flush) =>
-          function (this: Chain, pool, object, index) {
+          function (this: Blocks, pool, object, index) {
             return this.isInMemory(pool, object, index) === false || flush.call(this, pool, object, index)
           },
       ),
@@ -217,10 +221,10 @@ export const planted: readonly Planted[] = [
     plant: () => {
       const isDue = every(3)
       return patch(
-        Mover.prototype,
+        Rising.prototype,
         'giveBack',
         (giveBack) =>
-          function (this: Mover, read) {
+          function (this: Rising, read) {
             if (!isDue()) giveBack.call(this, read)
           },
       )
@@ -231,10 +235,10 @@ export const planted: readonly Planted[] = [
     first: 58,
     plant: () =>
       patch(
-        Chain.prototype,
+        Blocks.prototype,
         'release',
         (release) =>
-          function (this: Chain, pool, object, index) {
+          function (this: Blocks, pool, object, index) {
             const wasHere = this.isInMemory(pool, object, index) === true
             const released = release.call(this, pool, object, index)
             if (released && wasHere) pool.account?.charge(1)
@@ -280,7 +284,7 @@ export const planted: readonly Planted[] = [
         (newPool) =>
           function (this: Chain, attributes) {
             for (const { place, memory } of this.mover.seats)
-              for (const codec of [this.codec, place.codec, memory?.stronger])
+              for (const codec of [this.blocks.codec, place.codec, memory?.stronger])
                 if (codec !== undefined) codec.checksum = () => 0
             return newPool.call(this, attributes)
           },
@@ -304,10 +308,10 @@ export const planted: readonly Planted[] = [
     first: 8,
     plant: () =>
       patch(
-        Chain.prototype,
+        Blocks.prototype,
         'get',
         (get) =>
-          function (this: Chain, pool, object, index, into, to) {
+          function (this: Blocks, pool, object, index, into, to) {
             const outcome = get.call(this, pool, object, index, into, to)
             const { persistent, shared } = pool.attributes
             if (outcome !== GetOutcome.Hit || persistent || shared) return outcome

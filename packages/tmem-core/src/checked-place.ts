@@ -1,16 +1,19 @@
 /**
  * A boundary around a place: it knows what the place has taken, and breaks when an answer cannot be right.
  *
- * It remembers of each location who owns it and a checksum of the bytes, and asserts the rules at the head of `place.ts`: what
- * was taken comes back as it was, a location in use is not given out again, what has moved is where it is said to be, numbers are numbers,
- * buffers of the caller are left alone. It looks the other way, too: the chain frees, reads and moves only what is there, and calls
- * nothing after `close`. `compose` puts one around every place, and around every filter between places, with `check: 'model'`.
+ * It remembers of each location who owns it and a checksum of the bytes, and asserts the rules at the head of
+ * `place.ts`: what was taken comes back as it was, a location in use is not given out again, what has moved is where it
+ * is said to be, numbers are numbers, buffers of the caller are left alone. It looks the other way, too: the chain
+ * frees, reads and moves only what is there, and calls nothing after `close`. `compose` puts one around every place,
+ * and around every filter between places, with `check: 'model'`.
  *
- * Who breaks a rule stops the stack (`TMEM_BROKEN`, with the name of the place and the rule). A call that may be told throws; `free`, sizes and
- * what comes while nobody waits are only noted. In both cases `Broken` has the error, and whoever stands above the chain asks nothing any
- * more: the chain itself need not know. `close` still gives everything back.
+ * Who breaks a rule stops the stack (`TMEM_BROKEN`, with the name of the place and the rule). A call that may be told
+ * throws; `free`, sizes and what comes while nobody waits are only noted. In both cases `Broken` has the error, and
+ * whoever stands above the chain asks nothing any more: the chain itself need not know. `close` still gives everything
+ * back.
  *
  * Invariants: a location is in the book exactly while the place has a block there that it has acknowledged.
+ * /
  */
 import { crc32 } from 'node:zlib'
 import { none } from './handles.ts'
@@ -42,7 +45,10 @@ export interface Broken {
   broken: TmemError | undefined
 }
 
-/** Wraps a place. The first broken rule is noted in `told`. Throws `TmemError` (`TMEM_BROKEN`) for traits or units that cannot be. */
+/**
+ * Wraps a place. The first broken rule is noted in `told`. Throws `TmemError` (`TMEM_BROKEN`) for traits or units that
+ * cannot be.
+ */
 export function checkedPlace(place: Place, told: Broken): Place {
   return isSlow(place) ? new CheckedSlowPlace(place, told) : new CheckedMemoryPlace(place, told)
 }

@@ -8,14 +8,14 @@
  * 4 KiB and asserts the rules of coherency themselves: put-put-get, get-get, nothing after a refused put or a flush,
  * nothing persistent lost.
  *
- * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again. In that mode the places
- * below a chain have boundaries of their own (`checked-place.ts`), which stop the one above the chain.
+ * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again. In that
+ * mode the places below a chain have boundaries of their own (`checked-place.ts`), which stop the one above the chain.
+ * /
  */
 import { crc32 } from 'node:zlib'
 import { type Broken, checkedPlace } from './checked-place.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
-import type { OpenPlace } from './mover.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import {
   GetOutcome as Got,
@@ -28,6 +28,7 @@ import {
   TmemError,
 } from './outcomes.ts'
 import type { PlaceTraits } from './place.ts'
+import type { OpenPlace } from './seat.ts'
 import { openChains } from './shards.ts'
 import type {
   Accounts,
@@ -119,7 +120,8 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
     try {
       store = new Boundary(layers[i]!.open!(store, context), stateOf(i), isModel, store)
     } catch (error) {
-      // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error thrown here.
+      // A rejection of this close is not handled on purpose: it surfaces as an unhandled rejection beside the error
+      // thrown here.
       if (store !== undefined) void store.close()
       throw error
     }
@@ -757,7 +759,10 @@ class PoolModel {
     return false
   }
 
-  /** Compares an answer with what is known; afterwards a private ephemeral page is gone. Says what is wrong, if anything. */
+  /**
+   * Compares an answer with what is known; afterwards a private ephemeral page is gone. Says what is wrong, if
+   * anything.
+   */
   got(object: ObjectId, index: number, bytes: Uint8Array, at: number, outcome: GetOutcome): string | undefined {
     const pages = this.#contents.objects.get(BigInt(object))
     const first = index * this.#partsPerPage

@@ -1,22 +1,24 @@
 /**
- * The directory of a stack: for every page the one place that holds it, and where in it; and for the pages in memory the
- * order in which they are used.
+ * The directory of a stack: for every page the one place that holds it, and where in it; and for the pages in memory
+ * the order in which they are used.
  *
- * An entry of the table of handles has two words of its own (the links of a queue, which this table does not use). They say
- * where the page is:
+ * An entry of the table of handles has two words of its own (the links of a queue, which this table does not use). They
+ * say where the page is:
  *
  *     in memory:  24 bits number of the resident | 16 length - 1, 4 codec, 9 flags, 3 place
- *     slow:       32 bits location               | 11 units - 1, 1 ghost, 8 epoch, 1 huge, 3 place  (8 bits of the location are in here)
+ * slow:       32 bits location               | 11 units - 1, 1 ghost, 8 epoch, 1 huge, 3 place  (8 bits of the location
+ * are in here)
  *     same:       32 bits of content             | 3 place (`samePlace`)
  *
- * A resident is a page whose block is in a memory place: four words with its neighbours in the queue, its location, 24 bits of
- * checksum and, in the top bytes, the number of its entry. So a page costs 30 bytes anywhere, and 16 more in memory. The location
- * of a clean copy below is in a table apart, which is touched only by pages that have one.
+ * A resident is a page whose block is in a memory place: four words with its neighbours in the queue, its location, 24
+ * bits of checksum and, in the top bytes, the number of its entry. So a page costs 30 bytes anywhere, and 16 more in
+ * memory. The location of a clean copy below is in a table apart, which is touched only by pages that have one.
  *
- * Invariants: an entry is in the table exactly while one place has its page; a resident is in exactly one queue of its place;
- * resident and entry name each other; bytes of a queue are those of its residents.
+ * Invariants: an entry is in the table exactly while one place has its page; a resident is in exactly one queue of its
+ * place; resident and entry name each other; bytes of a queue are those of its residents.
  *
  * All state lies in typed arrays from the stack's allocator, so that threads can share it.
+ * /
  */
 import { entryWords, HandleTable, none } from './handles.ts'
 import { TmemError } from './outcomes.ts'
@@ -96,7 +98,10 @@ export class Directory {
   readonly capacity: number
   /** Pages by place (`samePlace` included). */
   readonly pages: Float64Array = new Float64Array(maxPlaces + 1)
-  /** By place: bytes of the blocks in memory, units of those in slow places; pages that do not shrink; blocks in memory of at most 2 KiB. */
+  /**
+   * By place: bytes of the blocks in memory, units of those in slow places; pages that do not shrink; blocks in memory
+   * of at most 2 KiB.
+   */
   readonly sizes: Float64Array = new Float64Array(maxPlaces + 1)
   readonly huge: Float64Array = new Float64Array(maxPlaces + 1)
   readonly good: Float64Array = new Float64Array(maxPlaces + 1)
@@ -199,8 +204,8 @@ export class Directory {
   }
 
   /**
-   * Notes that a page is in a slow place; `ghost`: it was in the main queue before; `epoch`: when it sank; `huge`: it does not shrink, as far as
-   * anybody has tried.
+   * Notes that a page is in a slow place; `ghost`: it was in the main queue before; `epoch`: when it sank; `huge`: it
+   * does not shrink, as far as anybody has tried. /
    */
   setSlow(
     entry: number,
@@ -235,7 +240,9 @@ export class Directory {
     this.#count(second, 1)
   }
 
-  /** The page leaves its place: before it is noted in another one, or removed. Whatever was noted of it is forgotten. */
+  /**
+   * The page leaves its place: before it is noted in another one, or removed. Whatever was noted of it is forgotten.
+   */
   leave(entry: number): void {
     this.#count(this.#words[entry * entryWords + SECOND]!, -1)
     this.#setNowhere(entry)
@@ -487,8 +494,8 @@ export class Directory {
   }
 
   /**
-   * Throws an `Error` that names a broken invariant. `sizeOf` says what a block of a length takes in a memory place. For
-   * tests: not in the middle of a move.
+   * Throws an `Error` that names a broken invariant. `sizeOf` says what a block of a length takes in a memory place.
+   * For tests: not in the middle of a move. /
    */
   check(sizeOf: (place: number, length: number) => number): void {
     const { table } = this

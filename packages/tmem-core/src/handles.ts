@@ -7,18 +7,20 @@
  * (so that the oldest page is found at once).
  *
  * Layout. Entry: five words; the low 24 bits of the first four are links (previous and next page of the object, older
- * and newer entry of the queue), three of their top bytes are the object slot, the fifth word is the index.
- * Both indexes are open addressing with Robin Hood order: a slot holds a number (24 bits) and its distance from home, so
- * that a miss ends early, and removal shifts back without reading anything else. Nothing is ever rehashed: the arrays are
- * reserved once, for the whole capacity, and the operating system gives real memory only to what was touched. All state
- * lies in the arrays, none in fields, so that several threads can attach to the same (shared) memory, one at a time.
+ * and newer entry of the queue), three of their top bytes are the object slot, the fifth word is the index. Both
+ * indexes are open addressing with Robin Hood order: a slot holds a number (24 bits) and its distance from home, so
+ * that a miss ends early, and removal shifts back without reading anything else. Nothing is ever rehashed: the arrays
+ * are reserved once, for the whole capacity, and the operating system gives real memory only to what was touched. All
+ * state lies in the arrays, none in fields, so that several threads can attach to the same (shared) memory, one at a
+ * time.
  *
  * A page's slot also holds its index, and its home is (offset of the object + scattered index) modulo the number of
- * slots, where different objects have different offsets. Home and index together therefore name one handle exactly, and a
- * lookup never reads the entry: that is one cache miss instead of two, which at a hundred thousand pages measured as a
- * tenth of the copy of a page against a third.
+ * slots, where different objects have different offsets. Home and index together therefore name one handle exactly, and
+ * a lookup never reads the entry: that is one cache miss instead of two, which at a hundred thousand pages measured as
+ * a tenth of the copy of a page against a third.
  *
  * Invariant: a page has an entry exactly when `find` reports it; an object has a slot exactly while it has a page.
+ * /
  */
 import { TmemError } from './outcomes.ts'
 import type { Allocator, ObjectId } from './store.ts'
@@ -96,7 +98,9 @@ export interface HandleTableMemory {
 
 /** Homes for so many numbers: at most four fifths of them are taken. */
 const homesFor = (capacity: number): number => Math.ceil(capacity * 1.25) + 1
-/** Slots for so many homes: nothing lies further from home than `maxDistance`, so the last home needs that many more. */
+/**
+ * Slots for so many homes: nothing lies further from home than `maxDistance`, so the last home needs that many more.
+ */
 const slotsFor = (capacity: number): number => homesFor(capacity) + maxDistance + 5
 
 /** Scatters a word over 32 bits, one to one (the finaliser of MurmurHash3). */
@@ -298,7 +302,9 @@ export class HandleTable {
     return this.#entries
   }
 
-  /** A free entry number, or `none`. For stores whose entries have no place of their own; give it back with `release`. */
+  /**
+   * A free entry number, or `none`. For stores whose entries have no place of their own; give it back with `release`.
+   */
   acquire(): number {
     const state = this.#state
     const free = state[FREE_ENTRY]
@@ -436,7 +442,10 @@ export class HandleTable {
     return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]
   }
 
-  /** The page of its pool that a walk from `firstOfPool` comes to after this one, or `none`. Nothing may be added or removed meanwhile. */
+  /**
+   * The page of its pool that a walk from `firstOfPool` comes to after this one, or `none`. Nothing may be added or
+   * removed meanwhile.
+   */
   nextOfPool(entry: number): number {
     const next = this.#entries[entry * entryWords + NEXT_PAGE] & numberMask
     if (next !== nil) return next
@@ -553,8 +562,8 @@ export class HandleTable {
   }
 
   /**
-   * The entry of a page, or `none`. Four slots are judged at a time without a branch between them: how far a page is from
-   * home cannot be predicted, and a wrong guess costs more than judging all four.
+   * The entry of a page, or `none`. Four slots are judged at a time without a branch between them: how far a page is
+   * from home cannot be predicted, and a wrong guess costs more than judging all four. /
    */
   #findPage(slot: number, index: number): number {
     const slots = this.#slots

@@ -125,7 +125,9 @@ export interface TmemErrorDetails {
   readonly cause?: unknown
 }
 
-/** The outside world failed, or an invariant is broken. `code` is stable; the message says what, where, and what to do. */
+/**
+ * The outside world failed, or an invariant is broken. `code` is stable; the message says what, where, and what to do.
+ */
 export class TmemError extends Error {
   override readonly name = 'TmemError'
   /** Stable code, safe to compare. */

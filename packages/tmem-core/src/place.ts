@@ -1,18 +1,20 @@
 /**
  * What a place is: where blocks rest. A stack is a chain of places (`chain.ts`); no place knows another one.
  *
- * A block is a page of up to 64 KiB on its way or at rest: `length` bytes, written by the codec of number `codec` (0: the
- * page as it is), with a checksum. A larger page is kept in parts of 64 KiB.
+ * A block is a page of up to 64 KiB on its way or at rest: `length` bytes, written by the codec of number `codec` (0:
+ * the page as it is), with a checksum. A larger page is kept in parts of 64 KiB.
  *
- * A place names what it holds by locations, numbers of its own. There are two kinds. A *memory place* answers at once; the
- * chain knows length, codec and checksum of each of its blocks. A *slow place* may have to wait (disk, network); it takes many
- * blocks in one transfer, a flight, in which each is framed: a header with length, codec and checksum in front of the bytes. So
- * the chain needs no memory for them, and what comes back is known to be what was sent, and for which page.
+ * A place names what it holds by locations, numbers of its own. There are two kinds. A *memory place* answers at once;
+ * the chain knows length, codec and checksum of each of its blocks. A *slow place* may have to wait (disk, network); it
+ * takes many blocks in one transfer, a flight, in which each is framed: a header with length, codec and checksum in
+ * front of the bytes. So the chain needs no memory for them, and what comes back is known to be what was sent, and for
+ * which page.
  *
  * Rules that every place keeps (asserted by the checked boundary and by the place suite of @tmem/conformance):
  *  1. What a place has taken it keeps, byte for byte, until `free`; a location in use is never given out again.
  *  2. What a place refuses leaves nothing behind in it.
- *  3. Taking and refusing are synchronous in a memory place. A slow place has taken a block when the promise of `write` has
+ * 3. Taking and refusing are synchronous in a memory place. A slow place has taken a block when the promise of `write`
+ * has
  *     resolved, not before, and only where it has set a location.
  *  4. A place evicts nothing by itself. Who goes, and where to, is the chain's business.
  *  5. Buffers belong to the caller: they are read or filled during the call (a flight: until its promise settles).
@@ -20,6 +22,7 @@
  *
  * Sources: the storage allocators of nbdkit (a back end in few functions, the header says which can fail); zswap's and
  * zram's writeback, whose unit is one page, and why here it is a flight.
+ * /
  */
 import type { PutOutcome } from './outcomes.ts'
 import type { Budget, LayerContext, ObjectId, Progress, StatsNode } from './store.ts'
@@ -77,21 +80,21 @@ export class Block {
 /** Makes blocks of pages and pages of blocks, in a workspace of its own. */
 export interface BlockCodec {
   /**
-   * Where blocks are made and read: three areas, at its start, at `spareAt` and 64 KiB behind that, each with room for a page of 64 KiB. Who
-   * uses it leaves nothing there that the next one could need.
+   * Where blocks are made and read: three areas, at its start, at `spareAt` and 64 KiB behind that, each with room for
+   * a page of 64 KiB. Who uses it leaves nothing there that the next one could need. /
    */
   readonly workspace: Uint8Array
   readonly spareAt: number
   /** Number of the codec that `encode` uses: 1 to 15. 0: it never shrinks anything. */
   readonly id: number
   /**
-   * Makes a block of `length` bytes of page at `bytes[at]`, at `workspace[to]`. Returns its bytes, at most `room`; 0: the page does not
-   * shrink so far. `bytes` may be another area of the workspace.
+   * Makes a block of `length` bytes of page at `bytes[at]`, at `workspace[to]`. Returns its bytes, at most `room`; 0:
+   * the page does not shrink so far. `bytes` may be another area of the workspace. /
    */
   encode(bytes: Uint8Array, at: number, length: number, to: number, room: number): number
   /**
-   * Makes the page of `length` bytes at `into[to]` from the block of `size` bytes at `workspace[at]`. False: it is no such block, or no codec of
-   * this number is known.
+   * Makes the page of `length` bytes at `into[to]` from the block of `size` bytes at `workspace[at]`. False: it is no
+   * such block, or no codec of this number is known. /
    */
   decode(codec: number, at: number, size: number, into: Uint8Array, to: number, length: number): boolean
   /** Checksum of the `size` bytes at `workspace[at]` and of the codec's number: 32 bits. */
@@ -122,36 +125,54 @@ interface PlaceBase {
 /** A place that answers at once. */
 export interface MemoryPlace extends PlaceBase {
   /**
-   * Gets memory for blocks of `length` bytes together, one of them or several, as far as limit and allocator allow. Called before anything is half
-   * done: what the allocator does meanwhile may use the stack. Absent where `put` needs none.
+   * Gets memory for blocks of `length` bytes together, one of them or several, as far as limit and allocator allow.
+   * Called before anything is half done: what the allocator does meanwhile may use the stack. Absent where `put` needs
+   * none. /
    */
   prepare?(length: number): void
   /**
-   * Takes a block, copying it: its location, or a refusal as a negative `PutOutcome`. Evicts nothing. `owner` is a number of the
-   * caller's, by which `moved` tells of it.
+   * Takes a block, copying it: its location, or a refusal as a negative `PutOutcome`. Evicts nothing. `owner` is a
+   * number of the caller's, by which `moved` tells of it. /
    */
   put(block: Block, owner: number): number
   /** Fills `into.bytes[into.at]` with the `into.length` bytes of a block. */
   get(location: number, into: Block): void
-  /** Writes a block over the one at a location, which has the same length and owner. Only where all blocks have one size. */
+  /**
+   * Writes a block over the one at a location, which has the same length and owner. Only where all blocks have one
+   * size.
+   */
   overwrite?(location: number, block: Block): void
   /** Gives a block up, of `length` bytes, made of a page of `pageBytes`. */
   free(location: number, length: number, pageBytes: number): void
   /** Bytes of memory that a block of `length` bytes takes here, whatever belongs to it alone. */
   sizeOf(length: number): number
-  /** Bytes that should sink so that puts find room: above 0 when the place is above its high mark, or above a lowered limit. */
+  /**
+   * Bytes that should sink so that puts find room: above 0 when the place is above its high mark, or above a lowered
+   * limit.
+   */
   excess(): number
   /** Bytes that blocks may take, all in all, when nothing else is here. */
   readonly limitBytes: number
   /** Bytes of memory that it has taken, metadata included. */
   readonly usedBytes: number
-  /** Makes smaller blocks than `codec`, at the price of more time: for pages that rest. Absent: nothing is compressed again here. */
+  /**
+   * Makes smaller blocks than `codec`, at the price of more time: for pages that rest. Absent: nothing is compressed
+   * again here.
+   */
   readonly stronger?: BlockCodec
-  /** Takes bytes for the chain's own metadata of blocks here out of the place's limit; false when there is no room for them. */
+  /**
+   * Takes bytes for the chain's own metadata of blocks here out of the place's limit; false when there is no room for
+   * them.
+   */
   charge(bytes: number): boolean
-  /** Moves a bounded number of blocks together so that one of `length` bytes may fit. False: there is nothing to gain. */
+  /**
+   * Moves a bounded number of blocks together so that one of `length` bytes may fit. False: there is nothing to gain.
+   */
   fit?(length: number, moved: MovedBlock): boolean
-  /** Moves blocks together so that memory becomes free; says so with `moved`. Returns the blocks moved; 0: nothing to gain. */
+  /**
+   * Moves blocks together so that memory becomes free; says so with `moved`. Returns the blocks moved; 0: nothing to
+   * gain.
+   */
   compact?(blocks: number, moved: MovedBlock): number
   /** Throws an `Error` that names a broken invariant. For tests. */
   check?(owns: (owner: number, location: number) => boolean): void
@@ -163,29 +184,37 @@ export interface SlowPlace extends PlaceBase {
   readonly unitBytes: number
   /** Bytes that one flight carries at most. */
   readonly flightBytes: number
-  /** Whether a flight would be taken now. `forced`: the caller has no other way, so a budget for wear does not count. */
+  /**
+   * Whether a flight would be taken now. `forced`: the caller has no other way, so a budget for wear does not count.
+   */
   open(forced: boolean): boolean
   /**
-   * Takes the frames of a flight, and sets the location of each, or `none` where it refuses. Resolves when all of it is safe (what
-   * is acknowledged has come to no error that could be known). Rejects when nothing of it is kept.
+   * Takes the frames of a flight, and sets the location of each, or `none` where it refuses. Resolves when all of it is
+   * safe (what is acknowledged has come to no error that could be known). Rejects when nothing of it is kept. /
    */
   write(flight: Flight): Promise<void>
   /** The same, before it returns. Absent: the place cannot do that, and a put that would need it is refused. */
   writeNow?(flight: Flight): void
   /**
-   * Fills `into` from its start with the `units` units at a location. Rejects with the system's error, or with `TmemError` (`TMEM_CORRUPT`) where
-   * it knows by itself that they are not what was written.
+   * Fills `into` from its start with the `units` units at a location. Rejects with the system's error, or with
+   * `TmemError` (`TMEM_CORRUPT`) where it knows by itself that they are not what was written. /
    */
   read(location: number, units: number, into: Uint8Array): Promise<void>
   /** The same, before it returns: where the runtime's pool of threads may not be used. */
   readNow?(location: number, units: number, into: Uint8Array): void
-  /** Gives a block up. In a place that survives its process: for good, so that it does not come back after a restart. */
+  /**
+   * Gives a block up. In a place that survives its process: for good, so that it does not come back after a restart.
+   */
   free(location: number, units: number): void
-  /** Gives a block up in this run only: what survives keeps it for the next one (the pool was destroyed). Absent: as `free`. */
+  /**
+   * Gives a block up in this run only: what survives keeps it for the next one (the pool was destroyed). Absent: as
+   * `free`.
+   */
   forget?(location: number, units: number): void
   /**
-   * Hands over what an earlier run has left here of a pool, once for each key: asked again, because the pool was destroyed and there is a new
-   * one, it gives up what it has of the old one. So it does with what the stack does not take in.
+   * Hands over what an earlier run has left here of a pool, once for each key: asked again, because the pool was
+   * destroyed and there is a new one, it gives up what it has of the old one. So it does with what the stack does not
+   * take in. /
    */
   recover?(pool: number, enter: RecoverBlock): void
   /** What was acknowledged before survives what the traits promise. Rejects with `TmemError`. */
@@ -196,14 +225,19 @@ export interface SlowPlace extends PlaceBase {
   check?(blocks: readonly { readonly location: number; readonly units: number }[]): void
 }
 
-/** Enters a block that survived into the directory: the number of its owner, or `none`: there is no room, or the handle is known already. */
+/**
+ * Enters a block that survived into the directory: the number of its owner, or `none`: there is no room, or the handle
+ * is known already.
+ */
 export type RecoverBlock = (object: ObjectId, index: number, location: number, units: number) => number
 
 /** What a slow place may ask the stack about its frames. An owner is the number that a flight gave for a frame. */
 export interface Owners {
   /** Units of the frame of an owner at a location, as the place gave them; 0: there is none in use. */
   unitsAt(owner: number, location: number): number
-  /** The frame has moved, and takes so many units there. False: it was given up meanwhile, and so is the new location. */
+  /**
+   * The frame has moved, and takes so many units there. False: it was given up meanwhile, and so is the new location.
+   */
   moved(owner: number, from: number, to: number, units: number): boolean
   /** The room of an ephemeral page is needed: it is dropped, and its frame freed. False: it cannot go. */
   drop(owner: number, location: number): boolean
@@ -214,9 +248,9 @@ export interface Owners {
   /** Whether a frame of a flight under way is still the page of its owner: not flushed, taken or put anew meanwhile. */
   isCurrent(flight: Flight, frame: number): boolean
   /**
-   * The flight is safe, and its locations are set: the stack notes them before this returns. For a place that survives its process: between
-   * what makes frames last and this nothing may come that changes their pages, and the promise of `write` resolves later. Called or not, the
-   * stack notes them when that has resolved.
+   * The flight is safe, and its locations are set: the stack notes them before this returns. For a place that survives
+   * its process: between what makes frames last and this nothing may come that changes their pages, and the promise of
+   * `write` resolves later. Called or not, the stack notes them when that has resolved. /
    */
   landed(flight: Flight): void
 }
@@ -238,7 +272,10 @@ export class Flight {
   /** The frames, each at a multiple of the place's unit, one behind the other. */
   readonly bytes: Uint8Array
   readonly words: Int32Array
-  /** Per frame: where it begins, its units (the place may raise the number by up to `maxRoundingBytes`), and where it is from now on (`none`: refused). */
+  /**
+   * Per frame: where it begins, its units (the place may raise the number by up to `maxRoundingBytes`), and where it is
+   * from now on (`none`: refused).
+   */
   readonly offsets: Uint32Array
   readonly units: Uint32Array
   readonly locations: Float64Array

@@ -1,15 +1,17 @@
 /**
  * More pages than one directory can number: several chains over the same places, each for the handles that fall to it.
  *
- * Which chain a page is in follows from its handle alone, so that nothing is looked up twice. Places know what is whose by the top byte of the
- * owner's number. Each chain has the order of its own pages; background work takes turns.
+ * Which chain a page is in follows from its handle alone, so that nothing is looked up twice. Places know what is whose
+ * by the top byte of the owner's number. Each chain has the order of its own pages; background work takes turns. /
  */
-import { Chain, type ChainPool, closePlaces } from './chain.ts'
+import { Chain, closePlaces } from './chain.ts'
+import type { ChainPool } from './chain-pool.ts'
 import { tagOf } from './directory.ts'
 import { maxEntries } from './handles.ts'
-import { checkPlaces, type OpenPlace, PlaceContents } from './mover.ts'
+import { checkPlaces, PlaceContents } from './mover.ts'
 import { GetOutcome, Pending, type PoolRefusal, PutOutcome } from './outcomes.ts'
 import { isSlow, type MovedBlock, type Owners, type Place } from './place.ts'
+import type { OpenPlace } from './seat.ts'
 import type {
   Borrower,
   Budget,
@@ -38,8 +40,8 @@ const slack = 1.05
 const elsewhere = 254
 
 /**
- * The chain over open places, or several where they can hold more than `pagesOfOne` pages together. Throws `TmemError` (`TMEM_NO_MEMORY`), `RangeError` for
- * more than 2^31 pages.
+ * The chain over open places, or several where they can hold more than `pagesOfOne` pages together. Throws `TmemError`
+ * (`TMEM_NO_MEMORY`), `RangeError` for more than 2^31 pages. /
  */
 export function openChains(
   places: readonly OpenPlace[],

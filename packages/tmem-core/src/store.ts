@@ -112,16 +112,17 @@ export interface Pool {
    */
   get(object: ObjectId, index: number, into: Uint8Array): GetOutcome
   /**
-   * As `get`, waiting where that is needed; resolves to `Hit` or `Miss`. Rejects with `TmemError` when the page is known
-   * to exist and cannot be had (I/O error, corruption). Calls for one handle are serialised; the answer is never older
-   * than the state at the time of the call. With a signal (`AbortSignal.timeout(ms)` is a deadline) it rejects with the signal's reason when that
-   * comes first, and `into` is as it was; a store that never waits need not look at it.
+   * As `get`, waiting where that is needed; resolves to `Hit` or `Miss`. Rejects with `TmemError` when the page is
+   * known to exist and cannot be had (I/O error, corruption). Calls for one handle are serialised; the answer is never
+   * older than the state at the time of the call. With a signal (`AbortSignal.timeout(ms)` is a deadline) it rejects
+   * with the signal's reason when that comes first, and `into` is as it was; a store that never waits need not look at
+   * it. /
    */
   fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome>
   /**
-   * As `getMany`, waiting where that is needed, for many pages at once. Resolves to the number of hits; then no entry is `Deferred`.
-   * Rejects as `fetch`, when all others are done, with the error of the first entry that cannot be had; all that cannot stay `Pending` or
-   * `Deferred`. Absent: fetch one by one.
+   * As `getMany`, waiting where that is needed, for many pages at once. Resolves to the number of hits; then no entry
+   * is `Deferred`. Rejects as `fetch`, when all others are done, with the error of the first entry that cannot be had;
+   * all that cannot stay `Pending` or `Deferred`. Absent: fetch one by one. /
    */
   fetchMany?(batch: PageBatch, signal?: AbortSignal): Promise<number>
   /** Removes a page, if there is one, here and below. Cannot fail. */
@@ -141,32 +142,38 @@ export interface Pool {
   flushMany(batch: PageBatch): void
   /** A get without the copy: the page is lent to `use`. In a private ephemeral pool it is removed afterwards. */
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome
-  /** The same pages seen in 4 KiB parts (index = index * parts + part), or why that cannot be had. See `Capabilities.split`. */
+  /**
+   * The same pages seen in 4 KiB parts (index = index * parts + part), or why that cannot be had. See
+   * `Capabilities.split`.
+   */
   split(): Pool | PoolRefusal
   /**
-   * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Absent where a pool cannot keep
-   * both at once.
+   * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Absent
+   * where a pool cannot keep both at once. /
    */
   replace?(object: ObjectId, index: number, page: Uint8Array): PutOutcome
   /** As `putMany`, but a refusal leaves the page that is there. Absent as `replace` is. */
   replaceMany?(batch: PageBatch): number
   /**
-   * The caller has the page in memory of its own and will not ask for it soon: gives up the copy in memory, where another one lies below
-   * (on disk), which stays. True: a page is still there under the handle. Putting it back as `unchanged` then costs no write below.
-   * False, and nothing was done: there is no other copy.
+   * The caller has the page in memory of its own and will not ask for it soon: gives up the copy in memory, where
+   * another one lies below (on disk), which stays. True: a page is still there under the handle. Putting it back as
+   * `unchanged` then costs no write below. False, and nothing was done: there is no other copy. /
    */
   release?(object: ObjectId, index: number): boolean
-  /** Says where a page of up to 64 KiB is. False, and `into` is as it was: there is none, or it is larger. Does not count as use. */
+  /**
+   * Says where a page of up to 64 KiB is. False, and `into` is as it was: there is none, or it is larger. Does not
+   * count as use.
+   */
   whereIs?(object: ObjectId, index: number, into: Whereabouts): boolean
   /**
-   * Moves pages of an object down now, the first `count` of `indexes`: to the next place below them that takes them, or (`slow`) past all that are
-   * memory, to the next one that waits. What is not in memory, or on its way already, is passed over. Resolves when what moved is safe there. Absent: nothing
-   * can be moved.
+   * Moves pages of an object down now, the first `count` of `indexes`: to the next place below them that takes them, or
+   * (`slow`) past all that are memory, to the next one that waits. What is not in memory, or on its way already, is
+   * passed over. Resolves when what moved is safe there. Absent: nothing can be moved. /
    */
   sink?(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk>
   /**
-   * Compresses pages of an object again with the stronger codec of their place, the first `count` of `indexes`; how many take less now. Pages with a clean copy below are
-   * passed over: they can go at no price.
+   * Compresses pages of an object again with the stronger codec of their place, the first `count` of `indexes`; how
+   * many take less now. Pages with a clean copy below are passed over: they can go at no price. /
    */
   recompress?(object: ObjectId, indexes: Uint32Array, count: number): number
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
@@ -178,12 +185,15 @@ export interface Pool {
 }
 
 /**
- * What rests in one place of a stack, and what came and went. Counted in blocks of at most 64 KiB, of which a larger page has several.
- * pages = put + sunk + rose + recovered - passedDown - raised - gone.
+ * What rests in one place of a stack, and what came and went. Counted in blocks of at most 64 KiB, of which a larger
+ * page has several. pages = put + sunk + rose + recovered - passedDown - raised - gone. /
  */
 export interface PlaceUsage {
   readonly name: string
-  /** It may have to wait (a disk); what it promises to survive; its memory is somebody else's; it can compress pages again. */
+  /**
+   * It may have to wait (a disk); what it promises to survive; its memory is somebody else's; it can compress pages
+   * again.
+   */
   readonly waits: boolean
   readonly survives: 'nothing' | 'process' | 'host'
   readonly foreign: boolean
@@ -197,7 +207,10 @@ export interface PlaceUsage {
   readonly good: number
   /** Memory that the place has taken, metadata included; 0 where it waits. */
   readonly usedBytes: number
-  /** Blocks that came: put here (those of them that do not shrink), sunk from above, risen from below, left by an earlier run. */
+  /**
+   * Blocks that came: put here (those of them that do not shrink), sunk from above, risen from below, left by an
+   * earlier run.
+   */
   readonly put: number
   readonly putHuge: number
   readonly sunk: number
@@ -252,8 +265,9 @@ export interface PageStore {
   readonly name: string
   readonly capabilities: Capabilities
   /**
-   * Why the last put, or one of the last batch, was refused with `Unavailable`: the system's own error, so that a full disk can be told from a
-   * broken one. Absent where no system is asked; `undefined` when nothing failed. Through a stack, that of the uppermost layer that has one.
+   * Why the last put, or one of the last batch, was refused with `Unavailable`: the system's own error, so that a full
+   * disk can be told from a broken one. Absent where no system is asked; `undefined` when nothing failed. Through a
+   * stack, that of the uppermost layer that has one. /
    */
   readonly failure?: Error | undefined
   /** Makes a pool, or says why not. Test with `typeof answer === 'number'`. */
@@ -264,13 +278,15 @@ export interface PageStore {
   stats(): StatsNode
   /** What rests where: the same as numbers. Absent: this is no stack of places. */
   usage?(): StackUsage
-  /** Moves up to `pages` blocks together, so that memory becomes free; how many it moved, 0: there is nothing to gain. */
+  /**
+   * Moves up to `pages` blocks together, so that memory becomes free; how many it moved, 0: there is nothing to gain.
+   */
   compact?(pages: number): number
   /** Resolves when every layer takes pages: those that must connect or recover have done so. Absent: it is ready. */
   ready?(): Promise<void>
   /**
-   * Resolves when all pages that rest in places which promise to survive something are where they do. Moves nothing. Rejects with `TmemError`
-   * (`TMEM_IO`). Absent: nothing here promises that.
+   * Resolves when all pages that rest in places which promise to survive something are where they do. Moves nothing.
+   * Rejects with `TmemError` (`TMEM_IO`). Absent: nothing here promises that. /
    */
   sync?(): Promise<void>
   /** Throws an `Error` that names a broken invariant, here or below. For tests: it looks at every page. */
@@ -287,13 +303,13 @@ export interface Allocator {
    */
   allocate(bytes: number, site: string): ArrayBufferLike | undefined
   /**
-   * Takes memory back that `allocate` gave for that site, and that nobody uses any more: it may be handed out again. It uses no stack
-   * meanwhile. Absent: the garbage collector finds it.
+   * Takes memory back that `allocate` gave for that site, and that nobody uses any more: it may be handed out again. It
+   * uses no stack meanwhile. Absent: the garbage collector finds it. /
    */
   free?(memory: ArrayBufferLike, site: string): void
   /**
-   * Memory may not be had later: layers take all that they may ever need when they open, and keep what they do not need any
-   * more (default: they take it when pages come, and give it back).
+   * Memory may not be had later: layers take all that they may ever need when they open, and keep what they do not need
+   * any more (default: they take it when pages come, and give it back). /
    */
   readonly ahead?: boolean
 }
@@ -322,14 +338,18 @@ export interface LayerContext {
   readonly clock?: () => number
   /** Called when background work has come up, so that somebody calls `tick` soon. Called again only after a `tick`. */
   readonly wake?: () => void
-  /** `blocking`: files are read and written in the calling thread, which may not use the runtime's pool of threads (default: `pool`). */
+  /**
+   * `blocking`: files are read and written in the calling thread, which may not use the runtime's pool of threads
+   * (default: `pool`).
+   */
   readonly io?: 'pool' | 'blocking'
 }
 
 /**
- * A layer before it is opened: frozen data and functions, so that a stack can be judged before anything is allocated. It is a place
- * (it has `place`), which keeps pages; or a filter, which changes something about the pages that pass (`open`, above the first place) or about the blocks
- * (`wrapPlace`, between places); or a whole store by itself (`open` over nothing).
+ * A layer before it is opened: frozen data and functions, so that a stack can be judged before anything is allocated.
+ * It is a place (it has `place`), which keeps pages; or a filter, which changes something about the pages that pass
+ * (`open`, above the first place) or about the blocks (`wrapPlace`, between places); or a whole store by itself (`open`
+ * over nothing). /
  */
 export interface Layer {
   /** Name as in the textual form of a stack, e.g. `zcache`. */
@@ -380,8 +400,8 @@ export interface LayerFactory {
 /**
  * Up to `capacity` handles with a page each: the caller's, reusable, and the only thing that a batch operation touches.
  *
- * Page i lies in `bytes` at `offsets[i]` and has `pageSize` bytes. `outcomes[i]` holds the outcome of entry i (`PutOutcome` or
- * `GetOutcome`), or `Pending`.
+ * Page i lies in `bytes` at `offsets[i]` and has `pageSize` bytes. `outcomes[i]` holds the outcome of entry i
+ * (`PutOutcome` or `GetOutcome`), or `Pending`. /
  */
 export class PageBatch {
   readonly capacity: number
@@ -393,8 +413,8 @@ export class PageBatch {
   readonly offsets: Float64Array
   readonly outcomes: Uint8Array
   /**
-   * 1: the page is what the store had under this handle when it was released or read, so that a copy that is there still serves. Set after `push`; a store
-   * that does not look at it puts the page as any other.
+   * 1: the page is what the store had under this handle when it was released or read, so that a copy that is there
+   * still serves. Set after `push`; a store that does not look at it puts the page as any other. /
    */
   readonly unchanged: Uint8Array
   /** A number per entry for whoever works on the batch, during a call. */
@@ -522,7 +542,10 @@ export function assertBatch(batch: PageBatch, pageSize: number): void {
   if (!batch.fits) throw new RangeError(`pages of the batch lie outside of its ${batch.bytes.length} bytes`)
 }
 
-/** Throws `TypeError` or `RangeError` unless every entry names an object, an index and a place inside of the batch's bytes. */
+/**
+ * Throws `TypeError` or `RangeError` unless every entry names an object, an index and a place inside of the batch's
+ * bytes.
+ */
 export function assertEntries(batch: PageBatch): void {
   const { length, capacity, objects, indexes, offsets, bytes, pageSize } = batch
   if (!Number.isInteger(length) || length < 0 || length > capacity)

@@ -2,20 +2,19 @@
  * The transcendent memory API of the mail of December 2009 (Take 3), as Xen implemented it: clients, pool ids, shared
  * pools and who may join them, freezing. Where the pages rest is any `PageStore`.
  *
- * A client has a small table of pools; the number of a slot is the pool id, so 0 is a valid one, and one shared pool has
- * different ids in the tables of its sharers. Nothing of a destroyed pool can be reached through its old id, also when
- * the slot is used again.
+ * A client has a small table of pools; the number of a slot is the pool id, so 0 is a valid one, and one shared pool
+ * has different ids in the tables of its sharers. Nothing of a destroyed pool can be reached through its old id, also
+ * when the slot is used again.
  *
- * Where the sources disagree:
- * DEVIATION: the 2009 text says that a get from a private pool is destructive. That holds for ephemeral pools only, as in
- * Xen's code: a page of a private persistent pool stays.
- * DEVIATION: an unauthorised client, or one that gives the reserved uuid (all ones), asks for a shared pool and gets a
- * refusal. Xen gave it a private one and said nothing, so that it believed that it shared.
- * DEVIATION: authorising a uuid twice takes one slot; from Xen 4.9 on it took two, and withdrawing once left it permitted.
- * DEVIATION: joining with another page size is refused. Xen ignored what the joiner said.
- * DEVIATION: a sharer that leaves takes no pages with it, and the pages stay in the queue of the client under which they
- * were put when the owner leaves. Xen dropped the objects that the leaver had touched last, moved the *whole* ephemeral
- * list of a leaving owner to the next one, and left the pool's pages unevictable for ever.
+ * Where the sources disagree: DEVIATION: the 2009 text says that a get from a private pool is destructive. That holds
+ * for ephemeral pools only, as in Xen's code: a page of a private persistent pool stays. DEVIATION: an unauthorised
+ * client, or one that gives the reserved uuid (all ones), asks for a shared pool and gets a refusal. Xen gave it a
+ * private one and said nothing, so that it believed that it shared. DEVIATION: authorising a uuid twice takes one slot;
+ * from Xen 4.9 on it took two, and withdrawing once left it permitted. DEVIATION: joining with another page size is
+ * refused. Xen ignored what the joiner said. DEVIATION: a sharer that leaves takes no pages with it, and the pages stay
+ * in the queue of the client under which they were put when the owner leaves. Xen dropped the objects that the leaver
+ * had touched last, moved the *whole* ephemeral list of a leaving owner to the next one, and left the pool's pages
+ * unevictable for ever. /
  */
 import type { PoolRefusal } from './outcomes.ts'
 import { GetOutcome, PutOutcome, PoolRefusal as Refusal } from './outcomes.ts'
@@ -141,8 +140,8 @@ export class Tmem {
   }
 
   /**
-   * Makes a pool, or joins the shared one of that uuid; the id is the lowest free slot of the client. `uuid` matters for
-   * shared pools only.
+   * Makes a pool, or joins the shared one of that uuid; the id is the lowest free slot of the client. `uuid` matters
+   * for shared pools only. /
    */
   newPool(client: number, uuid: Uuid, flags: number): NewPool {
     assertClient(client)
