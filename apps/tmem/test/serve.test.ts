@@ -1,7 +1,7 @@
 /** The programs around a server: what they answer, and how they end. Swapping for real is in test/system. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -162,6 +162,23 @@ describe('tmem serve', () => {
     expect((await stop()).code).toBe(0)
   })
 
+  test.each(['memory(limit=80MiB)', 'zcache(limit=80MiB) > memory(limit=80MiB)'])(
+    'memory of pages that are discarded goes back to the system: %s',
+    async (stack) => {
+      const { folder, info, stop } = await serving(stack, '--device', 'name=a,size=64MiB')
+      const resident = (): number =>
+        Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${info.pid}/status`, 'latin1'))![1]) * 1024
+      const client = await Client.ready({ path: join(folder, 'nbd.sock') }, { name: 'a' })
+      const part = 4 * 2 ** 20
+      for (let n = 0; n < 12; n++) expect((await client.write(n * part, randomBytes(part))).error).toBe(0)
+      const full = resident()
+      expect((await client.request(Command.trim, 0, 12 * part)).error).toBe(0)
+      // The collector of an idle process does not come.
+      await until(() => new Promise((resolve) => setTimeout(() => resolve(resident() < full - 8 * part), 50)))
+      expect((await stop()).code).toBe(0)
+    },
+  )
+
   test('a control socket of a killed server is replaced, one in use is not', async () => {
     const { folder, control, stop } = await serving('memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
     const words = [
@@ -308,15 +325,14 @@ describe('tmem serve', () => {
   test('a signal ends it also while it starts', async () => {
     const folder = temporaryDirectory()
     const image = join(folder, 'a.raw')
-    writeFileSync(image, '')
-    // Sparse: it takes no room, and seconds to read.
-    truncateSync(image, 4 * 2 ** 30)
+    // A second and more to read.
+    writeFileSync(image, Buffer.alloc(2 ** 28, 'what was there '))
     const words = ['serve', '--stack', filed.replaceAll('FOLDER', folder), '--control', join(folder, 'c')]
     const ended = await tmem(
-      [...words, '--device', `name=a,size=4GiB,snapshot=${image}`, '--nbd', `unix:${folder}/s`],
+      [...words, '--device', `name=a,size=256MiB,snapshot=${image}`, '--nbd', `unix:${folder}/s`],
       {
         during: async (running) => {
-          while (running.exitCode === null && !existsSync(`${image}.lock`))
+          while (running.exitCode === null && !existsSync(`${folder}/a.img`))
             await new Promise((resolve) => setTimeout(resolve, 10))
           running.kill('SIGTERM')
         },
@@ -625,7 +641,7 @@ describe('a server that is killed', () => {
       '--control',
       join(folder, 'other.sock'),
     ])
-    expect(second).toMatchObject({ code: 1, stderr: expect.stringContaining(`process ${info.pid} has it open`) })
+    expect(second).toMatchObject({ code: 1, stderr: expect.stringContaining(`process ${info.pid} uses it already`) })
     expect((await stop()).code).toBe(0)
     for (const text of ['', '{}', 'null', '{"mark":"x","devices":[]}', '{"mark":1,"devices":[{"name":"a"}]}']) {
       writeFileSync(`${control}.record`, text)

@@ -151,10 +151,13 @@ export function userOf(mark: Mark | undefined): MarkedProcess | undefined {
 export const standsAgainst = (mark: Mark | undefined, claim: FileClaim): boolean =>
   userOf(mark) !== undefined && !mark!.locks.some((kind) => claim.locks.includes(kind))
 
-/** Who uses a file, for a message. */
-export function userText(mark: Mark | undefined): string {
+/** Who uses a file, for a message: as its mark says, or the process that has it locked. */
+export function userText(mark: Mark | undefined, lockedBy?: number): string {
   const user = userOf(mark)
-  if (user === undefined) return 'somebody uses it already'
+  if (user === undefined) {
+    if (lockedBy === undefined) return 'somebody uses it already'
+    return `${lockedBy === process.pid ? 'this process' : `process ${lockedBy}`} uses it already`
+  }
   if (user.pid !== process.pid) return `process ${user.pid} uses it`
   return mark!.thread === threadId ? 'this process uses it already' : `thread ${mark!.thread} of this process uses it`
 }

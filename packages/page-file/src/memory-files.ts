@@ -25,7 +25,7 @@ export interface FileCall {
 export interface FileFault {
   /**
    * It fails with an error of that code (`EIO`, `ENOSPC`); with `bytes`, after it has moved that much. A sync that fails takes
-   * what it covered for lost: it can be read, and no later sync makes it last.
+   * what was written until then for lost, also what came meanwhile: it can be read, and no later sync makes it last.
    */
   readonly code?: string
   /** A transfer moves only so many bytes. */
@@ -95,6 +95,11 @@ export class MemoryFiles implements PageFileIo {
     return this.#files.get(path)?.content.slice()
   }
 
+  /** What a power failure would leave of it, if nothing of what was not synced stayed. */
+  durable(path: string): Uint8Array | undefined {
+    return this.#files.get(path)?.durable.slice()
+  }
+
   /** Puts a file there. */
   put(path: string, content: Uint8Array): void {
     const file = this.#make(path)
@@ -157,8 +162,12 @@ export class MemoryFiles implements PageFileIo {
     this.#descriptors.delete(descriptor)
   }
 
-  swapsTo(): boolean {
-    return false
+  kernelUse(): undefined {
+    return undefined
+  }
+
+  lockedBy(): undefined {
+    return undefined
   }
 
   claim(descriptor: number): FileClaim | undefined {
@@ -337,10 +346,14 @@ export class MemoryFiles implements PageFileIo {
 
   #sync(descriptor: number, covered: ReadonlySet<Change>, fault?: FileFault): void {
     const { file } = this.#open(descriptor)
+    if (fault?.code !== undefined) {
+      // As on Linux what could not be written counts as clean, and no later sync writes it. What came meanwhile may have been on its way, too. (Lengths
+      // are in the file system's journal, which tries again.)
+      file.changes = file.changes.filter(({ kind }) => kind === 'resize')
+      throw systemError(fault.code, 'fdatasync')
+    }
     const changes = file.changes.filter((change) => covered.has(change))
-    // Also when it fails: then, as on Linux, what it covered counts as clean, and no later sync writes it.
     file.changes = file.changes.filter((change) => !covered.has(change))
-    if (fault?.code !== undefined) throw systemError(fault.code, 'fdatasync')
     for (const change of changes)
       file.durable =
         change.kind === 'resize'

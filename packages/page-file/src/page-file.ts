@@ -10,6 +10,8 @@
  *  - Only the very file that was opened is removed (device and inode), and only when it was made here or its maker had said that nobody
  *    will want it.
  *  - A transfer moves the whole range or fails, with the system's error as cause. See transfers.ts for order, memory and late errors.
+ *  - A file that is to be kept and that nobody can find any more (removed, renamed, replaced), or that somebody else has cut off, fails its next
+ *    sync. No write makes a file that was cut off as long as it was, which would hide it.
  *
  * Source: open(2), swapon(2), mkswap(8) for what a swap area must look like; the rest is our own.
  */
@@ -123,6 +125,7 @@ export class PageFile {
   readonly #claim: FileClaim | undefined
   readonly #content: PageFileContent | undefined
   readonly #readOnly: boolean
+  readonly #follows: boolean
   readonly #allocator: Allocator
   #direct: number | undefined
   #transfers: Transfers
@@ -133,6 +136,7 @@ export class PageFile {
     this.path = request.path
     this.#layer = layerOf(request)
     this.#readOnly = request.mode === 'read'
+    this.#follows = follows(request)
     this.#content = content
     this.#allocator = allocator
     this.#io = opened.io
@@ -208,10 +212,14 @@ export class PageFile {
       identity = io.identifyOpen(descriptor)
       if (there !== undefined && identity.id !== there.id) throw new Momentary(failure(request, 'somebody replaces it'))
       if (mode === 'read') return new PageFile(request, { io, identity, descriptor, claim, found: 'other' })
-      if (io.swapsTo(identity)) throw failure(request, 'the system swaps to it; run swapoff first')
+      const use = io.kernelUse(identity)
+      if (use !== undefined) throw failure(request, use)
       const before = judge(request, io, descriptor, identity, made)
       claim = io.claim(descriptor, identity, before.mark)
-      if (claim === undefined) throw new Momentary(failure(request, `${userText(before.mark)}; give each its own file`))
+      if (claim === undefined) {
+        const user = userText(before.mark, io.lockedBy(identity))
+        throw new Momentary(failure(request, `${user}; give each its own file`))
+      }
       // Once more, now that no other owner changes it: the last one may have removed it, or made something else of it.
       if (io.identify(path, follows(request))?.id !== identity.id)
         throw new Momentary(failure(request, 'somebody removes it, or replaces it'))
@@ -242,6 +250,35 @@ export class PageFile {
   /** Its length in bytes. Transfers lie within it. */
   get bytes(): number {
     return this.#transfers.bytes
+  }
+
+  /** Bytes that it has now: fewer than `bytes` when somebody else has cut it off. */
+  get presentBytes(): number {
+    this.#checkOpen()
+    return this.#mappedNow(
+      () => 'its length cannot be had',
+      () => this.#io.identifyOpen(this.#descriptor).bytes,
+    )
+  }
+
+  /**
+   * Throws `TmemError` (`TMEM_IO`) when its name does not lead to this file any more, or when somebody else has cut it off: what is written
+   * to it would not be found again. `sync` looks, too, when the file is to be kept.
+   */
+  checkThere(): void {
+    const { presentBytes } = this
+    if (presentBytes < this.bytes) throw this.#cut(presentBytes)
+    if (this.#identity.kind !== 'file') return
+    const there = this.#mappedNow(
+      () => 'it cannot be looked for',
+      () => this.#io.identify(this.path, this.#follows),
+    )
+    if (there?.id === this.#identity.id) return
+    const what = there === undefined ? 'nothing' : 'another file'
+    throw this.#failure(
+      `somebody has removed, renamed or replaced it: there is ${what} of that name now, and what was written cannot be found by it`,
+      undefined,
+    )
   }
 
   /** True when transfers go around the operating system's cache. */
@@ -312,7 +349,10 @@ export class PageFile {
     this.#checkWrite(from, at, length, position)
     return this.#mapped(
       () => `${length} bytes at ${position} cannot be written`,
-      () => this.#transfers.write(from, at, length, position),
+      async () => {
+        this.#checkEnd(position + length)
+        await this.#transfers.write(from, at, length, position)
+      },
     )
   }
 
@@ -325,7 +365,10 @@ export class PageFile {
       )
     this.#mappedNow(
       () => `${length} bytes at ${position} cannot be written`,
-      () => this.#transfers.writeNow(from, at, length, position),
+      () => {
+        this.#checkEnd(position + length)
+        this.#transfers.writeNow(from, at, length, position)
+      },
     )
   }
 
@@ -334,7 +377,10 @@ export class PageFile {
     this.#checkOpen()
     return this.#mapped(
       () => 'it cannot be synced',
-      () => this.#transfers.sync(),
+      async () => {
+        await this.#transfers.sync()
+        if (this.keep) this.checkThere()
+      },
     )
   }
 
@@ -343,7 +389,10 @@ export class PageFile {
     this.#checkOpen()
     this.#mappedNow(
       () => 'it cannot be synced',
-      () => this.#transfers.syncNow(),
+      () => {
+        this.#transfers.syncNow()
+        if (this.keep) this.checkThere()
+      },
     )
   }
 
@@ -558,6 +607,17 @@ export class PageFile {
       throw new RangeError(`file ${this.path}: bytes 0 to 1023 and 3072 to 4085 are its mark, and not to be written`)
   }
 
+  /** A write to the end of a file that somebody has cut off would make it as long as it was, and nobody would see it any more. */
+  #checkEnd(end: number): void {
+    if (end <= this.bytes - blockBytes) return
+    const { presentBytes } = this
+    if (presentBytes < this.bytes) throw this.#cut(presentBytes)
+  }
+
+  #cut(presentBytes: number): TmemError {
+    return this.#failure(`somebody has cut it off: it has ${presentBytes} bytes, and not ${this.bytes}`, undefined)
+  }
+
   #inMark(position: number, length: number): boolean {
     return this.#content !== undefined && touchesMark(position, length)
   }
@@ -585,7 +645,8 @@ export class PageFile {
 
   #failure(what: string, error: unknown): TmemError {
     if (error instanceof TmemError) return error
-    return new TmemError('TMEM_IO', `file ${this.path}: ${what}: ${reason(error)}`, {
+    const why = error === undefined ? '' : `: ${reason(error)}`
+    return new TmemError('TMEM_IO', `file ${this.path}: ${what}${why}`, {
       layer: this.#layer,
       cause: error,
     })

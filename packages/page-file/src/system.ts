@@ -8,12 +8,14 @@
  * Invariants: a descriptor stays node:fs's own, so the runtime closes it when the thread that opened it ends, after the
  * transfers under way.
  *
- * Source: open(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd and /proc/swaps.
+ * Source: open(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and /proc/locks;
+ * loop(4) for what is known of a loop device in /sys/block.
  */
 import {
   type BigIntStats,
   closeSync,
   constants,
+  existsSync,
   fdatasync,
   fdatasyncSync,
   fstatSync,
@@ -22,6 +24,7 @@ import {
   lstatSync,
   openSync,
   read,
+  readdirSync,
   readFileSync,
   readSync,
   statfsSync,
@@ -78,8 +81,10 @@ export interface PageFileIo {
    */
   openDirect(descriptor: number, write: boolean): number | 'memory' | 'none'
   close(descriptor: number): void
-  /** Whether the kernel swaps to it now. */
-  swapsTo(identity: FileIdentity): boolean
+  /** What the kernel does with it, and how to end that: it swaps to it, or has a loop device over it; `undefined`: nothing. */
+  kernelUse(identity: FileIdentity): string | undefined
+  /** Number of the process that has it locked, where the system tells. */
+  lockedBy(identity: FileIdentity): number | undefined
   /** Makes the file this owner's; `mark` is what was found in it. `undefined`: somebody else has it. */
   claim(descriptor: number, identity: FileIdentity, mark: Mark | undefined): FileClaim | undefined
   /** Waits in the calling thread: for what is over in a moment. */
@@ -249,15 +254,36 @@ class SystemFiles implements PageFileIo {
     closeSync(descriptor)
   }
 
-  swapsTo({ id }: FileIdentity): boolean {
+  kernelUse({ id }: FileIdentity): string | undefined {
+    const leadsHere = (path: string): boolean => this.identify(Buffer.from(path, 'latin1').toString(), true)?.id === id
     const [, ...areas] = contentOf('/proc/swaps')?.trim().split('\n') ?? []
-    return areas.some((area) => {
+    for (const area of areas) {
       // Blanks and backslashes in a path are written in octal there.
       const path = area
         .split(/\s/)[0]!
         .replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)))
-      return this.identify(Buffer.from(path, 'latin1').toString(), true)?.id === id
-    })
+      if (leadsHere(path)) return 'the system swaps to it; run swapoff first'
+    }
+    for (const name of existsSync('/sys/block') ? readdirSync('/sys/block') : []) {
+      const file = contentOf(`/sys/block/${name}/loop/backing_file`)
+      // One that only reads it spoils nothing.
+      if (file === undefined || contentOf(`/sys/block/${name}/ro`)?.trim() !== '0') continue
+      if (leadsHere(file.trimEnd())) return `it is the file of /dev/${name}; run losetup -d /dev/${name} first`
+    }
+    return undefined
+  }
+
+  lockedBy({ id }: FileIdentity): number | undefined {
+    const [device, inode] = id.split(' ').map((part) => (/^\d+$/.test(part) ? BigInt(part) : undefined))
+    if (device === undefined || inode === undefined) return undefined
+    const { major, minor } = numbersOf(device)
+    const hex = (number: bigint): string => number.toString(16).padStart(2, '0')
+    const file = ` ${hex(major)}:${hex(minor)}:${inode} `
+    const line = contentOf('/proc/locks')
+      ?.split('\n')
+      .find((each) => each.includes(' FLOCK ') && each.includes(file))
+    const [, pid] = / WRITE +(\d+) /.exec(line ?? '') ?? []
+    return pid === undefined || pid === '0' ? undefined : Number(pid)
   }
 
   claim(descriptor: number, { id }: FileIdentity, mark: Mark | undefined): FileClaim | undefined {
@@ -366,10 +392,15 @@ function kindOf(stat: BigIntStats): FileIdentity['kind'] {
   return stat.isFIFO() ? 'FIFO' : 'socket'
 }
 
-/** Length of a block device by its number, as Linux's dev_t packs it; 0 where the system does not tell. */
+/** The two numbers of a device, which Linux's dev_t packs into one. */
+const numbersOf = (device: bigint): { major: bigint; minor: bigint } => ({
+  major: ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn),
+  minor: (device & 0xffn) | ((device >> 12n) & ~0xffn),
+})
+
+/** Length of a block device by its number; 0 where the system does not tell. */
 function blockDeviceBytes(number: bigint): number {
-  const major = ((number >> 8n) & 0xfffn) | ((number >> 32n) & ~0xfffn)
-  const minor = (number & 0xffn) | ((number >> 12n) & ~0xffn)
+  const { major, minor } = numbersOf(number)
   const sectors = contentOf(`/sys/dev/block/${major}:${minor}/size`)
   return sectors === undefined ? 0 : Number(sectors) * 512
 }

@@ -1,5 +1,5 @@
 /** One owner at a time: whatever the name, whoever the other one is, however the last one ended. Real files, processes and threads. */
-import { linkSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import { linkSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
@@ -70,7 +70,8 @@ describe.each(natives)('koffi %s', (native) => {
   test('a file without a mark has one owner, too', async () => {
     const image = { path, mode: 'plain', bytes: 8192, files } as const
     const file = PageFile.open(image)
-    expect(() => PageFile.open(image)).toThrow(/uses it already/)
+    // Without koffi there is no lock that would tell whose it is.
+    expect(() => PageFile.open(image)).toThrow(native ? /this process uses it already/ : /somebody uses it already/)
     expect((await started(otherProcess()).open({ ...image, files: undefined! }, { native })).message).toMatch(
       /uses it already/,
     )
@@ -175,6 +176,25 @@ test('of two threads that race exactly one wins', async () => {
     const at = Date.now() + 3
     const native = round % 2 === 0
     const answers = await Promise.all(racers.map((racer) => racer.open(request(), { native, at })))
+    const winners = answers.filter(({ open }) => open).length
+    expect({ round, winners, answers }).toMatchObject({ winners: 1 })
+    await Promise.all(racers.map((racer) => racer.close()))
+  }
+}, 120_000)
+
+test('of six processes that take over what a dead one left exactly one wins', async () => {
+  const dead = started(otherProcess())
+  await dead.open(request())
+  await dead.kill()
+  const left = readFileSync(path)
+  const racers = Array.from({ length: 6 }, () => started(otherProcess()))
+  for (let round = 0; round < 60; round++) {
+    writeFileSync(path, left)
+    const kind = round % 2 === 0 ? request() : request({ mode: 'plain', content: undefined! })
+    const at = Date.now() + 5
+    const answers = await Promise.all(
+      racers.map((racer, n) => racer.open(kind, { native: round % 3 !== 0 || n % 2 === 0, at })),
+    )
     const winners = answers.filter(({ open }) => open).length
     expect({ round, winners, answers }).toMatchObject({ winners: 1 })
     await Promise.all(racers.map((racer) => racer.close()))

@@ -345,8 +345,57 @@ describe('damage', () => {
   })
 })
 
+describe('a file to be kept that is not left alone', () => {
+  const written = async (): Promise<PageFile> => {
+    const file = open({ mode: 'plain', content: undefined! })
+    await file.write(new Uint8Array(65536).fill(7), 0, 65536, 0)
+    await file.sync()
+    return file
+  }
+  const fails = async (file: PageFile, message: RegExp): Promise<void> => {
+    const error = { code: 'TMEM_IO', message: expect.stringMatching(message) }
+    await expect(file.sync()).rejects.toMatchObject(error)
+    expect(() => file.syncNow()).toThrow(expect.objectContaining(error))
+    expect(() => file.checkThere()).toThrow(expect.objectContaining(error))
+  }
+
+  test('fails each sync while its name leads elsewhere', async () => {
+    const file = await written()
+    renameSync(path, `${path}-2`)
+    await fails(file, /removed, renamed or replaced it: there is nothing of that name/)
+    writeFileSync(path, '')
+    await fails(file, /there is another file of that name/)
+    renameSync(`${path}-2`, path)
+    await file.sync()
+    await file.close()
+    expect(readFileSync(path)).toEqual(Buffer.alloc(65536, 7))
+  })
+
+  test('fails each sync, and writes to its end, while it is shorter than it was', async () => {
+    const file = await written()
+    truncateSync(path, 5000)
+    await fails(file, /somebody has cut it off: it has 5000 bytes, and not 65536/)
+    const end = [new Uint8Array(4096), 0, 4096, 61440] as const
+    await expect(file.write(...end)).rejects.toThrow(/somebody has cut it off/)
+    expect(() => file.writeNow(...end)).toThrow(/somebody has cut it off/)
+    expect(file.presentBytes).toBe(5000)
+    file.resize(65536)
+    await file.write(...end)
+    await file.sync()
+    await file.close()
+  })
+
+  test('nobody is told where it would be removed anyway', async () => {
+    const file = open({ mode: 'make', keep: false })
+    rmSync(path)
+    await file.sync()
+    await file.close()
+    expect(readdirSync(folder)).toEqual([])
+  })
+})
+
 describe('nothing is left behind', () => {
-  const failures = ['openDirect', 'syncNow', 'writeNow', 'resize', 'swapsTo', 'claim'] as const
+  const failures = ['openDirect', 'syncNow', 'writeNow', 'resize', 'kernelUse', 'claim'] as const
   test.each(failures)('when %s fails, of what was made', (call) => {
     const files = systemFiles()
     files[call] = () => {

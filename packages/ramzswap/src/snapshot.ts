@@ -5,16 +5,21 @@
  * syncs the file. With `writethrough` each write is in the image (in the operating system's cache) before it is acknowledged, so that
  * it survives the process; `flush` then only syncs. When a device is opened over an image that is there, its pages go into the device first.
  *
+ * The image is a page file (@tmem/page-file) without a mark: byte n of it is byte n of the device. It is sparse: pages that were never
+ * written take no room, and those that became zeros give theirs back where the file system can do that. It is claimed as long as the device is open.
+ *
  * Invariants:
  *  - Each page of the image holds what the device's page held when it was last flushed, or at some time since: never a mixture, as far as
  *    the process goes. (When power fails, what of the writes since the last flush is there is up to the disk, as with any disk.)
  *  - Outside of a copy under way, a page of the image that differs from the device's is dirty. A bit is cleared before its page is read, so a change meanwhile sets it again; it
  *    is also set again when the copy failed.
  *  - A page without a `filled` bit is all zeros in the image, so zeros need not be written there: an image stays sparse.
- *  - `unsynced` are the pages that were written since the last sync. They become dirty when a sync fails: the operating system may have given
- *    them up.
+ *  - `unsynced` are the pages that were written since the last sync that succeeded began. When a sync fails they all become dirty, also those that were
+ *    written while it was under way: the operating system may have given them up, and no later sync would tell.
+ *  - An image that cannot be found by its name any more, or that somebody has cut off, fails the flush. What was cut off is dirty then.
  *  - Copies and syncs are done one after the other. With `writethrough`, a write to pages that are being copied waits for the copy.
  */
+import { lstatSync, realpathSync } from 'node:fs'
 import {
   type Allocator,
   type BlockDevice,
@@ -23,12 +28,12 @@ import {
   systemAllocator,
   TmemError,
 } from '@tmem/core'
-import { type OpenImageFile, openImageFile } from './image-file.ts'
+import { PageFile, type PageFileIo } from '@tmem/page-file'
 import { pageBytes } from './stack.ts'
 
 /** Settings of a snapshot. */
 export interface SnapshotOptions {
-  /** The image. It is made when it is not there; one that is smaller than the device grows. */
+  /** The image. It is made when it is not there; one that is smaller than the device grows. A link is followed to the file itself. */
   readonly path: string
   /** Acknowledge a write only when it survives the process (default: when it is flushed). */
   readonly writethrough?: boolean
@@ -37,8 +42,8 @@ export interface SnapshotOptions {
   /** Told how many bytes of the image are in the device. */
   readonly onProgress?: (done: number, total: number) => void
   readonly allocator?: Allocator
-  /** Opens the image; tests give one that fails. */
-  readonly open?: OpenImageFile
+  /** The system that has the image (default: this machine's); tests give one that fails. */
+  readonly files?: PageFileIo
 }
 
 /** Pages that are copied at once. */
@@ -47,7 +52,7 @@ const zeros: Uint8Array = new Uint8Array(pageBytes)
 
 /**
  * Fills a device with its image and keeps the image from then on. The device belongs to the snapshot, which closes it, also when this
- * rejects: with `TMEM_IO` (the image cannot be used, or another process has it) or `TMEM_NO_MEMORY`.
+ * rejects: with `TMEM_IO` (the image cannot be used, or somebody else has it) or `TMEM_NO_MEMORY`. An image that was made is then removed again.
  */
 export async function openSnapshot(device: BlockDevice, options: SnapshotOptions): Promise<Snapshot> {
   let made: Snapshot | undefined
@@ -97,6 +102,12 @@ class PageSet {
     for (let n = 0; n < words.length; n++) this.words[n]! |= words[n]!
   }
 
+  /** Takes all pages of another set, which is empty then. */
+  takeAll(other: PageSet): void {
+    this.addAll(other)
+    other.words.fill(0)
+  }
+
   /** Pages of the set below `to`. */
   count(to: number): number {
     let pages = 0
@@ -111,12 +122,12 @@ export class Snapshot implements BlockDevice {
   readonly writethrough: boolean
   readonly maxSizeBytes: number
   readonly #device: BlockDevice
-  readonly #image: ReturnType<OpenImageFile>
+  readonly #image: PageFile
   readonly #buffer: Uint8Array
   readonly #dirty: PageSet
   readonly #filled: PageSet
   readonly #unsynced: PageSet
-  /** What `unsynced` was when the sync under way began. */
+  /** What `unsynced` was when the sync under way began: empty at any other time. */
   readonly #syncing: PageSet
   /** The last of what is done one after the other, and how many of that there are. */
   #turn: Promise<unknown> = Promise.resolve()
@@ -138,7 +149,7 @@ export class Snapshot implements BlockDevice {
   #failures = 0
 
   constructor(device: BlockDevice, options: SnapshotOptions) {
-    const { path, writethrough = false, allocator = systemAllocator, open = openImageFile } = options
+    const { path, writethrough = false, allocator = systemAllocator, files } = options
     const { sizeBytes, name } = device
     const maxSizeBytes = options.maxSizeBytes ?? sizeBytes
     if (sizeBytes % pageBytes !== 0 || maxSizeBytes % pageBytes !== 0 || maxSizeBytes < sizeBytes)
@@ -165,7 +176,17 @@ export class Snapshot implements BlockDevice {
     this.#unsynced = set(2)
     this.#syncing = set(3)
     this.#buffer = new Uint8Array(ask(copyPages * pageBytes, 'buffer'))
-    this.#image = open(path)
+    this.#image = PageFile.open({
+      // The file itself, where a link leads to it: it is what is claimed, and looked for later.
+      path: files === undefined ? fileOf(path) : path,
+      mode: 'plain',
+      bytes: sizeBytes,
+      keep: true,
+      through: 'cache',
+      layer: 'snapshot',
+      allocator,
+      ...(files === undefined ? {} : { files }),
+    })
   }
 
   get name(): string {
@@ -190,7 +211,7 @@ export class Snapshot implements BlockDevice {
 
   /** Puts the image's pages into the device. For `openSnapshot`. */
   async load(onProgress?: (done: number, total: number) => void): Promise<void> {
-    const { sizeBytes: total } = this.#image
+    const { bytes: total } = this.#image
     if (total > this.sizeBytes)
       throw this.#error(
         `it has ${total} bytes, more than the ${this.sizeBytes} of device ${this.name}: give the device its size, or name another image`,
@@ -198,30 +219,46 @@ export class Snapshot implements BlockDevice {
     if (total % pageBytes !== 0)
       throw this.#error(`it has ${total} bytes, which are no whole pages of ${pageBytes}: it is no image of a device`)
     if (total < this.sizeBytes) this.#fit()
-    for (let at = 0; at < total; at += this.#buffer.length) {
-      const bytes = this.#buffer.subarray(0, Math.min(this.#buffer.length, total - at))
-      try {
-        await this.#image.read(bytes, at)
-      } catch (error) {
-        throw this.#failed('read', at, error)
+    // The length of a new one is yet to last.
+    if (this.#image.found === 'nothing') this.#refitted = true
+    let done = 0
+    // Holes are not read.
+    for (const [position, length] of this.#image.dataExtents()) {
+      if (position >= total) break
+      const end = Math.min(total, Math.ceil((position + length) / pageBytes) * pageBytes)
+      // The file system's blocks may be smaller than pages.
+      for (let at = Math.max(done, position - (position % pageBytes)); at < end; at = done) {
+        done = Math.min(end, at + this.#buffer.length)
+        await this.#loadPart(at, done - at)
+        onProgress?.(done, total)
       }
-      const first = at / pageBytes
-      const end = first + bytes.length / pageBytes
-      const isFilled = (page: number): boolean => !isZero(bytes, page - first)
-      for (let from = runFrom(first, end, isFilled); from < end; ) {
-        const to = runEnd(from, end, isFilled)
-        this.#filled.add(from, to)
-        this.#loadedPages += to - from
-        await this.#device.write(from * pageBytes, bytes.subarray((from - first) * pageBytes, (to - first) * pageBytes))
-        from = runFrom(to, end, isFilled)
-      }
-      onProgress?.(at + bytes.length, total)
+    }
+    onProgress?.(total, total)
+  }
+
+  async #loadPart(at: number, length: number): Promise<void> {
+    const bytes = this.#buffer.subarray(0, length)
+    try {
+      await this.#image.read(bytes, 0, length, at)
+    } catch (error) {
+      throw this.#failed(error)
+    }
+    const first = at / pageBytes
+    const end = first + length / pageBytes
+    const isFilled = (page: number): boolean => !isZero(bytes, page - first)
+    for (let from = runFrom(first, end, isFilled); from < end; ) {
+      const to = runEnd(from, end, isFilled)
+      this.#filled.add(from, to)
+      this.#loadedPages += to - from
+      await this.#device.write(from * pageBytes, bytes.subarray((from - first) * pageBytes, (to - first) * pageBytes))
+      from = runFrom(to, end, isFilled)
     }
   }
 
-  /** Closes without a flush: nothing was acknowledged yet. For `openSnapshot`. */
+  /** Closes without a flush, where nothing was acknowledged yet: an image that was made is removed again. */
   async abandon(): Promise<void> {
-    this.#closing ??= this.#end(() => Promise.resolve())
+    const remove = this.#image.found === 'nothing'
+    this.#closing ??= this.#end(() => Promise.resolve(), remove)
     await this.#closing
   }
 
@@ -245,7 +282,10 @@ export class Snapshot implements BlockDevice {
     if (this.#closing !== undefined) return Promise.reject(this.#closedError())
     const { sizeBytes } = this
     const idle = this.#turns === 0 && !this.#misfit && !this.#refitted
-    if (idle && !anyOf(this.#dirty, sizeBytes) && !anyOf(this.#unsynced, sizeBytes)) return undefined
+    if (idle && !anyOf(this.#dirty, sizeBytes) && !anyOf(this.#unsynced, sizeBytes)) {
+      const failure = this.#lookFor()
+      return failure === undefined ? undefined : Promise.reject(failure)
+    }
     this.#nextFlush ??= this.#inTurn(() => {
       this.#nextFlush = undefined
       return this.#flush()
@@ -305,9 +345,9 @@ export class Snapshot implements BlockDevice {
     return this.#closing
   }
 
-  async #end(flush: () => Promise<void>): Promise<void> {
+  async #end(flush: () => Promise<void>, remove = false): Promise<void> {
     const errors: unknown[] = []
-    for (const step of [flush, () => this.#device.close(), () => this.#image.close()])
+    for (const step of [flush, () => this.#device.close(), () => this.#image.close({ remove })])
       await step().catch((error: unknown) => errors.push(error))
     if (errors.length > 0) throw errors[0]
   }
@@ -345,12 +385,12 @@ export class Snapshot implements BlockDevice {
       changed()
       return writethrough && length > 0 ? this.#inTurn(() => this.#copy(from, to)) : undefined
     }
+    this.#touched(from, to)
     try {
-      for (let done = 0; done < length; )
-        done += this.#written(at + done, this.#image.writeNow(done === 0 ? bytes : bytes.subarray(done), at + done))
+      this.#image.writeNow(bytes, 0, length, at)
     } catch (error) {
       changed()
-      return Promise.reject(this.#unwritten(at, length, error))
+      return Promise.reject(this.#failed(error))
     }
     this.#savedPages += to - from
     return undefined
@@ -369,18 +409,43 @@ export class Snapshot implements BlockDevice {
 
   async #flush(): Promise<void> {
     this.#flushes++
+    const failure = this.#lookFor()
+    if (failure !== undefined) throw failure
+    if (this.#misfit) this.#fit()
     await this.#copy(0, Number.POSITIVE_INFINITY)
-    const { words } = this.#unsynced
-    this.#syncing.words.set(words)
-    words.fill(0)
+    // All that a failed sync may have lost was dirty, and is written now.
+    this.#image.restored()
+    this.#syncing.takeAll(this.#unsynced)
     this.#refitted = false
     try {
       await this.#image.sync()
+      this.#syncing.words.fill(0)
     } catch (error) {
       this.#refitted = true
-      this.#dirty.addAll(this.#syncing)
-      this.#filled.addAll(this.#syncing)
-      throw this.#failed('synced', undefined, error)
+      this.#unsynced.takeAll(this.#syncing)
+      this.#dirty.addAll(this.#unsynced)
+      this.#filled.addAll(this.#unsynced)
+      throw this.#failed(error)
+    }
+  }
+
+  /** Why the image is not what it has to be, if that is so: it cannot be found, or somebody has cut it off; what was there is dirty then. */
+  #lookFor(): Error | undefined {
+    const image = this.#image
+    try {
+      const first = Math.floor(image.presentBytes / pageBytes)
+      const end = Math.min(image.bytes, this.sizeBytes) / pageBytes
+      if (first < end) {
+        this.#dirty.add(first, end)
+        this.#filled.add(first, end)
+        // The length is put right by the flush that has been told of it.
+        if (this.#misfit) return undefined
+        this.#misfit = true
+      }
+      image.checkThere()
+      return undefined
+    } catch (error) {
+      return this.#failed(error) as Error
     }
   }
 
@@ -439,46 +504,37 @@ export class Snapshot implements BlockDevice {
     // Without anything to wait for, everybody else would wait.
     if (page === to) await new Promise((resolve) => setImmediate(resolve))
     while (page < to) {
-      const end = runEnd(page, to, isWanted)
+      const zeros = isZero(bytes, page - from)
+      const end = runEnd(page, to, (each) => isWanted(each) && isZero(bytes, each - from) === zeros)
       const at = page * pageBytes
-      const part = bytes.subarray((page - from) * pageBytes, (end - from) * pageBytes)
+      const length = (end - page) * pageBytes
+      this.#touched(page, end)
       try {
-        for (let done = 0; done < part.length; )
-          done += this.#written(at + done, await this.#image.write(part.subarray(done), at + done))
+        // Where no room can be given back, zeros are written.
+        if (!zeros || !(await this.#image.punch(at, length)))
+          await this.#image.write(bytes, (page - from) * pageBytes, length, at)
       } catch (error) {
-        throw this.#unwritten(at, part.length, error)
+        throw this.#failed(error)
       }
       this.#savedPages += end - page
-      for (; page < end; page++) if (isZero(bytes, page - from)) this.#filled.remove(page, page + 1)
+      if (zeros) this.#filled.remove(page, end)
       page = runFrom(end, to, isWanted)
     }
   }
 
-  /** Bytes are in the image; how many. */
-  #written(at: number, length: number): number {
-    // It would be tried for ever.
-    if (length === 0) throw new Error('nothing was written')
-    const from = Math.floor(at / pageBytes)
-    const to = Math.ceil((at + length) / pageBytes)
+  /** Pages are about to change in the image. Where that fails, nobody knows what is there. */
+  #touched(from: number, to: number): void {
     this.#filled.add(from, to)
     this.#unsynced.add(from, to)
-    return length
-  }
-
-  /** Not all bytes are in the image. Where the disk is full the rest of the file is as it was; otherwise nobody knows. */
-  #unwritten(at: number, length: number, error: unknown): TmemError {
-    const { code } = error as NodeJS.ErrnoException
-    if (code !== 'ENOSPC' && code !== 'EDQUOT') this.#written(at, length)
-    return this.#failed('written', at, error)
   }
 
   /** Gives the image the size of the device. */
   #fit(): void {
     this.#refitted = true
     try {
-      this.#image.truncate(this.sizeBytes)
+      this.#image.resize(this.sizeBytes)
     } catch (error) {
-      throw this.#failed('given another size', undefined, error)
+      throw this.#failed(error)
     }
     this.#misfit = false
     const first = this.sizeBytes / pageBytes
@@ -487,18 +543,31 @@ export class Snapshot implements BlockDevice {
     this.#filled.remove(first, last)
   }
 
-  #failed(what: string, at: number | undefined, cause: unknown): TmemError {
+  /** Counts a failure of the image, whose own error says what and where. */
+  #failed(error: unknown): unknown {
     this.#failures++
-    const where = at === undefined ? '' : ` at ${at}`
-    return this.#error(`it cannot be ${what}${where}: ${(cause as Error).message}`, cause)
+    return error
   }
 
-  #error(what: string, cause?: unknown): TmemError {
-    return new TmemError('TMEM_IO', `snapshot ${this.path}: ${what}`, { layer: 'snapshot', cause })
+  #error(what: string): TmemError {
+    return new TmemError('TMEM_IO', `snapshot ${this.path}: ${what}`, { layer: 'snapshot' })
   }
 
   #closedError(): TmemError {
     return new TmemError('TMEM_CLOSED', `device ${this.name} is closed`, { layer: 'snapshot' })
+  }
+}
+
+/** The file that a path leads to, through links; the path itself where there is nothing. */
+function fileOf(path: string): string {
+  const link = lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true
+  try {
+    return link ? realpathSync(path) : path
+  } catch (error) {
+    throw new TmemError('TMEM_IO', `snapshot ${path}: the link leads nowhere: ${(error as Error).message}`, {
+      layer: 'snapshot',
+      cause: error,
+    })
   }
 }
 

@@ -1,12 +1,25 @@
 /** What a device's image holds, whenever its process is killed. */
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import {
+  linkSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, relative } from 'node:path'
 import { systemAllocator, TmemError } from '@tmem/core'
 import { failingAllocator } from '@tmem/faults'
+import { type FileCall, MemoryFiles, systemFiles } from '@tmem/page-file'
 import * as fc from 'fast-check'
-import { expect, onTestFinished, test } from 'vitest'
-import { type ImageFile, openImageFile, openSnapshot, type Ramzswap, ramzswap, type Snapshot } from '../src/index.ts'
+import { describe, expect, onTestFinished, test } from 'vitest'
+import { openSnapshot, type Ramzswap, ramzswap, type Snapshot } from '../src/index.ts'
 import {
   backingFile,
   bytesOf,
@@ -19,90 +32,59 @@ import {
   room,
   same,
   section,
-  systemError,
 } from './subject.ts'
 
 const pages = 24
 
 /** An image in memory, which fails and waits when it is told to. */
-class Image implements ImageFile {
-  content: Uint8Array
-  /** What a power failure would leave. */
-  synced: Uint8Array
-  /** Pages that were written since the last sync. */
-  readonly #cached = new Set<number>()
+class Image extends MemoryFiles {
   closed = false
-  failing: { readonly what: 'write' | 'sync' | 'read' | 'truncate'; readonly error: Error } | undefined
+  failing: { readonly what: 'write' | 'sync' | 'read' | 'resize'; readonly code: string } | undefined
   /** Awaited before what is done in the background. */
   before: () => Promise<void> = () => Promise.resolve()
-  /** Called whenever the content has changed. */
+  /** Called whenever the content may have changed. */
   onChange: () => void = () => undefined
+  readonly calls: FileCall[] = []
 
-  constructor(content: Uint8Array = new Uint8Array(0)) {
-    this.content = content
-    this.synced = content.slice()
-  }
-
-  get sizeBytes(): number {
-    return this.content.length
-  }
-
-  #fail(what: string): void {
-    if (this.closed) throw new Error(`${what} after close`)
-    if (this.failing?.what === what) throw this.failing.error
-  }
-
-  async read(into: Uint8Array, position: number): Promise<void> {
-    await this.before()
-    this.#fail('read')
-    into.set(this.content.subarray(position, position + into.length))
-  }
-
-  async write(bytes: Uint8Array, position: number): Promise<number> {
-    await this.before()
-    return this.writeNow(bytes, position)
-  }
-
-  writeNow(all: Uint8Array, position: number): number {
-    this.#fail('write')
-    // The system may write fewer pages than it is asked to.
-    const bytes = all.subarray(0, 3 * 4096 - (position % 4096))
-    if (position + bytes.length > this.content.length) this.truncate(position + bytes.length)
-    // A process can be killed between two pages of one write.
-    for (let done = 0; done < bytes.length; ) {
-      const part = bytes.subarray(done, Math.min(bytes.length, done + 4096 - ((position + done) % 4096)))
-      this.content.set(part, position + done)
-      this.#cached.add(Math.floor((position + done) / 4096))
-      done += part.length
+  constructor(content?: Uint8Array) {
+    super({ direct: false })
+    if (content !== undefined) this.put('image', content)
+    this.fault = (call) => {
+      this.calls.push(call)
+      // A process can be killed between two pages of one write.
       this.onChange()
+      const { failing } = this
+      if (failing?.what === (call.name === 'punch' ? 'write' : call.name)) return { code: failing.code }
+      return call.name === 'write' ? { bytes: 4096 - (call.position % 4096) } : undefined
     }
-    return bytes.length
   }
 
-  async sync(): Promise<void> {
+  get bytes(): Uint8Array {
+    return this.content('image') ?? new Uint8Array(0)
+  }
+
+  /** What a power failure would leave. */
+  get synced(): Uint8Array {
+    return this.durable('image') ?? new Uint8Array(0)
+  }
+
+  override async read(...call: Parameters<MemoryFiles['read']>): Promise<number> {
     await this.before()
-    // Where a sync has failed, the kernel takes what it could not write as written.
-    const cached = [...this.#cached]
-    this.#cached.clear()
-    this.#fail('sync')
-    const synced = new Uint8Array(this.content.length)
-    synced.set(this.synced.subarray(0, synced.length))
-    for (const page of cached)
-      if (page * 4096 < synced.length) synced.set(this.content.subarray(page * 4096, page * 4096 + 4096), page * 4096)
-    this.synced = synced
+    return super.read(...call)
   }
 
-  truncate(sizeBytes: number): void {
-    this.#fail('truncate')
-    // What is cut off is gone from the disk as well, sooner or later.
-    for (let page = sizeBytes / 4096; page < this.content.length / 4096; page++) this.#cached.add(page)
-    const next = new Uint8Array(sizeBytes)
-    next.set(this.content.subarray(0, sizeBytes))
-    this.content = next
-    this.onChange()
+  override async write(...call: Parameters<MemoryFiles['write']>): Promise<number> {
+    await this.before()
+    return super.write(...call)
   }
 
-  async close(): Promise<void> {
+  override async sync(descriptor: number): Promise<void> {
+    await this.before()
+    await super.sync(descriptor)
+  }
+
+  override close(descriptor: number): void {
+    super.close(descriptor)
     this.closed = true
   }
 }
@@ -127,7 +109,7 @@ async function opened(options: { image?: Image; writethrough?: boolean; sizePage
     path: 'image',
     writethrough,
     maxSizeBytes: pages * 4096,
-    open: () => image,
+    files: image,
   })
   return { device, inner, image, file }
 }
@@ -192,7 +174,7 @@ const operation = fc.oneof(
     weight: 2,
     arbitrary: fc.record({
       do: fc.constant('fail' as const),
-      what: fc.constantFrom('none', 'write', 'sync', 'truncate'),
+      what: fc.constantFrom('none', 'write', 'sync', 'resize'),
       code: fc.constantFrom('ENOSPC', 'EIO'),
     }),
   },
@@ -212,7 +194,7 @@ test.each([false, true])(
         let { device, image } = await opened({ writethrough })
         const history = new History()
         const watch = (): void => {
-          image.onChange = () => history.check(image.content, 'after a change of the image')
+          image.onChange = () => history.check(image.bytes, 'after a change of the image')
         }
         watch()
         // Versions that are being written may be in the image before the device is asked for them.
@@ -220,7 +202,7 @@ test.each([false, true])(
           history.now(await all(device))
           if (writethrough && code === 'none')
             history.flushed(history.marks(), Math.floor(at / 4096), Math.ceil((at + length) / 4096))
-          history.check(image.content, 'after an operation')
+          history.check(image.bytes, 'after an operation')
         }
         const expectFailure = (code: string): void => {
           if (code !== 'none') same([code, image.failing !== undefined], ['TMEM_IO', true])
@@ -280,12 +262,12 @@ test.each([false, true])(
                 const code = await codeOf(() => device.close())
                 expectFailure(code)
                 if (code === 'none') {
-                  expectBytes(image.content, before)
+                  expectBytes(image.bytes, before)
                   expectBytes(image.synced, before)
                 }
               }
-              if (image.content.length > sizePages * 4096) same(image.failing?.what, 'truncate')
-              image = new Image(image.content.slice(0, sizePages * 4096))
+              if (image.bytes.length > sizePages * 4096) same(image.failing?.what, 'resize')
+              image = new Image(image.bytes.slice(0, sizePages * 4096))
               watch()
               device = (await opened({ image, writethrough, sizePages })).device
               const got = await all(device)
@@ -296,8 +278,7 @@ test.each([false, true])(
               break
             }
             default:
-              image.failing =
-                step.what === 'none' ? undefined : { what: step.what as 'write', error: systemError(step.code) }
+              image.failing = step.what === 'none' ? undefined : { what: step.what as 'write', code: step.code }
           }
         }
         image.failing = undefined
@@ -306,7 +287,7 @@ test.each([false, true])(
         expectBytes(image.synced, before)
         same(section(device.stats(), 'snapshot')['dirty_pages'], 0)
         await device.close()
-        expectBytes(image.content, before)
+        expectBytes(image.bytes, before)
       }),
       { seed: 11, numRuns: 200 },
     )
@@ -332,7 +313,7 @@ test.each([false, true])(
         // What a killed process leaves, and what a power failure does.
         const history = new History()
         const disk = new History()
-        image.onChange = () => history.check(image.content, 'after a change of the image')
+        image.onChange = () => history.check(image.bytes, 'after a change of the image')
         image.before = () => scheduler.schedule(Promise.resolve())
         file().beforeRead = () => scheduler.schedule(Promise.resolve())
         const running: Promise<void>[] = []
@@ -362,7 +343,7 @@ test.each([false, true])(
             const acknowledged = (): void => {
               busy.delete(page)
               if (writethrough) history.flushed(marks, page, page + 1)
-              history.check(image.content, 'after it was acknowledged')
+              history.check(image.bytes, 'after it was acknowledged')
             }
             if (completion === undefined) acknowledged()
             else running.push(completion.then(() => acknowledged()))
@@ -398,7 +379,7 @@ test('a resize while pages are copied: nothing of what was cut off comes back', 
   image.before = () => Promise.resolve()
   go()
   await flush
-  expect(image.content.length).toBe(8 * 4096)
+  expect(image.bytes.length).toBe(8 * 4096)
   await device.flush()
   const wanted = new Uint8Array(8 * 4096)
   wanted.set(text.subarray(0, 4 * 4096))
@@ -411,7 +392,7 @@ test('a disk that is full or broken: the system says why, the rest is saved, the
   for (const code of ['ENOSPC', 'EIO']) {
     const { device, image } = await opened()
     await device.write(0, bytesOf('text', 3 * 4096, 2))
-    image.failing = { what: 'write', error: systemError(code) }
+    image.failing = { what: 'write', code }
     const failure: unknown = await Promise.resolve(device.flush()).catch((error: unknown) => error)
     same(
       [failure instanceof TmemError && failure.code, (failure as Error & { cause: { code: string } }).cause.code],
@@ -436,7 +417,7 @@ test('a page that the device has lost fails the flush, and the others are saved'
   const wrong = [...Array(pages).keys()].filter(
     (page) =>
       Buffer.compare(
-        image.content.subarray(page * 4096, (page + 1) * 4096),
+        image.bytes.subarray(page * 4096, (page + 1) * 4096),
         noise.subarray(page * 4096, (page + 1) * 4096),
       ) !== 0,
   )
@@ -452,7 +433,7 @@ test('a sync that failed is made up for, also where zeros were written', async (
   await device.write(0, bytesOf('text', 2 * 4096, 5))
   await device.flush()
   await device.discard(0, 4096)
-  image.failing = { what: 'sync', error: systemError('EIO') }
+  image.failing = { what: 'sync', code: 'EIO' }
   expect(await codeOf(() => device.flush())).toBe('TMEM_IO')
   image.failing = undefined
   await device.flush()
@@ -464,7 +445,7 @@ test('a sync that failed is made up for, also where zeros were written', async (
 
 test('written through while an older version of the page is on its way: the newer one stays', async () => {
   const { device, image } = await opened({ writethrough: true })
-  image.failing = { what: 'write', error: systemError('ENOSPC') }
+  image.failing = { what: 'write', code: 'ENOSPC' }
   expect(await codeOf(() => device.write(0, bytesOf('text', 4096, 1)))).toBe('TMEM_IO')
   image.failing = undefined
   let go: (() => void) | undefined
@@ -478,9 +459,9 @@ test('written through while an older version of the page is on its way: the newe
   image.before = () => Promise.resolve()
   go()
   await later
-  expectBytes(image.content.subarray(0, 4096), bytesOf('text', 4096, 2))
+  expectBytes(image.bytes.subarray(0, 4096), bytesOf('text', 4096, 2))
   await flush
-  expectBytes(image.content.subarray(0, 4096), bytesOf('text', 4096, 2))
+  expectBytes(image.bytes.subarray(0, 4096), bytesOf('text', 4096, 2))
   await device.close()
 })
 
@@ -504,14 +485,14 @@ test('each allocation that fails says which, and leaves nothing open', async () 
     const allocator = failingAllocator(systemAllocator, { nth })
     const inner = ramzswap({ name: 'dev', sizeBytes: pages * 4096, stack: layers })
     const image = new Image()
-    const open = () => openSnapshot(inner, { path: 'image', allocator, open: () => image })
-    if (nth > 2) {
+    const open = () => openSnapshot(inner, { path: 'image', allocator, files: image })
+    if (nth > 3) {
       await (await open()).close()
       same(allocator.failures, 0)
       break
     }
     expect(await codeOf(open)).toBe('TMEM_NO_MEMORY')
-    expect(file().closed).toBe(true)
+    expect([file().closed, image.content('image')]).toEqual([true, undefined])
   }
 })
 
@@ -527,8 +508,8 @@ test.each([
 
 test('an image that cannot be read is an error, not zeros', async () => {
   const image = new Image(bytesOf('text', pages * 4096, 1))
-  image.failing = { what: 'read', error: systemError('EIO') }
-  await expect(opened({ image })).rejects.toThrow(/cannot be read at 0: EIO/)
+  image.fault = ({ name, length }) => (name === 'read' && length > 4096 ? { code: 'EIO' } : undefined)
+  await expect(opened({ image })).rejects.toThrow(/bytes at 0 cannot be read: EIO/)
   expect(image.closed).toBe(true)
 })
 
@@ -565,27 +546,168 @@ test('a real file: what was flushed is there again, and anybody can read it', as
   expectBytes(got, text)
   expect(seen.at(-1)).toBe(1)
   await second.close()
-  expect(existsSync(`${path}.lock`)).toBe(false)
 })
 
-test('two never have one image; the lock of a process that ended is taken over, anything else is left alone', async () => {
+test('an image has one owner, whatever it is called; and is free again when its device is closed', async () => {
   const path = join(folder(), 'image')
   const first = await openSnapshot(plain(), { path })
-  await expect(openSnapshot(plain(), { path })).rejects.toThrow(`process ${process.pid} has it open`)
+  await first.write(0, bytesOf('text', 4096, 1))
+  linkSync(path, `${path}-hard`)
+  symlinkSync(path, `${path}-soft`)
+  for (const name of [path, `${path}-hard`, `${path}-soft`, relative(process.cwd(), path)])
+    await expect(openSnapshot(plain(), { path: name })).rejects.toThrow('this process uses it already')
   await first.close()
-  writeFileSync(`${path}.lock`, '1 12345 01234567-89ab-cdef-0123-456789abcdef')
-  await (await openSnapshot(plain(), { path })).close()
-  expect(existsSync(`${path}.lock`)).toBe(false)
-  writeFileSync(`${path}.lock`, 'mine')
-  await expect(openSnapshot(plain(), { path })).rejects.toThrow(/no lock of ours: remove it/)
-  expect(readFileSync(`${path}.lock`, 'utf8')).toBe('mine')
+  for (const name of [`${path}-hard`, `${path}-soft`, path]) {
+    const again = await openSnapshot(plain(), { path: name })
+    const got = new Uint8Array(4096)
+    await again.read(0, got)
+    expectBytes(got, bytesOf('text', 4096, 1))
+    await again.close()
+  }
+  expect(readdirSync(join(path, '..')).sort()).toEqual(['image', 'image-hard', 'image-soft'])
 })
 
-test('what is no plain file is refused, and left unlocked', () => {
+test('what is no plain file is refused, and a link that leads nowhere; nothing is left behind', async () => {
   const path = folder()
-  expect(() => openImageFile(path)).toThrow(/cannot be opened: EISDIR/)
-  const device = join(path, 'null')
-  symlinkSync('/dev/null', device)
-  expect(() => openImageFile(device)).toThrow(/no plain file/)
-  expect([existsSync(`${path}.lock`), existsSync(`${device}.lock`)]).toEqual([false, false])
+  execFileSync('mkfifo', [join(path, 'pipe')])
+  const names = { null: '/dev/null', folder: path, nowhere: join(path, 'missing'), fifo: join(path, 'pipe') }
+  for (const [name, to] of Object.entries(names)) symlinkSync(to, join(path, name))
+  const before = readdirSync(path)
+  for (const [name, message] of [
+    ['null', /it is a character device; name a file/],
+    ['folder', /it is a directory; name a file/],
+    ['nowhere', /the link leads nowhere: ENOENT/],
+    ['fifo', /it is a FIFO; name a file/],
+    ['pipe', /it is a FIFO; name a file/],
+  ] as const)
+    await expect(openSnapshot(plain(), { path: join(path, name) })).rejects.toThrow(message)
+  expect(readdirSync(path)).toEqual(before)
+})
+
+test('only what holds data is read of an image that is there', async () => {
+  const content = new Uint8Array(pages * 4096)
+  content.set(bytesOf('text', 2 * 4096, 1), 5 * 4096)
+  const image = new Image(content)
+  const { device } = await opened({ image })
+  const reads = image.calls.filter(({ name, length }) => name === 'read' && length > 0)
+  // Once by the claim, which looks for a mark.
+  expect(reads.filter(({ position }) => position > 0)).toMatchObject([{ position: 5 * 4096, length: 2 * 4096 }])
+  expectBytes(await all(device), content)
+  expect(section(device.stats(), 'snapshot')).toMatchObject({ loaded_pages: 2, filled_pages: 2 })
+  await device.close()
+})
+
+test('pages that became zeros give their room back', async () => {
+  const path = join(folder(), 'image')
+  const device = await openSnapshot(plain(), { path })
+  await device.write(0, bytesOf('noise', pages * 4096, 1))
+  await device.flush()
+  const full = statSync(path).blocks
+  await device.discard(4096, (pages - 1) * 4096)
+  await device.flush()
+  // Without koffi they are zeros that take room.
+  expect(statSync(path).blocks).toBeLessThanOrEqual(systemFiles().lacks === undefined ? full / 4 : full)
+  expectBytes(readFileSync(path).subarray(4096), new Uint8Array((pages - 1) * 4096))
+  await device.close()
+})
+
+test.each([false, true])(
+  'a sync that fails: what was written before it and while it was under way is on the disk at the next good one (%s)',
+  async (writethrough) => {
+    const { device, image } = await opened({ writethrough })
+    const [before, during] = [bytesOf('text', 4096, 1), bytesOf('text', 4096, 2)]
+    await device.write(0, before)
+    let go: (() => void) | undefined
+    let begun: () => void = () => undefined
+    const syncs = new Promise<void>((resolve) => {
+      begun = resolve
+    })
+    const { fault } = image
+    image.fault = (call) => {
+      if (call.name !== 'sync' || go !== undefined) return fault(call)
+      begun()
+      const until = new Promise<void>((resolve) => {
+        go = resolve
+      })
+      return { code: 'EIO', until }
+    }
+    const flush = device.flush()
+    await syncs
+    const written = device.write(4096, during)
+    // It does not wait for the sync.
+    expect(written).toBeUndefined()
+    go!()
+    expect(await codeOf(() => flush)).toBe('TMEM_IO')
+    await written
+    await device.flush()
+    expectBytes(image.synced.subarray(0, 4096), before)
+    expectBytes(image.synced.subarray(4096, 8192), during)
+    await device.close()
+  },
+)
+
+describe.each([false, true])('an image that is not left alone (writethrough: %s)', (writethrough) => {
+  const served = async (): Promise<{ device: Snapshot; path: string; content: Uint8Array }> => {
+    const path = join(folder(), 'image')
+    const device = await openSnapshot(plain(), { path, writethrough })
+    const content = bytesOf('noise', pages * 4096, 1)
+    await device.write(0, content)
+    await device.flush()
+    return { device, path, content }
+  }
+  const failsTo = async (device: Snapshot, message: RegExp): Promise<void> => {
+    const error: unknown = await Promise.resolve(device.flush()).catch((thrown: unknown) => thrown)
+    same([(error as TmemError | undefined)?.code], ['TMEM_IO'])
+    expect((error as Error).message).toMatch(message)
+  }
+
+  test.each([
+    ['removed', (path: string) => rmSync(path), /removed, renamed or replaced it: there is nothing of that name/],
+    ['renamed', (path: string) => renameSync(path, `${path}-2`), /there is nothing of that name/],
+    [
+      'replaced',
+      (path: string) => {
+        writeFileSync(`${path}-2`, Buffer.alloc(pages * 4096))
+        renameSync(`${path}-2`, path)
+      },
+      /there is another file of that name/,
+    ],
+  ] as const)('%s: each flush fails, with changes and without, and so does the end', async (_, act, message) => {
+    const { device, path } = await served()
+    act(path)
+    await failsTo(device, message)
+    await device.write(0, new Uint8Array(512))
+    await failsTo(device, message)
+    await failsTo(device, message)
+    expect(await codeOf(() => device.close())).toBe('TMEM_IO')
+  })
+
+  test('renamed, and put back: it goes on', async () => {
+    const { device, path, content } = await served()
+    renameSync(path, `${path}-2`)
+    await failsTo(device, /nothing of that name/)
+    renameSync(`${path}-2`, path)
+    await device.flush()
+    await device.close()
+    expectBytes(readFileSync(path), content)
+  })
+
+  test.each([
+    ['nothing', 0],
+    ['a part', 4096 * 3 + 100],
+  ])('cut off to %s: a flush fails, and the next one has written it all again', async (_, length) => {
+    const { device, path, content } = await served()
+    truncateSync(path, length)
+    await failsTo(device, /somebody has cut it off/)
+    await device.flush()
+    expectBytes(readFileSync(path), content)
+    truncateSync(path, length)
+    // A write to its last page would make it as long as it was.
+    const last = bytesOf('text', 4096, 9)
+    await Promise.resolve(device.write((pages - 1) * 4096, last)).catch(() => undefined)
+    content.set(last, (pages - 1) * 4096)
+    await failsTo(device, /somebody has cut it off/)
+    await device.close()
+    expectBytes(readFileSync(path), content)
+  })
 })

@@ -17,9 +17,9 @@ import {
   parseBytes,
   parseStack,
   type StatsNode,
-  systemAllocator,
 } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
+import { mappedAllocator } from '@tmem/memory'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
@@ -105,7 +105,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     let fuse: FuseServer | undefined
     // Who is swapped to has no memory to wait for.
     const memory = options.fuse === undefined ? undefined : aheadMemory()
-    const allocator = memory?.allocator ?? systemAllocator
+    // All others give memory back to the system at once, and not when the garbage collector comes round.
+    const allocator = memory?.allocator ?? mappedAllocator()
     // After the devices are closed: until then a kill would still take something with it.
     let forget = (): void => undefined
     undo.push(() => forget())

@@ -151,6 +151,23 @@ describe('a block device', () => {
   })
 })
 
+test('a file that is a loop device, by any name, is refused; one that is only read so is not', (ctx) => {
+  const device = loop(ctx, 2 ** 22)
+  const image = join(folder, 'image')
+  linkSync(image, join(folder, 'hard'))
+  for (const name of [image, join(folder, 'hard')])
+    for (const mode of ['plain', 'existing'] as const)
+      expect(() => PageFile.open({ path: name, mode, ...(mode === 'plain' ? { bytes: 2 ** 22 } : {}) })).toThrow(
+        `it is the file of ${device}; run losetup -d ${device} first`,
+      )
+  const reader = join(folder, 'read')
+  writeFileSync(reader, '')
+  truncateSync(reader, 2 ** 22)
+  const other = run('losetup', '-r', '-f', '--show', reader)
+  undo.push(() => run('losetup', '-d', other))
+  PageFile.open({ path: reader, mode: 'plain', bytes: 2 ** 22, keep: true }).closeNow()
+})
+
 test.for([
   ['with koffi', true, true],
   ['without', false, false],
@@ -176,7 +193,7 @@ test.for([
     const mine = PageFile.open(image)
     expect(await other.open(image)).toMatchObject({
       open: false,
-      message: expect.stringMatching(/somebody uses it already/),
+      message: expect.stringMatching(/uses it already/),
     })
     mine.closeNow()
   } finally {
