@@ -122,7 +122,8 @@ export class FsCache {
   readonly #pool: Pool
   readonly #maxCookies: number
   readonly #cookies = new Set<Cookie>()
-  readonly #volumes = new Map<string, Volume>()
+  /** Those in use, and by how many: an exclusive one by one, which is written as infinitely many. */
+  readonly #volumes = new Map<string, number>()
   #withdrawn = false
 
   /** Throws `TmemError` (`TMEM_BAD_STACK`) when the store keeps no ephemeral pool with such pages. */
@@ -144,13 +145,20 @@ export class FsCache {
     this.#maxCookies = cookies
   }
 
-  /** Brings a volume into the cache. Throws `TmemError` (`TMEM_CLOSED`) after `withdraw`, `RangeError` for one that is in use (-EEXIST). */
-  acquireVolume(key: string): Volume {
+  /**
+   * Brings a volume into the cache. Throws `TmemError` (`TMEM_CLOSED`) after `withdraw`, `RangeError` for one that is in use (-EEXIST).
+   * With `shared` others may have it in use, too, if they share it: each has cookies of its own, and finds the pages of the same key and version.
+   */
+  acquireVolume(key: string, { shared = false }: { readonly shared?: boolean } = {}): Volume {
     if (this.#withdrawn) throw new TmemError('TMEM_CLOSED', 'the cache was withdrawn', { layer: 'fscache' })
-    if (this.#volumes.has(key)) throw new RangeError(`volume ${key} is in use already`)
-    const volume = new Volume(this, key, this.#pool, this.#cookies, this.#maxCookies, () => this.#volumes.delete(key))
-    this.#volumes.set(key, volume)
-    return volume
+    const users = this.#volumes.get(key) ?? 0
+    if (shared ? users === Infinity : users > 0) throw new RangeError(`volume ${key} is in use already`)
+    this.#volumes.set(key, shared ? users + 1 : Infinity)
+    return new Volume(this, key, this.#pool, this.#cookies, this.#maxCookies, () => {
+      const left = (this.#volumes.get(key) ?? 0) - 1
+      if (left > 0 && left < Infinity) this.#volumes.set(key, left)
+      else this.#volumes.delete(key)
+    })
   }
 
   /** Takes the cache away: all pages are dropped, and every cookie answers `NoBuffer` from now on. Idempotent. */
@@ -160,6 +168,11 @@ export class FsCache {
     for (const cookie of this.#cookies) cookie.relinquish()
     this.#volumes.clear()
     this.#pool.destroy()
+  }
+
+  /** True after `withdraw`. */
+  get withdrawn(): boolean {
+    return this.#withdrawn
   }
 
   /** Counters, and the store's below. */
@@ -181,6 +194,7 @@ export class Volume {
   readonly #maxCookies: number
   readonly #released: () => void
   readonly #mine = new Map<string, Cookie>()
+  #given = false
 
   /** Made by `FsCache.acquireVolume`. */
   constructor(cache: FsCache, key: string, pool: Pool, cookies: Set<Cookie>, maxCookies: number, released: () => void) {
@@ -211,8 +225,10 @@ export class Volume {
     return cookie
   }
 
-  /** Gives the volume and its cookies up; with `retire` their pages, too. */
+  /** Gives the volume and its cookies up; with `retire` their pages, too. Idempotent. */
   relinquish(retire = false): void {
+    if (this.#given) return
+    this.#given = true
     for (const cookie of this.#mine.values()) cookie.relinquish(retire)
     this.#released()
   }

@@ -189,8 +189,9 @@ describe('what cannot be cached is passed on', () => {
       response.end(request.method === 'HEAD' ? undefined : packed)
     })
     const files = open()
+    // It is kept as it came out, and good as a whole; a server that does not say 304 sends it each time.
     for (let round = 0; round < 2; round++) expect((await text(files, `${origin}/a`)).equals(bytes)).toBe(true)
-    expect(files.counters).toMatchObject({ uncached: 2, pagesFetched: 0 })
+    expect(files.counters).toMatchObject({ requests: 2, pagesCached: 0, pagesFetched: 10 })
     await expect(files.open(`${origin}/a`)).rejects.toThrow('cannot be read by pages')
   })
 
@@ -213,10 +214,9 @@ describe('what cannot be cached is passed on', () => {
   })
 
   test.each([
-    ['weak', 'W/"1"'],
     ['no quotes', 'abc'],
     ['two', '"1", "2"'],
-  ])('an ETag that is none, or weak: %s', async (_what, etag) => {
+  ])('an ETag that is none: %s', async (_what, etag) => {
     answers.set('/a', honest(bytes, etag))
     const files = open()
     expect((await text(files, `${origin}/a`)).equals(bytes)).toBe(true)
@@ -229,7 +229,7 @@ describe('what cannot be cached is passed on', () => {
     // `cache` is known to the runtime, not to its types.
     const settings: readonly object[] = [
       { cache: 'no-store' },
-      { cache: 'reload' },
+      { cache: 'force-cache' },
       { redirect: 'error' },
       { redirect: 'manual' },
       { headers: { range: 'bytes=5-9' } },
@@ -242,13 +242,14 @@ describe('what cannot be cached is passed on', () => {
       { method: 'get' },
       { headers: {} },
       { cache: 'no-cache', redirect: 'follow', body: null },
+      { cache: 'reload' },
       { signal: new AbortController().signal },
     ]
     for (const init of harmless)
       expect(
         Buffer.from(await (await files.fetch(`${origin}/a#part`, init as RequestInit)).arrayBuffer()).equals(bytes),
       ).toBe(true)
-    expect(files.counters).toMatchObject({ uncached: settings.length, pagesFetched: 5, notModified: 4 })
+    expect(files.counters).toMatchObject({ uncached: settings.length, pagesFetched: 10, notModified: 4 })
   })
 })
 
@@ -291,11 +292,15 @@ describe('redirects', () => {
     to = '/second'
     expect((await text(files, `${origin}/here`)).equals(bytesOf(20_000, 2))).toBe(true)
     await expect(file.read(Buffer.alloc(page), 0, page, 0)).rejects.toThrow(StaleFileError)
-    // In the middle of a file, too.
+    // What was opened is what the redirect led to then, wherever it leads later; while that is there.
     const second = await files.open(`${origin}/here`)
     files.cache.withdraw()
     to = '/first'
-    await expect(second.read(Buffer.alloc(page), 0, page, 0)).rejects.toThrow(StaleFileError)
+    const into = Buffer.alloc(page)
+    expect(await second.read(into, 0, page, 0)).toBe(page)
+    expect(into.equals(bytesOf(20_000, 2).subarray(0, page))).toBe(true)
+    answers.delete('/second')
+    await expect(second.read(into, 0, page, 2 * page)).rejects.toThrow(StaleFileError)
   })
 
   test('also for who comes after a restart, with what the store has kept', async () => {
@@ -480,5 +485,6 @@ test('whatever a hostile server does: the bytes of the version that the answer n
     { seed: 4, numRuns: 120 },
   )
   expect(right).toBeGreaterThan(100)
-  expect(failed).toBeGreaterThan(100)
+  // Few: what is wrong before the first byte ends in a plain GET.
+  expect(failed).toBeGreaterThan(30)
 })

@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { compose } from '@tmem/core'
+import { compose, type Layer } from '@tmem/core'
 import { discard, refuse } from '@tmem/faults'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
@@ -79,7 +79,7 @@ function serve(path: string, bytes: Buffer, etag: string | undefined = '"1"'): {
   served.set(path, file)
   return { file, url: origin + path }
 }
-const open = (layers = [zcache({ limitBytes: 2 ** 20 })], files?: number): HttpFiles => {
+const open = (layers: Layer[] = [zcache({ limitBytes: 2 ** 20 })], files?: number): HttpFiles => {
   const cache = new FsCache({ store: compose(layers, { check: 'model' }) })
   return new HttpFiles({ cache, ...(files === undefined ? {} : { files }) })
 }
@@ -90,12 +90,12 @@ test('the first fetch reads from the server, the second only asks whether it is 
   const { file, url } = serve('/a', bytesOf(100_000, 1))
   const files = open()
   expect((await text(files, url)).equals(file.bytes)).toBe(true)
-  expect(log).toEqual(['HEAD', 'GET bytes=0-65535', 'GET bytes=65536-99999'])
+  expect(log).toEqual(['GET'])
   log.length = 0
   const response = await files.fetch(url)
   expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/plain'])
   expect(Buffer.from(await response.arrayBuffer()).equals(file.bytes)).toBe(true)
-  expect(log).toEqual(['HEAD'])
+  expect(log).toEqual(['GET'])
   expect(files.counters).toMatchObject({ notModified: 1, pagesFetched: 25, pagesCached: 25, bytesFetched: 100_000 })
   files.close()
   // Closed and opened again: nothing is remembered, the pages are there.
@@ -226,13 +226,15 @@ test('a server that ignores If-Match is found out by its ETag', async () => {
   await expect(opened.read(Buffer.alloc(10), 0, 10, 0)).rejects.toMatchObject({ code: 'ESTALE' })
 })
 
-test('a body that changes while it is streamed errors; it is never a mixture', async () => {
-  const { file, url } = serve('/a', bytesOf(200_000, 1))
-  const files = open()
+test('a body whose pages are dropped while it is read, of a file that has changed, errors; it is never a mixture', async () => {
+  const { file, url } = serve('/a', bytesOf(6 * 2 ** 20, 1))
+  const files = open([memory({ limitBytes: 2 ** 24 })])
+  await text(files, url)
   const response = await files.fetch(url)
   const reader = response.body!.getReader()
   await reader.read()
-  Object.assign(file, { bytes: bytesOf(200_000, 2), etag: '"2"' })
+  files.cache.withdraw()
+  Object.assign(file, { bytes: bytesOf(6 * 2 ** 20, 2), etag: '"2"' })
   const rest = async (): Promise<void> => {
     while (!(await reader.read()).done);
   }
@@ -253,7 +255,6 @@ test('a server without ranges sends all of it; the right pages are taken', async
 
 test.each([
   ['no ETag', { etag: undefined }],
-  ['a weak ETag', { etag: 'W/"1"' }],
   ['no-store', { control: 'private, no-store' }],
 ])('with %s a file is passed through', async (_what, change) => {
   const { file, url } = serve('/a', bytesOf(9000, 1))
@@ -351,7 +352,7 @@ test.each([
 
 test('files that nobody has open are forgotten when there are too many; their pages stay', async () => {
   const files = open(undefined, 2)
-  const urls = ['/a', '/b', '/c'].map((path, n) => serve(path, bytesOf(5000, n)).url)
+  const urls = ['/a', '/b', '/c'].map((path, n) => serve(path, bytesOf(70_000, n)).url)
   for (const url of urls) await text(files, url)
   expect(files.cache.stats().counters['cookies']).toBe(2)
   const { pagesFetched } = files.counters

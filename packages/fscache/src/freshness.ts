@@ -1,0 +1,70 @@
+/**
+ * How long an answer may be used again, and how a server is asked whether it is still good: RFC 9111 as a private cache, computed by
+ * http-cache-semantics, without heuristics. Nothing is used that its server has not allowed, and nothing stale.
+ *
+ * Sources: RFC 9111 §3 (storing), §4.1 (Vary), §4.2 (freshness, age), §4.3 (validation); RFC 9110 §8.8.2.2 (Last-Modified as a validator).
+ */
+import CachePolicy from 'http-cache-semantics'
+
+type Fields = Record<string, string>
+
+const fieldsOf = (headers: Headers): Fields => Object.fromEntries(headers)
+
+/** The rules of one answer (200 to a GET). */
+export class Freshness {
+  readonly #url: string
+  readonly #policy: CachePolicy
+  readonly #validated: boolean
+
+  /** `request` holds the headers of the program that asked, `response` those of the answer. `now` is in milliseconds since 1970. */
+  constructor(url: string, request: Headers, response: Headers, now: number = Date.now()) {
+    const fields = fieldsOf(response)
+    // The library knows directives in lower case only, and asks again for each answer that says must-revalidate, fresh or not.
+    const control = fields['cache-control']?.toLowerCase()
+    if (control !== undefined) fields['cache-control'] = control.replace(/(^|,)\s*must-revalidate\s*(?=,|$)/g, '$1')
+    // RFC 9111 §4.2.3: apparent age, of which the library knows nothing.
+    const date = Date.parse(fields['date'] ?? '')
+    const apparent = Math.max(0, Math.floor((now - date) / 1000))
+    if (apparent > (Number.parseInt(fields['age'] ?? '', 10) || 0)) fields['age'] = String(apparent)
+    // What is no ETag names no version.
+    if (!/^(W\/)?"[^"]*"$/.test(fields['etag'] ?? '')) delete fields['etag']
+    this.#url = url
+    this.#policy = new CachePolicy(
+      { url, method: 'GET', headers: fieldsOf(request) },
+      { status: 200, headers: fields },
+      { shared: false, cacheHeuristic: 0, immutableMinTimeToLive: 0 },
+    )
+    // A file can change twice in a second, and have the same date of change.
+    const changed = Date.parse(fields['last-modified'] ?? '')
+    this.#validated = fields['etag'] !== undefined || (Number.isNaN(date) ? now : date) - changed >= 1000
+  }
+
+  /** Whether it is of any use to keep the answer. */
+  get storable(): boolean {
+    return this.#policy.storable() && (this.#validated || !this.#policy.stale())
+  }
+
+  /** Seconds since the answer was made, as in the header `Age`. */
+  get age(): number {
+    return Math.max(0, Math.floor(this.#policy.age()))
+  }
+
+  /** Whether the answer may be given to a request with these headers, without asking the server. */
+  serves(request: Headers): boolean {
+    return !this.#policy.stale() && this.#policy.satisfiesWithoutRevalidation(this.#request(request))
+  }
+
+  /** Headers that ask whether the answer is still good; none when it is of no use for such a request. */
+  conditions(request: Headers): Fields | undefined {
+    if (!this.#validated) return undefined
+    const all = this.#policy.revalidationHeaders(this.#request(request))
+    const conditions: Fields = {}
+    for (const name of ['if-none-match', 'if-modified-since'])
+      if (all[name] !== undefined) conditions[name] = String(all[name])
+    return Object.keys(conditions).length === 0 ? undefined : conditions
+  }
+
+  #request(headers: Headers): { url: string; method: string; headers: Fields } {
+    return { url: this.#url, method: 'GET', headers: fieldsOf(headers) }
+  }
+}
