@@ -12,7 +12,7 @@
  *
  * Source: open(2), NOTES on O_DIRECT; proc(5) for /proc/self/fd.
  */
-import { constants } from 'node:fs'
+import { constants, type Mode, type PathLike, type TimeLike } from 'node:fs'
 import { type Allocator, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
 import { type FileIo, nodeFileIo } from './file-io.ts'
 
@@ -85,7 +85,7 @@ export class DirectReads implements FileIo {
     return this.#refused
   }
 
-  async open(path: string, flags: number, mode: number): Promise<number> {
+  async open(path: PathLike, flags: number, mode: Mode): Promise<number> {
     const descriptor = await this.#io.open(path, flags, mode)
     try {
       await this.#openDirect(descriptor, flags)
@@ -142,7 +142,7 @@ export class DirectReads implements FileIo {
     return this.#io.plainStat(descriptor)
   }
 
-  kind(path: string): ReturnType<FileIo['kind']> {
+  kind(path: PathLike): ReturnType<FileIo['kind']> {
     return this.#io.kind(path)
   }
 
@@ -166,8 +166,24 @@ export class DirectReads implements FileIo {
     return this.#io.write(descriptor, from, at, length, position)
   }
 
+  writev(descriptor: number, from: readonly Uint8Array[], position: number | null): ReturnType<FileIo['writev']> {
+    return this.#io.writev(descriptor, from, position)
+  }
+
   truncate(descriptor: number, length: number): Promise<void> {
     return this.#io.truncate(descriptor, length)
+  }
+
+  chmod(descriptor: number, mode: Mode): Promise<void> {
+    return this.#io.chmod(descriptor, mode)
+  }
+
+  chown(descriptor: number, user: number, group: number): Promise<void> {
+    return this.#io.chown(descriptor, user, group)
+  }
+
+  utimes(descriptor: number, accessed: TimeLike, changed: TimeLike): Promise<void> {
+    return this.#io.utimes(descriptor, accessed, changed)
   }
 
   sync(descriptor: number): Promise<void> {

@@ -8,6 +8,7 @@ import * as fs from 'node:fs'
 import { promisify } from 'node:util'
 import type { FileSystemFacts } from '@tmem/cleancache'
 import type { StatsNode } from '@tmem/core'
+import { outOfRange, wrongValue } from './file-arguments.ts'
 
 /** A file system as the system describes it. */
 export interface FileSystemKind {
@@ -20,21 +21,26 @@ export interface FileSystemKind {
 /** Files, by descriptor. Every failure is the system's own error. */
 export interface FileIo {
   /** Opens a file; `flags` are the system's. */
-  open(path: string, flags: number, mode: number): Promise<number>
+  open(path: fs.PathLike, flags: number, mode: fs.Mode): Promise<number>
   close(descriptor: number): Promise<void>
   /** At once, because it waits for no disk: the inode of an open file is in memory. */
   stat(descriptor: number): fs.BigIntStats
   /** The same in plain numbers. */
   plainStat(descriptor: number): fs.Stats
   /** Which file system the file is on. */
-  kind(path: string): Promise<FileSystemKind>
+  kind(path: fs.PathLike): Promise<FileSystemKind>
   /** One read; answers the bytes read, 0 at the end. `null` reads at the descriptor's own position. */
   read(descriptor: number, into: Uint8Array, at: number, length: number, position: number | null): Promise<number>
   /** One read into several buffers in turn. */
   readv(descriptor: number, into: readonly Uint8Array[], position: number): Promise<number>
   /** One write; answers the bytes written. `null` writes where the descriptor stands: the end, when it appends. */
   write(descriptor: number, from: Uint8Array, at: number, length: number, position: number | null): Promise<number>
+  /** One write of several buffers in turn. */
+  writev(descriptor: number, from: readonly Uint8Array[], position: number | null): Promise<number>
   truncate(descriptor: number, length: number): Promise<void>
+  chmod(descriptor: number, mode: fs.Mode): Promise<void>
+  chown(descriptor: number, user: number, group: number): Promise<void>
+  utimes(descriptor: number, accessed: fs.TimeLike, changed: fs.TimeLike): Promise<void>
   /** To disk: data and metadata, or what is needed to read the data. */
   sync(descriptor: number): Promise<void>
   datasync(descriptor: number): Promise<void>
@@ -48,17 +54,21 @@ const statfs = promisify(fs.statfs)
 const read = promisify(fs.read)
 const readv = promisify(fs.readv)
 const write = promisify(fs.write)
+const writev = promisify(fs.writev)
 const truncate = promisify(fs.ftruncate)
+const chmod = promisify(fs.fchmod)
+const chown = promisify(fs.fchown)
+const utimes = promisify(fs.futimes)
 const sync = promisify(fs.fsync)
 const datasync = promisify(fs.fdatasync)
 
 /** The files of this machine. */
 export const nodeFileIo: FileIo = Object.freeze({
-  open: (path: string, flags: number, mode: number) => open(path, flags, mode),
+  open: (path: fs.PathLike, flags: number, mode: fs.Mode) => open(path, flags, mode),
   close: (descriptor: number) => close(descriptor),
   stat: (descriptor: number) => fs.fstatSync(descriptor, { bigint: true }),
   plainStat: (descriptor: number) => fs.fstatSync(descriptor),
-  kind: async (path: string) => {
+  kind: async (path: fs.PathLike) => {
     const { type, bsize } = await statfs(path)
     return { type, blockSize: bsize }
   },
@@ -68,7 +78,12 @@ export const nodeFileIo: FileIo = Object.freeze({
     (await readv(descriptor, into, position)).bytesRead,
   write: async (descriptor: number, from: Uint8Array, at: number, length: number, position: number | null) =>
     (await write(descriptor, from, at, length, position)).bytesWritten,
+  writev: async (descriptor: number, from: readonly Uint8Array[], position: number | null) =>
+    (await (position === null ? writev(descriptor, from) : writev(descriptor, from, position))).bytesWritten,
   truncate: (descriptor: number, length: number) => truncate(descriptor, length),
+  chmod: (descriptor: number, mode: fs.Mode) => chmod(descriptor, mode),
+  chown: (descriptor: number, user: number, group: number) => chown(descriptor, user, group),
+  utimes: (descriptor: number, accessed: fs.TimeLike, changed: fs.TimeLike) => utimes(descriptor, accessed, changed),
   sync: (descriptor: number) => sync(descriptor),
   datasync: (descriptor: number) => datasync(descriptor),
 })
@@ -116,27 +131,25 @@ export function pageCacheFacts(name: string, blockSize: number): FileSystemFacts
   })
 }
 
-/** Flags in the form of node:fs (`'r+'`, or a number) as the system's number. Throws `TypeError` for unknown ones. */
-export function flagsOf(flags: string | number): number {
-  if (typeof flags === 'number') return flags
+/**
+ * Flags in the form of node:fs (`'r+'`, or a number) as the system's number. Throws `TypeError` for unknown ones, `RangeError` for
+ * numbers of more than 32 bits.
+ */
+export function flagsOf(flags: string | number | null | undefined): number {
   const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_TRUNC, O_EXCL, O_APPEND, O_SYNC } = fs.constants
-  const known: Readonly<Record<string, number>> = {
-    r: O_RDONLY,
-    'r+': O_RDWR,
-    rs: O_RDONLY | O_SYNC,
-    'rs+': O_RDWR | O_SYNC,
-    w: O_WRONLY | O_CREAT | O_TRUNC,
-    wx: O_WRONLY | O_CREAT | O_TRUNC | O_EXCL,
-    'w+': O_RDWR | O_CREAT | O_TRUNC,
-    'wx+': O_RDWR | O_CREAT | O_TRUNC | O_EXCL,
-    a: O_WRONLY | O_CREAT | O_APPEND,
-    ax: O_WRONLY | O_CREAT | O_APPEND | O_EXCL,
-    as: O_WRONLY | O_CREAT | O_APPEND | O_SYNC,
-    'a+': O_RDWR | O_CREAT | O_APPEND,
-    'ax+': O_RDWR | O_CREAT | O_APPEND | O_EXCL,
-    'as+': O_RDWR | O_CREAT | O_APPEND | O_SYNC,
+  if (flags === null || flags === undefined) return O_RDONLY
+  if (typeof flags === 'number') {
+    if ((flags | 0) !== flags) throw outOfRange('flags', 'an integer of 32 bits', flags)
+    return flags
   }
-  const found = known[flags]
-  if (found === undefined) throw new TypeError(`unknown flags for opening a file: ${flags}`)
-  return found
+  const [, first, ...more] = /^([rwa])([xs]?)(\+?)$/.exec(rightWay(flags)) ?? []
+  const [extra, plus] = more
+  if (first === undefined || (extra === 'x' && first === 'r') || (extra === 's' && first === 'w'))
+    throw wrongValue('flags', "must be those of node:fs, such as 'r+'", flags)
+  const access = plus === '+' ? O_RDWR : first === 'r' ? O_RDONLY : O_WRONLY
+  const kind = first === 'r' ? 0 : first === 'w' ? O_CREAT | O_TRUNC : O_CREAT | O_APPEND
+  return access | kind | (extra === 'x' ? O_EXCL : extra === 's' ? O_SYNC : 0)
 }
+
+/** `'xa'` is `'ax'`. */
+const rightWay = (flags: string): string => flags.replace(/^([xs])([rwa])/, '$2$1')

@@ -1,20 +1,18 @@
 /**
  * What a page cache knows of a file, open or not: its version, its size, and who has it open.
  *
- * Invariants: `stamp`, `settled`, `sparse`, `diskSize` and `key` belong together (`Versions` sets them); `dirtyPages` and `dirtyEnd` are
- * those of the frames of the file (`Writer` counts them).
+ * Invariant: `stamp`, `settled`, `sparse`, `size` and `key` belong together (`Versions` sets them).
  */
 import type { BigIntStats } from 'node:fs'
 import type { FileKey, Superblock } from '@tmem/cleancache'
 import type { OptIn } from './file-io.ts'
+import { Turns } from './turns.ts'
 
 /** Somebody who has a file open. */
 export interface OpenFile {
   readonly file: FileRecord
   /** The system's own descriptor; past the cache. */
   readonly descriptor: number
-  /** Whether dirty pages may be written through it. */
-  readonly writesPages: boolean
   close(): Promise<void>
 }
 
@@ -34,11 +32,9 @@ export class FileRecord {
   settled = false
   /** Fewer blocks than its size needs: zeros may be holes. */
   sparse = false
-  /** Bytes of the file on disk, by the stamp; and where the last byte ends that is yet to be written. */
-  diskSize = 0
-  dirtyEnd = 0
-  dirtyPages = 0
-  #queue: Promise<unknown> = Promise.resolve()
+  /** Bytes of the file, by the stamp. */
+  size = 0
+  readonly #writers = new Turns()
 
   constructor(number: number, id: string, stamp: BigIntStats, superblock: Superblock | undefined, optIn?: OptIn) {
     this.number = number
@@ -48,16 +44,8 @@ export class FileRecord {
     this.uuid = optIn?.uuid
   }
 
-  /** Bytes of the file as everybody here sees it. */
-  get size(): number {
-    return Math.max(this.diskSize, this.dirtyEnd)
-  }
-
-  /** Runs one after the other, in the order of the calls. */
+  /** Runs what changes the file, one after the other in the order of the calls. */
   exclusive<T>(work: () => Promise<T>): Promise<T> {
-    const mine = this.#queue.then(work)
-    // The next one in the queue does not care how this one ended: its caller does.
-    this.#queue = mine.catch(() => undefined)
-    return mine
+    return this.#writers.take(work)
   }
 }

@@ -4,7 +4,7 @@
  *
  * Invariants: a file is remembered while somebody has it open, and while a frame holds a page of it; a file that is forgotten has no frames.
  */
-import type { BigIntStats } from 'node:fs'
+import type { BigIntStats, PathLike } from 'node:fs'
 import { type Cleancache, PageState, type Superblock } from '@tmem/cleancache'
 import { none } from '@tmem/core'
 import type { FileIo, FileSystemKind, OptIn } from './file-io.ts'
@@ -62,7 +62,7 @@ export class Files {
   }
 
   /** The file system of an opened file. Rejects with the system's error. */
-  async mountOf(device: bigint, path: string): Promise<Mount> {
+  async mountOf(device: bigint, path: PathLike): Promise<Mount> {
     let mount = this.#mounts.get(device)
     if (mount === undefined) {
       mount = this.#mount(path)
@@ -72,7 +72,7 @@ export class Files {
     return mount
   }
 
-  async #mount(path: string): Promise<Mount> {
+  async #mount(path: PathLike): Promise<Mount> {
     const optIn = this.#optIn(await this.#io.kind(path))
     if (optIn === undefined) return { optIn, superblock: undefined }
     const { facts, uuid } = optIn

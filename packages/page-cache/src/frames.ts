@@ -9,7 +9,7 @@
  * more, those who hold it may read it, and the last one to let go frees it.
  *
  * Invariants: a frame is in the table, and on one of the lists, and on the chain of its file, exactly while it is
- * neither free nor detached. Frames that are dirty, pinned or loading are never evicted.
+ * neither free nor detached. Frames that are pinned or loading are never evicted.
  *
  * Source: mm/swap.c and mm/vmscan.c of Linux 3.x (mark_page_accessed, shrink_inactive_list), by their documented behaviour.
  */
@@ -17,20 +17,18 @@ import { type Allocator, HandleTable, none, TmemError } from '@tmem/core'
 
 /** Bits of a frame's state. */
 export const Frame = {
-  /** Every byte of it is the file's (or dirty). */
+  /** Every byte of it is the file's. */
   UpToDate: 1,
-  /** `dirtyFrom` to `dirtyTo` are to be written to the file. */
-  Dirty: 2,
-  Referenced: 4,
-  Active: 8,
+  Referenced: 2,
+  Active: 4,
   /** Being filled: `loading` has the promise. Nobody else touches the bytes. */
-  Loading: 16,
+  Loading: 8,
   /** At least one of its bytes came from the file. */
-  Mapped: 32,
+  Mapped: 16,
   /** Dropped, but pinned. */
-  Detached: 64,
+  Detached: 32,
   /** Read ahead, and not asked for yet. */
-  Ahead: 128,
+  Ahead: 64,
 } as const
 
 const inactive = 0
@@ -44,9 +42,6 @@ export class Frames {
   readonly pageSize: number
   /** Bits of `Frame`, by frame. */
   readonly state: Uint8Array
-  /** By frame: the part that is to be written, in bytes. */
-  readonly dirtyFrom: Uint32Array
-  readonly dirtyTo: Uint32Array
   /** By frame: the page. */
   readonly pages: readonly Uint8Array[]
   /** By frame: resolves when it is not being filled any more. Never rejects. */
@@ -81,13 +76,11 @@ export class Frames {
     this.#table = HandleTable.create({ capacity: count, queues: 2, pools: 1, allocator, site: 'page-cache' })
     const memory = reserve(count * pageSize, 'frames')
     this.pages = Array.from({ length: count }, (_, frame) => new Uint8Array(memory, frame * pageSize, pageSize))
-    const tables = reserve(count * 21, 'tables')
-    this.dirtyFrom = new Uint32Array(tables, 0, count)
-    this.dirtyTo = new Uint32Array(tables, count * 4, count)
-    this.#pins = new Uint32Array(tables, count * 8, count)
-    this.#previous = new Int32Array(tables, count * 12, count)
-    this.#next = new Int32Array(tables, count * 16, count)
-    this.state = new Uint8Array(tables, count * 20, count)
+    const tables = reserve(count * 13, 'tables')
+    this.#pins = new Uint32Array(tables, 0, count)
+    this.#previous = new Int32Array(tables, count * 4, count)
+    this.#next = new Int32Array(tables, count * 8, count)
+    this.state = new Uint8Array(tables, count * 12, count)
     this.loading = new Array<Promise<void> | undefined>(count).fill(undefined)
   }
 
@@ -201,7 +194,7 @@ export class Frames {
       if (table.queued(active) > table.queued(inactive)) this.#deactivate()
       const frame = table.oldest(inactive)
       if (frame === none) return false
-      if (this.#pins[frame] === 0 && (this.state[frame]! & (Frame.Dirty | Frame.Loading)) === 0) {
+      if (this.#pins[frame] === 0 && (this.state[frame]! & Frame.Loading) === 0) {
         this.#evicted(frame)
         this.drop(frame)
         this.evictions++

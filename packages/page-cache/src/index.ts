@@ -1,5 +1,5 @@
 /** A page cache for files with a second chance behind it. */
-export { CachedFile, type ReadOptions } from './cached-file.ts'
+export { CachedFile, type FileData, type ReadOptions } from './cached-file.ts'
 export type { PageCacheCounters } from './counters.ts'
 export { DirectReads, type DirectReadsCounters, type DirectReadsOptions } from './direct-io.ts'
 export {

@@ -6,11 +6,12 @@
  * (`reader.ts`), writing (`writer.ts`), and a file handle over them (`cached-file.ts`).
  *
  * Invariants:
- *  - A byte that is read was in the file (or written here) at some time during the call: never older.
- *  - A page in the first level is the file's as of `FileRecord.stamp` (change time, size), or dirty.
+ *  - A byte that is read was in the file at some time during the call: never older.
+ *  - A page in the first level is the file's as of `FileRecord.stamp` (change time, size).
+ *  - A byte that is written is in the file when the call is answered: nothing is lost by who never closes.
  *  - When there is no frame to be had, reads and writes go to the file directly: no call ever fails for want of memory.
  */
-import { constants } from 'node:fs'
+import { constants, type Mode, type PathLike } from 'node:fs'
 import { Cleancache } from '@tmem/cleancache'
 import { type Allocator, assertPageSize, basePageSize, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
 import { CachedFile, type FileParts } from './cached-file.ts'
@@ -24,7 +25,7 @@ import { Writer } from './writer.ts'
 
 /** Settings of a page cache. */
 export interface PageCacheOptions {
-  /** Bytes of pages in the first level: at least 16 pages. Tables take about 110 bytes more per page. */
+  /** Bytes of pages in the first level: at least 16 pages. Tables take about 100 bytes more per page. */
   readonly sizeBytes: number
   /** Bytes of a page (default 4096). Cleancache wants it to be the file system's block size. */
   readonly pageSize?: number
@@ -46,7 +47,7 @@ export interface PageCacheOptions {
 /** Settings of `open` beside path and flags. */
 export interface OpenOptions {
   /** Permissions of a file that is made (default 0o666). */
-  readonly mode?: number
+  readonly mode?: Mode
   /** True: reads and writes go past the cache, as with `O_DIRECT`, but without its rules of alignment. */
   readonly direct?: boolean
 }
@@ -60,7 +61,6 @@ export class PageCache {
   readonly #cleancache: Cleancache
   readonly #frames: Frames
   readonly #files: Files
-  readonly #writer: Writer
   readonly #parts: FileParts
   #closing: Promise<void> | undefined
 
@@ -86,15 +86,12 @@ export class PageCache {
     const shared = { io, cleancache, counters, frames: this.#frames }
     const versions = new Versions({ ...shared, granularityMs: timestampGranularityMs, now })
     this.#files = new Files({ ...shared, versions, optIn, inodes })
-    this.#writer = new Writer({ ...shared, versions, files: () => this.#files.all() })
     this.#parts = {
       io,
-      versions,
       reader: new Reader({ ...shared, versions }),
-      writer: this.#writer,
+      writer: new Writer({ ...shared, versions }),
       closed: (file) => {
         file.file.handles.delete(file)
-        this.#writer.giveUp(file.file)
         this.#files.trim()
       },
     }
@@ -104,9 +101,13 @@ export class PageCache {
    * Opens a file, as `open` of node:fs/promises does. Rejects with the system's error, or with `TmemError` (`TMEM_UNSUPPORTED`) for
    * what is no regular file, `TMEM_CLOSED` after `close`.
    */
-  async open(path: string, flags: string | number = 'r', options: OpenOptions | number = {}): Promise<CachedFile> {
+  async open(
+    path: PathLike,
+    flags: string | number = 'r',
+    options: OpenOptions | Mode | null = {},
+  ): Promise<CachedFile> {
     this.#assertOpen()
-    const { mode = 0o666, direct = false } = typeof options === 'number' ? { mode: options } : options
+    const { mode = 0o666, direct = false } = typeof options === 'object' ? (options ?? {}) : { mode: options }
     const asked = flagsOf(flags)
     // Truncation must tell cleancache, so it is done here; and an appending descriptor can write nowhere but at the end.
     const descriptor = await this.#io.open(path, asked & ~constants.O_TRUNC, mode)
@@ -114,7 +115,7 @@ export class PageCache {
     try {
       const stamp = this.#io.stat(descriptor)
       if (!stamp.isFile())
-        throw new TmemError('TMEM_UNSUPPORTED', `${path} is no regular file: only those have pages`, {
+        throw new TmemError('TMEM_UNSUPPORTED', `${String(path)} is no regular file: only those have pages`, {
           layer: 'page-cache',
         })
       const mount = await this.#files.mountOf(stamp.dev, path)
@@ -142,11 +143,6 @@ export class PageCache {
     return this.#frames.resident
   }
 
-  /** Pages that hold bytes to be written. */
-  get dirtyPages(): number {
-    return this.#writer.dirtyPages
-  }
-
   /** Counters, those of the files if they count, and cleancache's below. */
   stats(): StatsNode {
     const frames = this.#frames
@@ -159,7 +155,6 @@ export class PageCache {
         resident: frames.resident,
         active: frames.active,
         inactive: frames.inactive,
-        dirty: this.#writer.dirtyPages,
         activations: frames.activations,
         deactivations: frames.deactivations,
         evictions: frames.evictions,
@@ -169,7 +164,7 @@ export class PageCache {
     }
   }
 
-  /** Closes all files, then gives the pools in cleancache up. Rejects with the first error of a file that could not be written. */
+  /** Closes all files, then gives the pools in cleancache up. Rejects with the first error of a file. */
   close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing

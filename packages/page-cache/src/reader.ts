@@ -97,11 +97,11 @@ export class Reader {
         frames.unpin(frame)
         if (filled) this.#counters.hits++
         else tried = index
-      } else if (frame === none && tried !== index) {
+      } else if (tried !== index) {
         tried = index
         await this.#load(handle, index, lastIndex, sequential)
       } else {
-        const got = await this.#readAround(handle, frame, into, at + done, count, position + done, from)
+        const got = await this.#readAround(handle, into, at + done, count, position + done)
         done += got
         if (got < count) break
       }
@@ -200,7 +200,7 @@ export class Reader {
     const first = frames.state[run[0]!]! & Frame.Detached ? none : frames.indexOf(run[0]!)
     const reading = (async (): Promise<void> => {
       let got = 0
-      const size = file.diskSize
+      const { size } = file
       try {
         // Dropped while cleancache was asked: whoever waits looks again.
         if (first === none) return
@@ -252,55 +252,30 @@ export class Reader {
     frames.unpin(frame)
   }
 
-  /** Reads part of a page past the frames; over it what is dirty. */
+  /** Reads part of a page past the frames. */
   async #readAround(
     handle: ReadingFile,
-    frame: number,
     into: Uint8Array,
     at: number,
     count: number,
     position: number,
-    from: number,
   ): Promise<number> {
-    const { file } = handle
-    const frames = this.#frames
-    let dirtyFrom = 0
-    let dirtyTo = 0
-    if (frame !== none) {
-      // Held, so that its bytes stay readable when they are written out meanwhile.
-      frames.pin(frame)
-      dirtyFrom = Math.max(frames.dirtyFrom[frame]!, from)
-      dirtyTo = Math.min(frames.dirtyTo[frame]!, from + count)
-    }
-    const dirtyEnd = file.dirtyEnd
+    this.#counters.uncachedReads++
+    let got = 0
     try {
-      let got = 0
-      if (dirtyFrom === from && dirtyTo === from + count) got = count
-      else {
-        this.#counters.uncachedReads++
-        while (got < count) {
-          this.#counters.diskReads++
-          const bytes = await this.#io.read(handle.descriptor, into, at + got, count - got, position + got)
-          if (bytes === 0) break
-          got += bytes
-          this.#counters.diskBytesRead += bytes
-        }
-        // A part of a page costs the disk a page.
-        if (got > 0) this.#counters.diskPagesRead++
-        // Beyond the file on disk, but before bytes that are yet to be written: a hole.
-        const hole = Math.min(count, dirtyEnd - position)
-        if (hole > got) {
-          into.fill(0, at + got, at + hole)
-          got = hole
-        }
+      while (got < count) {
+        this.#counters.diskReads++
+        const bytes = await this.#io.read(handle.descriptor, into, at + got, count - got, position + got)
+        if (bytes === 0) break
+        got += bytes
+        this.#counters.diskBytesRead += bytes
       }
-      if (dirtyFrom < dirtyTo) copy(frames.pages[frame]!, dirtyFrom, dirtyTo - dirtyFrom, into, at + dirtyFrom - from)
-      return got
     } catch (error) {
       this.#counters.readErrors++
       throw error
-    } finally {
-      if (frame !== none) frames.unpin(frame)
     }
+    // A part of a page costs the disk a page.
+    if (got > 0) this.#counters.diskPagesRead++
+    return got
   }
 }

@@ -7,7 +7,7 @@
  * are kept for the call that read them and no longer, and never put (`settled`).
  *
  * Nobody can tell a write of ours from one that somebody else made at the same moment. So whoever does something to the file itself
- * (`past`) drops its clean pages afterwards.
+ * (`past`) drops its pages afterwards.
  */
 import { createHash } from 'node:crypto'
 import type { BigIntStats } from 'node:fs'
@@ -16,7 +16,7 @@ import { none } from '@tmem/core'
 import type { PageCacheCounters } from './counters.ts'
 import type { FileIo } from './file-io.ts'
 import type { FileRecord, OpenFile } from './file-record.ts'
-import { Frame, type Frames } from './frames.ts'
+import type { Frames } from './frames.ts'
 
 /** A file system that keeps whole seconds shows it: then this is the granularity, in milliseconds. */
 const coarseGranularityMs = 2100
@@ -58,7 +58,7 @@ export class Versions {
       stamp.ctimeNs === file.stamp.ctimeNs && stamp.size === file.stamp.size && stamp.mtimeNs === file.stamp.mtimeNs
     if (same && file.settled) return
     if (same) {
-      if (this.#dropClean(file)) this.#counters.unsettledDrops++
+      if (this.#drop(file)) this.#counters.unsettledDrops++
       file.settled = this.#isSettled(stamp)
       return
     }
@@ -67,7 +67,7 @@ export class Versions {
   }
 
   /**
-   * Does something to the file itself: cleancache is told before and after, clean pages are dropped afterwards. For
+   * Does something to the file itself: cleancache is told before and after, pages are dropped afterwards. For
    * the holder of `exclusive`.
    */
   async past<T>({ file, descriptor }: OpenFile, work: () => Promise<T>): Promise<T> {
@@ -83,13 +83,13 @@ export class Versions {
     })
   }
 
-  /** The file has changed: another version, another key. Clean pages go; of dirty ones only the dirty part is still known. */
+  /** The file has changed: another version, another key. Its pages go. */
   restamp(file: FileRecord, stamp: BigIntStats): void {
     const { superblock } = file
     this.#cleancache.invalidateInode(superblock!, file.key)
-    this.#dropClean(file)
+    this.#drop(file)
     file.stamp = stamp
-    file.diskSize = Number(stamp.size)
+    file.size = Number(stamp.size)
     file.sparse = stamp.blocks * 512n < stamp.size
     file.settled = this.#isSettled(stamp)
     file.key = versionKey(stamp, file.uuid)
@@ -101,18 +101,13 @@ export class Versions {
     return age > (coarse ? Math.max(coarseGranularityMs, this.#granularityMs) : this.#granularityMs)
   }
 
-  /** Drops the pages of a file that are not dirty; whether there were any. */
-  #dropClean(file: FileRecord): boolean {
+  /** Drops the pages of a file; whether there were any. */
+  #drop(file: FileRecord): boolean {
     const frames = this.#frames
     let dropped = false
-    for (let frame = frames.first(file.number), next = none; frame !== none; frame = next) {
-      next = frames.next(frame)
-      const state = frames.state[frame]!
-      if ((state & Frame.Dirty) === 0) {
-        frames.drop(frame)
-        dropped = true
-      } else if (frames.dirtyFrom[frame] !== 0 || frames.dirtyTo[frame] !== frames.pageSize)
-        frames.state[frame] = state & ~(Frame.UpToDate | Frame.Mapped)
+    for (let frame = frames.first(file.number); frame !== none; frame = frames.first(file.number)) {
+      frames.drop(frame)
+      dropped = true
     }
     return dropped
   }

@@ -142,6 +142,10 @@ class Refusing implements FileIo {
   sync: FileIo['sync'] = (descriptor) => this.#io.sync(descriptor)
   datasync: FileIo['datasync'] = (descriptor) => this.#io.datasync(descriptor)
   readv: FileIo['readv'] = (...args) => this.#io.readv(...args)
+  writev: FileIo['writev'] = (...args) => this.#io.writev(...args)
+  chmod: FileIo['chmod'] = (...args) => this.#io.chmod(...args)
+  chown: FileIo['chown'] = (...args) => this.#io.chown(...args)
+  utimes: FileIo['utimes'] = (...args) => this.#io.utimes(...args)
 
   async open(path: string, flags: number, mode: number): Promise<number> {
     const direct = path.startsWith('/proc/self/fd/')

@@ -144,6 +144,26 @@ export class TimedIo implements FileIo {
     return bytes
   }
 
+  async writev(descriptor: number, from: readonly Uint8Array[], position: number | null): Promise<number> {
+    const bytes = Buffer.concat(from)
+    return this.write(descriptor, bytes, 0, bytes.length, position)
+  }
+
+  async chmod(...args: Parameters<FileIo['chmod']>): Promise<void> {
+    await this.#base.chmod(...args)
+    this.touched(args[0])
+  }
+
+  async chown(...args: Parameters<FileIo['chown']>): Promise<void> {
+    await this.#base.chown(...args)
+    this.touched(args[0])
+  }
+
+  async utimes(...args: Parameters<FileIo['utimes']>): Promise<void> {
+    await this.#base.utimes(...args)
+    this.touched(args[0])
+  }
+
   async truncate(descriptor: number, length: number): Promise<void> {
     if (this.failTruncates > 0) {
       this.failTruncates--
