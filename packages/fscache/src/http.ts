@@ -264,7 +264,7 @@ export class HttpFiles {
         if (more === undefined) return this.#fetch(input, init ?? undefined)
         const all = new Headers(headers)
         for (const [name, value] of Object.entries(more)) all.set(name, value)
-        return this.#fetch(input, { ...settings, headers: all })
+        return this.#fetch(input, { ...settings, ...asking, headers: all })
       },
     }
   }
@@ -332,7 +332,7 @@ export class HttpFiles {
     }
     const known = this.#entries.get(entry.key) === entry
     const here = known && targetOf(response, asked.url) === entry.target
-    if (whole && response.status === 304 && here) {
+    if (whole && response.status === 304 && here && isMeant(response, entry)) {
       this.counters.notModified++
       this.#renew(asked, entry, response)
       land({ entry })
@@ -595,7 +595,8 @@ export class HttpFiles {
   #renew({ headers: wanted }: Pick<Asked, 'headers'>, entry: Entry, response: Response): void {
     const headers = new Headers(entry.headers)
     for (const name of new Set(response.headers.keys())) {
-      if (ofBody.has(name)) continue
+      // An ETag that is the same, but for being weak or not, is that of the compressed file or not.
+      if (ofBody.has(name) || (name === 'etag' && entry.etag !== '')) continue
       if (name !== 'set-cookie') headers.set(name, response.headers.get(name)!)
     }
     const cookies = response.headers.getSetCookie()
@@ -716,6 +717,7 @@ export class HttpFiles {
     this.counters.requests++
     this.counters.ranges++
     const init: RequestInit = {
+      ...asking,
       headers: { ...identity, range: `bytes=${start}-${end - 1}`, 'if-match': version },
       ...(signal === undefined ? {} : { signal }),
     }
@@ -812,7 +814,7 @@ export class HttpFiles {
     const ask = (method: string): Promise<Response> => {
       this.counters.requests++
       const headers = { ...identity, ...conditions }
-      return this.#fetch(url, { method, headers, ...(signal === undefined ? {} : { signal }) })
+      return this.#fetch(url, { method, headers, ...asking, ...(signal === undefined ? {} : { signal }) })
     }
     let response = await ask('HEAD')
     let entry = this.#opened(url, response, usable, writes)
@@ -833,7 +835,7 @@ export class HttpFiles {
     const asked = { key: url, url, headers: none }
     const target = targetOf(response, url)
     const current = this.#entries.get(url)
-    if (status === 304 && known !== undefined && current === known && known.target === target) {
+    if (status === 304 && current === known && known?.target === target && isMeant(response, known)) {
       this.counters.notModified++
       this.#renew(asked, known, response)
       return this.#entries.get(url) === known ? this.#used(known) : undefined
@@ -912,6 +914,11 @@ export class HttpFiles {
 
 /** So that ranges and lengths are those of the file, not of a compressed form. */
 const identity = { 'accept-encoding': 'identity' }
+/**
+ * With the default, `fetch` adds `Cache-Control: no-cache` to each question, and then there are servers that send the whole file; so it is
+ * `max-age=0`. The setting is known to the runtime, not to its types.
+ */
+const asking: object = { cache: 'no-cache' }
 /** Headers that describe a body: a 304 has none. */
 const ofBody: ReadonlySet<string> = new Set([
   'content-length',
@@ -1024,6 +1031,12 @@ function lengthOf(headers: Headers): number | undefined {
 /** Whether an answer, 200, is the file that is known. */
 function isSame({ headers }: Pick<Response, 'headers'>, { etag, parts, cookie }: Entry): boolean {
   return parts && headers.get('etag') === etag && lengthOf(headers) === cookie.size && !isEncoded(headers)
+}
+
+/** Whether an answer that says that a file is still good means the one that is known (RFC 9111 §4.3.4: compared weakly). */
+function isMeant({ headers }: Response, { etag }: Entry): boolean {
+  const other = headers.get('etag')
+  return other === null || etag === '' || other.replace(/^W\//, '') === etag.replace(/^W\//, '')
 }
 
 /** Headers that ask for a part of a file if it is still the same, otherwise for all of it. */
