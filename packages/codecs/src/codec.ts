@@ -7,7 +7,8 @@
  *
  * Invariants:
  * - "does not fit" and "is not a block of mine" are values (0 and -1), because both happen in normal work;
- * - ranges that lie outside their arrays are the caller's mistake and throw `RangeError` before anything is written;
+ * - what is no `Uint8Array`, and ranges that lie outside their arrays, are the caller's mistake: `TypeError` and `RangeError`, from one
+ *   check for all codecs, before anything is written;
  * - a codec keeps no block, and no reference to a caller's buffer, after a call has returned.
  */
 
@@ -31,14 +32,16 @@ export interface Codec {
    * Compresses `src[srcAt, srcAt + srcLength)` into `dst[dstAt, dstAt + dstRoom)`. The two ranges must not overlap.
    * Nothing outside that room is written and nothing outside the source is read; after a 0 the room may hold rubbish.
    * @returns the bytes written (> 0), or 0 when the result does not fit in `dstRoom`.
-   * @throws RangeError when a range lies outside its array or the block is longer than MAX_BLOCK_BYTES.
+   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or the block is longer than
+   *   MAX_BLOCK_BYTES.
    */
   compress(src: Uint8Array, srcAt: number, srcLength: number, dst: Uint8Array, dstAt: number, dstRoom: number): number
   /**
    * Decompresses `src[srcAt, srcAt + srcLength)` to exactly `dstLength` bytes at `dst[dstAt]`. The ranges must not
    * overlap. Nothing outside them is read or written; after a -1 the destination may hold rubbish.
    * @returns `dstLength`, or -1 for every block that is malformed: cut, altered, bytes left over, wrong length.
-   * @throws RangeError when a range lies outside its array or is longer than a block can be.
+   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or is longer than a block
+   *   can be.
    */
   decompress(
     src: Uint8Array,
@@ -72,7 +75,25 @@ export class CodecError extends Error {
 }
 
 /**
- * Checks the six arguments of a compress or decompress call.
+ * Checks the six arguments of a compress or decompress call; `block` is which of the two lengths is that of the block.
+ * @throws TypeError for what is no Uint8Array; RangeError that names the range, its place and the array's length.
+ */
+export function checkCall(
+  src: Uint8Array,
+  srcAt: number,
+  srcLength: number,
+  dst: Uint8Array,
+  dstAt: number,
+  dstLength: number,
+  block: number,
+): void {
+  if (!isBytes(src) || !isBytes(dst)) throw noBytes(src, dst)
+  checkBlockLength(block)
+  checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+}
+
+/**
+ * Checks two ranges.
  * @throws RangeError that names the range, its place and the array's length.
  */
 export function checkRanges(
@@ -83,19 +104,18 @@ export function checkRanges(
   dstAt: number,
   dstLength: number,
 ): void {
-  // One comparison per array settles the usual case; what it lets through wrongly (fractions, NaN, -0) it does not let
-  // through at all: `>>> 0` changes every number that is not an integer in 0..2^32-1.
   if (
-    srcAt >>> 0 !== srcAt ||
-    srcLength >>> 0 !== srcLength ||
-    dstAt >>> 0 !== dstAt ||
-    dstLength >>> 0 !== dstLength ||
+    !isLength(srcAt) ||
+    !isLength(srcLength) ||
+    !isLength(dstAt) ||
+    !isLength(dstLength) ||
     srcAt + srcLength > src.length ||
     dstAt + dstLength > dst.length
   ) {
     throw new RangeError(
-      `codec: source [${srcAt}, +${srcLength}) of ${src.length} bytes or destination [${dstAt}, +${dstLength}) of ` +
-        `${dst.length} bytes lies outside its array; offsets and lengths must be integers inside the arrays`,
+      `codec: source [${String(srcAt)}, +${String(srcLength)}) of ${src.length} bytes or destination ` +
+        `[${String(dstAt)}, +${String(dstLength)}) of ${dst.length} bytes lies outside its array; offsets and lengths must ` +
+        `be integers inside the arrays`,
     )
   }
 }
@@ -105,9 +125,29 @@ export function checkRanges(
  * @throws RangeError when it is not an integer in 0..MAX_BLOCK_BYTES.
  */
 export function checkBlockLength(length: number): void {
-  if (length >>> 0 !== length || length > MAX_BLOCK_BYTES) {
-    throw new RangeError(`codec: a block has 0 to ${MAX_BLOCK_BYTES} bytes, not ${length}; split it into pages`)
+  if (!isLength(length) || length > MAX_BLOCK_BYTES) {
+    throw new RangeError(`codec: a block has 0 to ${MAX_BLOCK_BYTES} bytes, not ${String(length)}; split it into pages`)
   }
+}
+
+/**
+ * `>>> 0` changes every number that is not an integer in 0..2^32-1. The type comes first: a bigint has no `>>>`.
+ */
+const isLength = (value: number): boolean => typeof value === 'number' && value >>> 0 === value
+
+/** What all kinds of typed arrays have in common. */
+const typedArray: object = Object.getPrototypeOf(Uint8Array.prototype)
+
+/** The name of a typed array's kind, whatever realm (a frame, a `vm` context, a test runner's) it comes from. */
+const kindOf = (value: unknown): string | undefined =>
+  Reflect.get(typedArray, Symbol.toStringTag, value) as string | undefined
+
+const isBytes = (value: unknown): boolean => value instanceof Uint8Array || kindOf(value) === 'Uint8Array'
+
+function noBytes(src: unknown, dst: unknown): TypeError {
+  const [what, got] = isBytes(src) ? ['destination', dst] : ['source', src]
+  const kind = kindOf(got) ?? (got === null ? 'null' : typeof got)
+  return new TypeError(`codec: the ${what} must be a Uint8Array, got ${kind}; make one over the same bytes`)
 }
 
 /** Copies `length` bytes between two arrays that do not share memory, without making an object. */

@@ -9,9 +9,9 @@
  * - Blocks that lie in the arena are read and written in place. Other bytes pass through the scratch memory.
  * - No call makes an object, with one exception: a source that is a part of an array outside the arena needs a view.
  * - The destination is written only after the whole block was made or proved good; nothing but the result is written.
- * - Lengths reach the instance only after checkRanges and checkBlockLength; it trusts them.
+ * - Lengths reach the instance only after checkCall; it trusts them.
  */
-import { type Codec, checkBlockLength, checkRanges, MAX_BLOCK_BYTES } from './codec.ts'
+import { type Codec, checkCall, checkRanges, MAX_BLOCK_BYTES } from './codec.ts'
 import { checksumPortable, createPortableLz4, lz4Bound } from './lz4.ts'
 import { LZ4_MODULE } from './lz4-module.ts'
 
@@ -58,7 +58,7 @@ export interface Lz4Arena {
 
 /**
  * Makes an arena of `byteLength` bytes (0 to about 3.96 GiB; address space at first, memory where it is touched).
- * Without WebAssembly SIMD the arena is ordinary memory and the codec the portable one.
+ * Where WebAssembly SIMD is missing or forbidden the arena is ordinary memory and the codec the portable one.
  * @throws RangeError when `byteLength` is out of range or the machine has not that much.
  */
 export function createLz4Arena(byteLength: number): Lz4Arena {
@@ -78,26 +78,28 @@ export function createLz4Arena(byteLength: number): Lz4Arena {
   }
 }
 
-/** The fast codec alone, or undefined where WebAssembly SIMD or memory for an instance is missing. */
+/** The fast codec alone, or undefined where WebAssembly SIMD is missing or forbidden, or memory for an instance. */
 export function createWasmLz4(): Codec | undefined {
   return createWasmArena(0)?.codec
 }
 
 function createWasmArena(byteLength: number): Lz4Arena | undefined {
   const wasm = (globalThis as { WebAssembly?: WasmInterface }).WebAssembly
-  if (wasm === undefined) return undefined
+  // A bare `vm` context has no `atob`.
+  if (wasm === undefined || typeof atob !== 'function') return undefined
   const text = Uint8Array.from(atob(LZ4_MODULE), (character) => character.charCodeAt(0))
   if (!wasm.validate(text)) return undefined
   const pages = Math.ceil((ARENA + byteLength + TAIL) / WASM_PAGE)
   let memory: { readonly buffer: ArrayBuffer }
+  let instance: { readonly exports: unknown }
   try {
+    const module = new wasm.Module(text)
     memory = new wasm.Memory({ initial: pages, maximum: pages })
+    instance = new wasm.Instance(module, { env: { memory } })
   } catch (error) {
-    // No address space (ulimit -v): ordinary memory may still be had.
-    if (error instanceof RangeError) return undefined
+    if (isForbidden(error)) return undefined
     throw error
   }
-  const instance = new wasm.Instance(new wasm.Module(text), { env: { memory } })
   const bytes = new Uint8Array(memory.buffer, ARENA, byteLength)
   const code = instance.exports as Exports
   return {
@@ -109,6 +111,14 @@ function createWasmArena(byteLength: number): Lz4Arena | undefined {
     },
   }
 }
+
+/**
+ * Whether an error says that there is no WebAssembly for this program, though the module is good: `CompileError` and `EvalError`, where
+ * compiling is forbidden (a Content-Security-Policy without `wasm-unsafe-eval`, a `vm` context with `wasm: false`); `RangeError`,
+ * where there is no address space for the memory (`ulimit -v`). By name, because the error may be of another realm.
+ */
+const isForbidden = (error: unknown): boolean =>
+  ['CompileError', 'EvalError', 'RangeError'].includes((error as { readonly name?: string } | null)?.name ?? '')
 
 /** Results up to this many bytes are copied out through views that are kept: one for each multiple of 64. */
 const KEPT_VIEWS_BYTES = 0x10000
@@ -150,8 +160,7 @@ function createHost(code: Exports, home: ArrayBuffer): Codec {
     engine: 'wasm-simd',
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstRoom, srcLength)
       if (src.buffer === home) {
         const from = src.byteOffset + srcAt
         whole.copyWithin(PAGE, from, from + srcLength)
@@ -164,8 +173,7 @@ function createHost(code: Exports, home: ArrayBuffer): Codec {
       return written
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstLength, dstLength)
       // A sequence takes no more bytes than it yields, save one for every 255 of a length, so no good block is longer.
       if (srcLength > dstLength + dstLength / 255 + 16) return -1
       let from = BLOCK

@@ -17,7 +17,7 @@
 // oxlint-disable-next-line typescript/triple-slash-reference
 /// <reference path="./lz4js.d.ts" />
 import { compressBlock, decompressBlock } from 'lz4js'
-import { type Codec, checkBlockLength, checkRanges, copyBytes, MAX_BLOCK_BYTES } from './codec.ts'
+import { type Codec, checkBlockLength, checkCall, copyBytes, MAX_BLOCK_BYTES } from './codec.ts'
 
 /** Shortest match that the format can express, in bytes. */
 const MIN_MATCH = 4
@@ -146,8 +146,7 @@ export function createPortableLz4(): Codec {
     engine: 'typescript',
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstRoom, srcLength)
       if (epoch > 0x7fffffff - MAX_BLOCK_BYTES) {
         table.fill(0)
         epoch = 1
@@ -157,8 +156,7 @@ export function createPortableLz4(): Codec {
       return compressPortable(table, shift, src, srcAt, srcLength, dst, dstAt, dstRoom)
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstLength, dstLength)
       return decompressPortable(src, srcAt, srcLength, dst, dstAt, dstLength)
     },
   }
@@ -331,8 +329,7 @@ export function createLz4js(): Codec {
     engine: 'lz4js',
     bound: lz4Bound,
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstRoom, srcLength)
       const bound = lz4Bound(srcLength)
       if (output.length < bound) output = new Uint8Array(bound)
       let from = src
@@ -353,8 +350,7 @@ export function createLz4js(): Codec {
       return written
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstLength, dstLength)
       if (!isLz4Block(src, srcAt, srcLength, dstLength)) return -1
       decompressBlock(src, dst, srcAt, srcLength, dstAt)
       return dstLength

@@ -10,7 +10,7 @@
  * Invariants: a block is exactly one stream, no byte more; whatever zlib finds wrong with it is -1; errors that are not
  * about the block (no memory) are thrown.
  */
-import { type Codec, checkBlockLength, checkRanges } from './codec.ts'
+import { type Codec, checkBlockLength, checkCall } from './codec.ts'
 
 /** What the sync functions give with `info: true`: the bytes, and the engine that knows how much input it used. */
 interface Result {
@@ -87,16 +87,14 @@ function createStrong(strong: Strong): Codec {
       return strong.bound(length)
     },
     compress(src, srcAt, srcLength, dst, dstAt, dstRoom) {
-      checkBlockLength(srcLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstRoom)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstRoom, srcLength)
       const block = strong.compress(src.subarray(srcAt, srcAt + srcLength))
       if (block.length > dstRoom) return 0
       dst.set(block, dstAt)
       return block.length
     },
     decompress(src, srcAt, srcLength, dst, dstAt, dstLength) {
-      checkBlockLength(dstLength)
-      checkRanges(src, srcAt, srcLength, dst, dstAt, dstLength)
+      checkCall(src, srcAt, srcLength, dst, dstAt, dstLength, dstLength)
       // Node 22.23 takes nothing for a whole frame of nothing.
       if (srcLength === 0) return -1
       let result: Result

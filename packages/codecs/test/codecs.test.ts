@@ -1,3 +1,6 @@
+import { execFileSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { runInNewContext } from 'node:vm'
 import { availableCodecs, CodecError, type CodecName, createCodec, createLz4Arena, MAX_BLOCK_BYTES } from '@tmem/codecs'
 import fc from 'fast-check'
 import { afterEach, describe, expect, test, vi } from 'vitest'
@@ -147,6 +150,82 @@ describe.each(allSubjects())('$title', (subject) => {
     expect(() => codec.decompress(page, 0, 64, large, 0, large.length)).toThrow(RangeError)
     for (const length of [-1, 1.5, MAX_BLOCK_BYTES + 1, Number.NaN])
       expect(() => codec.bound(length)).toThrow(RangeError)
+  })
+})
+
+test('what is no Uint8Array, and what is no number, is misuse: the same for every codec', () => {
+  const page = new Uint8Array(64)
+  const foreign = runInNewContext('new Uint8Array(256)') as Uint8Array
+  const wrong: readonly unknown[] = [
+    'text',
+    [1, 2, 3],
+    undefined,
+    null,
+    5,
+    page.buffer,
+    new DataView(page.buffer),
+    new Int8Array(64),
+    {},
+  ]
+  const messages = allSubjects().map(({ codec }) => {
+    const said: unknown[] = []
+    const call = (name: string, ...args: readonly unknown[]): void => {
+      try {
+        said.push((codec as unknown as Record<string, (...args: readonly unknown[]) => unknown>)[name]!(...args))
+      } catch (error) {
+        said.push(String(error))
+      }
+    }
+    for (const name of ['compress', 'decompress'])
+      for (const one of wrong) {
+        call(name, one, 0, 3, page, 0, 64)
+        call(name, page, 0, 64, one, 0, 3)
+      }
+    for (const at of ['0', 0n, null, undefined, Symbol('place')]) {
+      call('compress', page, at, 3, page, 0, 64)
+      call('decompress', page, 0, 3, page, 0, at)
+      call('bound', at)
+    }
+    expect(said.every((one) => /^(Type|Range)Error: codec: /.test(String(one)))).toBe(true)
+    // Bytes of another realm are bytes.
+    const written = codec.compress(foreign, 0, 64, foreign, 64, Math.min(codec.bound(64), 192))
+    expect(codec.decompress(foreign, 64, written, foreign, 0, 64)).toBe(64)
+    return said
+  })
+  for (const said of messages) expect(said).toEqual(messages[0])
+})
+
+test('where compiling WebAssembly is forbidden, all that is LZ4 is done in TypeScript', () => {
+  // The refusal is V8's own.
+  const forbidding = { contextCodeGeneration: { strings: false, wasm: false } }
+  vi.stubGlobal('WebAssembly', runInNewContext('WebAssembly', {}, forbidding))
+  expect(availableCodecs()).toContain('lz4')
+  const { bytes, codec } = createLz4Arena(10_000)
+  expect([createCodec('lz4').engine, codec.engine]).toEqual(['typescript', 'typescript'])
+  const page = likeMemory(4096, 3)
+  const length = codec.compress(page, 0, 4096, bytes, 0, 8000)
+  expect(same(decompressed(createCodec('lz4'), bytes.slice(0, length), 4096), page)).toBe(true)
+  // What is wrong with anything else is not taken for it.
+  vi.stubGlobal('WebAssembly', {
+    validate: () => true,
+    Module: class {
+      constructor() {
+        throw new TypeError('broken')
+      }
+    },
+  })
+  expect(() => createCodec('lz4')).toThrow('broken')
+})
+
+test('the whole package, as it was built, in a context that forbids all code generation', () => {
+  const script = fileURLToPath(new URL('forbidden.mjs', import.meta.url))
+  const answer = execFileSync(process.execPath, ['--experimental-vm-modules', '--no-warnings', script], {
+    encoding: 'utf8',
+  })
+  expect(JSON.parse(answer)).toEqual({
+    forbidden: 'typescript 4096 true',
+    allowed: 'wasm-simd 4096 true',
+    bare: 'typescript 4096 true',
   })
 })
 
