@@ -13,6 +13,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
 import {
   compose,
   GetOutcome,
@@ -133,6 +134,20 @@ describe('the file', () => {
     owner.kill('SIGKILL')
     await once(owner, 'exit')
     expect(existsSync(file)).toBe(true)
+    const store = open({ file, sizeBytes: 8192 })
+    await store.close()
+    expect(existsSync(file)).toBe(false)
+  })
+
+  test('that a thread has left, however it ended, makes way for the next', async () => {
+    const file = folder.file()
+    for (let round = 0; round < 3; round++) {
+      const program = new URL('./owner.mjs', import.meta.url)
+      const worker = new Worker(program, { argv: [file, String(64 * 4096)], execArgv: [] })
+      await once(worker, 'message')
+      expect(refusal({ file, sizeBytes: 8192 })).toContain(`thread ${worker.threadId} of this process uses it`)
+      await worker.terminate()
+    }
     const store = open({ file, sizeBytes: 8192 })
     await store.close()
     expect(existsSync(file)).toBe(false)

@@ -1,8 +1,10 @@
-// Opens a swap file as a stack of its own, says so, and keeps it until it is killed: node owner.mjs FILE BYTES
+// Opens a swap file as a stack of its own, says so, and keeps it until it is killed, as a process or as a thread: node owner.mjs FILE BYTES
+import { parentPort } from 'node:worker_threads'
 import { compose } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
 
 const [, , file, bytes] = process.argv
 compose([frontswap({ file, sizeBytes: Number(bytes) })])
-console.log('open')
+if (parentPort === null) console.log('open')
+else parentPort.postMessage('open')
 setInterval(() => undefined, 1000)
