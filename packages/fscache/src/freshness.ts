@@ -22,6 +22,8 @@ export class Freshness {
     // The library knows directives in lower case only, and asks again for each answer that says must-revalidate, fresh or not.
     const control = fields['cache-control']?.toLowerCase()
     if (control !== undefined) fields['cache-control'] = control.replace(/(^|,)\s*must-revalidate\s*(?=,|$)/g, '$1')
+    // An age that is none, or several: nobody knows how old it is.
+    if (!/^\d*$/.test(fields['age'] ?? '')) fields['age'] = String(2 ** 31)
     // RFC 9111 §4.2.3: apparent age, of which the library knows nothing.
     const date = Date.parse(fields['date'] ?? '')
     const apparent = Math.max(0, Math.floor((now - date) / 1000))

@@ -129,6 +129,12 @@ interface Found {
   readonly fill?: Fill
 }
 
+/** A question to a server, until it is answered. What is written meanwhile overtakes it: then the answer is not kept. */
+interface Question {
+  readonly url: string
+  overtaken: boolean
+}
+
 /** What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. */
 type Note = 'alone' | 'plain'
 
@@ -155,8 +161,7 @@ export class HttpFiles {
   readonly #doubts = new Map<string, string>()
   /** Requests that others may wait for. */
   readonly #flights = new Map<string, Promise<Found | undefined>>()
-  /** Counts what may have changed files: an answer that was asked for before is not kept after. */
-  #writes = 0
+  readonly #questions = new Set<Question>()
   #weight = 0
 
   constructor(options: HttpFilesOptions) {
@@ -178,11 +183,22 @@ export class HttpFiles {
     if (asked !== undefined) return this.#answer(asked)
     this.counters.uncached++
     this.counters.requests++
+    const method = init?.method ?? (input instanceof Request ? input.method : 'GET')
+    if (/^(get|head|options)$/i.test(method)) return this.#fetch(input, init)
+    const url = addressOf(input)
     try {
-      return await this.#fetch(input, init)
+      const response = await this.#fetch(input, init)
+      // RFC 9111 §4.4: what the answer names, too, if it is the same server's.
+      for (const name of ['location', 'content-location']) {
+        const other = response.headers.get(name)
+        if (url === undefined || other === null || !URL.canParse(other, url)) continue
+        const named = new URL(other, url)
+        named.hash = ''
+        if (named.origin === new URL(url).origin) this.#wrote(named.href)
+      }
+      return response
     } finally {
-      const method = init?.method ?? (input instanceof Request ? input.method : 'GET')
-      if (!/^(get|head|options)$/i.test(method)) this.#wrote(addressOf(input))
+      this.#wrote(url)
     }
   }
 
@@ -320,12 +336,24 @@ export class HttpFiles {
     const look = await this.#look(entry)
     const whole = look.first === look.last
     if (!whole && !entry.parts) return this.#plain(asked, land)
-    const writes = this.#writes
-    const question = whole ? conditions : rangeOf(entry, look)
     if (!whole) this.counters.ranges++
+    const headers = whole ? conditions : rangeOf(entry, look)
+    return this.#during(asked.url, (question) => this.#inquire(asked, entry, look, headers, question, land))
+  }
+
+  /** Asks whether a file is still good, or for what is missing of it. */
+  async #inquire(
+    asked: Asked,
+    entry: Entry,
+    look: Look,
+    headers: Readonly<Record<string, string>>,
+    question: Question,
+    land: (found: Found) => void,
+  ): Promise<Response> {
+    const whole = look.first === look.last
     let response: Response
     try {
-      response = await asked.send(question)
+      response = await asked.send(headers)
     } catch (error) {
       if (asked.signal?.aborted === true) throw error
       return this.#surprise(asked)
@@ -344,7 +372,7 @@ export class HttpFiles {
       const fill = this.#fill(entry, response.body!, look.first, look.last, true)
       return this.#fromCache(asked, entry, look, fill, false)
     }
-    if (response.status === 200 || settled.has(response.status)) return this.#take(asked, response, writes, land)
+    if (response.status === 200 || settled.has(response.status)) return this.#take(asked, response, question, land)
     await response.body?.cancel()
     // Forgotten meanwhile: that surprises nobody.
     return known ? this.#surprise(asked) : this.#plain(asked)
@@ -363,23 +391,33 @@ export class HttpFiles {
     return response
   }
 
+  /** Runs what asks a server about a URL, so that it can be overtaken. */
+  async #during<Answer>(url: string, run: (question: Question) => Promise<Answer>): Promise<Answer> {
+    const question: Question = { url, overtaken: false }
+    this.#questions.add(question)
+    try {
+      return await run(question)
+    } finally {
+      this.#questions.delete(question)
+    }
+  }
+
   /** A plain GET. */
   async #plain(asked: Asked, land?: (found: Found) => void): Promise<Response> {
-    const writes = this.#writes
-    return this.#take(asked, await asked.send(), writes, land)
+    return this.#during(asked.url, async (question) => this.#take(asked, await asked.send(), question, land))
   }
 
   /** An answer to a plain client: its body fills the cache as it passes by, if it may. */
-  async #take(asked: Asked, response: Response, writes: number, land?: (found: Found) => void): Promise<Response> {
+  async #take(asked: Asked, response: Response, question: Question, land?: (found: Found) => void): Promise<Response> {
     const { key, url } = asked
     const { status, headers, body } = response
     const target = targetOf(response, url)
     const freshness = new Freshness(url, asked.headers, headers)
-    const changed = writes !== this.#writes
+    const { overtaken } = question
     const good =
       status === 200 &&
       body !== null &&
-      !changed &&
+      !overtaken &&
       this.#notes.get(key) !== 'plain' &&
       !this.cache.withdrawn &&
       freshness.storable &&
@@ -388,7 +426,7 @@ export class HttpFiles {
     if (!good) {
       this.counters.uncached++
       this.#forget(key)
-      if (status === 200 && !changed && !this.#notes.has(key)) this.#note(key, 'alone')
+      if (status === 200 && !overtaken && !this.#notes.has(key)) this.#note(key, 'alone')
       return response
     }
     this.#notes.delete(key)
@@ -484,7 +522,7 @@ export class HttpFiles {
     const name = target === url ? key : `${key} ${target}`
     const auxiliary = parts ? { version, size: size! } : { version: `${version} ${randomUUID()}`, size: 0 }
     const cookie = volume.acquireCookie(name, auxiliary)
-    const headers = new Headers(what.headers)
+    const headers = keptOf(what.headers)
     const weight = weightOf(key, target, headers)
     const more = { headers, volume, cookie, weight, etag: version, users: 0, coming: new Map(), fill: undefined }
     const entry: Entry = { ...what, ...more }
@@ -606,7 +644,7 @@ export class HttpFiles {
   }
 
   #update(entry: Entry, wanted: Headers, headers: Headers): void {
-    entry.headers = new Headers(headers)
+    entry.headers = keptOf(headers)
     entry.freshness = new Freshness(entry.url, wanted, entry.headers)
     const weight = weightOf(entry.key, entry.target, entry.headers)
     if (this.#entries.get(entry.key) !== entry) return
@@ -801,7 +839,11 @@ export class HttpFiles {
   }
 
   /** Asks the server for the file's validators: what is known of it, or the answer when it cannot be read by parts. */
-  async #validate(url: string, signal?: AbortSignal): Promise<Entry | Response> {
+  #validate(url: string, signal?: AbortSignal): Promise<Entry | Response> {
+    return this.#during(url, (question) => this.#examine(url, question, signal))
+  }
+
+  async #examine(url: string, question: Question, signal?: AbortSignal): Promise<Entry | Response> {
     const none = new Headers()
     const known = this.#entries.get(url)
     const usable = known?.parts === true && known.cookie.enabled ? known : undefined
@@ -809,7 +851,6 @@ export class HttpFiles {
       this.counters.fresh++
       return this.#used(usable)
     }
-    const writes = this.#writes
     const conditions = usable === undefined ? {} : { 'if-none-match': usable.etag }
     const ask = (method: string): Promise<Response> => {
       this.counters.requests++
@@ -817,19 +858,19 @@ export class HttpFiles {
       return this.#fetch(url, { method, headers, ...asking, ...(signal === undefined ? {} : { signal }) })
     }
     let response = await ask('HEAD')
-    let entry = this.#opened(url, response, usable, writes)
+    let entry = this.#opened(url, response, usable, question)
     const doubtful = entry !== undefined && this.#doubts.get(url) === entry.etag
     if ((entry !== undefined && !doubtful) || absent.has(response.status)) return entry ?? response
     // HEAD is not known, or says other things than GET: a GET decides.
     response = await ask('GET')
-    entry = this.#opened(url, response, usable, writes)
+    entry = this.#opened(url, response, usable, question)
     if (entry === undefined) return response
     await response.body?.cancel()
     return entry
   }
 
   /** What an answer that describes a file makes of it; undefined when it cannot be read by parts. */
-  #opened(url: string, response: Response, known: Entry | undefined, writes: number): Entry | undefined {
+  #opened(url: string, response: Response, known: Entry | undefined, question: Question): Entry | undefined {
     const { status, headers, statusText, type } = response
     const none = new Headers()
     const asked = { key: url, url, headers: none }
@@ -844,7 +885,7 @@ export class HttpFiles {
     const size = lengthOf(headers)
     const version = headers.get('etag') ?? ''
     const parts = isStrong(version) && size !== undefined && !isEncoded(headers)
-    const good = status === 200 && parts && freshness.storable && writes === this.#writes && !this.cache.withdrawn
+    const good = status === 200 && parts && freshness.storable && !question.overtaken && !this.cache.withdrawn
     if (!good) {
       this.#forget(url)
       return undefined
@@ -874,7 +915,7 @@ export class HttpFiles {
 
   /** Something may have changed at a URL. */
   #wrote(url: string | undefined): void {
-    this.#writes++
+    for (const question of this.#questions) if (question.url === url) question.overtaken = true
     for (const entry of this.#entries.values()) if (entry.url === url || entry.target === url) this.#forget(entry.key)
   }
 
@@ -923,9 +964,20 @@ const asking: object = { cache: 'no-cache' }
 const ofBody: ReadonlySet<string> = new Set([
   'content-length',
   'content-encoding',
+  'content-md5',
   'content-range',
   'transfer-encoding',
 ])
+/** Headers of a file, without those that are of the connection that it came over (RFC 9111 §3.1). */
+function keptOf(headers: Headers): Headers {
+  const kept = new Headers(headers)
+  for (const name of (headers.get('connection') ?? '').split(',')) {
+    const trimmed = name.trim().toLowerCase()
+    if (/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(trimmed) && trimmed !== 'keep-alive') kept.delete(trimmed)
+  }
+  return kept
+}
+
 /** Headers that make a request a question of its own, or answers for one person. */
 const questions: ReadonlySet<string> = new Set([
   'authorization',

@@ -499,6 +499,9 @@ describe('freshness', () => {
     expect(await (await early).text()).toBe('1')
     expect(await (await client.fetch(`${origin}/f`)).text()).toBe('2')
     expect(await (await client.fetch(`${origin}/f`)).text()).toBe('2')
+    // What is written elsewhere says nothing of it.
+    await read(client.fetch(`${origin}/g`, { method: 'PUT', body: 'x' }))
+    expect(await (await client.fetch(`${origin}/f`)).text()).toBe('2')
   })
 })
 
