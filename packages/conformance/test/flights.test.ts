@@ -46,6 +46,8 @@ class Toy implements SlowPlace {
   writes = 0
   recovered: { object: ObjectId; index: number; location: number; units: number }[] = []
   owned: number[] = []
+  /** Bytes behind the last frame of a flight, up to a block, that were not zero. */
+  dirtyEnds = 0
   /** Which pages of the last flight that waited were still what they had been. */
   current: boolean[] = []
   #next = 0
@@ -73,6 +75,8 @@ class Toy implements SlowPlace {
 
   writeNow(flight: Flight): void {
     this.writes++
+    const { filled } = flight
+    this.dirtyEnds += flight.bytes.subarray(filled, Math.ceil(filled / 4096) * 4096).filter((byte) => byte !== 0).length
     if (this.failure !== undefined) throw this.failure
     for (let n = 0; n < flight.count; n++) {
       if (this.refuses) continue
@@ -228,6 +232,79 @@ describe('ephemeral pages over a place that must be written', () => {
       expect(countersOf(store, 'moves')[0]!['corrupt']).toBeGreaterThan(0)
       await store.close()
     }
+  })
+})
+
+describe('writing ahead', () => {
+  /** Reads pages at random, one in so many is put anew; ticks in between. */
+  async function use(store: PageStore, pool: Pool, rounds: number, putEvery: number): Promise<void> {
+    let state = 1
+    for (let n = 0; n < rounds; n++) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+      const index = Math.floor((state / 2 ** 32) ** 2 * 200)
+      const isPut = putEvery > 0 && n % putEvery === 0
+      expect(isPut ? pool.put(7, index, pageOf(index)) === Stored : await holds(pool, index, index)).toBe(true)
+      if (n % 16 > 0) continue
+      store.tick({ pages: 16 })
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+
+  test('who only reads comes to an end of writing', async () => {
+    const toy = new Toy('nothing')
+    const store = compose([memory({ limitBytes: 256 * 1024 }), toyLayer(toy)])
+    const pool = poolOf(store, true)
+    fill(pool, 0, 200)
+    await use(store, pool, 2000, 0)
+    const before = toy.writes
+    expect(countersOf(store, 'moves')[1]!['cleaned']).toBeGreaterThan(0)
+    await use(store, pool, 2000, 0)
+    expect(toy.writes).toBe(before)
+    expect(toy.dirtyEnds).toBe(0)
+    store.check?.()
+    pool.flushObject(7)
+    expect(toy.frames.size).toBe(0)
+    await store.close()
+  })
+
+  test('who only writes, and where old pages would come back, none is written ahead', async () => {
+    for (const [survives, putEvery] of [
+      ['nothing', 1],
+      ['process', 0],
+    ] as const) {
+      const toy = new Toy(survives)
+      const store = compose([memory({ limitBytes: 256 * 1024 }), toyLayer(toy)])
+      const pool = poolOf(store, true)
+      fill(pool, 0, 200)
+      await use(store, pool, 2000, putEvery)
+      expect(countersOf(store, 'moves')[1]!['cleaned']).toBe(0)
+      await store.close()
+    }
+  })
+
+  test('a page that is put, flushed or used while it is written ahead is right', async () => {
+    const toy = new Toy('nothing')
+    const store = compose([memory({ limitBytes: 256 * 1024 }), toyLayer(toy)])
+    const pool = poolOf(store, true)
+    fill(pool, 0, 200)
+    // No ticks: nothing is written ahead yet.
+    for (let n = 0; n < 600; n++) expect(await holds(pool, (n * 7) % 200, (n * 7) % 200)).toBe(true)
+    toy.waits = true
+    for (let n = 0; n < 4; n++) store.tick({ pages: 16 })
+    expect(toy.waiting.length).toBeGreaterThan(0)
+    for (let index = 0; index < 200; index += 3) expect(pool.put(7, index, pageOf(index + 20))).toBe(Stored)
+    for (let index = 1; index < 200; index += 3) pool.flushPage(7, index)
+    toy.waits = false
+    for (const go of toy.waiting.splice(0)) go()
+    await new Promise((resolve) => setImmediate(resolve))
+    for (let index = 0; index < 200; index++)
+      expect(await holds(pool, index, index % 3 === 0 ? index + 20 : index)).toBe(index % 3 !== 1)
+    const { cleaned } = countersOf(store, 'moves')[1]! as { cleaned: number }
+    expect(cleaned).toBeGreaterThan(0)
+    store.check?.()
+    pool.flushObject(7)
+    expect(toy.frames.size).toBe(0)
+    await store.close()
   })
 })
 

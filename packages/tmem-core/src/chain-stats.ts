@@ -135,6 +135,7 @@ function seatStats(seat: Seat, directory: Directory, isShared: boolean): StatsNo
           recompress_poor: counters.recompressPoor,
           recompress_saved_bytes: counters.recompressSavedBytes,
           used_in_flight: counters.usedInFlight,
+          cleaned: counters.cleaned,
           corrupt: counters.corrupt,
           flights: counters.flights,
           forced_flights: counters.forcedFlights,

@@ -178,6 +178,7 @@ export class Chain implements PageStore {
         const done = excess > 0 ? sinking.relieve(seat, excess, half) : 0
         pages += done
         bytes -= excess
+        if (bytes > 0) pages += sinking.cleanAhead(seat, Math.ceil((budget.pages - pages) / 2))
         const moved = sinking.compact(seat, Math.ceil((budget.pages - pages) / 2))
         pages += moved
         // With all moved together it may show that more has to go; what nobody takes is no reason to come again.

@@ -13,7 +13,6 @@
  * back.
  *
  * Invariants: a location is in the book exactly while the place has a block there that it has acknowledged.
- * /
  */
 import { crc32 } from 'node:zlib'
 import { none } from './handles.ts'

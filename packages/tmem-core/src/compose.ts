@@ -10,7 +10,6 @@
  *
  * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again. In that
  * mode the places below a chain have boundaries of their own (`checked-place.ts`), which stop the one above the chain.
- * /
  */
 import { crc32 } from 'node:zlib'
 import { type Broken, checkedPlace } from './checked-place.ts'

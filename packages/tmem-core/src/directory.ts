@@ -5,10 +5,12 @@
  * An entry of the table of handles has two words of its own (the links of a queue, which this table does not use). They
  * say where the page is:
  *
- *     in memory:  24 bits number of the resident | 16 length - 1, 4 codec, 9 flags, 3 place
- * slow:       32 bits location               | 11 units - 1, 1 ghost, 8 epoch, 1 huge, 3 place  (8 bits of the location
- * are in here)
- *     same:       32 bits of content             | 3 place (`samePlace`)
+ *     in memory:  24 bits number of the resident
+ *                 16 length - 1, 4 codec, 9 flags, 3 place
+ *     slow:       32 bits location (8 of them in the first word)
+ *                 11 units - 1, 1 ghost, 8 epoch, 1 huge, 3 place
+ *     same:       32 bits of content
+ *                 3 place (`samePlace`)
  *
  * A resident is a page whose block is in a memory place: four words with its neighbours in the queue, its location, 24
  * bits of checksum and, in the top bytes, the number of its entry. So a page costs 30 bytes anywhere, and 16 more in
@@ -18,7 +20,6 @@
  * place; resident and entry name each other; bytes of a queue are those of its residents.
  *
  * All state lies in typed arrays from the stack's allocator, so that threads can share it.
- * /
  */
 import { entryWords, HandleTable, none } from './handles.ts'
 import { TmemError } from './outcomes.ts'

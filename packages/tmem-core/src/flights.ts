@@ -10,7 +10,7 @@ import { sealOf } from './frame.ts'
 import { none } from './handles.ts'
 import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
-import { type Block, type Flight, frameBytes } from './place.ts'
+import { type Block, type Flight, frameBytes, maxRoundingBytes } from './place.ts'
 import { FORCED, flightsOfSeat, type Seat, STRAIGHT } from './seat.ts'
 import type { LayerContext } from './store.ts'
 
@@ -34,15 +34,24 @@ export class Flights {
     for (let n = now ? FORCED : FORCED + 1; n < (now ? FORCED + 1 : flightsOfSeat); n++) {
       if (target.underWay[n] !== undefined) continue
       target.flights[n]!.clear()
+      target.leaving[n] = 0
       return n
     }
     return none
   }
 
   /**
-   * Adds a block to a flight. `undefined`: it is damaged and stays; false: the flight is full, or the place.
+   * Adds a block to a flight. `undefined`: it is damaged and stays; false: the flight is full, or the place. `stays`:
+   * only a copy goes down.
    */
-  board(seat: Seat, target: Seat, number: number, entry: number, resident: number): boolean | undefined {
+  board(
+    seat: Seat,
+    target: Seat,
+    number: number,
+    entry: number,
+    resident: number,
+    stays: boolean = false,
+  ): boolean | undefined {
     const { directory } = this
     const flight = target.flights[number]!
     const length = target.raw ? this.#ledger.poolOf(entry).blockBytes : lengthIn(directory.stateOf(entry))
@@ -52,9 +61,12 @@ export class Flights {
       this.#ledger.keepDamaged(seat, entry, resident)
       return undefined
     }
+    const { filled } = flight
+    target.stays[number]![flight.count] = Number(stays)
     this.#frame(target, flight, this.#ledger.moving, entry, checksum)
+    if (!stays) target.leaving[number]! += flight.filled - filled
     directory.setFlight(entry, target.numberOf(number))
-    this.#ledger.requeue(seat, entry, resident, directory.queueOf(entry))
+    if (!stays) this.#ledger.requeue(seat, entry, resident, directory.queueOf(entry))
     return true
   }
 
@@ -96,6 +108,7 @@ export class Flights {
   launch(target: Seat, number: number, now: boolean): number {
     const flight = target.flights[number]!
     const slow = target.slow!
+    clearEnd(flight)
     target.counters.flights++
     if (now) target.counters.forcedFlights++
     if (now || (this.#context.io === 'blocking' && slow.writeNow !== undefined)) {
@@ -123,7 +136,7 @@ export class Flights {
     return flight.count
   }
 
-  /** A flight is safe: its pages change places, those that are still what was sent. How many do. */
+  /** A flight is safe: its pages change places, those that are still what was sent. How many do, or were to stay. */
   landed(target: Seat, number: number): number {
     let left = 0
     let refused = 0
@@ -149,10 +162,14 @@ export class Flights {
         continue
       }
       const resident = directory.residentOf(entry)
-      if ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL) {
+      const stays = target.stays[number]![n] === 1
+      if (stays || ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL)) {
         if (target.keepsCopies) directory.setCopy(resident, target.number, location, flight.units[n]!)
         else this.#ledger.freeSlow(target, location, flight.units[n]!)
-        target.counters.usedInFlight++
+        if (stays) {
+          target.counters.cleaned++
+          left++
+        } else target.counters.usedInFlight++
         continue
       }
       const isEphemeral = directory.queueOf(entry) === EPHEMERAL
@@ -217,6 +234,7 @@ export class Flights {
   /** Writes what was staged. Answers the error; the locations are in the flight, which the caller clears. */
   writeStaged(seat: Seat): Error | undefined {
     const flight = seat.flights[STRAIGHT]!
+    clearEnd(flight)
     seat.counters.flights++
     seat.counters.forcedFlights++
     try {
@@ -239,6 +257,11 @@ export class Flights {
     this.#ledger.giveUpCopies(seat, refused)
     return undefined
   }
+}
+
+/** What a place that writes whole blocks writes behind the last frame is nobody's: no frame of an earlier flight. */
+function clearEnd({ bytes, filled }: Flight): void {
+  bytes.fill(0, filled, Math.ceil(filled / maxRoundingBytes) * maxRoundingBytes)
 }
 
 /** The runtime's own copy with offsets, which makes no view. */

@@ -20,7 +20,6 @@
  * a tenth of the copy of a page against a third.
  *
  * Invariant: a page has an entry exactly when `find` reports it; an object has a slot exactly while it has a page.
- * /
  */
 import { TmemError } from './outcomes.ts'
 import type { Allocator, ObjectId } from './store.ts'

@@ -159,6 +159,7 @@ export class Ledger {
     const isEphemeral = directory.queueOf(entry) === EPHEMERAL
     this.dropToCopy(seat, entry, resident)
     seat.counters.droppedClean++
+    seat.savedWrites = Math.min(seat.savedWrites + 1, directory.pages[seat.number]!)
     if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
   }
 
@@ -210,7 +211,10 @@ export class Ledger {
     else {
       const resident = directory.residentOf(entry)
       const length = lengthIn(state)
-      if (directory.copyOf(resident) !== none) this.endCopy(resident)
+      if (directory.copyOf(resident) !== none) {
+        this.endCopy(resident)
+        seat.savedWrites = Math.max(0, seat.savedWrites - 1)
+      }
       directory.unlink(place, resident, entry, seat.memory.sizeOf(length))
       seat.memory.free(directory.blockOf(resident), length, pool.blockBytes)
       directory.releaseResident(resident)

@@ -3,7 +3,6 @@
  * what places may ask of them.
  *
  * Each move has the same three steps: the new place has the block; the directory says so; the old place gives it up.
- * /
  */
 import { type Directory, samePlace } from './directory.ts'
 import { Flights } from './flights.ts'
@@ -36,7 +35,7 @@ export class Mover {
     this.ledger = new Ledger(options)
     this.seats = this.ledger.seats
     this.flights = new Flights(this.ledger, context)
-    this.sinking = new Sinking(this.ledger, this.flights)
+    this.sinking = new Sinking(this.ledger, this.flights, context)
     this.rising = new Rising(this.ledger, this.sinking, context)
     if (share === undefined) for (const seat of this.seats) seat.slow?.attach?.(this.ownersOf(seat.number))
   }

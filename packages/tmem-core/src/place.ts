@@ -22,7 +22,6 @@
  *
  * Sources: the storage allocators of nbdkit (a back end in few functions, the header says which can fail); zswap's and
  * zram's writeback, whose unit is one page, and why here it is a flight.
- * /
  */
 import type { PutOutcome } from './outcomes.ts'
 import type { Budget, LayerContext, ObjectId, Progress, StatsNode } from './store.ts'

@@ -1,7 +1,6 @@
 /**
  * Who made a file that may outlive its maker: a process number alone is soon given to somebody else, so the mark has,
  * where the system tells them (Linux's /proc), the time at which the process started and the boot during which it did.
- * /
  */
 import { readFileSync } from 'node:fs'
 

@@ -5,6 +5,7 @@
  * A place that failed, or that had no room, is spared for a while; how long is a matter of the seat alone.
  */
 import type { Directory } from './directory.ts'
+import { none } from './handles.ts'
 import { Order, type SinkClock } from './order.ts'
 import { putOutcomeCount, TmemError } from './outcomes.ts'
 import { Flight, isSlow, type MemoryPlace, maxBlockBytes, type Place, type SlowPlace, unitsOf } from './place.ts'
@@ -87,6 +88,8 @@ export interface SeatCounters {
   corrupt: number
   /** Blocks that were used while they were on their way down. */
   usedInFlight: number
+  /** Blocks that were written ahead: they stayed above, and their copies are here. */
+  cleaned: number
 }
 
 /** A place in its stack, and what the chain knows of it. */
@@ -101,12 +104,22 @@ export class Seat {
   /** Its memory is somebody else's: nobody is charged for it. */
   readonly foreign: boolean
   readonly flights: Flight[] = []
+  /** By flight and frame: the page stays in memory, and this is its clean copy. By flight: bytes of those that leave. */
+  readonly stays: Uint8Array[] = []
+  readonly leaving: number[] = []
   /** Number in the directory of the first flight that has one. */
   readonly #firstNumber: number
   /** By flight: it is under way; how many of its pages have left memory when it is over. */
   readonly underWay: (Promise<number> | undefined)[] = []
   /** Where the search for clean copies to give up goes on. */
   copyHand = 0
+  /**
+   * Resident where the search for pages to write ahead goes on, how far it goes, and how many have been paid for: see
+   * `Sinking.cleanAhead`.
+   */
+  cleanHand: number = none
+  cleanLeft = 0
+  savedWrites = 0
   /**
    * Units of the smallest frame that had no room here, units that were given up since, and frames that were not offered
    * for that.
@@ -150,6 +163,7 @@ export class Seat {
     staleReads: 0,
     corrupt: 0,
     usedInFlight: 0,
+    cleaned: 0,
   }
 
   constructor(
@@ -178,7 +192,10 @@ export class Seat {
         throw new TmemError('TMEM_NO_MEMORY', `no memory to write pages to ${place.name} (${bytes} bytes)`, {
           layer: place.name,
         })
-      this.flights.push(new Flight(memory, bytes, place.unitBytes))
+      const flight = new Flight(memory, bytes, place.unitBytes)
+      this.flights.push(flight)
+      this.stays.push(new Uint8Array(flight.owners.length))
+      this.leaving.push(0)
       this.underWay.push(undefined)
     }
   }

@@ -3,7 +3,6 @@
  * waits for more than one.
  *
  * Nothing is compressed here but what lies uncompressed in a memory place and goes to one that compresses.
- * /
  */
 import {
   codecIn,
@@ -24,7 +23,7 @@ import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
 import type { Block, MemoryPlace } from './place.ts'
 import type { PoolKind, Seat } from './seat.ts'
-import type { Sunk } from './store.ts'
+import type { LayerContext, Sunk } from './store.ts'
 import { basePageSize } from './store.ts'
 
 /** Bytes that go down at once when a put finds no room: one write. */
@@ -36,23 +35,30 @@ const ephemeralBytes = 16 * 1024
 const passedBytes = 256 * 1024
 /** Pages that one call lets sink at most, clean ones included. */
 const maxVictims = 512
+/** Share of the main queue, from its oldest page on, that is written ahead. */
+const cleanShare = 0.75
+/** Pages that one call looks at for those to write ahead. */
+const maxLooks = 1024
 
 export class Sinking {
   readonly seats: readonly Seat[]
   readonly directory: Directory
   readonly #ledger: Ledger
   readonly #flights: Flights
+  /** Writes block in their thread: nothing is written that need not be. */
+  readonly #waits: boolean
   #closed = false
   /** Blocks that memory below is prepared to take. */
   #passes = 0
   /** Location of the block that `allocate` took last. */
   #location = none
 
-  constructor(ledger: Ledger, flights: Flights) {
+  constructor(ledger: Ledger, flights: Flights, { io }: LayerContext) {
     this.seats = ledger.seats
     this.directory = ledger.directory
     this.#ledger = ledger
     this.#flights = flights
+    this.#waits = io === 'blocking'
   }
 
   /**
@@ -176,10 +182,10 @@ export class Sinking {
     if (above <= 0) return 0
     let flying = 0
     let batch = 0
-    for (const { slow, flights, underWay } of this.seats) {
+    for (const { slow, leaving, underWay } of this.seats) {
       if (slow === undefined) continue
       batch = this.#forcedBytes(seat.memory!) / 2
-      for (const [number, flight] of flights.entries()) if (underWay[number] !== undefined) flying += flight.filled
+      for (const [number, bytes] of leaving.entries()) if (underWay[number] !== undefined) flying += bytes
     }
     return above > flying ? above - flying + batch : 0
   }
@@ -263,6 +269,50 @@ export class Sinking {
     const frames = target!.flights[flight]!.count
     // What could not be written is where it was.
     return pages - frames + this.#flights.launch(target!, flight, now)
+  }
+
+  /**
+   * Writes pages ahead while the place below has nothing else to do: they stay, and go for nothing when their turn
+   * comes. Each page that went for nothing pays for one, each copy that was written or read in vain costs one: so a
+   * stack that is only read comes to an end of writing, and one that is mostly written to never begins. Returns the
+   * pages.
+   */
+  cleanAhead(seat: Seat, most: number): number {
+    const { directory } = this
+    const pages = Math.min(most, seat.savedWrites)
+    if (pages <= 0 || this.#waits) return 0
+    const target = this.#below(seat, true, false)
+    if (target?.slow === undefined || !target.keepsCopies || target.isBusy) return 0
+    const flight = this.#flights.open(target, false)
+    let done = 0
+    let resident = seat.cleanHand
+    for (let left = maxLooks; left > 0 && done < pages; left--) {
+      // The youngest may well be put anew before they are cold.
+      if (seat.cleanLeft-- <= 0 || !this.#isMain(seat, resident)) {
+        seat.cleanLeft = Math.ceil(directory.queued(seat.number, MAIN) * cleanShare)
+        resident = directory.oldest(seat.number, MAIN)
+        if (resident === none) break
+      }
+      const entry = directory.entryOf(resident)
+      const next = directory.newer(resident)
+      if (directory.copyOf(resident) === none && !isFlying(directory.stateOf(entry))) {
+        if (this.#flights.board(seat, target, flight, entry, resident, true) === false) break
+        done++
+      }
+      resident = next
+    }
+    seat.cleanHand = resident
+    seat.savedWrites -= done
+    return done === 0 ? 0 : this.#flights.launch(target, flight, false)
+  }
+
+  /** Whether a resident, which may have been given up since, is in the main queue of a place. */
+  #isMain(seat: Seat, resident: number): boolean {
+    const { directory } = this
+    if (resident === none) return false
+    const entry = directory.entryOf(resident)
+    if (!this.#ledger.isResident(entry, resident)) return false
+    return directory.placeOf(entry) === seat.number && directory.queueOf(entry) === MAIN
   }
 
   /**
