@@ -139,6 +139,16 @@ describe('the file', () => {
     expect(existsSync(file)).toBe(false)
   })
 
+  test('that is used in a realm whose errors are not those of the system, as in Jest', () => {
+    const file = folder.file()
+    const program = fileURLToPath(new URL('./realm.mjs', import.meta.url))
+    const flags = ['--experimental-vm-modules', '--no-warnings']
+    const answer = JSON.parse(execFileSync(process.execPath, [...flags, program, file], { encoding: 'utf8' }))
+    expect(answer).toMatchObject({ stored: true, fetched: true, code: 'TMEM_IO' })
+    expect(answer.message).toContain('this process uses it already')
+    expect(existsSync(file)).toBe(false)
+  })
+
   test('that a thread has left, however it ended, makes way for the next', async () => {
     const file = folder.file()
     for (let round = 0; round < 3; round++) {

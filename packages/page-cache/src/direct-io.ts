@@ -13,6 +13,7 @@
  * Source: open(2), NOTES on O_DIRECT; proc(5) for /proc/self/fd.
  */
 import { constants, type Mode, type PathLike, type TimeLike } from 'node:fs'
+import { types } from 'node:util'
 import { type Allocator, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
 import { type FileIo, nodeFileIo } from './file-io.ts'
 
@@ -213,7 +214,7 @@ export class DirectReads implements FileIo {
       const direct = await this.#io.open(`/proc/self/fd/${descriptor}`, O_RDONLY | flag, 0)
       this.#direct.set(descriptor, { descriptor: direct, usable: true })
     } catch (error) {
-      if (!(error instanceof Error) || !('code' in error)) throw error
+      if (!types.isNativeError(error) || !('code' in error)) throw error
       // One file that may not be opened again says nothing of the others; a file system without direct I/O (EINVAL) does.
       if (error.code === 'EINVAL') this.#refuse(descriptor, 'its file system has no direct I/O')
       else this.counters.refusedFiles++
@@ -231,7 +232,7 @@ export class DirectReads implements FileIo {
       try {
         return await this.#io.read(direct, buffer.bytes, buffer.at, length, position)
       } catch (error) {
-        if (!(error instanceof Error && 'code' in error && error.code === 'EINVAL')) throw error
+        if (!(types.isNativeError(error) && 'code' in error && error.code === 'EINVAL')) throw error
         buffer.at = (buffer.at + allocatorAlignment) % blockBytes
       }
     }

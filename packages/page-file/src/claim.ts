@@ -24,13 +24,14 @@
  */
 import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
+import { types } from 'node:util'
 import { threadId } from 'node:worker_threads'
 import { crc32 } from 'node:zlib'
 import { type MarkedProcess, markedProcess, processMark } from '@tmem/core'
 
-/** Whether `error` is the system's, with that code. */
+/** Whether `error` is the system's, with that code. It need not be of this realm: in a `vm` context, a test runner's, it is not. */
 export const hasCode = (error: unknown, code: string): boolean =>
-  error instanceof Error && 'code' in error && error.code === code
+  types.isNativeError(error) && 'code' in error && error.code === code
 
 /** Bytes of a block: what direct transfers are multiples of, and the mark's place. */
 export const blockBytes = 4096

@@ -15,6 +15,7 @@
  *
  * Source: open(2), swapon(2), mkswap(8) for what a swap area must look like; the rest is our own.
  */
+import { types } from 'node:util'
 import { type Allocator, systemAllocator, TmemError } from '@tmem/core'
 import {
   blockBytes,
@@ -676,7 +677,7 @@ const layerOf = ({ layer = 'page-file' }: PageFileRequest): string => layer
 const failure = (request: PageFileRequest, what: string, cause?: unknown): TmemError =>
   new TmemError('TMEM_IO', `file ${request.path}: ${what}`, { layer: layerOf(request), cause })
 
-const reason = (error: unknown): string => (error instanceof Error ? error.message : String(error))
+const reason = (error: unknown): string => (types.isNativeError(error) ? error.message : String(error))
 
 const follows = ({ mode }: PageFileRequest): boolean => mode === 'existing' || mode === 'read'
 

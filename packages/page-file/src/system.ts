@@ -35,6 +35,7 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, resolve } from 'node:path'
+import { types } from 'node:util'
 import { claimDescriptor, type FileClaim, hasCode, type Mark } from './claim.ts'
 
 /** What a name or a descriptor leads to. */
@@ -197,7 +198,7 @@ export function systemFiles({ native = true }: SystemFilesOptions = {}): PageFil
   } catch (error) {
     return new SystemFiles(
       undefined,
-      `koffi cannot be loaded: ${error instanceof Error ? error.message : String(error)}`,
+      `koffi cannot be loaded: ${types.isNativeError(error) ? error.message : String(error)}`,
     )
   }
   return new SystemFiles(libc, undefined)

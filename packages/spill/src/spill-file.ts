@@ -14,6 +14,7 @@
  */
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import { types } from 'node:util'
 import { crc32 } from 'node:zlib'
 import { type LayerContext, maxEntries, maxObjectId, type ObjectId, TmemError } from '@tmem/core'
 import { PageFile, type PageFileIo } from '@tmem/page-file'
@@ -315,7 +316,7 @@ export function bootName(): string {
     return readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
   } catch (error) {
     // Another system: then a file counts only when it was closed.
-    if (error instanceof Error && 'code' in error) return ''
+    if (types.isNativeError(error) && 'code' in error) return ''
     throw error
   }
 }
@@ -359,7 +360,7 @@ function worked(action: () => void): boolean {
     action()
     return true
   } catch (error) {
-    if (error instanceof Error) return false
+    if (types.isNativeError(error)) return false
     throw error
   }
 }

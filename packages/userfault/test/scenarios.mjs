@@ -17,7 +17,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { Worker } from 'node:worker_threads'
+import { MessageChannel, receiveMessageOnPort, Worker } from 'node:worker_threads'
 import { gzipSync } from 'node:zlib'
 import { SwappableBuffer, userfaultUnsupported } from '@tmem/userfault'
 import koffi from 'koffi'
@@ -315,6 +315,33 @@ const scenarios = {
     const stats = counters(memory)
     await memory.close()
     return { wrong: pages.wrong, most, stats }
+  },
+
+  async transfer() {
+    const memory = await make(MiB, MiB / 2, 'zcache(limit=4MiB)')
+    const pages = new Pages(memory.buffer)
+    for (let page = 0; page < pages.count; page++) pages.write(page)
+    const { port1, port2 } = new MessageChannel()
+    const ways = {
+      clone: () => structuredClone(memory.buffer, { transfer: [memory.buffer] }),
+      post: () => {
+        port1.postMessage(memory.buffer, [memory.buffer])
+        return receiveMessageOnPort(port2).message
+      },
+    }
+    const said = {}
+    for (const [name, way] of Object.entries(ways))
+      try {
+        const got = way()
+        said[name] = got !== memory.buffer && Buffer.compare(Buffer.from(got), pages.bytes) === 0 ? 'copied' : 'wrong'
+      } catch (error) {
+        said[name] = error.name
+      }
+    port1.close()
+    pages.checkAll()
+    const left = memory.buffer.byteLength
+    await memory.close()
+    return { ...said, left, wrong: pages.wrong }
   },
 
   async trim() {

@@ -205,6 +205,14 @@ describe('a store that refuses', () => {
   })
 })
 
+test('a transfer is refused, or where Node cannot refuse it, is a copy that is right, and takes nothing away', async (ctx) => {
+  requires(ctx, userfaultfd)
+  const { clone, post, left, wrong } = await scenario<Readonly<Record<string, unknown>>>('transfer')
+  const refuses = Number(process.versions.node.split('.')[0]) >= 21
+  expect([clone, post]).toEqual(refuses ? ['DataCloneError', 'DataCloneError'] : ['copied', 'copied'])
+  expect([left, wrong]).toEqual([2 ** 20, 0])
+})
+
 test('trim gives back what it says', async (ctx) => {
   requires(ctx, userfaultfd)
   const { stats, ...numbers } = await scenario<{ stats: Counters }>('trim')
