@@ -745,7 +745,9 @@ class History {
       kept.push(handles[n]!)
     }
     const versions = kept.map((handle) => pool.current[handle]!)
+    this.#batched = pool
     pool.pool.putMany(batch)
+    this.#batched = undefined
     for (let n = 0; n < batch.length; n++) {
       this.#trace?.(`putBack ${pool.nameOf(kept[n]!)} version ${versions[n]}: ${putOutcomeName(batch.outcomes[n]!)}`)
       model.wasPut(pool, kept[n]!, versions[n]!, batch.outcomes[n]!, false)

@@ -8,4 +8,5 @@ export const found: readonly { readonly seed: number; readonly history: number; 
   { seed: 3405691582, history: 7906, what: 'an ephemeral page goes to a copy that was given up for it' },
   { seed: 3405691582, history: 27357, what: 'an older page was read before a newer one was put' },
   { seed: 4002160828, history: 7313, what: 'an older page is left by a lie after memory has rotted' },
+  { seed: 1001, history: 69874, what: 'a page put back in a batch is flushed while memory is taken for the next one' },
 ]
