@@ -13,13 +13,7 @@
  * Source: userfaultfd(2); the rules for the pager are in `pager.ts`.
  */
 import { constants } from 'node:buffer'
-import {
-  MessageChannel,
-  type MessagePort,
-  markAsUntransferable,
-  receiveMessageOnPort,
-  Worker,
-} from 'node:worker_threads'
+import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads'
 import { type StatsNode, TmemError } from '@tmem/core'
 import {
   argumentAt,
@@ -80,7 +74,7 @@ export async function userfaultUnsupported(): Promise<string | undefined> {
 /** An ArrayBuffer whose cold pages rest in a page store. Linux only. */
 export class SwappableBuffer {
   /**
-   * The memory. After `close` it reads as zeros (Node 20 offers no way to detach it). It cannot be transferred, to a worker or by
+   * The memory, made outside of V8, which Node marks as not to be transferred. After `close` it reads as zeros (Node 20 offers no way to detach it). It cannot be transferred, to a worker or by
    * `structuredClone`: from Node 21 on that throws `DataCloneError`; Node 20 makes a copy of ordinary memory, and nobody can make it refuse.
    */
   readonly buffer: ArrayBuffer
@@ -136,8 +130,6 @@ export class SwappableBuffer {
     try {
       const { address, buffer } = system.map(bytes)
       unreachable.register(buffer, { system, address, length: bytes })
-      // The memory goes with this object: another one over the same bytes would outlive it.
-      markAsUntransferable(buffer)
       system.keepPlain(address, bytes)
       system.register(fd, address, bytes)
       const bell = system.openBell()
