@@ -1,5 +1,6 @@
-// Loads built packages, and the neighbours that they import, into a `vm` context, as test runners such as Jest do: there `Error` is not the
-// `Error` of what node:fs throws. For programs that tests start with --experimental-vm-modules.
+// Loads built packages, and the neighbours that they import, into a `vm` context, as test runners such as Jest do:
+// there `Error` is not the `Error` of what node:fs throws. For programs that tests start with
+// --experimental-vm-modules.
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'

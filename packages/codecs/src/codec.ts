@@ -7,15 +7,17 @@
  *
  * Invariants:
  * - "does not fit" and "is not a block of mine" are values (0 and -1), because both happen in normal work;
- * - what is no `Uint8Array`, and ranges that lie outside their arrays, are the caller's mistake: `TypeError` and `RangeError`, from one
- *   check for all codecs, before anything is written;
+ * - what is no `Uint8Array`, and ranges that lie outside their arrays, are the caller's mistake: `TypeError` and
+ *   `RangeError`, from one check for all codecs, before anything is written;
  * - a codec keeps no block, and no reference to a caller's buffer, after a call has returned.
  */
 
 /** Longest block, in bytes, on either side of a codec: a 2 MiB page. */
 export const MAX_BLOCK_BYTES: number = 2 * 1024 * 1024
 
-/** A block codec working between the caller's buffers; holds only its own scratch memory, allocates nothing per call. */
+/**
+ * A block codec working between the caller's buffers; holds only its own scratch memory, allocates nothing per call.
+ */
 export interface Codec {
   /** The name `createCodec` knows it by. */
   readonly name: CodecName
@@ -32,7 +34,8 @@ export interface Codec {
    * Compresses `src[srcAt, srcAt + srcLength)` into `dst[dstAt, dstAt + dstRoom)`. The two ranges must not overlap.
    * Nothing outside that room is written and nothing outside the source is read; after a 0 the room may hold rubbish.
    * @returns the bytes written (> 0), or 0 when the result does not fit in `dstRoom`.
-   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or the block is longer than
+   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or the block is longer
+   * than
    *   MAX_BLOCK_BYTES.
    */
   compress(src: Uint8Array, srcAt: number, srcLength: number, dst: Uint8Array, dstAt: number, dstRoom: number): number
@@ -40,7 +43,8 @@ export interface Codec {
    * Decompresses `src[srcAt, srcAt + srcLength)` to exactly `dstLength` bytes at `dst[dstAt]`. The ranges must not
    * overlap. Nothing outside them is read or written; after a -1 the destination may hold rubbish.
    * @returns `dstLength`, or -1 for every block that is malformed: cut, altered, bytes left over, wrong length.
-   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or is longer than a block
+   * @throws TypeError for what is no Uint8Array, RangeError when a range lies outside its array or is longer than a
+   * block
    *   can be.
    */
   decompress(

@@ -113,9 +113,10 @@ function createWasmArena(byteLength: number): Lz4Arena | undefined {
 }
 
 /**
- * Whether an error says that there is no WebAssembly for this program, though the module is good: `CompileError` and `EvalError`, where
- * compiling is forbidden (a Content-Security-Policy without `wasm-unsafe-eval`, a `vm` context with `wasm: false`); `RangeError`,
- * where there is no address space for the memory (`ulimit -v`). By name, because the error may be of another realm.
+ * Whether an error says that there is no WebAssembly for this program, though the module is good: `CompileError` and
+ * `EvalError`, where compiling is forbidden (a Content-Security-Policy without `wasm-unsafe-eval`, a `vm` context with
+ * `wasm: false`); `RangeError`, where there is no address space for the memory (`ulimit -v`). By name, because the
+ * error may be of another realm.
  */
 const isForbidden = (error: unknown): boolean =>
   ['CompileError', 'EvalError', 'RangeError'].includes((error as { readonly name?: string } | null)?.name ?? '')

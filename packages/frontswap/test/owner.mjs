@@ -1,4 +1,5 @@
-// Opens a swap file as a stack of its own, says so, and keeps it until it is killed, as a process or as a thread: node owner.mjs FILE BYTES
+// Opens a swap file as a stack of its own, says so, and keeps it until it is killed, as a process or as a thread: node
+// owner.mjs FILE BYTES
 import { parentPort } from 'node:worker_threads'
 import { compose } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'

@@ -1,10 +1,10 @@
 /**
- * An open file of a page cache, with everything that a file handle of node:fs/promises has, but for its `fd`: who would write through that
- * would do it past the cache.
+ * An open file of a page cache, with everything that a file handle of node:fs/promises has, but for its `fd`: who would
+ * write through that would do it past the cache.
  *
  * Invariants:
- *  - A transfer without a position begins where the one before it ended, in the order of the calls, whoever waits for them or not.
- *    (Node's go to several threads at once: which of two is first there is up to the system.)
+ *  - A transfer without a position begins where the one before it ended, in the order of the calls, whoever waits for
+ *    them or not. (Node's go to several threads at once: which of two is first there is up to the system.)
  *  - What was written is in the file when the call is answered, as with node:fs: nothing is lost by who never closes.
  *  - The descriptor stays open until all calls and streams that use it are done.
  *  - Errors are the system's own, and where arguments are wrong, Node's (`code`).
@@ -219,8 +219,8 @@ export class CachedFile extends EventEmitter implements Omit<FileHandle, 'fd'>, 
   }
 
   /**
-   * Writes all of it from the current position on. What is there at once is written in one piece; pieces of an iterable are written as
-   * they come.
+   * Writes all of it from the current position on. What is there at once is written in one piece; pieces of an iterable
+   * are written as they come.
    */
   async writeFile(data: FileData, options?: FileOptions | BufferEncoding | null): Promise<void> {
     await this.#use('write', async () => {
@@ -240,8 +240,8 @@ export class CachedFile extends EventEmitter implements Omit<FileHandle, 'fd'>, 
   }
 
   /**
-   * A stream that reads the file, from the current position unless `start` says otherwise. It closes the file when it ends, unless
-   * `autoClose` is false.
+   * A stream that reads the file, from the current position unless `start` says otherwise. It closes the file when it
+   * ends, unless `autoClose` is false.
    */
   createReadStream(options?: StreamOptions): ReadStream {
     return this.#streaming((operations) =>
@@ -257,8 +257,8 @@ export class CachedFile extends EventEmitter implements Omit<FileHandle, 'fd'>, 
   }
 
   /**
-   * A web stream of the bytes from the current position on (always of type `bytes`); one for each file. `autoClose`: the file is closed when
-   * it ends.
+   * A web stream of the bytes from the current position on (always of type `bytes`); one for each file. `autoClose`:
+   * the file is closed when it ends.
    */
   readableWebStream(
     options: { readonly type?: string | undefined; readonly autoClose?: boolean | undefined } = {},

@@ -1,14 +1,18 @@
 /**
- * Files that are read around the operating system's cache (`O_DIRECT`): for a program whose own cache is to be the only one.
+ * Files that are read around the operating system's cache (`O_DIRECT`): for a program whose own cache is to be the only
+ * one.
  *
- * Each file that can be read is opened a second time, by its descriptor, for direct reading. Whole pages are read through buffers of
- * our own and copied from there: direct transfers want memory that is aligned for the device, and JavaScript cannot see addresses. So
- * the first read into a buffer is tried at every multiple of 16 bytes (the allocator's alignment) until the kernel takes it.
+ * Each file that can be read is opened a second time, by its descriptor, for direct reading. Whole pages are read
+ * through buffers of our own and copied from there: direct transfers want memory that is aligned for the device, and
+ * JavaScript cannot see addresses. So the first read into a buffer is tried at every multiple of 16 bytes (the
+ * allocator's alignment) until the kernel takes it.
  *
- * Everything else (writes, parts of pages, the rest after a short read) takes the ordinary way; the kernel keeps both coherent. So does
- * all reading where direct transfers are refused, for a file or for its whole file system: `stats` and `refused` say so.
+ * Everything else (writes, parts of pages, the rest after a short read) takes the ordinary way; the kernel keeps both
+ * coherent. So does all reading where direct transfers are refused, for a file or for its whole file system: `stats`
+ * and `refused` say so.
  *
- * Invariants: a direct descriptor lives exactly as long as the descriptor that it belongs to; a buffer has one reader at a time.
+ * Invariants: a direct descriptor lives exactly as long as the descriptor that it belongs to; a buffer has one reader
+ * at a time.
  *
  * Source: open(2), NOTES on O_DIRECT; proc(5) for /proc/self/fd.
  */
@@ -57,8 +61,8 @@ interface DirectBuffer {
 }
 
 /**
- * Files whose pages are read directly: the `io` of a `PageCache`. Throws `TmemError` (`TMEM_NO_MEMORY`) when there is none for the
- * buffers.
+ * Files whose pages are read directly: the `io` of a `PageCache`. Throws `TmemError` (`TMEM_NO_MEMORY`) when there is
+ * none for the buffers.
  */
 export class DirectReads implements FileIo {
   readonly counters: DirectReadsCounters = { directReads: 0, directBytes: 0, bufferedReads: 0, refusedFiles: 0 }
@@ -199,7 +203,9 @@ export class DirectReads implements FileIo {
     return { name: 'direct-reads', counters: { ...this.counters, refusedDevices: this.#refused.size }, children: [] }
   }
 
-  /** Opens the file behind a descriptor once more: by number, so that it is the same file whatever happens to its name. */
+  /**
+   * Opens the file behind a descriptor once more: by number, so that it is the same file whatever happens to its name.
+   */
   async #openDirect(descriptor: number, flags: number): Promise<void> {
     const { O_RDONLY, O_WRONLY, O_DIRECT } = constants
     if ((flags & O_WRONLY) !== 0) return
@@ -215,7 +221,8 @@ export class DirectReads implements FileIo {
       this.#direct.set(descriptor, { descriptor: direct, usable: true })
     } catch (error) {
       if (!types.isNativeError(error) || !('code' in error)) throw error
-      // One file that may not be opened again says nothing of the others; a file system without direct I/O (EINVAL) does.
+      // One file that may not be opened again says nothing of the others; a file system without direct I/O (EINVAL)
+      // does.
       if (error.code === 'EINVAL') this.#refuse(descriptor, 'its file system has no direct I/O')
       else this.counters.refusedFiles++
     }

@@ -1,8 +1,10 @@
 /**
- * What callers give to an open file, checked and completed as node:fs/promises does: with its defaults, and its errors (`code`).
+ * What callers give to an open file, checked and completed as node:fs/promises does: with its defaults, and its errors
+ * (`code`).
  *
- * DEVIATION: a number that is no place in a file (a fraction, NaN, less than -1) is refused wherever a position is taken.
- * Node.js refuses it in some of its calls and versions, and reads or writes at the current position in the others.
+ * DEVIATION: a number that is no place in a file (a fraction, NaN, less than -1) is refused wherever a position is
+ * taken. Node.js refuses it in some of its calls and versions, and reads or writes at the current position in the
+ * others.
  *
  * Source: the documentation of node:fs/promises (FileHandle) and what Node.js 20 to 24 do.
  */

@@ -1,6 +1,6 @@
 /**
- * What the page cache needs of the outside: files by descriptor, with a stamp that tells when one was changed. Tests give one
- * that fails.
+ * What the page cache needs of the outside: files by descriptor, with a stamp that tells when one was changed. Tests
+ * give one that fails.
  *
  * Source: open(2), pread(2), statfs(2), and the magic numbers of linux/magic.h.
  */
@@ -106,8 +106,8 @@ export interface OptIn {
 }
 
 /**
- * The usual choice: local file systems on disks take part, anything unknown (a network, a file system in memory, /proc) is
- * left alone: its files are passed through.
+ * The usual choice: local file systems on disks take part, anything unknown (a network, a file system in memory, /proc)
+ * is left alone: its files are passed through.
  */
 export function localDisks(kind: FileSystemKind): OptIn | undefined {
   const name = localFileSystems.get(kind.type)
@@ -115,8 +115,8 @@ export function localDisks(kind: FileSystemKind): OptIn | undefined {
 }
 
 /**
- * What the page cache can promise for a local file system on disk; its part of the seven guarantees. Inode numbers count as unique
- * because its file keys also name the version of the file.
+ * What the page cache can promise for a local file system on disk; its part of the seven guarantees. Inode numbers
+ * count as unique because its file keys also name the version of the file.
  */
 export function pageCacheFacts(name: string, blockSize: number): FileSystemFacts {
   return Object.freeze({
@@ -132,8 +132,8 @@ export function pageCacheFacts(name: string, blockSize: number): FileSystemFacts
 }
 
 /**
- * Flags in the form of node:fs (`'r+'`, or a number) as the system's number. Throws `TypeError` for unknown ones, `RangeError` for
- * numbers of more than 32 bits.
+ * Flags in the form of node:fs (`'r+'`, or a number) as the system's number. Throws `TypeError` for unknown ones,
+ * `RangeError` for numbers of more than 32 bits.
  */
 export function flagsOf(flags: string | number | null | undefined): number {
   const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_TRUNC, O_EXCL, O_APPEND, O_SYNC } = fs.constants

@@ -1,8 +1,9 @@
 /**
- * The files that a page cache remembers, and the file systems that they are on: a page leaves the first level through here, because
- * only its file tells whether its bytes are sure to be those on disk.
+ * The files that a page cache remembers, and the file systems that they are on: a page leaves the first level through
+ * here, because only its file tells whether its bytes are sure to be those on disk.
  *
- * Invariants: a file is remembered while somebody has it open, and while a frame holds a page of it; a file that is forgotten has no frames.
+ * Invariants: a file is remembered while somebody has it open, and while a frame holds a page of it; a file that is
+ * forgotten has no frames.
  */
 import type { BigIntStats, PathLike } from 'node:fs'
 import { type Cleancache, PageState, type Superblock } from '@tmem/cleancache'

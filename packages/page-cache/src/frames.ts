@@ -1,17 +1,18 @@
 /**
  * The frames of the first level: pages of files in memory, on an active and an inactive list.
  *
- * A page enters the inactive list. Its first access marks it referenced, the second moves it to the active list; so pages that
- * are read once, however many, never push out those that are read again. When the active list grows longer than the
- * inactive one its oldest pages go back. Frames are taken from the old end of the inactive list.
+ * A page enters the inactive list. Its first access marks it referenced, the second moves it to the active list; so
+ * pages that are read once, however many, never push out those that are read again. When the active list grows longer
+ * than the inactive one its oldest pages go back. Frames are taken from the old end of the inactive list.
  *
- * A frame that is pinned is not given to anybody else. One that is dropped while it is pinned is detached: nobody finds it any
- * more, those who hold it may read it, and the last one to let go frees it.
+ * A frame that is pinned is not given to anybody else. One that is dropped while it is pinned is detached: nobody finds
+ * it any more, those who hold it may read it, and the last one to let go frees it.
  *
  * Invariants: a frame is in the table, and on one of the lists, and on the chain of its file, exactly while it is
  * neither free nor detached. Frames that are pinned or loading are never evicted.
  *
- * Source: mm/swap.c and mm/vmscan.c of Linux 3.x (mark_page_accessed, shrink_inactive_list), by their documented behaviour.
+ * Source: mm/swap.c and mm/vmscan.c of Linux 3.x (mark_page_accessed, shrink_inactive_list), by their documented
+ * behaviour.
  */
 import { type Allocator, HandleTable, none, TmemError } from '@tmem/core'
 

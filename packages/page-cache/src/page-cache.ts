@@ -1,9 +1,9 @@
 /**
- * A page cache for files, in a program's own memory, with a second chance behind it: a clean page that falls out is offered to
- * cleancache, and a page that is read is asked for there before the disk.
+ * A page cache for files, in a program's own memory, with a second chance behind it: a clean page that falls out is
+ * offered to cleancache, and a page that is read is asked for there before the disk.
  *
- * This file puts the parts together and opens files: what is known of them (`files.ts`, `versions.ts`), the frames (`frames.ts`), reading
- * (`reader.ts`), writing (`writer.ts`), and a file handle over them (`cached-file.ts`).
+ * This file puts the parts together and opens files: what is known of them (`files.ts`, `versions.ts`), the frames
+ * (`frames.ts`), reading (`reader.ts`), writing (`writer.ts`), and a file handle over them (`cached-file.ts`).
  *
  * Invariants:
  *  - A byte that is read was in the file at some time during the call: never older.
@@ -65,7 +65,8 @@ export class PageCache {
   #closing: Promise<void> | undefined
 
   /**
-   * Throws `RangeError` for numbers that make no sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has too little.
+   * Throws `RangeError` for numbers that make no sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has too
+   * little.
    */
   constructor(options: PageCacheOptions) {
     const { sizeBytes, pageSize = basePageSize, inodes = 65_536, timestampGranularityMs = 20 } = options
@@ -98,8 +99,8 @@ export class PageCache {
   }
 
   /**
-   * Opens a file, as `open` of node:fs/promises does. Rejects with the system's error, or with `TmemError` (`TMEM_UNSUPPORTED`) for
-   * what is no regular file, `TMEM_CLOSED` after `close`.
+   * Opens a file, as `open` of node:fs/promises does. Rejects with the system's error, or with `TmemError`
+   * (`TMEM_UNSUPPORTED`) for what is no regular file, `TMEM_CLOSED` after `close`.
    */
   async open(
     path: PathLike,
@@ -109,7 +110,8 @@ export class PageCache {
     this.#assertOpen()
     const { mode = 0o666, direct = false } = typeof options === 'object' ? (options ?? {}) : { mode: options }
     const asked = flagsOf(flags)
-    // Truncation must tell cleancache, so it is done here; and an appending descriptor can write nowhere but at the end.
+    // Truncation must tell cleancache, so it is done here; and an appending descriptor can write nowhere but at the
+    // end.
     const descriptor = await this.#io.open(path, asked & ~constants.O_TRUNC, mode)
     let handle: CachedFile | undefined
     try {

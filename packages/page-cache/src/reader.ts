@@ -1,8 +1,8 @@
 /**
  * Reading: a page comes from the first level, from cleancache, or from the file, and with it some of those behind it.
  *
- * A page that is being filled is locked (`Frame.Loading`); readers wait for nobody but the page they want. When there is no frame to
- * be had, a read goes to the file directly: no call ever fails for want of memory.
+ * A page that is being filled is locked (`Frame.Loading`); readers wait for nobody but the page they want. When there
+ * is no frame to be had, a read goes to the file directly: no call ever fails for want of memory.
  *
  * Source: the hook sites of mm/filemap.c and fs/mpage.c as described in the reference notes, §1.3.
  */
@@ -88,7 +88,8 @@ export class Reader {
       } else if ((state & Frame.Loading) !== 0) {
         frames.pin(frame)
         await frames.loading[frame]
-        // Good for this call even if it was dropped meanwhile: it was being read when the call began, or began after that.
+        // Good for this call even if it was dropped meanwhile: it was being read when the call began, or began after
+        // that.
         const filled = (frames.state[frame]! & Frame.UpToDate) !== 0
         if (filled) {
           copy(frames.pages[frame]!, from, count, into, at + done)
@@ -110,8 +111,8 @@ export class Reader {
   }
 
   /**
-   * Brings a page in, the ones that the call wants after it, and when it reads on from where it was, some more. From cleancache
-   * or from the file. What cannot be had is left out: the caller then reads it alone, and finds the error.
+   * Brings a page in, the ones that the call wants after it, and when it reads on from where it was, some more. From
+   * cleancache or from the file. What cannot be had is left out: the caller then reads it alone, and finds the error.
    */
   async #load(handle: ReadingFile, index: number, lastIndex: number, sequential: boolean): Promise<void> {
     const { file } = handle
@@ -156,7 +157,10 @@ export class Reader {
     }
   }
 
-  /** Asks cleancache for a page at once. A store that broke its word says so to whoever reads; the page is given up first. */
+  /**
+   * Asks cleancache for a page at once. A store that broke its word says so to whoever reads; the page is given up
+   * first.
+   */
   #ask(file: FileRecord, frame: number, page: number): GetOutcome {
     // Nothing is put of a file that is too fresh, so nothing is there.
     if (!file.settled || file.superblock === undefined) return GetOutcome.Miss

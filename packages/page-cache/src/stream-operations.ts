@@ -1,5 +1,6 @@
 /**
- * What the streams of node:fs call instead of the system (their option `fs`) when they read and write a file of a page cache.
+ * What the streams of node:fs call instead of the system (their option `fs`) when they read and write a file of a page
+ * cache.
  *
  * Source: the documentation of fs.createReadStream and fs.createWriteStream (`fs`).
  */

@@ -1,13 +1,14 @@
 /**
- * Which version of a file the pages in memory are of: each call compares the file's change time and size with what is known, and drops
- * what is out of date.
+ * Which version of a file the pages in memory are of: each call compares the file's change time and size with what is
+ * known, and drops what is out of date.
  *
- * The file key names the version (device, inode, birth, change time, size): a page in cleancache can be found only by who sees the same
- * version. Change times have a granularity. As long as a file's own is not older than that, another change could hide behind it: then pages
- * are kept for the call that read them and no longer, and never put (`settled`).
+ * The file key names the version (device, inode, birth, change time, size): a page in cleancache can be found only by
+ * who sees the same version. Change times have a granularity. As long as a file's own is not older than that, another
+ * change could hide behind it: then pages are kept for the call that read them and no longer, and never put
+ * (`settled`).
  *
- * Nobody can tell a write of ours from one that somebody else made at the same moment. So whoever does something to the file itself
- * (`past`) drops its pages afterwards.
+ * Nobody can tell a write of ours from one that somebody else made at the same moment. So whoever does something to the
+ * file itself (`past`) drops its pages afterwards.
  */
 import { createHash } from 'node:crypto'
 import type { BigIntStats } from 'node:fs'

@@ -1,8 +1,8 @@
 /**
  * Writing: whatever is written goes to the file at once, and a write that was answered is as safe as one of node:fs.
  *
- * Invariants: writers of one file wait for each other (`FileRecord.exclusive`); pages that were read before are dropped when the bytes
- * reach the file (`Versions.past`), so that nobody finds an older byte.
+ * Invariants: writers of one file wait for each other (`FileRecord.exclusive`); pages that were read before are dropped
+ * when the bytes reach the file (`Versions.past`), so that nobody finds an older byte.
  *
  * Source: write(2), pwritev(2); mm/truncate.c as described in the reference notes, §1.3.
  */
@@ -37,7 +37,10 @@ export class Writer {
     this.#counters = counters
   }
 
-  /** Writes the parts one behind the other; `null`: where the file ends. Rejects with the system's error when no byte was written. */
+  /**
+   * Writes the parts one behind the other; `null`: where the file ends. Rejects with the system's error when no byte
+   * was written.
+   */
   write(handle: OpenFile, parts: readonly Uint8Array[], position: number | null): Promise<Written> {
     return this.change(handle, async () => {
       const bytes = await this.#all(handle.descriptor, parts, position)

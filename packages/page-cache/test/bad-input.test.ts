@@ -1,6 +1,6 @@
 /**
- * Bad input and faults, with the real thing: other processes, real inodes, a file system that is full. Each through the cache of the
- * operating system and around it. The same with faults injected: page-cache.test.ts, model.test.ts.
+ * Bad input and faults, with the real thing: other processes, real inodes, a file system that is full. Each through the
+ * cache of the operating system and around it. The same with faults injected: page-cache.test.ts, model.test.ts.
  */
 import { execFileSync } from 'node:child_process'
 import {

@@ -1,4 +1,5 @@
-// A program that writes and never closes: node ends.mjs page-cache|fs FILE HOW. What it was told is written it has lost if it is not there.
+// A program that writes and never closes: node ends.mjs page-cache|fs FILE HOW. What it was told is written it has lost
+// if it is not there.
 import { open } from 'node:fs/promises'
 import { PageCache, pageCacheFacts } from '@tmem/page-cache'
 

@@ -1,6 +1,7 @@
 /**
- * An open file of a page cache against a file handle of node:fs/promises: the same calls on both, 100,000 of them at random, valid or
- * not, and what they answer, the errors they reject with, the buffers they fill and the files they leave are compared.
+ * An open file of a page cache against a file handle of node:fs/promises: the same calls on both, 100,000 of them at
+ * random, valid or not, and what they answer, the errors they reject with, the buffers they fill and the files they
+ * leave are compared.
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'

@@ -1,6 +1,7 @@
 /**
- * The page cache with cleancache against plain node:fs as model: a file that is read and written through the cache, changed
- * by others, replaced, with reads and writes that fail; and its twin, to which the same is done without a cache.
+ * The page cache with cleancache against plain node:fs as model: a file that is read and written through the cache,
+ * changed by others, replaced, with reads and writes that fail; and its twin, to which the same is done without a
+ * cache.
  */
 import assert from 'node:assert/strict'
 import {

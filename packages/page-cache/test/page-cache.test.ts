@@ -397,7 +397,7 @@ describe('writing', () => {
     await cache.close()
   })
 
-  test('a disk that is full in the middle of a write: what is written counts, and the position is behind it', async () => {
+  test('a disk that is full in the middle of a write: what is written counts, and moves the position', async () => {
     const { cache, io, name } = setup(0)
     const file = await cache.open(name, 'w+')
     io.largest = 1000
@@ -491,7 +491,7 @@ describe('writing', () => {
     await cache.close()
   })
 
-  test('changes of who may read it, and of its times, leave the bytes, and are no changes of somebody else', async () => {
+  test('changes of its mode, owner and times leave the bytes, and are not taken for those of others', async () => {
     const { cache, io, name } = setup(2)
     const file = await cache.open(name, 'r+')
     later(io)

@@ -1,6 +1,7 @@
 /**
- * The files of this machine with change times of a clock that the test moves by hand, in ticks as coarse as a kernel's, and with
- * faults on demand. Two changes in one tick have the same time, as in real life, but every time that the test runs.
+ * The files of this machine with change times of a clock that the test moves by hand, in ticks as coarse as a kernel's,
+ * and with faults on demand. Two changes in one tick have the same time, as in real life, but every time that the test
+ * runs.
  */
 import {
   closeSync,

@@ -1,24 +1,25 @@
 /**
  * Whose a file is: the mark in its first block, and the claim of the one owner that uses it now.
  *
- * **The mark** is text that a person can read (`head -n 8 FILE`): what the file holds, its length, whether it is to be kept, which process
- * and thread used it last and how they claimed it, and a checksum. It stands in the first 1024 bytes, which a swap header leaves free,
- * and once more from byte 3072, behind what a swap header uses. The rest of both places is zeros. Somebody else's header in a file that
- * was ours (a file system, a partition table) spoils at least one of them, and not by a few bytes: then the file is not ours any more.
+ * **The mark** is text that a person can read (`head -n 8 FILE`): what the file holds, its length, whether it is to be
+ * kept, which process and thread used it last and how they claimed it, and a checksum. It stands in the first 1024
+ * bytes, which a swap header leaves free, and once more from byte 3072, behind what a swap header uses. The rest of
+ * both places is zeros. Somebody else's header in a file that was ours (a file system, a partition table) spoils at
+ * least one of them, and not by a few bytes: then the file is not ours any more.
  *
- * **The claim** goes to the file behind the name (device and inode), not to the name, and ends with its owner, however that ends.
- * Two locks make it, both the kernel's, both had at once or not at all:
- *  - `flock` on the open file (through koffi). It is that of one descriptor: another one of the same process has no part in it.
- *    The runtime closes a thread's descriptors when the thread ends, *after* the transfers under way: so nothing is written
- *    behind the next owner's back.
- *  - A socket's name in the abstract namespace (Linux), which needs no koffi: one listener at a time has it. Nobody talks to
- *    it. It goes when its thread ends, *before* the transfers under way do (measured: 6 ms after the end, writes went on for
- *    5.9 s). So where there is no `flock`, the owner to be also waits until no descriptor of this process, or of the marked
- *    one, leads to the file.
- * An owner with koffi has both, and so excludes one without. Each network namespace has its own socket names. Where two owners
- * have no kind of lock in common, the mark decides: it counts as long as its process runs. Where there are no locks at all
- * (neither Linux nor koffi) that alone is left: two who open a file in the same instant are not told apart, and a thread that
- * ended keeps its file until its process ends.
+ * **The claim** goes to the file behind the name (device and inode), not to the name, and ends with its owner, however
+ * that ends. Two locks make it, both the kernel's, both had at once or not at all:
+ *  - `flock` on the open file (through koffi). It is that of one descriptor: another one of the same process has no
+ *    part in it. The runtime closes a thread's descriptors when the thread ends, *after* the transfers under way: so
+ *    nothing is written behind the next owner's back.
+ *  - A socket's name in the abstract namespace (Linux), which needs no koffi: one listener at a time has it. Nobody
+ *    talks to it. It goes when its thread ends, *before* the transfers under way do (measured: 6 ms after the end,
+ *    writes went on for 5.9 s). So where there is no `flock`, the owner to be also waits until no descriptor of this
+ *    process, or of the marked one, leads to the file.
+ * An owner with koffi has both, and so excludes one without. Each network namespace has its own socket names. Where two
+ * owners have no kind of lock in common, the mark decides: it counts as long as its process runs. Where there are no
+ * locks at all (neither Linux nor koffi) that alone is left: two who open a file in the same instant are not told
+ * apart, and a thread that ended keeps its file until its process ends.
  *
  * Source: flock(2), unix(7), proc(5); mkswap(8) and the kernel's `union swap_header` for what a swap header uses.
  */
@@ -29,7 +30,10 @@ import { threadId } from 'node:worker_threads'
 import { crc32 } from 'node:zlib'
 import { type MarkedProcess, markedProcess, processMark } from '@tmem/core'
 
-/** Whether `error` is the system's, with that code. It need not be of this realm: in a `vm` context, a test runner's, it is not. */
+/**
+ * Whether `error` is the system's, with that code. It need not be of this realm: in a `vm` context, a test runner's, it
+ * is not.
+ */
 export const hasCode = (error: unknown, code: string): boolean =>
   types.isNativeError(error) && 'code' in error && error.code === code
 
@@ -78,7 +82,10 @@ export function setMark(block: Uint8Array, mark: Mark): void {
   }
 }
 
-/** The mark of a block. `whole`: both places are as they were written. `undefined`: there is none that could be believed. */
+/**
+ * The mark of a block. `whole`: both places are as they were written. `undefined`: there is none that could be
+ * believed.
+ */
 export function findMark(block: Uint8Array): { readonly mark: Mark; readonly whole: boolean } | undefined {
   const [first, second] = markPlaces.map(({ from, to }) => block.subarray(from, to)) as [Uint8Array, Uint8Array]
   const [one, other] = [parse(first), parse(second)]

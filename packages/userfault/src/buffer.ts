@@ -1,12 +1,14 @@
 /**
  * `SwappableBuffer`: an ArrayBuffer with less memory behind it than it has bytes.
  *
- * It is real anonymous memory of this process, watched by a userfaultfd. Touching a page that is not there stops the thread
- * that touched it, wherever it is: in JavaScript, in a system call, in a thread of the runtime's pool. A thread of its own, the
- * pager (`pager.ts`), fetches the page from a page store and lets it go on; what was not used for long goes to the store.
+ * It is real anonymous memory of this process, watched by a userfaultfd. Touching a page that is not there stops the
+ * thread that touched it, wherever it is: in JavaScript, in a system call, in a thread of the runtime's pool. A thread
+ * of its own, the pager (`pager.ts`), fetches the page from a page store and lets it go on; what was not used for long
+ * goes to the store.
  *
  * Invariants:
- *  - the memory stays mapped for as long as the ArrayBuffer can be reached, also after `close` (it then reads as zeros);
+ *  - the memory stays mapped for as long as the ArrayBuffer can be reached, also after `close` (it then reads as
+ *    zeros);
  *  - the process does not outlive its pager: a thread that waits for a page would wait for ever, or find zeros;
  *  - at most one command is under way, and the pager answers it without the owner.
  *
@@ -44,9 +46,9 @@ export interface SwappableBufferOptions {
    */
   readonly modules?: readonly string[]
   /**
-   * Keeps the calling thread and the pager on this processor, until `close`. A fault is answered sooner when no other processor
-   * has to be woken up for it; but the two never run at the same time, and threads and processes that this thread
-   * starts meanwhile are kept there, too. Default: both run wherever the system likes.
+   * Keeps the calling thread and the pager on this processor, until `close`. A fault is answered sooner when no other
+   * processor has to be woken up for it; but the two never run at the same time, and threads and processes that this
+   * thread starts meanwhile are kept there, too. Default: both run wherever the system likes.
    */
   readonly cpu?: number
 }
@@ -74,8 +76,9 @@ export async function userfaultUnsupported(): Promise<string | undefined> {
 /** An ArrayBuffer whose cold pages rest in a page store. Linux only. */
 export class SwappableBuffer {
   /**
-   * The memory, made outside of V8, which Node marks as not to be transferred. After `close` it reads as zeros (Node 20 offers no way to detach it). It cannot be transferred, to a worker or by
-   * `structuredClone`: from Node 21 on that throws `DataCloneError`; Node 20 makes a copy of ordinary memory, and nobody can make it refuse.
+   * The memory, made outside of V8, which Node marks as not to be transferred. After `close` it reads as zeros (Node 20
+   * offers no way to detach it). It cannot be transferred, to a worker or by `structuredClone`: from Node 21 on that
+   * throws `DataCloneError`; Node 20 makes a copy of ordinary memory instead, and nothing can make it refuse.
    */
   readonly buffer: ArrayBuffer
   readonly #system: System
@@ -113,9 +116,9 @@ export class SwappableBuffer {
   }
 
   /**
-   * Makes a buffer. Throws `RangeError` for sizes that make no sense; rejects with `TmemError`: `TMEM_UNSUPPORTED` says what this
-   * machine lacks and how to get it, `TMEM_BAD_STACK_TEXT` and `TMEM_BAD_STACK` what is wrong with the stack, `TMEM_NO_MEMORY` that
-   * it cannot have its memory; and with whatever a module or a layer throws when it is opened.
+   * Makes a buffer. Throws `RangeError` for sizes that make no sense; rejects with `TmemError`: `TMEM_UNSUPPORTED` says
+   * what this machine lacks and how to get it, `TMEM_BAD_STACK_TEXT` and `TMEM_BAD_STACK` what is wrong with the stack,
+   * `TMEM_NO_MEMORY` that it cannot have its memory; and with whatever a module or a layer throws when it is opened.
    */
   static async open(options: SwappableBufferOptions): Promise<SwappableBuffer> {
     const { bytes, residentBytes, stack, modules = [], cpu } = options
@@ -184,7 +187,8 @@ export class SwappableBuffer {
 
   /**
    * Ends the paging: the content is given up, the stack is closed, the memory is given back. Whoever touches the buffer
-   * at that time or later, in whatever thread, finds zeros. Idempotent. Rejects with what the stack's own close rejects with.
+   * at that time or later, in whatever thread, finds zeros. Idempotent. Rejects with what the stack's own close rejects
+   * with.
    */
   close(): Promise<void> {
     this.#closing ??= this.#close()
@@ -244,8 +248,8 @@ async function startPager(task: PagerTask): Promise<Worker> {
 }
 
 /**
- * The next thing that the pager has to say. Rejects when its thread ends without a word: the runtime delivers what a worker posted to
- * its parent before it says that the worker has ended (which holds for no other port).
+ * The next thing that the pager has to say. Rejects when its thread ends without a word: the runtime delivers what a
+ * worker posted to its parent before it says that the worker has ended (which holds for no other port).
  */
 function nextMessage(worker: Worker): Promise<PagerMessage> {
   worker.ref()
