@@ -8,6 +8,7 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   cleancache: async () => (await import('./cleancache.ts')).cleancache,
   core: async () => (await import('./core.ts')).core,
+  fscache: async () => (await import('./fscache.ts')).fscache,
   fuse: async () => (await import('./fuse.ts')).fuse,
   nbd: async () => (await import('./nbd.ts')).nbd,
   tiers: async () => (await import('./tiers.ts')).tiers,
