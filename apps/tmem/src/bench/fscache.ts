@@ -2,8 +2,7 @@
  * `tmem bench fscache`: `HttpFiles` against `fetch`, and against ranges by hand, with a server in a process of its own on the loopback, which
  * waits 20 ms before the first byte, or does not.
  *
- * Every body is read to its end (`arrayBuffer`). The store is zcache alone, as in the README of `@tmem/fscache`; about half of the bytes of
- * a file do not compress. Cold: a cache that has just been made. `bytes-…` are those that the server has sent in one more round.
+ * Every body is read to its end (`arrayBuffer`). The store is plain memory: what compression costs is measured by `zcache`. Cold: files that nobody has asked for yet. `bytes-…` are those that the server has sent in one more round.
  * The reference of what is revalidated is `fetch` with `If-None-Match`, which gets 304 and no body: ours delivers the body.
  */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -15,7 +14,7 @@ import { FsCache, type HttpFile, HttpFiles } from '@tmem/fscache'
 import { memory } from '@tmem/memory'
 import { Failed } from '../ending.ts'
 import { started } from './fio.ts'
-import { type Bench, type MeasuredRow, type Row, ratioRow, type Subject, type Suite } from './frame.ts'
+import { type Bench, type MeasuredRow, type Row, ratioRow, type Suite } from './frame.ts'
 
 /** The suite. */
 export const fscache: Suite = {
@@ -78,7 +77,7 @@ async function fscacheRows(bench: Bench): Promise<Row[]> {
   const folder = mkdtempSync(join(tmpdir(), 'tmem-bench-fscache-'))
   const sign = join(folder, 'port')
   try {
-    const program = fileURLToPath(new URL('fscache-server.js', import.meta.url))
+    const program = fileURLToPath(new URL('./fscache-server.js', import.meta.url))
     const server = await started(process.execPath, [program, sign], sign)
     try {
       const origin = `http://127.0.0.1:${readFileSync(sign, 'utf8')}`
@@ -98,33 +97,31 @@ async function fscacheRows(bench: Bench): Promise<Row[]> {
 
 async function loadRows(bench: Bench, origin: string, delay: number, load: Load): Promise<MeasuredRow[]> {
   const { name, bytes, count, atOnce } = load
-  const urls = (policy: string): string[] =>
-    Array.from({ length: count }, (_, n) => `${origin}/${delay}/${policy}/${bytes}/${n}`)
+  const urls = (policy: string, round = 0): string[] =>
+    Array.from({ length: count }, (_, n) => `${origin}/${delay}/${policy}/${bytes}/${round}-${n}`)
   const [asked, fresh] = [urls('asked'), urls('fresh')]
   const operations = delay > 0 ? 1 : 4
   const limitBytes = 16 * 2 ** 20
   const through =
-    (fetch: typeof globalThis.fetch, which: readonly string[], init: RequestInit, got: number) =>
+    (fetch: typeof globalThis.fetch, which: () => readonly string[], init: RequestInit, got: number) =>
     async (times: number): Promise<void> => {
       for (let turn = 0; turn < times; turn++)
-        await all(which, atOnce, async (url) => body(await fetch(url, init), got))
+        await all(which(), atOnce, async (url) => body(await fetch(url, init), got))
     }
-  const native = (which: readonly string[]): Subject => ({ run: through(fetch, which, {}, bytes) })
-  let cold = client(limitBytes)
-  const renew = async (): Promise<void> => {
-    await cold.close()
-    cold = client(limitBytes)
-  }
+  // Nobody has asked for these yet.
+  let round = 0
+  const unknown = (): string[] => urls('asked', ++round)
+  const cold = client(limitBytes)
   const warm = client(limitBytes)
   const suffix = `${name}-${delay}ms`
   try {
     const coldNs = await bench.measure(
       `cold ${suffix}`,
       {
-        ours: { prepare: renew, run: (times) => through(cold.files.fetch, asked, {}, bytes)(times) },
-        fetch: native(asked),
+        ours: { run: through(cold.files.fetch, unknown, {}, bytes) },
+        fetch: { run: through(fetch, unknown, {}, bytes) },
       },
-      { operations: 1 },
+      { operations },
     )
     const sent = async (run: () => Promise<void>): Promise<number> => {
       const told = async (): Promise<number> => Number(await (await fetch(`${origin}/sent`)).text())
@@ -132,21 +129,23 @@ async function loadRows(bench: Bench, origin: string, delay: number, load: Load)
       await run()
       return (await told()) - before
     }
-    await renew()
-    const oursSent = await sent(() => through(cold.files.fetch, asked, {}, bytes)(1))
-    const nativeSent = await sent(() => through(fetch, asked, {}, bytes)(1))
-    for (const which of [asked, fresh]) await through(warm.files.fetch, which, {}, bytes)(1)
+    const oursSent = await sent(() => through(cold.files.fetch, unknown, {}, bytes)(1))
+    const nativeSent = await sent(() => through(fetch, unknown, {}, bytes)(1))
+    for (const which of [asked, fresh]) await through(warm.files.fetch, () => which, {}, bytes)(1)
     const freshNs = await bench.measure(
       `fresh ${suffix}`,
-      { ours: { run: through(warm.files.fetch, fresh, {}, bytes) }, fetch: native(fresh) },
+      {
+        ours: { run: through(warm.files.fetch, () => fresh, {}, bytes) },
+        fetch: { run: through(fetch, () => fresh, {}, bytes) },
+      },
       { operations },
     )
     const conditional: RequestInit = { headers: { 'if-none-match': '"1"' } }
     const askedNs = await bench.measure(
       `revalidated ${suffix}`,
       {
-        ours: { run: through(warm.files.fetch, asked, {}, bytes) },
-        fetch: { run: through(fetch, asked, conditional, 0) },
+        ours: { run: through(warm.files.fetch, () => asked, {}, bytes) },
+        fetch: { run: through(fetch, () => asked, conditional, 0) },
       },
       { operations },
     )
@@ -187,8 +186,8 @@ async function partRows(bench: Bench, origin: string, delay: number): Promise<Me
       await body(await fetch(url, { headers: { range } }), part)
     }
   }
-  const { files, close } = client(64 * 2 ** 20)
-  const file = await files.open(url)
+  const reader = client(64 * 2 ** 20)
+  const file = await reader.files.open(url)
   const seen = new Set<number>()
   // Places that nobody has read yet; both read the same ones.
   const draw = (): void => {
@@ -222,6 +221,6 @@ async function partRows(bench: Bench, origin: string, delay: number): Promise<Me
     ]
   } finally {
     file.close()
-    await close()
+    await reader.close()
   }
 }
