@@ -1,82 +1,24 @@
 /** The programs around a server: what they answer, and how they end. Swapping for real is in test/system. */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { describe, expect, onTestFinished, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import { type Answer, Client } from '../../../packages/nbd/test/client.ts'
 import { requires } from '../../../tools/requires.ts'
+import { serving, servingIn } from './serving.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
 /** Of the NBD protocol. */
 const Command = { flush: 3, trim: 4 } as const
 const fua = 1
 
-const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
-
-interface Serving {
-  readonly folder: string
-  readonly control: string
-  readonly info: { pid: number; nbd: string[]; fuse: string | null; devices: { name: string; sizeBytes: number }[] }
-  /** Sends SIGTERM and waits: the exit code and what it said on standard error. */
-  readonly stop: () => Promise<{ code: number | null; stderr: string }>
-  /** Ends it as nothing can be prepared for. */
-  readonly kill: () => Promise<void>
-}
-
 interface Tree {
   readonly name: string
   readonly counters: Readonly<Record<string, number>>
   readonly children: readonly Tree[]
-}
-
-/** Starts a server that listens on a unix socket. */
-const serving = (stack: string, ...words: string[]): Promise<Serving> =>
-  servingIn(temporaryDirectory(), stack, ...words)
-
-async function servingIn(folder: string, stack: string, ...words: string[]): Promise<Serving> {
-  const control = join(folder, 'control.sock')
-  const child: ChildProcess = spawn(
-    process.execPath,
-    [
-      bin,
-      'serve',
-      '--stack',
-      stack.replaceAll('FOLDER', folder),
-      '--nbd',
-      `unix:${folder}/nbd.sock`,
-      '--control',
-      control,
-      '--json',
-      ...words.map((word) => word.replaceAll('FOLDER', folder)),
-    ],
-    { stdio: ['ignore', 'pipe', 'pipe'] },
-  )
-  onTestFinished(() => void child.kill('SIGKILL'))
-  let stderr = ''
-  child.stderr!.setEncoding('utf8').on('data', (text: string) => {
-    stderr += text
-  })
-  const ended = new Promise<number | null>((resolve) => child.once('close', resolve))
-  const ready = await Promise.race([
-    new Promise<string>((resolve) => child.stdout!.setEncoding('utf8').once('data', resolve)),
-    ended.then(() => stderr),
-  ])
-  return {
-    folder,
-    control,
-    info: JSON.parse(ready),
-    stop: async () => {
-      child.kill('SIGTERM')
-      return { code: await ended, stderr }
-    },
-    kill: async () => {
-      child.kill('SIGKILL')
-      await ended
-    },
-  }
 }
 
 const twoDevices = ['--device', 'name=a,size=8MiB', '--device', 'name=b,size=4MiB,memlimit=64KiB']
@@ -235,9 +177,9 @@ describe('tmem serve', () => {
         '--device',
         'name=b,size=4MiB,snapshot=./x',
         '--nbd',
-        'unix:x',
+        'unix:y',
       ],
-      /two devices have the snapshot .*\/x/,
+      /\/x would be both the snapshot of a and the snapshot of b: give each its own/,
     ],
     [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'udp:x'], /bad address "udp:x"/],
     [
@@ -643,10 +585,11 @@ describe('a server that is killed', () => {
     ])
     expect(second).toMatchObject({ code: 1, stderr: expect.stringContaining(`process ${info.pid} uses it already`) })
     expect((await stop()).code).toBe(0)
-    for (const text of ['', '{}', 'null', '{"mark":"x","devices":[]}', '{"mark":1,"devices":[{"name":"a"}]}']) {
+    for (const text of ['', '{}', 'x'.repeat(8192)]) {
       writeFileSync(`${control}.record`, text)
       const third = await tmem([...words, '--device', 'name=a,size=1MiB', '--control', control])
       expect(third).toMatchObject({ code: 1, stderr: expect.stringContaining('is no record of a server') })
+      expect(readFileSync(`${control}.record`, 'utf8')).toBe(text)
     }
   })
 })

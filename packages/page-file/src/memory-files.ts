@@ -347,8 +347,8 @@ export class MemoryFiles implements PageFileIo {
   #sync(descriptor: number, covered: ReadonlySet<Change>, fault?: FileFault): void {
     const { file } = this.#open(descriptor)
     if (fault?.code !== undefined) {
-      // As on Linux what could not be written counts as clean, and no later sync writes it. What came meanwhile may have been on its way, too. (Lengths
-      // are in the file system's journal, which tries again.)
+      // As on Linux what could not be written counts as clean, and no later sync writes it. What came meanwhile may
+      // have been on its way, too. (Lengths are in the file system's journal, which tries again.)
       file.changes = file.changes.filter(({ kind }) => kind === 'resize')
       throw systemError(fault.code, 'fdatasync')
     }

@@ -10,8 +10,8 @@
  *  - Only the very file that was opened is removed (device and inode), and only when it was made here or its maker had said that nobody
  *    will want it.
  *  - A transfer moves the whole range or fails, with the system's error as cause. See transfers.ts for order, memory and late errors.
- *  - A file that is to be kept and that nobody can find any more (removed, renamed, replaced), or that somebody else has cut off, fails its next
- *    sync. No write makes a file that was cut off as long as it was, which would hide it.
+ *  - A file that is to be kept and that nobody can find any more (removed, renamed, replaced), or that somebody else
+ *    has cut off, fails its next sync. No write makes a file that was cut off as long as it was, which would hide it.
  *
  * Source: open(2), swapon(2), mkswap(8) for what a swap area must look like; the rest is our own.
  */
@@ -29,6 +29,7 @@ import {
   setMark,
   standsAgainst,
   touchesMark,
+  userOf,
   userText,
 } from './claim.ts'
 import { type FileIdentity, type PageFileIo, systemFiles } from './system.ts'
@@ -263,8 +264,8 @@ export class PageFile {
   }
 
   /**
-   * Throws `TmemError` (`TMEM_IO`) when its name does not lead to this file any more, or when somebody else has cut it off: what is written
-   * to it would not be found again. `sync` looks, too, when the file is to be kept.
+   * Throws `TmemError` (`TMEM_IO`) when its name does not lead to this file any more, or when somebody else has cut it
+   * off: what is written to it would not be found again. `sync` looks, too, when the file is to be kept.
    */
   checkThere(): void {
     const { presentBytes } = this
@@ -608,7 +609,10 @@ export class PageFile {
       throw new RangeError(`file ${this.path}: bytes 0 to 1023 and 3072 to 4085 are its mark, and not to be written`)
   }
 
-  /** A write to the end of a file that somebody has cut off would make it as long as it was, and nobody would see it any more. */
+  /**
+   * A write to the end of a file that somebody has cut off would make it as long as it was, and nobody would see it any
+   * more.
+   */
   #checkEnd(end: number): void {
     if (end <= this.bytes - blockBytes) return
     const { presentBytes } = this
@@ -765,6 +769,8 @@ function judge(
     throw failure(request, `it belongs to user ${identity.owner}, and this is user ${io.user}`)
   if (zeros) return { found: 'zeros', mark: undefined }
   if (!mark!.keep) return { found: 'leftover', mark }
+  if (userOf(mark) !== undefined && (mode === 'make' || mark!.content !== content.name))
+    throw new Momentary(failure(request, `${userText(mark)}; give each its own file`))
   if (mode === 'make') throw failure(request, 'it is there, and is to be kept; remove it, or ask for it to be used')
   if (mark!.content !== content.name) throw failure(request, `it holds ${mark!.content}, not ${content.name}`)
   return { found: whole ? 'ours' : 'damaged', mark }

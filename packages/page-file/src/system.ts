@@ -8,8 +8,8 @@
  * Invariants: a descriptor stays node:fs's own, so the runtime closes it when the thread that opened it ends, after the
  * transfers under way.
  *
- * Source: open(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and /proc/locks;
- * loop(4) for what is known of a loop device in /sys/block.
+ * Source: open(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and
+ * /proc/locks; loop(4) for what is known of a loop device in /sys/block.
  */
 import {
   type BigIntStats,
@@ -82,7 +82,10 @@ export interface PageFileIo {
    */
   openDirect(descriptor: number, write: boolean): number | 'memory' | 'none'
   close(descriptor: number): void
-  /** What the kernel does with it, and how to end that: it swaps to it, or has a loop device over it; `undefined`: nothing. */
+  /**
+   * What the kernel does with it, and how to end that: it swaps to it, or has a loop device over it; `undefined`:
+   * nothing.
+   */
   kernelUse(identity: FileIdentity): string | undefined
   /** Number of the process that has it locked, where the system tells. */
   lockedBy(identity: FileIdentity): number | undefined

@@ -5,8 +5,9 @@
  * syncs the file. With `writethrough` each write is in the image (in the operating system's cache) before it is acknowledged, so that
  * it survives the process; `flush` then only syncs. When a device is opened over an image that is there, its pages go into the device first.
  *
- * The image is a page file (@tmem/page-file) without a mark: byte n of it is byte n of the device. It is sparse: pages that were never
- * written take no room, and those that became zeros give theirs back where the file system can do that. It is claimed as long as the device is open.
+ * The image is a page file (@tmem/page-file) without a mark: byte n of it is byte n of the device. It is sparse: pages
+ * that were never written take no room, and those that became zeros give theirs back where the file system can do that.
+ * It is claimed as long as the device is open.
  *
  * Invariants:
  *  - Each page of the image holds what the device's page held when it was last flushed, or at some time since: never a mixture, as far as
@@ -14,9 +15,11 @@
  *  - Outside of a copy under way, a page of the image that differs from the device's is dirty. A bit is cleared before its page is read, so a change meanwhile sets it again; it
  *    is also set again when the copy failed.
  *  - A page without a `filled` bit is all zeros in the image, so zeros need not be written there: an image stays sparse.
- *  - `unsynced` are the pages that were written since the last sync that succeeded began. When a sync fails they all become dirty, also those that were
- *    written while it was under way: the operating system may have given them up, and no later sync would tell.
- *  - An image that cannot be found by its name any more, or that somebody has cut off, fails the flush. What was cut off is dirty then.
+ *  - `unsynced` are the pages that were written since the last sync that succeeded began. When a sync fails they all
+ *    become dirty, also those that were written while it was under way: the operating system may have given them up,
+ *    and no later sync would tell.
+ *  - An image that cannot be found by its name any more, or that somebody has cut off, fails the flush. What was cut
+ *    off is dirty then.
  *  - Copies and syncs are done one after the other. With `writethrough`, a write to pages that are being copied waits for the copy.
  */
 import { lstatSync, realpathSync } from 'node:fs'
@@ -33,7 +36,10 @@ import { pageBytes } from './stack.ts'
 
 /** Settings of a snapshot. */
 export interface SnapshotOptions {
-  /** The image. It is made when it is not there; one that is smaller than the device grows. A link is followed to the file itself. */
+  /**
+   * The image. It is made when it is not there; one that is smaller than the device grows. A link is followed to the
+   * file itself.
+   */
   readonly path: string
   /** Acknowledge a write only when it survives the process (default: when it is flushed). */
   readonly writethrough?: boolean
@@ -51,8 +57,9 @@ const copyPages = 64
 const zeros: Uint8Array = new Uint8Array(pageBytes)
 
 /**
- * Fills a device with its image and keeps the image from then on. The device belongs to the snapshot, which closes it, also when this
- * rejects: with `TMEM_IO` (the image cannot be used, or somebody else has it) or `TMEM_NO_MEMORY`. An image that was made is then removed again.
+ * Fills a device with its image and keeps the image from then on. The device belongs to the snapshot, which closes it,
+ * also when this rejects: with `TMEM_IO` (the image cannot be used, or somebody else has it) or `TMEM_NO_MEMORY`. An
+ * image that was made is then removed again.
  */
 export async function openSnapshot(device: BlockDevice, options: SnapshotOptions): Promise<Snapshot> {
   let made: Snapshot | undefined
@@ -429,7 +436,10 @@ export class Snapshot implements BlockDevice {
     }
   }
 
-  /** Why the image is not what it has to be, if that is so: it cannot be found, or somebody has cut it off; what was there is dirty then. */
+  /**
+   * Why the image is not what it has to be, if that is so: it cannot be found, or somebody has cut it off; what was
+   * there is dirty then.
+   */
   #lookFor(): Error | undefined {
     const image = this.#image
     try {

@@ -3,7 +3,7 @@
  *
  * A socket that nobody listens on any more is what a killed server left; it is replaced. Requests are at most 4 KiB.
  */
-import { chmodSync } from 'node:fs'
+import { chmodSync, lstatSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { connect, createServer, type Server } from 'node:net'
 import type { StatsNode } from '@tmem/core'
@@ -87,8 +87,9 @@ async function reply(text: string, answer: (request: Request) => object | Promis
   }
 }
 
-/** Whether a socket is there and nobody listens. */
+/** Whether a socket is there and nobody listens. Anything else answers in the same way, and is none of ours. */
 function isDead(path: string): Promise<boolean> {
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return Promise.resolve(false)
   return new Promise((resolve) => {
     const socket = connect(path)
     socket.on('connect', () => {

@@ -199,8 +199,8 @@ function killed(control: string): Check[] {
   try {
     const former = formerServer(control)
     if (former === undefined || former.running) return []
-    const { pid, lost } = former
-    const found = `process ${pid} was killed${lost === '' ? '' : `, and what it held of ${lost} is lost`}`
+    const { pid, end, lost } = former
+    const found = `process ${pid} ${end}${lost === '' ? '' : `, and what it held of ${lost} is lost`}`
     const advice = lost === '' ? 'start tmem serve again' : 'end its clients, then start tmem serve with --fresh'
     return [check('server before', 'advice', false, found, advice)]
   } catch (error) {

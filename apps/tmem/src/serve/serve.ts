@@ -21,7 +21,7 @@ import {
 import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
 import { mappedAllocator } from '@tmem/memory'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
-import { openSnapshot, type Ramzswap, ramzswap, virtswap } from '@tmem/ramzswap'
+import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layerFactories } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
@@ -31,7 +31,8 @@ import { aheadMemory, drain, type LoopUse, loopsBelow } from './host.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import { AutoMemory } from './memory.ts'
 import { protect } from './protect.ts'
-import { judgeRecord, keepRecord, type Survival } from './record.ts'
+import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
+import { judgeRoles, type Role, toldFiles } from './roles.ts'
 import { Ticking } from './ticking.ts'
 
 /** As they come from the command line. */
@@ -60,7 +61,7 @@ interface DeviceRequest {
 
 /** A device, and what is served of it: with a snapshot, all requests go through that. */
 interface Opened extends Turned {
-  readonly served: BlockDevice & { resize(sizeBytes: number): void }
+  readonly served: (BlockDevice | Snapshot) & { resize(sizeBytes: number): void }
 }
 
 /** Work that takes longer shows how far it is. */
@@ -74,26 +75,44 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   const requests = options.device.map(deviceOf)
   for (const [n, { name }] of requests.entries())
     if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
-  for (const [n, { snapshot }] of requests.entries())
-    if (snapshot !== undefined && requests.findIndex((other) => other.snapshot === snapshot) !== n)
-      throw new BadInput(`two devices have the snapshot ${snapshot}`)
   const endpoints = endpointsOf(options)
   if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
+  const roles: Role[] = [
+    { role: 'the control socket', path: controlPath },
+    { role: 'the record of the server', path: recordPath(controlPath) },
+  ]
+  for (const endpoint of endpoints) if ('path' in endpoint) roles.push({ role: 'an NBD socket', path: endpoint.path })
   const factories = auto.factories(layerFactories)
-  const stacks = requests.map((request) => stackFor(options, request, factories))
+  const stacks = requests.map((request) => {
+    const { name, snapshot } = request
+    if (snapshot !== undefined) roles.push({ role: `the snapshot of ${name}`, path: snapshot })
+    const role = `a backing file of ${name}`
+    return stackFor(
+      options,
+      request,
+      toldFiles(factories, (path) => roles.push({ role, path })),
+    )
+  })
   auto.begin()
   if (auto.isUsed && options.fuse !== undefined)
     throw new BadInput('--fuse takes all memory before it serves, so no limit can be auto: give limits in bytes')
+  judgeRoles(roles, options.fuse)
   if (options.fuse !== undefined) await judgeLoops(resolve(options.fuse))
-  for (const line of judgeRecord(controlPath, options.fresh === true)) terminal.note(`tmem: ${line}`)
+  // Before anything else is touched.
+  const record = new ServerRecord(controlPath)
 
   // Undone in the opposite order, whatever happens.
   const undo: (() => Promise<void> | void)[] = []
+  /** What the next server has to be told of. */
+  const lost: Kept[] = []
+  let serves = false
+  undo.push(() => record.end(lost, serves))
   // A signal that comes before it serves ends it, as soon as it may.
   const goOn = (): void => throwIfInterrupted(terminal.signal)
   try {
+    for (const line of record.judge(options.fresh === true)) terminal.note(`tmem: ${line}`)
     if (options.fuse !== undefined) {
       const protection = await protect()
       const { measures } = protection
@@ -101,15 +120,14 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
     }
     const devices: Opened[] = []
+    // From then on somebody may have written.
+    let keeps = false
     let nbd: NbdServer | undefined
     let fuse: FuseServer | undefined
     // Who is swapped to has no memory to wait for.
     const memory = options.fuse === undefined ? undefined : aheadMemory()
     // All others give memory back to the system at once, and not when the garbage collector comes round.
     const allocator = memory?.allocator ?? mappedAllocator()
-    // After the devices are closed: until then a kill would still take something with it.
-    let forget = (): void => undefined
-    undo.push(() => forget())
     // Looked at with each access to a page: once in a second is often enough.
     let nowMs = performance.now()
     const tickings: Ticking[] = []
@@ -118,14 +136,19 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       const isVirtual = options.hypervisor !== undefined
       const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, terminal)
       devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
-      undo.push(() => device.served.close())
+      undo.push(() => {
+        const { served } = device
+        if (!keeps) return 'abandon' in served ? served.abandon() : served.close()
+        return served.close().catch((error: unknown) => {
+          if (request.snapshot !== undefined) lost.push({ name: request.name, survives: 'flushed' })
+          throw error
+        })
+      })
       goOn()
     }
     memory?.settle()
-    forget = keepRecord(
-      controlPath,
-      requests.map((request) => ({ name: request.name, survives: survivalOf(request) })),
-    )
+    record.keep(requests.map((request) => ({ name: request.name, survives: survivalOf(request) })))
+    keeps = true
     const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
     const told = new Set<string>()
     const onError = (error: unknown): void => {
@@ -173,6 +196,14 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       rmSync(controlPath, { force: true })
     })
     const broken: string[] = []
+    undo.push(() => {
+      for (const [n, { snapshot, name }] of requests.entries()) {
+        const { device, holder } = devices[n]!
+        // Whoever has it open comes back to the next server, and would read zeros there.
+        const isMissed = holder() !== undefined && holdsPages(device)
+        if (snapshot === undefined && (isMissed || broken.includes(name))) lost.push({ name, survives: 'nothing' })
+      }
+    })
     for (const { device } of devices)
       tickings.push(
         new Ticking(
@@ -192,6 +223,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       for (const ticking of tickings) ticking.stop()
     })
     goOn()
+    serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
     else terminal.print(described(info, controlPath))
     await stopped(fuse, options.drain === true, terminal)
@@ -200,6 +232,17 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   } finally {
     await undoAll(undo)
   }
+  const names = lost.map(({ name }) => name).join(', ')
+  if (names !== '')
+    throw new Failed(
+      `what it held of ${names} is lost, and clients had that open: end them, then start with --fresh; with a snapshot it would be there again`,
+    )
+}
+
+/** Whether anything but zeros would be missed. */
+function holdsPages(device: Ramzswap): boolean {
+  const { slots = 0, empty = 0 } = device.stats().children.find(({ name }) => name === 'slots')?.counters ?? {}
+  return empty < slots
 }
 
 /**
