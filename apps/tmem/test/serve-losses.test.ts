@@ -86,7 +86,7 @@ describe('a disk that fails', () => {
     for (const medium of [join(server.folder, 'a.raw'), join(faults, 'medium')])
       expect(readFileSync(medium).subarray(0, 8192)).toEqual(Buffer.concat([page(1), page(2)]))
     const { code, stderr } = await server.stop()
-    expect([code, stderr]).toEqual([0, expect.stringMatching(/^tmem: file .*a\.raw: it cannot be synced: EIO/)])
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/^tmem: snapshot .*a\.raw: it cannot be synced: EIO/)])
   })
 
   test.for(['full', 'fail-sync'])('at the end (%s): the next server says what may be missing', async (fault, ctx) => {

@@ -248,7 +248,7 @@ export class Snapshot implements BlockDevice {
     try {
       await this.#image.read(bytes, 0, length, at)
     } catch (error) {
-      throw this.#failed(error)
+      throw this.#failed('read', error, at)
     }
     const first = at / pageBytes
     const end = first + length / pageBytes
@@ -397,7 +397,7 @@ export class Snapshot implements BlockDevice {
       this.#image.writeNow(bytes, 0, length, at)
     } catch (error) {
       changed()
-      return Promise.reject(this.#failed(error))
+      return Promise.reject(this.#failed('written', error, at))
     }
     this.#savedPages += to - from
     return undefined
@@ -432,7 +432,7 @@ export class Snapshot implements BlockDevice {
       this.#unsynced.takeAll(this.#syncing)
       this.#dirty.addAll(this.#unsynced)
       this.#filled.addAll(this.#unsynced)
-      throw this.#failed(error)
+      throw this.#failed('synced', error)
     }
   }
 
@@ -455,7 +455,7 @@ export class Snapshot implements BlockDevice {
       image.checkThere()
       return undefined
     } catch (error) {
-      return this.#failed(error) as Error
+      return this.#failed('looked for', error)
     }
   }
 
@@ -524,7 +524,7 @@ export class Snapshot implements BlockDevice {
         if (!zeros || !(await this.#image.punch(at, length)))
           await this.#image.write(bytes, (page - from) * pageBytes, length, at)
       } catch (error) {
-        throw this.#failed(error)
+        throw this.#failed('written', error, at)
       }
       this.#savedPages += end - page
       if (zeros) this.#filled.remove(page, end)
@@ -544,7 +544,7 @@ export class Snapshot implements BlockDevice {
     try {
       this.#image.resize(this.sizeBytes)
     } catch (error) {
-      throw this.#failed(error)
+      throw this.#failed('given another size', error)
     }
     this.#misfit = false
     const first = this.sizeBytes / pageBytes
@@ -553,14 +553,16 @@ export class Snapshot implements BlockDevice {
     this.#filled.remove(first, last)
   }
 
-  /** Counts a failure of the image, whose own error says what and where. */
-  #failed(error: unknown): unknown {
+  /** Counts a failure of the image. The system's own error says why; where there is none, the file says what is wrong. */
+  #failed(what: string, error: unknown, at?: number): Error {
     this.#failures++
-    return error
+    const { cause } = error as Error
+    if (!(cause instanceof Error)) return error as Error
+    return this.#error(`it cannot be ${what}${at === undefined ? '' : ` at ${at}`}: ${cause.message}`, cause)
   }
 
-  #error(what: string): TmemError {
-    return new TmemError('TMEM_IO', `snapshot ${this.path}: ${what}`, { layer: 'snapshot' })
+  #error(what: string, cause?: Error): TmemError {
+    return new TmemError('TMEM_IO', `snapshot ${this.path}: ${what}`, { layer: 'snapshot', cause })
   }
 
   #closedError(): TmemError {

@@ -509,7 +509,7 @@ test.each([
 test('an image that cannot be read is an error, not zeros', async () => {
   const image = new Image(bytesOf('text', pages * 4096, 1))
   image.fault = ({ name, length }) => (name === 'read' && length > 4096 ? { code: 'EIO' } : undefined)
-  await expect(opened({ image })).rejects.toThrow(/bytes at 0 cannot be read: EIO/)
+  await expect(opened({ image })).rejects.toThrow(/cannot be read at 0: EIO/)
   expect(image.closed).toBe(true)
 })
 
