@@ -10,7 +10,6 @@ export default defineConfig({
   test: {
     include: system ? ['**/test/system/**/*.test.ts'] : ['**/test/**/*.test.ts'],
     exclude: ['**/node_modules/**', '**/dist/**', ...(system ? [] : ['**/test/system/**'])],
-    passWithNoTests: true,
     testTimeout: 20_000,
     hookTimeout: 20_000,
     reporters: ['default', './tools/vitest-reporter.mjs'],

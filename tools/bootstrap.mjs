@@ -1,7 +1,7 @@
 // Runs a command of the workspace on a machine with Node and npm only: installs the pinned pnpm into .cache, then the
 // dependencies, then does what was asked. Has no dependencies itself. Standard output belongs to the command: what the
-// preparation says appears only when it fails.
-import { spawnSync } from 'node:child_process'
+// preparation says appears only when it fails, and that it goes on, every few seconds on standard error.
+import { spawn, spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
@@ -10,7 +10,20 @@ import { installMissing } from './debian-packages.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const [command = '', ...args] = process.argv.slice(2)
-const quiet = !process.stderr.isTTY || process.env.npm_config_loglevel === 'silent'
+
+/** What each command is for, and what it takes. */
+const usage = {
+  start: ['[OPTION...]', 'the demo; --help lists its options'],
+  tmem: ['COMMAND [OPTION...]', 'the program; --help lists its commands'],
+  test: ['', 'builds, checks and tests all packages; as root on Debian it installs what tests need'],
+  'test:system': ['', 'tests with real kernels and clients; most need root'],
+  build: ['', 'compiles all packages and their tests'],
+  lint: ['', 'checks form and rules, without tests'],
+  format: ['[PATH...]', 'puts files into form'],
+  try: ['', 'shows and runs the first example of README.md'],
+  pack: ['[FOLDER]', 'writes every package as a tarball (into packed), and says how to install them'],
+  tool: ['PROGRAM [ARGUMENT...]', 'a tool of the workspace, as: vitest run packages/zcache'],
+}
 
 const [major, minor] = process.versions.node.split('.').map(Number)
 if (major < 20 || (major === 20 && minor < 19)) stop(`tmem needs Node 20.19 or newer; this is ${process.version}`)
@@ -28,33 +41,54 @@ const commands = {
     run(['node', 'tools/check-workspace.mjs']),
   format: () => run(['biome', 'check', '--write', ...(args.length > 0 ? args : ['.'])]),
   tool: () => run(args),
+  try: () => afterBuild('tools/try.mjs'),
+  pack: () => afterBuild('tools/pack.mjs', ...args),
 }
 if (!Object.hasOwn(commands, command)) {
   stop(`usage: node tools/bootstrap.mjs ${Object.keys(commands).join('|')} [ARGUMENT...]`, 2)
 }
+if (command === 'tool' && args.length === 0) stop(usageOf('tool'), 2)
+const takesHelp = command === 'start' || command === 'tmem' || command === 'tool'
+if (!takesHelp && args.some((word) => word === '--help' || word === '-h')) {
+  for (const name of Object.keys(usage)) process.stdout.write(`${usageOf(name)}\n`)
+  process.exit(0)
+}
+if (usage[command][0] === '' && args.length > 0) stop(`${args[0]}: npm run ${command} takes no arguments`, 2)
 
-findPnpm()
-if (args[0] !== 'pnpm') prepare('dependencies', 'node_modules', ['pnpm', 'install', '--frozen-lockfile'])
+await findPnpm()
+if (args[0] !== 'pnpm') await prepare('dependencies', 'node_modules', ['pnpm', 'install', '--frozen-lockfile'])
 const status = await commands[command]()
 if (status !== undefined) process.exitCode = status
 
-function findPnpm() {
+function usageOf(name) {
+  const [takes, what] = usage[name]
+  const isNpm = name === 'start' || name === 'test'
+  const line = isNpm ? `npm ${name}${takes && ' -- '}${takes}` : `npm run -s ${name}${takes && ' -- '}${takes}`
+  return `${line.padEnd(48)}${what}`
+}
+
+async function findPnpm() {
   const pin = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).packageManager
   const prefix = join('.cache', pin.replace('@', '-'))
   const bin = join(root, prefix, 'node_modules', '.bin')
   if (!existsSync(join(bin, 'pnpm'))) {
-    const flags = ['--no-save', '--no-package-lock', '--no-audit', '--no-fund']
-    prepare(pin, prefix, ['npm', 'install', '--prefix', prefix, ...flags, pin])
+    const flags = ['--no-save', '--no-package-lock', '--no-audit', '--no-fund', '--fetch-retries=1']
+    await prepare(pin, prefix, ['npm', 'install', '--prefix', prefix, ...flags, pin])
   }
-  process.env.PATH = [bin, join(root, 'node_modules', '.bin'), process.env.PATH].join(delimiter)
+  process.env.PATH = [bin, join(root, 'tools', 'node_modules', '.bin'), process.env.PATH].join(delimiter)
 }
 
 // In this process, so that standard streams, signals and the exit code are the program's own.
 async function program(...words) {
-  prepare('the program', 'apps/tmem/dist', ['tsc', '-b', 'tsconfig.json'])
+  await prepare('the program', 'apps/tmem/dist', ['tsc', '-b', 'tsconfig.json'])
   const bin = join(root, 'apps/tmem/dist/bin.js')
   process.argv.splice(1, process.argv.length, bin, ...words)
   await import(pathToFileURL(bin).href)
+}
+
+async function afterBuild(script, ...words) {
+  await prepare('the packages', 'apps/tmem/dist', ['tsc', '-b', 'tsconfig.json'])
+  return run(['node', script, ...words])
 }
 
 function test(target, checks) {
@@ -64,7 +98,7 @@ function test(target, checks) {
   for (const report of reports) rmSync(join(root, report), { force: true }) // nx restores those of cached results
   delete process.env.FORCE_COLOR // nx sets it for its children; their commands in nx.json take it off again
   Object.assign(process.env, { NX_DAEMON: 'false', NX_WORKSPACE_DATA_DIRECTORY: '.cache/nx-data', NO_COLOR: '1' })
-  const ended = run(['nx', 'run-many', '-t', ...checks, target, '--output-style=static'])
+  const ended = run(['nx', 'run-many', '-t', ...checks, target, '--output-style=stream'])
 
   const sum = { passed: 0, failed: 0, skipped: 0 }
   const reasons = new Map()
@@ -108,14 +142,36 @@ function run([name, ...words]) {
   return done.status ?? 1
 }
 
-/** Says what it does only when there is much to do, and all that the command said only when it failed. */
-function prepare(what, made, [name, ...words]) {
-  if (!quiet && !existsSync(join(root, made))) process.stderr.write(`preparing ${what} ...\n`)
-  const env = { ...process.env, ...ownFolders(), npm_config_loglevel: 'warn' } // also under npm --silent: why it failed
-  const done = spawnSync(name, words, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 28, env })
+/** Says every few seconds that it goes on, and all that the command said only when it failed. */
+async function prepare(what, made, [name, ...words]) {
+  if (!existsSync(join(root, made))) process.stderr.write(`preparing ${what} ...\n`)
+  const env = {
+    ...process.env,
+    ...ownFolders(),
+    npm_config_loglevel: 'warn', // also under npm --silent: why it failed
+    npm_config_fetch_retries: '1',
+    npm_config_engine_strict: 'false', // it is for who types npm install
+  }
+  const start = performance.now()
+  const done = await new Promise((resolve) => {
+    const child = spawn(name, words, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], env })
+    const said = []
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (bytes) => said.push(bytes))
+    const alive = setInterval(() => {
+      process.stderr.write(`preparing ${what}: ${Math.round((performance.now() - start) / 1000)} s\n`)
+    }, 5000)
+    const end = (status, error) => {
+      clearInterval(alive)
+      resolve({ status, error, said: Buffer.concat(said).toString() })
+    }
+    child.on('error', (error) => end(1, error))
+    child.on('close', (status) => end(status))
+  })
   if (done.status === 0) return
-  process.stderr.write(`${done.stdout ?? ''}${done.stderr ?? ''}`)
-  stop(`${name} ${words.join(' ')} failed${done.error ? `: ${done.error.message}` : ''}`)
+  process.stderr.write(done.said)
+  stop(
+    `${name} ${words.join(' ')} failed${done.error ? `: ${done.error.message}` : ''}; what is missing is downloaded once: is there a network?`,
+  )
 }
 
 /** Where npm and pnpm put what they download when they cannot write into the home folder. */
