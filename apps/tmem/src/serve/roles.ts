@@ -8,7 +8,7 @@
  *
  * Source: stat(2), for device and inode.
  */
-import { type BigIntStats, lstatSync, readlinkSync, statSync } from 'node:fs'
+import { type BigIntStats, readlinkSync, statSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { LayerFactory } from '@tmem/core'
 import { BadInput } from '../ending.ts'
@@ -26,7 +26,7 @@ const mostLinks = 40
 /** Throws `BadInput` when two of them are one thing, or when one lies in the directory that is to be a mount. */
 export function judgeRoles(roles: readonly Role[], mount: string | undefined): void {
   const seen = new Map<string, Role>()
-  const over = mount === undefined ? undefined : stat(mount)
+  const over = mount === undefined ? undefined : look(() => statSync(mount, { bigint: true }))
   for (const each of [...roles, ...(mount === undefined ? [] : [{ role: 'the mount', path: mount }])]) {
     const id = identityOf(each.path)
     const other = seen.get(id)
@@ -56,29 +56,30 @@ export function toldFiles(factories: readonly LayerFactory[], tell: (path: strin
 function identityOf(path: string): string {
   let at = resolve(path)
   for (let links = 0; links < mostLinks; links++) {
-    const there = stat(at)
+    const there = look(() => statSync(at, { bigint: true }))
     if (there !== undefined) return `${there.dev} ${there.ino}`
-    const link = lstatSync(at, { throwIfNoEntry: false })
-    if (link?.isSymbolicLink() !== true) break
-    at = resolve(dirname(at), readlinkSync(at))
+    // A link that leads nowhere says where it would be.
+    const target = look(() => readlinkSync(at))
+    if (target === undefined) break
+    at = resolve(dirname(at), target)
   }
-  const folder = stat(dirname(at))
+  const folder = look(() => statSync(dirname(at), { bigint: true }))
   return folder === undefined ? at : join(`${folder.dev} ${folder.ino}`, basename(at))
 }
 
 /** Whether a path leads through a directory. */
 function liesIn(path: string, directory: BigIntStats): boolean {
   for (let at = dirname(resolve(path)); ; at = dirname(at)) {
-    const there = stat(at)
+    const there = look(() => statSync(at, { bigint: true }))
     if (there?.dev === directory.dev && there.ino === directory.ino) return true
     if (at === dirname(at)) return false
   }
 }
 
-/** Whatever keeps a path from being looked at, whoever uses it says. */
-function stat(path: string): BigIntStats | undefined {
+/** What is seen there. Whatever keeps it from being seen (a mount whose server was killed), whoever uses the path says. */
+function look<T>(at: () => T): T | undefined {
   try {
-    return statSync(path, { bigint: true, throwIfNoEntry: false })
+    return at()
   } catch {
     return undefined
   }
