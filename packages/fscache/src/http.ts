@@ -135,8 +135,11 @@ interface Question {
   overtaken: boolean
 }
 
-/** What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. */
-type Note = 'alone' | 'plain'
+/**
+ * What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. `broken`: the connection broke at a
+ * question, which may have been chance once.
+ */
+type Note = 'alone' | 'broken' | 'plain'
 
 export class HttpFiles {
   readonly cache: FsCache
@@ -157,6 +160,8 @@ export class HttpFiles {
   /** In the order of their last use. */
   readonly #entries = new Map<string, Entry>()
   readonly #notes = new Map<string, Note>()
+  /** Where redirects led the last time. */
+  readonly #targets = new Map<string, string>()
   /** Versions that HEAD tells of files of which GET tells another. */
   readonly #doubts = new Map<string, string>()
   /** Requests that others may wait for. */
@@ -225,6 +230,7 @@ export class HttpFiles {
     for (const entry of this.#entries.values()) this.#remove(entry)
     this.#notes.clear()
     this.#doubts.clear()
+    this.#targets.clear()
   }
 
   /** A file is closed. For `HttpFile`. */
@@ -299,7 +305,8 @@ export class HttpFiles {
         return this.#fromCache(asked, entry, look, undefined, true)
       }
     }
-    if (asked.cache === 'reload' || this.#notes.has(key)) return this.#plain(asked)
+    const note = this.#notes.get(key)
+    if (asked.cache === 'reload' || note === 'alone' || note === 'plain') return this.#plain(asked)
     const flight = this.#flights.get(key)
     if (flight !== undefined) {
       const found = await abortable(flight, signal)
@@ -356,8 +363,9 @@ export class HttpFiles {
       response = await asked.send(headers)
     } catch (error) {
       if (asked.signal?.aborted === true) throw error
-      return this.#surprise(asked)
+      return this.#surprise(asked, this.#notes.get(asked.key) === 'broken' ? 'plain' : 'broken')
     }
+    if (this.#notes.get(asked.key) === 'broken') this.#notes.delete(asked.key)
     const known = this.#entries.get(entry.key) === entry
     const here = known && targetOf(response, asked.url) === entry.target
     if (whole && response.status === 304 && here && isMeant(response, entry)) {
@@ -375,18 +383,18 @@ export class HttpFiles {
     if (response.status === 200 || settled.has(response.status)) return this.#take(asked, response, question, land)
     await response.body?.cancel()
     // Forgotten meanwhile: that surprises nobody.
-    return known ? this.#surprise(asked) : this.#plain(asked)
+    return known ? this.#surprise(asked, 'plain') : this.#plain(asked)
   }
 
   /** A question has had a surprising answer: what would a plain client have got? */
-  async #surprise(asked: Asked): Promise<Response> {
+  async #surprise(asked: Asked, note: Note): Promise<Response> {
     this.counters.surprises++
     this.#forget(asked.key)
     const response = await this.#plain(asked)
     // Then it was the question.
     if (response.ok) {
-      this.#forget(asked.key)
-      this.#note(asked.key, 'plain')
+      if (note === 'plain') this.#forget(asked.key)
+      this.#note(asked.key, note)
     }
     return response
   }
@@ -421,7 +429,7 @@ export class HttpFiles {
       this.#notes.get(key) !== 'plain' &&
       !this.cache.withdrawn &&
       freshness.storable &&
-      (target === url || freshness.conditions(asked.headers) !== undefined) &&
+      (target === url || (this.#settled(key, target) && freshness.conditions(asked.headers) !== undefined)) &&
       weightOf(key, target, headers) <= averageWeight * 16
     if (!good) {
       this.counters.uncached++
@@ -429,7 +437,7 @@ export class HttpFiles {
       if (status === 200 && !overtaken && !this.#notes.has(key)) this.#note(key, 'alone')
       return response
     }
-    this.#notes.delete(key)
+    if (this.#notes.get(key) === 'alone') this.#notes.delete(key)
     const entry = this.#keep(asked, response, freshness)
     const size = entry.parts ? entry.cookie.size : undefined
     if (size !== undefined && size > smallBody && asked.cache !== 'reload' && (await this.#begins(entry))) {
@@ -447,6 +455,15 @@ export class HttpFiles {
     const source = new Source({ fill, signal: asked.signal, rest: (at) => this.#rest(asked, entry, size ?? 0, at) })
     const stream = new ReadableStream(source, { highWaterMark: 0 })
     return dressed(new Response(stream, { status, statusText, headers }), response)
+  }
+
+  /** Whether a redirect has led there before: to an address that is used once there is no second time. */
+  #settled(key: string, target: string): boolean {
+    const before = this.#targets.get(key)
+    this.#targets.delete(key)
+    this.#targets.set(key, target)
+    shorten(this.#targets, this.#limit)
+    return before === target
   }
 
   /** Whether the first page of a file is there. */

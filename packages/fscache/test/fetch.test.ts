@@ -184,11 +184,29 @@ describe('surprises before the first byte', () => {
         const got = await read(client.fetch(`${origin}/f`))
         expect(got.equals(bytes) || (either && got.equals(noise(150_000, 2)))).toBe(true)
         // What surprised once is not tried again.
-        const more = round >= 3 && client.counters.surprises > 0 ? redirects : 2 * redirects
+        const more = round >= 3 && client.counters.surprises > 0 ? redirects : redirects + 1
         expect(requests.length - before).toBeLessThanOrEqual(more)
       }
-      expect(client.counters.surprises).toBeLessThanOrEqual(1)
+      // A connection may break by chance, once.
+      expect(client.counters.surprises).toBeLessThanOrEqual(what.startsWith('a connection') ? 2 : 1)
     })
+})
+
+test('a connection that breaks once by chance costs one request, and nothing is remembered', async () => {
+  const bytes = noise(30_000)
+  const honest = files({ bytes, etag: '"1"' })
+  let breaks = false
+  answer = (request, response) => {
+    if (breaks && request.headers['if-none-match'] !== undefined) request.socket.destroy()
+    else honest(request, response)
+  }
+  const client = open()
+  await never(client, `${origin}/f`, () => bytes)
+  breaks = true
+  await never(client, `${origin}/f`, () => bytes, 1)
+  breaks = false
+  await never(client, `${origin}/f`, () => bytes)
+  expect(client.counters).toMatchObject({ surprises: 1, notModified: 5 })
 })
 
 test('a server that ignores ranges sends a file of 8 MiB once, however it is read', async () => {
@@ -256,6 +274,22 @@ test('two clients of one cache and one server find each other’s pages', async 
   expect((await read(clients[1]!.fetch(`${origin}/f`))).equals(bytes)).toBe(true)
   clients[1]!.close()
   expect(cache.stats().counters).toMatchObject({ volumes: 0, cookies: 0 })
+})
+
+test('a weak ETag names no bytes: what two clients got under the same one is not mixed', async () => {
+  let bytes = noise(30_000, 1)
+  answer = (request, response) => {
+    if (request.headers['if-none-match'] === 'W/"1"') response.writeHead(304, { etag: 'W/"1"' }).end()
+    else response.writeHead(200, { etag: 'W/"1"', 'content-length': bytes.length }).end(bytes)
+  }
+  const cache = new FsCache({ store: compose([memory({ limitBytes: 2 ** 22 })]) })
+  const [first, second] = [new HttpFiles({ cache }), new HttpFiles({ cache })]
+  await read(first.fetch(origin))
+  bytes = noise(20_000, 2)
+  await read(second.fetch(origin))
+  expect((await read(first.fetch(origin))).equals(noise(30_000, 1))).toBe(true)
+  expect((await read(second.fetch(origin))).equals(noise(20_000, 2))).toBe(true)
+  expect(requests.length).toBe(4)
 })
 
 test('what does not compress is cached by the stack of the README', async () => {

@@ -173,10 +173,11 @@ describe('an answer to a range', () => {
     const into = Buffer.alloc(page)
     expect(await file.read(into, 0, page, 5 * page)).toBe(page)
     expect(into.equals(bytesOf(page, 1))).toBe(true)
-    await setTimeout(50)
-    const before = sent
-    await setTimeout(50)
-    expect(sent).toBe(before)
+    // What is in the sockets fills up; then nobody sends, until the file is closed.
+    let before = -1
+    for (; sent !== before; await setTimeout(100)) before = sent
+    expect(sent).toBeLessThan(2 ** 26)
+    file.close()
   })
 })
 
@@ -267,7 +268,8 @@ describe('redirects', () => {
     )
     answers.set('/there', honest(bytes, '"1"'))
     const files = open()
-    for (let round = 0; round < 2; round++) {
+    // Kept when it has led there twice.
+    for (let round = 0; round < 3; round++) {
       const response = await files.fetch(`${origin}/here`)
       expect([response.url, response.redirected, response.ok]).toEqual([`${elsewhere}/there`, true, true])
       expect(Buffer.from(await response.arrayBuffer()).equals(bytes)).toBe(true)
@@ -275,7 +277,7 @@ describe('redirects', () => {
     const direct = await files.fetch(`${elsewhere}/there`)
     expect([direct.url, direct.redirected]).toEqual([`${elsewhere}/there`, false])
     await direct.body?.cancel()
-    expect(files.counters).toMatchObject({ notModified: 1, pagesFetched: 5, uncached: 0 })
+    expect(files.counters).toMatchObject({ notModified: 1, pagesFetched: 5, uncached: 1 })
   })
 
   test('an ETag is of one URL: the same one where a redirect leads later is another file', async () => {

@@ -36,4 +36,6 @@ const servers = {
       hostname,
     ),
 }
-await servers[name]()
+const server = await servers[name]()
+// A busy machine may let a connection rest for longer than the 5 s that are usual.
+if (server.keepAliveTimeout !== undefined) server.keepAliveTimeout = 60_000
