@@ -72,8 +72,12 @@ function client(limitBytes = 2 ** 23): { files: HttpFiles; asked: string[] } {
 const digest = (bytes: Uint8Array | ArrayBuffer): string =>
   createHash('sha256').update(new Uint8Array(bytes)).digest('hex')
 
+interface Seen extends Readonly<Record<string, unknown>> {
+  readonly redirected: boolean
+}
+
 /** All that a program sees of an answer. What tells the time differs from answer to answer. */
-async function seen(response: Response): Promise<{ readonly redirected: boolean }> {
+async function seen(response: Response): Promise<Seen> {
   const changing = new Set(['age', 'date', 'expires', 'keep-alive', 'connection'])
   const { status, statusText, url, redirected, type, ok } = response
   const headers = [...response.headers].filter(([name]) => !changing.has(name))
@@ -86,9 +90,7 @@ describe.each(fileServers)('$name', (server) => {
     await site(server, async ({ running, write }) => {
       const { files, asked } = client()
       const { origin, wire } = running
-      const over = async (
-        run: () => Promise<Response>,
-      ): Promise<{ seen: { readonly redirected: boolean }; bytes: number }> => {
+      const over = async (run: () => Promise<Response>): Promise<{ seen: Seen; bytes: number }> => {
         const before = wire.bytes
         const what = await seen(await run())
         return { seen: what, bytes: wire.bytes - before }
