@@ -7,7 +7,6 @@
  *  - Pages are written in the order in which they come; the last one when the body has ended well.
  *  - A body hands on each byte once, in order, of one version; or it errors.
  */
-import type { UnderlyingByteSource } from 'node:stream/web'
 import type { Cookie } from './cookies.ts'
 
 /** Bytes of a body from `at` on. */
@@ -184,9 +183,17 @@ export interface SourceOptions {
   readonly rest: (position: number) => Promise<Uint8Array | Fill>
 }
 
+/** What is used of a byte stream's controller: as Node's types and a browser's have it, which disagree about the rest. */
+interface Controller {
+  readonly byobRequest: { respond(bytes: number): void } | null
+  enqueue(bytes: Uint8Array<ArrayBuffer>): void
+  error(reason: unknown): void
+  close(): void
+}
+
 /** The body of a `Response`, for a byte stream. */
-export class Source implements UnderlyingByteSource {
-  readonly type = 'bytes'
+export class Source {
+  readonly type = 'bytes' as const
   readonly #options: SourceOptions
   readonly #segments: (Uint8Array | undefined)[]
   #size: number | undefined
@@ -202,7 +209,7 @@ export class Source implements UnderlyingByteSource {
     if (options.fill !== undefined) this.#use(options.fill)
   }
 
-  start(controller: ReadableByteStreamController): void {
+  start(controller: Controller): void {
     const { signal } = this.#options
     if (signal === undefined) return
     // A signal may live longer than all bodies that nobody reads to their end.
@@ -217,7 +224,7 @@ export class Source implements UnderlyingByteSource {
     this.#forget = () => signal.removeEventListener('abort', aborted)
   }
 
-  async pull(controller: ReadableByteStreamController): Promise<void> {
+  async pull(controller: Controller): Promise<void> {
     try {
       const bytes = await this.#piece()
       if (this.#over) return
