@@ -259,7 +259,15 @@ class SystemFiles implements PageFileIo {
   }
 
   kernelUse({ id }: FileIdentity): string | undefined {
-    const leadsHere = (path: string): boolean => this.identify(Buffer.from(path, 'latin1').toString(), true)?.id === id
+    const leadsHere = (path: string): boolean => {
+      try {
+        return this.identify(Buffer.from(path, 'latin1').toString(), true)?.id === id
+      } catch (error) {
+        // In a mount whose server has ended, or where this user may not look, there is no file that was opened here.
+        if (['ENOTCONN', 'EACCES', 'EIO', 'ESTALE', 'ENAMETOOLONG'].some((code) => hasCode(error, code))) return false
+        throw error
+      }
+    }
     const [, ...areas] = contentOf('/proc/swaps')?.trim().split('\n') ?? []
     for (const area of areas) {
       // Blanks and backslashes in a path are written in octal there.
@@ -414,7 +422,8 @@ function contentOf(path: string): string | undefined {
   try {
     return readFileSync(path, 'latin1')
   } catch (error) {
-    if (hasCode(error, 'ENOENT')) return undefined
+    // ENODEV: what it is about is going away while it is read (a loop device that is detached).
+    if (hasCode(error, 'ENOENT') || hasCode(error, 'ENODEV')) return undefined
     throw error
   }
 }

@@ -1,5 +1,5 @@
 /** What only root can set up: full disks, block devices, files that the kernel swaps to. */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, type TestContext, test } from 'vitest'
@@ -167,6 +167,21 @@ test('a file that is a loop device, by any name, is refused; one that is only re
   undo.push(() => run('losetup', '-d', other))
   PageFile.open({ path: reader, mode: 'plain', bytes: 2 ** 22, keep: true }).closeNow()
 })
+
+test('loop devices that come and go meanwhile are in nobody\u2019s way', async (ctx) => {
+  requires(ctx, { root: true, commands: ['losetup'], paths: ['/dev/loop-control'] })
+  const image = join(folder, 'image')
+  writeFileSync(image, Buffer.alloc(2 ** 20))
+  const script = 'for n in $(seq 150); do losetup -d $(losetup -f --show "$0") || exit 1; done'
+  const coming = spawn('sh', ['-c', script, image], { stdio: 'ignore' })
+  const ended = new Promise((resolve) => coming.once('close', resolve))
+  let opens = 0
+  while (coming.exitCode === null) {
+    PageFile.open({ path, mode: 'plain', bytes: 4096 }).closeNow()
+    if (++opens % 20 === 0) await new Promise((resolve) => setImmediate(resolve))
+  }
+  expect([await ended, opens]).toEqual([0, expect.any(Number)])
+}, 60_000)
 
 test.for([
   ['with koffi', true, true],
