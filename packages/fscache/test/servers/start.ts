@@ -1,6 +1,6 @@
 /** Real file servers, each a process of its own for as long as a test takes; and a wire that counts what comes over it. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -70,7 +70,11 @@ export const fileServers: readonly FileServer[] = Object.freeze([
     command: ({ root, state, port }) => {
       const modules = join(unpacked('apache2-bin'), 'usr/lib/apache2/modules')
       const names = ['mpm_event', 'authz_core', 'filter', 'deflate', 'mime']
-      const libraries = ['libapr1', 'libaprutil1'].map((name) => join(unpacked(name), 'usr/lib/x86_64-linux-gnu'))
+      // In a folder that has the name of the architecture.
+      const libraries = ['libapr1', 'libaprutil1'].flatMap((name) => {
+        const folder = join(unpacked(name), 'usr/lib')
+        return readdirSync(folder).map((architecture) => join(folder, architecture))
+      })
       writeFileSync(join(state, 'types'), 'text/html html\ntext/plain txt\n')
       writeFileSync(
         join(state, 'apache.conf'),
