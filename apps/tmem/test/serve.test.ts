@@ -5,10 +5,10 @@ import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'no
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { describe, expect, test } from 'vitest'
+import { describe, expect, onTestFinished, test, vi } from 'vitest'
 import { type Answer, Client } from '../../../packages/nbd/test/client.ts'
 import { requires } from '../../../tools/requires.ts'
-import { serving, servingIn } from './serving.ts'
+import { bin, serving, servingIn } from './serving.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
 /** Of the NBD protocol. */
@@ -571,6 +571,40 @@ describe('a server that is killed', () => {
     const third = await servingIn(folder, stack, ...words)
     expect(await third.stop()).toEqual({ code: 0, stderr: '' })
   })
+
+  test.runIf(process.platform === 'linux')(
+    'a killed server that nobody has reaped (state Z) stands in nobody\u2019s way',
+    async () => {
+      const folder = temporaryDirectory()
+      const words = ['--device', 'name=a,size=8MiB,snapshot=FOLDER/a.raw', '--device', 'name=b,size=8MiB', '--json']
+      const files = 'zcache(limit=4MiB) > frontswap(file=FOLDER/{name}.img,size={size})'
+      const line = [
+        'serve',
+        '--stack',
+        files,
+        '--nbd',
+        'unix:FOLDER/nbd.sock',
+        '--control',
+        'FOLDER/control.sock',
+        ...words,
+      ]
+      const program = [process.execPath, bin, ...line].map((word) => `'${word.replaceAll('FOLDER', folder)}'`).join(' ')
+      // What the shell becomes has a child of which it knows nothing.
+      const parent = spawn('sh', ['-c', `${program} & exec sleep 600`], { stdio: ['ignore', 'pipe', 'inherit'] })
+      onTestFinished(() => void parent.kill('SIGKILL'))
+      const { pid } = JSON.parse(
+        await new Promise<string>((resolve) => parent.stdout.setEncoding('utf8').once('data', resolve)),
+      )
+      process.kill(pid, 'SIGKILL')
+      await vi.waitFor(() => expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toContain(' Z '))
+      const second = await servingIn(folder, files, ...words.slice(0, -1), '--fresh')
+      expect(await second.stop()).toMatchObject({
+        code: 0,
+        stderr: expect.stringContaining(`process ${pid}, the server`),
+      })
+      expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toContain(' Z ')
+    },
+  )
 
   test('two servers never have one snapshot, and a record that is none is not believed', async () => {
     const folder = temporaryDirectory()

@@ -5,7 +5,8 @@ import { fileURLToPath } from 'node:url'
 import { onTestFinished } from 'vitest'
 import { temporaryDirectory } from './tmem.ts'
 
-const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
+/** The built program. */
+export const bin: string = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
 
 /** A server that runs. */
 export interface Serving {

@@ -1,6 +1,8 @@
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { expect, test, vi } from 'vitest'
-import { markedProcess, processMark } from '../src/index.ts'
+import { markedProcess, processMark, processRuns } from '../src/index.ts'
 
 const own = processMark()
 
@@ -18,6 +20,27 @@ test('a process that ended does not run, nor does one whose number was given to 
   const other = '01234567-89ab-cdef-0123-456789abcdef'
   expect(markedProcess(`${process.pid} ${start} ${other}`)).toEqual({ pid: process.pid, running: false })
 })
+
+test.runIf(process.platform === 'linux')(
+  'a process that ended does not run, also while nobody has asked how',
+  async () => {
+    // What the shell becomes has a child of which it knows nothing.
+  const parent = spawn('sh', ['-c', 'sleep 60 & echo $!; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  try {
+    const [said] = (await once(parent.stdout, 'data')) as [Buffer]
+    const pid = Number(`${said}`)
+    const start = readFileSync(`/proc/${pid}/stat`, 'latin1').split(') ')[1]!.split(' ')[19]
+    await vi.waitFor(() => expect(readFileSync(`/proc/${parent.pid}/comm`, 'latin1')).toBe('sleep\n'))
+    process.kill(pid)
+    await vi.waitFor(() => expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toMatch(/\) Z /))
+      expect(processRuns(pid)).toBe(false)
+      expect(markedProcess(`${pid} ${start} ${own.split(' ')[2]}`)).toEqual({ pid, running: false })
+      expect(processRuns(parent.pid!)).toBe(true)
+    } finally {
+      parent.kill()
+    }
+  },
+)
 
 test.each(['', 'x', '0 1 a', `${own}\n`, ` ${own}`, `${own} 1`, '12345678901 1 a', '1 1 ../a'])(
   '%j is no mark',

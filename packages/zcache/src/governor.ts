@@ -133,57 +133,64 @@ function checked(name: string, value: number, maximum: number): number {
 /** Reads a small text file; `undefined` when there is none. How the governor's inputs are read, and faked in tests. */
 export type ReadText = (path: string) => string | undefined
 
+/** A limit on memory that holds for this process. */
+export interface MemoryLimit {
+  /** Path of the control group that has it, in its hierarchy; `/` is the topmost that can be seen from here. */
+  readonly group: string
+  readonly limitBytes: number
+  /** What could still be had under it, in bytes; file pages that nobody uses can be had back. */
+  readonly leftBytes: number
+}
+
 /**
- * Reads what Linux says: `/proc/meminfo`, the control groups of this process (version 2, version 1, or both; every
- * limit on the way up counts), and the pressure of the group where it has one, else of the host. Returns `undefined`
- * where there is no `/proc/meminfo`.
+ * The limits on memory of all control groups that this process is in (version 2, version 1, or both; each limit on the way up
+ * holds). None where there are no control groups.
+ */
+export function* memoryLimits(read: ReadText): Iterable<MemoryLimit> {
+  for (const line of (read('/proc/self/cgroup') ?? '').split('\n')) {
+    const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? []
+    if (controllers === undefined || path === undefined) continue
+    const isFirst = controllers.split(',').includes('memory')
+    if (!isFirst && controllers !== '') continue
+    const names = isFirst
+      ? ['/memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file']
+      : ['', 'memory.max', 'memory.current', 'inactive_file']
+    const [base, limit, usage, inactive] = names as [string, string, string, string]
+    for (const group of upwards(path)) {
+      const folder = `/sys/fs/cgroup${base}${group}`
+      const limitBytes = number(read(`${folder}/${limit}`))
+      const used = number(read(`${folder}/${usage}`))
+      // What version 1 shows where there is no limit.
+      if (limitBytes === undefined || limitBytes >= unlimited || used === undefined) continue
+      const reclaimable = Math.min(used, field(read(`${folder}/memory.stat`), inactive) ?? 0)
+      yield {
+        group: group === '' ? '/' : group,
+        limitBytes,
+        leftBytes: Math.max(0, limitBytes - used + reclaimable),
+      }
+    }
+  }
+}
+
+/**
+ * Reads what Linux says: `/proc/meminfo`, the limits of the control groups of this process, and the pressure of its group of version 2 where it has
+ * one, else of the host. Returns `undefined` where there is no `/proc/meminfo`.
  */
 export function readHostMemory(read: ReadText): HostMemory | undefined {
   const meminfo = read('/proc/meminfo')
   const host = meminfo === undefined ? undefined : field(meminfo, 'MemAvailable:')
   if (host === undefined) return undefined
   let availableBytes = host * 1024
-  let pressure: string | undefined
-  for (const line of (read('/proc/self/cgroup') ?? '').split('\n')) {
-    const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? []
-    if (controllers === undefined || path === undefined) continue
-    if (controllers === '') {
-      for (const group of upwards(path)) {
-        const folder = `/sys/fs/cgroup${group}`
-        const left = leftUnder(
-          number(read(`${folder}/memory.max`)),
-          number(read(`${folder}/memory.current`)),
-          field(read(`${folder}/memory.stat`), 'inactive_file'),
-        )
-        if (left !== undefined) availableBytes = Math.min(availableBytes, left)
-      }
-      pressure = read(`/sys/fs/cgroup${path}/memory.pressure`)
-    } else if (controllers.split(',').includes('memory')) {
-      for (const group of upwards(path)) {
-        const folder = `/sys/fs/cgroup/memory${group}`
-        const left = leftUnder(
-          number(read(`${folder}/memory.limit_in_bytes`)),
-          number(read(`${folder}/memory.usage_in_bytes`)),
-          field(read(`${folder}/memory.stat`), 'total_inactive_file'),
-        )
-        if (left !== undefined) availableBytes = Math.min(availableBytes, left)
-      }
-    }
-  }
-  pressure ??= read('/proc/pressure/memory')
+  for (const { leftBytes } of memoryLimits(read)) availableBytes = Math.min(availableBytes, leftBytes)
+  const own = /^0::(.*)$/m.exec(read('/proc/self/cgroup') ?? '')?.[1]
+  const pressure =
+    (own === undefined ? undefined : read(`/sys/fs/cgroup${own}/memory.pressure`)) ?? read('/proc/pressure/memory')
   const some = /^some avg10=([\d.]+)/m.exec(pressure ?? '')
   return { availableBytes, pressurePercent: some === null ? 0 : Number(some[1]) }
 }
 
-/** Bytes left under a limit, if there is one: file pages that nobody uses can be had back. */
-function leftUnder(
-  limit: number | undefined,
-  used: number | undefined,
-  inactiveFile: number | undefined,
-): number | undefined {
-  if (limit === undefined || used === undefined) return undefined
-  return Math.max(0, limit - used + Math.min(used, inactiveFile ?? 0))
-}
+/** Version 1 has no word for none: it shows the largest multiple of its page size in 63 bits. */
+const unlimited = 2 ** 62
 
 /** `/a/b` gives `/a/b`, `/a` and the root. In a container the path may not be visible: then only the root is. */
 function* upwards(path: string): Iterable<string> {

@@ -2,7 +2,7 @@
 import { ByteLimit } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { Decision, Governor, type HostMemory, readHostMemory } from '../src/index.ts'
+import { Decision, Governor, type HostMemory, memoryLimits, readHostMemory } from '../src/index.ts'
 import { MiB, newPool, noisyPage, open, random, settle } from './pages.ts'
 
 const { Hold, Grow, Lower, Shrink } = Decision
@@ -225,6 +225,7 @@ test('reads version 2 groups: the tightest limit on the way up, and the group’
     '/sys/fs/cgroup/box/memory.stat': 'anon 1\ninactive_file 20000\nactive_file 7\n',
   }
   expect(readHostMemory(files(tree))).toEqual({ availableBytes: 50_000, pressurePercent: 2 })
+  expect([...memoryLimits(files(tree))]).toEqual([{ group: '/box', limitBytes: 100_000, leftBytes: 50_000 }])
 })
 
 test('reads version 1 groups, also where only the root is visible', () => {
@@ -236,4 +237,8 @@ test('reads version 1 groups, also where only the root is visible', () => {
     '/sys/fs/cgroup/memory/memory.stat': 'total_inactive_file 15000\n',
   }
   expect(readHostMemory(files(tree))).toEqual({ availableBytes: 5000, pressurePercent: 0 })
+  expect([...memoryLimits(files(tree))]).toEqual([{ group: '/', limitBytes: 80_000, leftBytes: 5000 }])
+  // What version 1 shows where there is no limit.
+  const none = { ...tree, '/sys/fs/cgroup/memory/memory.limit_in_bytes': '9223372036854771712\n' }
+  expect([...memoryLimits(files(none))]).toEqual([])
 })

@@ -24,6 +24,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { processRuns } from '@tmem/core'
 import { compileHog } from '@tmem/guest'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { comparedByFio, type FioTarget, type LoadRow, type Started, started } from './fio.ts'
@@ -241,7 +242,7 @@ function sweep(): string | undefined {
     return `an earlier run has left ${note}, which only root can undo`
   }
   const [pid, server] = readFileSync(note, 'utf8').trim().split(' ')
-  if (existsSync(`/proc/${pid}`)) return `another run (process ${pid}) is at work`
+  if (processRuns(Number(pid))) return `another run (process ${pid}) is at work`
   undo()
   // Its server may have outlived it; nothing uses the mount any more.
   const line = `/proc/${server}/cmdline`

@@ -15,6 +15,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs'
+import { processRuns } from '@tmem/core'
 
 const note = '/run/tmem-bench-zcache'
 const pageBytes = 4096
@@ -55,7 +56,7 @@ const setting = (name: string, key: string): string => readFileSync(`/sys/block/
 function sweep(): string | undefined {
   if (!existsSync(note)) return undefined
   const [pid, name] = readFileSync(note, 'utf8').trim().split(' ')
-  if (existsSync(`/proc/${pid}`)) return `another run (process ${pid}) is using /dev/${name}`
+  if (processRuns(Number(pid))) return `another run (process ${pid}) is using /dev/${name}`
   if (name === undefined || !/^zram\d+$/.test(name)) rmSync(note)
   else undo(name)
   return undefined

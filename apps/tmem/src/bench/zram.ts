@@ -13,6 +13,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, wr
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { processRuns } from '@tmem/core'
 import { Failed } from '../ending.ts'
 
 /** The work, alike for us (`userfault.ts`) and the kernel (the program below). */
@@ -172,7 +173,7 @@ function lacking(): string | undefined {
 function sweep(): string | undefined {
   if (!existsSync(note)) return undefined
   const pid = readFileSync(note, 'utf8').trim()
-  if (existsSync(`/proc/${pid}`)) return `another run (process ${pid}) is using ${device}`
+  if (processRuns(Number(pid))) return `another run (process ${pid}) is using ${device}`
   undo()
   return undefined
 }

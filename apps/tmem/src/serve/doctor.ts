@@ -9,11 +9,12 @@ import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { formatBytes } from '@tmem/core'
+import { memoryLimits } from '@tmem/zcache'
 import pc from 'picocolors'
 import { Failed } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 import { ask } from './control.ts'
-import { availableBytes, headroomBytes } from './host.ts'
+import { availableBytes, headroomBytes, readText } from './host.ts'
 import { formerServer } from './record.ts'
 
 /** What a check is about: needed by both ways, by one of them, or good to have. */
@@ -27,9 +28,6 @@ interface Check {
   /** What to do; empty where all is well. */
   readonly advice: string
 }
-
-/** Groups without a limit have the largest number that there is, or a word. */
-const unlimitedBytes = 2 ** 60
 
 export async function doctor(
   options: { readonly control: string; readonly json?: true },
@@ -171,20 +169,9 @@ function group(): Check {
 
 /** Whoever starts the server from a group with a limit on memory has it waiting for memory that only it could free. */
 function limit(): Check {
-  const found: string[] = []
-  const text = existsSync('/proc/self/cgroup') ? readFileSync('/proc/self/cgroup', 'utf8').trim() : ''
-  for (const line of text.split('\n')) {
-    const [, controllers = '', path = '/'] = line.split(':')
-    const isFirst = controllers.split(',').includes('memory')
-    if (!isFirst && controllers !== '') continue
-    const [base, name] = isFirst ? ['/sys/fs/cgroup/memory', 'memory.limit_in_bytes'] : ['/sys/fs/cgroup', 'memory.max']
-    // A limit of a group holds for all groups in it.
-    for (let group = path; group !== ''; group = group.slice(0, group.lastIndexOf('/'))) {
-      const file = join(base, group, name)
-      const bytes = existsSync(file) ? Number(readFileSync(file, 'utf8')) : Number.NaN
-      if (bytes < unlimitedBytes) found.push(`${group}: ${Math.floor(bytes / 2 ** 20)}MiB`)
-    }
-  }
+  const found = [...memoryLimits(readText)].map(
+    ({ group, limitBytes }) => `${group}: ${Math.floor(limitBytes / 2 ** 20)}MiB`,
+  )
   return check(
     'limit on memory',
     'advice',

@@ -3,10 +3,27 @@ import { execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
+import { memoryLimits, type ReadText } from '@tmem/zcache'
 import { Failed } from '../ending.ts'
+
+/** A small text file of the system, or `undefined` when there is none. */
+export const readText: ReadText = (path) => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    // Whatever the reason is, the host does not tell.
+    return undefined
+  }
+}
 
 /** Below this much free memory a host swaps before tmem could help. */
 export const headroomBytes: number = 256 * 2 ** 20
+
+/**
+ * What a server needs of a control group's limit beside what it has taken when it begins to serve: its heap grows, young objects alone have up
+ * to 48 MiB, and what is over the limit is killed.
+ */
+const growthBytes = 64 * 2 ** 20
 
 /** Bytes of memory that programs can have before this host swaps; `undefined` where the system does not tell. */
 export function availableBytes(): number | undefined {
@@ -28,6 +45,17 @@ export interface AheadMemory {
 
 const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)}MiB`
 
+/** What may be taken now so that neither the host nor a control group of this process is short of memory; and who has least to spare. */
+function spareBytes(): { spare: number; by: string } {
+  let least = { spare: (availableBytes() ?? Number.POSITIVE_INFINITY) - headroomBytes, by: 'this host' }
+  for (const { group, limitBytes, leftBytes } of memoryLimits(readText)) {
+    const spare = leftBytes - growthBytes
+    if (spare < least.spare)
+      least = { spare, by: `the control group ${group}, whose limit is ${mebibytes(limitBytes)},` }
+  }
+  return least
+}
+
 export function aheadMemory(): AheadMemory {
   const taken: Uint8Array[] = []
   let isSettled = false
@@ -43,10 +71,10 @@ export function aheadMemory(): AheadMemory {
     },
     settle: () => {
       const bytes = taken.reduce((sum, { length }) => sum + length, 0)
-      const spare = (availableBytes() ?? Number.POSITIVE_INFINITY) - headroomBytes
+      const { spare, by } = spareBytes()
       if (bytes > spare)
         throw new Failed(
-          `the stacks may take ${mebibytes(bytes)} of memory, and this host can spare ${mebibytes(Math.max(0, spare))} now: give smaller limits`,
+          `the stacks may take ${mebibytes(bytes)} of memory, and ${by} can spare ${mebibytes(Math.max(0, spare))} now: give smaller limits`,
         )
       for (const memory of taken)
         for (let at = 0; at < memory.length; at += 4096) {

@@ -6,11 +6,11 @@
  *
  * Not for who must have all memory ahead, because the kernel of this host swaps to it.
  */
-import { readFileSync } from 'node:fs'
 import { ByteLimit, type Layer, type LayerFactory, type MemoryPlace, type OptionValue, parseBytes } from '@tmem/core'
 import { memory, memoryFactory } from '@tmem/memory'
 import { Decision, Governor, type ReadText, readHostMemory, zcache, zcacheFactory } from '@tmem/zcache'
 import { BadInput } from '../ending.ts'
+import { readText } from './host.ts'
 
 interface Settings {
   readonly floorBytes?: number
@@ -20,16 +20,6 @@ interface Settings {
 
 /** A shared budget below this is no use to anybody. */
 const leastShareBytes = 1024 * 1024
-
-/** A small text file, or `undefined` when there is none. */
-export const readText: ReadText = (path) => {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    // Whatever the reason is, the host does not tell.
-    return undefined
-  }
-}
 
 export class AutoMemory {
   readonly #settings: Settings | undefined

@@ -5,7 +5,8 @@
  * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is done elsewhere: the
  * memory of the stores is there before it serves (`aheadMemory`).
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { processRuns } from '@tmem/core'
 import { setIoFlusher } from '@tmem/fuse'
 
 /** What was done, and how to undo what outlives the process. */
@@ -59,7 +60,7 @@ function ownGroup(): { path: string; parent: string; setting: string } {
   // What servers that were killed have left.
   for (const name of readdirSync(parent)) {
     const pid = /^tmem-serve-(\d+)$/.exec(name)?.[1]
-    if (pid !== undefined && !existsSync(`/proc/${pid}`)) rmdirSync(`${parent}/${name}`)
+    if (pid !== undefined && !processRuns(Number(pid))) rmdirSync(`${parent}/${name}`)
   }
   const [file, value] = first === undefined ? ['memory.swap.max', '0'] : ['memory.swappiness', '0']
   mkdirSync(path)
