@@ -18,9 +18,10 @@
 import { closeSync, constants, openSync, readFileSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
+import { types } from 'node:util'
 import { type Completion, type StatsNode, TmemError } from '@tmem/core'
 import { errorNumbers, System } from './system.ts'
-import { type FuseDirectory, type FuseNode, type FuseText, Inodes } from './tree.ts'
+import { type FuseDirectory, type FuseNode, type FuseText, type FuseWriter, Inodes } from './tree.ts'
 import { type Watch, watch } from './watch.ts'
 
 /** Settings of a mount. */
@@ -55,6 +56,13 @@ const opcode = {
   FORGET: 2,
   GETATTR: 3,
   SETATTR: 4,
+  SYMLINK: 6,
+  MKNOD: 8,
+  MKDIR: 9,
+  UNLINK: 10,
+  RMDIR: 11,
+  RENAME: 12,
+  LINK: 13,
   OPEN: 14,
   READ: 15,
   WRITE: 16,
@@ -68,10 +76,13 @@ const opcode = {
   RELEASEDIR: 29,
   FSYNCDIR: 30,
   ACCESS: 34,
+  CREATE: 35,
   INTERRUPT: 36,
   DESTROY: 38,
   BATCH_FORGET: 42,
   FALLOCATE: 43,
+  RENAME2: 45,
+  LSEEK: 46,
 } as const
 
 const opcodeNames: ReadonlyMap<number, string> = new Map(
@@ -80,10 +91,17 @@ const opcodeNames: ReadonlyMap<number, string> = new Map(
 
 /** INIT: asynchronous reads, writes of more than a page, asynchronous direct I/O, more than 32 pages in a request. */
 const initFlags = (1 << 0) | (1 << 5) | (1 << 15) | (1 << 22)
-/** OPEN: not through the page cache. */
+/** OPEN: O_ACCMODE; the answer's flag for not through the page cache. */
+const accessMode = 3
 const directIo = 1
-/** SETATTR: the size is to be set. */
+/** SETATTR: the size is to be set; mode, owner, group or times are. */
 const setSize = 1 << 3
+const setOther = 0b111 | (0b1101_1 << 4)
+/** LSEEK: to the next bytes, or to the next hole. */
+const seekData = 3
+const seekHole = 4
+/** Bytes of a device that are looked through before other requests have their turn. */
+const turnBytes = 2 ** 30
 const punchHole = 2
 const zeroRange = 0x10
 const keepSize = 1
@@ -100,7 +118,9 @@ const slots = 16
 const turnRequests = 64
 /** Texts open at once. */
 const maxOpenTexts = 1024
+/** How long the kernel may believe that a name is there; and what a node is: size and bytes of a device also change by others than the kernel. */
 const seconds = 1
+const validSeconds = ({ kind }: FuseNode): number => (kind === 'device' ? 0 : seconds)
 
 /** Buffers of one request. */
 interface Slot {
@@ -391,10 +411,7 @@ class RawFuseServer implements FuseServer {
   #failed(error: unknown): number {
     this.#errors++
     this.#onError(error)
-    if (error instanceof RangeError || error instanceof TypeError) return -errorNumbers.EINVAL
-    const cause = error instanceof TmemError ? error.cause : error
-    const { code } = (cause ?? {}) as { code?: unknown }
-    return code === 'ENOSPC' || code === 'EDQUOT' ? -errorNumbers.ENOSPC : -errorNumbers.EIO
+    return -errorNumberOf(error)
   }
 
   #answer(slot: Slot, code: number, length: number): number | Promise<number> {
@@ -407,8 +424,18 @@ class RawFuseServer implements FuseServer {
       case opcode.BATCH_FORGET:
       case opcode.INTERRUPT:
         return noAnswer
+      case opcode.SYMLINK:
+      case opcode.MKNOD:
+      case opcode.MKDIR:
+      case opcode.UNLINK:
+      case opcode.RMDIR:
+      case opcode.RENAME:
+      case opcode.LINK:
+      case opcode.CREATE:
+      case opcode.RENAME2:
+        // The files are those of the tree.
+        return -errorNumbers.EPERM
       case opcode.DESTROY:
-      case opcode.ACCESS:
       case opcode.FLUSH:
       case opcode.FSYNCDIR:
         return 0
@@ -434,8 +461,11 @@ class RawFuseServer implements FuseServer {
         return attributesAnswer(slot, number, node)
       case opcode.SETATTR:
         // A text is cut to nothing before it is written to; a device has the size that it has.
-        if ((view.getUint32(requestHeader, true) & setSize) !== 0 && node.kind === 'device') return -errorNumbers.EPERM
+        // Nothing else can be changed: what came with the size are the times of the change.
+        if (!isChangeable(view.getUint32(requestHeader, true), node)) return -errorNumbers.EPERM
         return attributesAnswer(slot, number, node)
+      case opcode.ACCESS:
+        return (view.getUint32(requestHeader, true) & ~accessOf(node)) === 0 ? 0 : -errorNumbers.EACCES
       case opcode.OPENDIR:
         return this.#openDirectory(slot, node)
       case opcode.READDIR:
@@ -450,6 +480,8 @@ class RawFuseServer implements FuseServer {
         return node.kind === 'device' ? done(node.device.flush(), 0) : 0
       case opcode.FALLOCATE:
         return allocateRange(slot, node)
+      case opcode.LSEEK:
+        return seek(slot, node)
       default:
         return -errorNumbers.ENOSYS
     }
@@ -468,7 +500,7 @@ class RawFuseServer implements FuseServer {
     setWide(answerView, at, child)
     setWide(answerView, at + 8, 1)
     setWide(answerView, at + 16, seconds)
-    setWide(answerView, at + 24, seconds)
+    setWide(answerView, at + 24, validSeconds(found))
     setAttributes(slot, at + 40, child, found)
     return 128
   }
@@ -507,6 +539,9 @@ class RawFuseServer implements FuseServer {
 
   #open(slot: Slot, node: FuseNode): number {
     if (node.kind === 'directory') return -errorNumbers.EISDIR
+    const isForWriting = (slot.requestView.getUint32(requestHeader, true) & accessMode) !== constants.O_RDONLY
+    if (isForWriting && (accessOf(node) & constants.W_OK) === 0)
+      return node.kind === 'device' ? -errorNumbers.EROFS : -errorNumbers.EACCES
     if (node.kind === 'device') return opened(slot, 0, 0)
     if (this.#texts.size === maxOpenTexts) return -errorNumbers.ENOSPC
     const handle = this.#nextHandle++
@@ -561,20 +596,47 @@ class RawFuseServer implements FuseServer {
       this.#bytesWritten += length
       return done(device.write(at, bytes), 8)
     }
-    return writeText(node as FuseText, at, bytes)
+    const writer = { uid: view.getUint32(24, true), pid: view.getUint32(32, true) }
+    return writeText(node as FuseText, at, bytes, writer)
   }
 }
+
+/**
+ * What a program is told of an error: the system's own reason, which is the error's code or that of what it was caused by; of those that
+ * say something about the file that the program has, and not only about one that is used for it.
+ */
+function errorNumberOf(error: unknown): number {
+  for (let reason = error; types.isNativeError(reason); reason = reason.cause) {
+    const { code } = reason as NodeJS.ErrnoException
+    const number = code === undefined ? undefined : told.get(code)
+    if (number !== undefined) return number
+    if (reason instanceof RangeError || reason instanceof TypeError) return errorNumbers.EINVAL
+  }
+  return errorNumbers.EIO
+}
+
+const told: ReadonlyMap<string, number> = new Map([
+  ['ENOSPC', errorNumbers.ENOSPC],
+  ['EDQUOT', errorNumbers.ENOSPC],
+  ['ENOMEM', errorNumbers.ENOMEM],
+  ['EBUSY', errorNumbers.EBUSY],
+  ['EPERM', errorNumbers.EPERM],
+  ['EACCES', errorNumbers.EACCES],
+  ['EROFS', errorNumbers.EROFS],
+  ['EINVAL', errorNumbers.EINVAL],
+  ['TMEM_UNSUPPORTED', errorNumbers.EOPNOTSUPP],
+])
 
 /** The request gets no answer at all. */
 const noAnswer = Number.NEGATIVE_INFINITY
 const utf8 = new TextDecoder()
 const utf8Bytes = new TextEncoder()
 
-function writeText(node: FuseText, at: number, bytes: Uint8Array): number | Promise<number> {
+function writeText(node: FuseText, at: number, bytes: Uint8Array, writer: FuseWriter): number | Promise<number> {
   if (node.write === undefined) return -errorNumbers.EPERM
   // A knob takes one word at once; what comes in pieces is not put together.
   if (at !== 0) return -errorNumbers.EINVAL
-  const taken = node.write(utf8.decode(bytes).trim())
+  const taken = node.write(utf8.decode(bytes).trim(), writer)
   return taken === undefined ? 8 : taken.then(() => 8)
 }
 
@@ -608,7 +670,7 @@ function opened(slot: Slot, handle: number, flags: number): number {
 
 function attributesAnswer(slot: Slot, number: number, node: FuseNode): number {
   slot.answer.fill(0, answerHeader, answerHeader + 16)
-  setWide(slot.answerView, answerHeader, seconds)
+  setWide(slot.answerView, answerHeader, validSeconds(node))
   setAttributes(slot, answerHeader + 16, number, node)
   return 104
 }
@@ -620,12 +682,25 @@ function setAttributes(slot: Slot, at: number, number: number, node: FuseNode): 
   // Texts have no size, as in /proc: they are made when they are opened.
   const size = node.kind === 'device' ? node.device.sizeBytes : 0
   setWide(answerView, at + 8, size)
-  setWide(answerView, at + 16, size / 512)
+  const allocated = node.kind === 'device' ? (node.device.allocatedBytes ?? size) : 0
+  setWide(answerView, at + 16, Math.ceil(allocated / 512))
   answerView.setUint32(at + 60, modeOf(node), true)
   answerView.setUint32(at + 64, node.kind === 'directory' ? 2 : 1, true)
   answerView.setUint32(at + 68, process.getuid!(), true)
   answerView.setUint32(at + 72, process.getgid!(), true)
   answerView.setUint32(at + 80, 4096, true)
+}
+
+/** Whether SETATTR may have what it asks for. */
+const isChangeable = (asked: number, node: FuseNode): boolean =>
+  (asked & setSize) === 0 ? (asked & setOther) === 0 : node.kind === 'text' && node.write !== undefined
+
+/** What access(2) may ask for: 4 reading, 2 writing, 1 going through. */
+function accessOf(node: FuseNode): number {
+  const { R_OK, W_OK, X_OK } = constants
+  if (node.kind === 'directory') return R_OK | X_OK
+  const isWritable = node.kind === 'device' ? !node.device.readOnly : node.write !== undefined
+  return isWritable ? R_OK | W_OK : R_OK
 }
 
 function modeOf(node: FuseNode): number {
@@ -659,6 +734,30 @@ function allocateRange(slot: Slot, node: FuseNode): number | Promise<number> {
     default:
       return -errorNumbers.EOPNOTSUPP
   }
+}
+
+/** Where from a position on a device has its next bytes, or its next hole; the end counts as one. */
+async function seek(slot: Slot, node: FuseNode): Promise<number> {
+  if (node.kind !== 'device') return -errorNumbers.EINVAL
+  const { device } = node
+  const position = wideNumber(slot.requestView, requestHeader + 8)
+  const what = slot.requestView.getUint32(requestHeader + 16, true)
+  if (what !== seekData && what !== seekHole) return -errorNumbers.EINVAL
+  if (position >= device.sizeBytes) return -errorNumbers.ENXIO
+  let at = position - (position % device.blockSize)
+  let isFound = false
+  // The size may change between two turns.
+  while (!isFound && at < device.sizeBytes) {
+    device.map(at, Math.min(turnBytes, device.sizeBytes - at), (length, allocated) => {
+      isFound ||= allocated === (what === seekData)
+      if (!isFound) at += length
+      return !isFound
+    })
+    if (!isFound) await new Promise((resolve) => setImmediate(resolve))
+  }
+  if (!isFound && what === seekData) return -errorNumbers.ENXIO
+  setWide(slot.answerView, answerHeader, Math.max(position, Math.min(at, device.sizeBytes)))
+  return 8
 }
 
 /** The low 32 bits of a 64-bit number of our own making, which never needs more. */

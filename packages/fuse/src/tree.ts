@@ -16,8 +16,18 @@ export interface FuseDevice {
 export interface FuseText {
   readonly kind: 'text'
   read(): string
-  /** Takes what was written with one write, without the blanks around it. Throws or rejects for what it does not understand. */
-  write?(text: string): undefined | Promise<unknown>
+  /**
+   * Takes what was written with one write, without the blanks around it. Throws or rejects for what it does not understand or cannot do: with
+   * the system's own error as its cause, or itself, where that says more than EIO.
+   */
+  write?(text: string, writer: FuseWriter): undefined | Promise<unknown>
+}
+
+/** Who writes to a file, as the kernel says. */
+export interface FuseWriter {
+  /** Its process, in the server's own namespace; 0: none that can be seen from there. */
+  readonly pid: number
+  readonly uid: number
 }
 
 export interface FuseDirectory {

@@ -1,10 +1,10 @@
 /** A mount as programs see it. All of them are other processes: one that waits for its own server waits for ever. */
 import { execFile, spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { mkdtempSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import type { BlockDevice } from '@tmem/core'
+import { type BlockDevice, TmemError } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
 import { type Ramzswap, ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'
@@ -14,6 +14,7 @@ import { type FuseDirectory, type FuseNode, type FuseServer, fuseServer, statist
 
 const needs = { root: true, paths: ['/dev/fuse'] }
 const sizeBytes = 8 * 2 ** 20
+const { ENXIO } = constants.errno
 const cleanups: (() => Promise<void> | void)[] = []
 
 afterEach(async () => {
@@ -172,6 +173,97 @@ describe('a device as a file', () => {
     expect((await run('dd', `if=${at('disk')}`, 'bs=4k', 'count=1')).code).toBe(0)
     expect(errors.length).toBe(server.stats().counters['errors'])
     expect(errors.length).toBeGreaterThanOrEqual(2)
+  })
+})
+
+describe('a device as a file that programs know', () => {
+  test('holes are seen, and copied as such', async (ctx) => {
+    requires(ctx, { ...needs, commands: ['python3'] })
+    const disk = device()
+    const { at } = await mounted(directory({ disk: { kind: 'device', device: disk } }))
+    const folder = mkdtempSync(join(tmpdir(), 'fuse-copy-'))
+    cleanups.push(() => rmSync(folder, { recursive: true }))
+    const blocksOfCopy = async (name: string, whole: Buffer): Promise<number> => {
+      const copy = join(folder, name)
+      expect(await run('cp', '--sparse=auto', at('disk'), copy)).toMatchObject({ code: 0, stderr: '' })
+      expect(Buffer.compare(readFileSync(copy), whole)).toBe(0)
+      return statSync(copy).blocks
+    }
+    expect(await blocksOfCopy('empty', Buffer.alloc(sizeBytes))).toBe(0)
+    const part = corpus(3 * 4096)
+    await disk.write(5 * 4096, part)
+    await disk.write(100 * 4096, part.subarray(0, 4096))
+    const whole = Buffer.alloc(sizeBytes)
+    whole.set(part, 5 * 4096)
+    whole.set(part.subarray(0, 4096), 100 * 4096)
+    expect(await blocksOfCopy('some', whole)).toBe(4 * 8)
+    const seeks = `
+import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+def seek(at, what):
+    try: return os.lseek(file, at, what)
+    except OSError as error: return error.errno
+for at in (0, 5 * 4096 + 7, 8 * 4096, 101 * 4096, ${sizeBytes - 1}, ${sizeBytes}): print(at, seek(at, os.SEEK_DATA), seek(at, os.SEEK_HOLE))`
+    expect((await run('python3', '-c', seeks, at('disk'))).stdout.toString().split('\n').slice(0, -1)).toEqual(
+      [
+        [0, 5 * 4096, 0],
+        [5 * 4096 + 7, 5 * 4096 + 7, 8 * 4096],
+        [8 * 4096, 100 * 4096, 8 * 4096],
+        [101 * 4096, ENXIO, 101 * 4096],
+        [sizeBytes - 1, ENXIO, sizeBytes - 1],
+        [sizeBytes, ENXIO, ENXIO],
+      ].map((row) => row.join(' ')),
+    )
+    expect((await run('stat', '-c', '%b', at('disk'))).stdout.toString()).toBe(`${4 * 8}\n`)
+  })
+
+  test('what cannot be is refused with its reason, and nothing is done in silence', async (ctx) => {
+    requires(ctx, needs)
+    const disk = device()
+    const coded = (code: string): Error => Object.assign(new Error(code), { code })
+    const failing = (error: Error): FuseNode => ({
+      kind: 'text',
+      read: () => '',
+      write: () => {
+        throw error
+      },
+    })
+    const { at, server } = await mounted(
+      directory({
+        disk: { kind: 'device', device: disk },
+        text: { kind: 'text', read: () => 'text\n' },
+        busy: failing(new TmemError('TMEM_IO', 'it is in use', { cause: coded('EBUSY') })),
+        none: failing(new TmemError('TMEM_UNSUPPORTED', 'there is none')),
+        full: failing(new TmemError('TMEM_IO', 'a page', { cause: new Error('a flight', { cause: coded('ENOSPC') }) })),
+        // Of a file that is used for it: nothing to whoever has this one open.
+        other: failing(new TmemError('TMEM_IO', 'the disk', { cause: coded('EBADF') })),
+      }),
+    )
+    const said = async (...words: string[]): Promise<string> => {
+      const { code, stderr } = await run('sh', '-c', `cd ${at('.')} && ${words.join(' ')}`)
+      return code === 0 ? 'done' : stderr.trim().split(': ').at(-1)!
+    }
+    for (const [words, reason] of [
+      ['echo 1 | dd of=busy', 'Device or resource busy'],
+      ['echo 1 | dd of=none', 'Operation not supported'],
+      ['echo 1 | dd of=full', 'No space left on device'],
+      ['echo 1 | dd of=other', 'Input/output error'],
+      ['dd if=/dev/zero of=text count=1', 'Permission denied'],
+      ['chmod 666 disk', 'Operation not permitted'],
+      ['chown 1 disk', 'Operation not permitted'],
+      ['touch -m disk', 'Operation not permitted'],
+      ['touch new', 'Operation not permitted'],
+      ['mkdir new', 'Operation not permitted'],
+      ['rm -f text', 'Operation not permitted'],
+      ['mv text other', 'Operation not permitted'],
+      ['ln text other2', 'Operation not permitted'],
+      ['ln -s text new', 'Operation not permitted'],
+      ['truncate -s 0 disk', 'Operation not permitted'],
+      ['test -r text -a ! -w text -a ! -x text -a -w disk -a -x .', 'done'],
+    ] as const)
+      expect([words, await said(words)]).toEqual([words, expect.stringContaining(reason)])
+    expect(server.stats().counters['errors']).toBe(4)
+    await disk.close()
   })
 })
 

@@ -156,6 +156,10 @@ export class Ramzswap implements BlockDevice {
     return this.#slots.size * pageBytes
   }
 
+  get allocatedBytes(): number {
+    return this.#slots.full * pageBytes
+  }
+
   /** Limit on the memory for pages (memlimit), in bytes; 0: none but the places' own. What is above a lowered one stays. */
   get memlimitBytes(): number {
     const { limit } = this.#stack.meter

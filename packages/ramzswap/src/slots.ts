@@ -3,7 +3,7 @@
  *
  * Where the page is, the stack knows. That it should be there is known here: so a page that the stack has lost is an error, and never zeros.
  *
- * Invariant: `held` slots below `size` hold a page; none beyond.
+ * Invariant: `held` slots below `size` hold a page, `full` of which have bytes; none beyond.
  */
 import { type Allocator, TmemError } from '@tmem/core'
 
@@ -14,8 +14,9 @@ const ZERO = 4
 export class Slots {
   /** Slots of the device now. */
   size: number
-  /** Slots that hold a page. */
+  /** Slots that hold a page; and those of them that have bytes, and not only zeros. */
   held = 0
+  full = 0
   readonly #states: Uint8Array
   /** Seconds of the last access. */
   readonly #touched: Uint32Array
@@ -54,7 +55,9 @@ export class Slots {
 
   /** A page was stored. */
   hold(slot: number, isZero: boolean): void {
-    if (!this.holds(slot)) this.held++
+    this.empty(slot)
+    this.held++
+    if (!isZero) this.full++
     this.#states[slot] = isZero ? HELD | ZERO : HELD
     if (this.#seconds !== undefined) this.#touched[slot] = this.#seconds()
   }
@@ -62,6 +65,7 @@ export class Slots {
   /** The page is no more. */
   empty(slot: number): void {
     if (this.holds(slot)) this.held--
+    if (this.hasBytes(slot)) this.full--
     this.#states[slot] = 0
   }
 

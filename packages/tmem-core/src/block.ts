@@ -21,6 +21,8 @@ export interface BlockDevice {
   readonly name: string
   /** Size in bytes, a multiple of `blockSize`; may change by `resize`. */
   readonly sizeBytes: number
+  /** Bytes that `map` would report as allocated, where the device knows without looking: `undefined` where it does not. */
+  readonly allocatedBytes?: number | undefined
   /** Smallest unit of a request: 512 bytes, or more where the device cannot do less. */
   readonly blockSize: number
   /** Unit in which requests are cheapest, e.g. 4096. */
