@@ -1,17 +1,18 @@
 /**
  * The server of a mount: reads requests from /dev/fuse, answers them from a tree of nodes.
  *
- * It runs in the event loop of its thread: it takes requests until there are none, and then the loop waits for more, or where it
- * cannot (watch.ts) one of the runtime's threads does. A request that a device answers at once is answered at once; one that has to wait keeps its buffers, and others go on
- * meanwhile, as long as there are buffers.
+ * It runs in the event loop of its thread: it takes requests until there are none, and then the loop waits for more, or
+ * where it cannot (watch.ts) one of the runtime's threads does. A request that a device answers at once is answered at
+ * once; one that has to wait keeps its buffers, and others go on meanwhile, as long as there are buffers.
  *
  * Invariants:
- *  - All buffers are reserved, and touched, before the mount: a kernel that swaps to a file of it must not have to wait for
- *    memory that only swapping can free.
- *  - The loop reads only while there is a free slot beside `#next`: what it has read can be at work while it reads the next request.
+ *  - All buffers are reserved, and touched, before the mount: a kernel that swaps to a file of it must not have to wait
+ *    for memory that only swapping can free.
+ *  - The loop reads only while there is a free slot beside `#next`: what it has read can be at work while it reads the
+ *    next request.
  *  - Each request is answered exactly once (FORGET and INTERRUPT: never).
- *  - After `close` nothing is mounted and the descriptor is closed. A mount that is in use is not taken away: `close` rejects, and
- *    the server goes on.
+ *  - After `close` nothing is mounted and the descriptor is closed. A mount that is in use is not taken away: `close`
+ *    rejects, and the server goes on.
  *
  * Source: Linux's include/uapi/linux/fuse.h (version 7.31 of the protocol), fuse(4), mount.fuse(8).
  */
@@ -30,8 +31,8 @@ export interface FuseOptions {
   readonly mountPoint: string
   readonly root: FuseDirectory
   /**
-   * How many turns the event loop makes, without waiting, after the last request (default 0). Answers to a client with one
-   * request at a time then come sooner, for the price of a processor that works while that client does.
+   * How many turns the event loop makes, without waiting, after the last request (default 0). Answers to a client with
+   * one request at a time then come sooner, for the price of a processor that works while that client does.
    */
   readonly busyTurns?: number
   /** A device or knob failed; the client has its answer already. */
@@ -45,8 +46,8 @@ export interface FuseServer {
   /** Resolves when the mount is gone, whoever took it away. */
   readonly ended: Promise<void>
   /**
-   * Unmounts, and resolves when the mount is gone. Rejects with `TmemError` (`TMEM_IO`, cause `EBUSY`) while a file of it is in use;
-   * then the server goes on.
+   * Unmounts, and resolves when the mount is gone. Rejects with `TmemError` (`TMEM_IO`, cause `EBUSY`) while a file of
+   * it is in use; then the server goes on.
    */
   close(): Promise<void>
 }
@@ -118,7 +119,10 @@ const slots = 16
 const turnRequests = 64
 /** Texts open at once. */
 const maxOpenTexts = 1024
-/** How long the kernel may believe that a name is there; and what a node is: size and bytes of a device also change by others than the kernel. */
+/**
+ * How long the kernel may believe that a name is there; and what a node is: size and bytes of a device also change by
+ * others than the kernel.
+ */
 const seconds = 1
 const validSeconds = ({ kind }: FuseNode): number => (kind === 'device' ? 0 : seconds)
 
@@ -137,7 +141,10 @@ function newSlot(): Slot {
   return { request, requestView: new DataView(request.buffer), answer, answerView: new DataView(answer.buffer) }
 }
 
-/** Mounts a tree and serves it. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where FUSE is not to be had, `TMEM_IO` when it cannot be mounted. */
+/**
+ * Mounts a tree and serves it. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where FUSE is not to be had, `TMEM_IO` when
+ * it cannot be mounted.
+ */
 export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
   const system = await System.load()
   let descriptor: number | undefined
@@ -262,7 +269,10 @@ class RawFuseServer implements FuseServer {
     if (this.#watch === undefined) this.#receive()
   }
 
-  /** The process ends without having closed: nothing would be served any more, and the thread that waits would keep it from ending. */
+  /**
+   * The process ends without having closed: nothing would be served any more, and the thread that waits would keep it
+   * from ending.
+   */
   readonly #exit = (): void => {
     this.#system.endWait()
     this.#system.unmountIfUnused(this.mountPoint)
@@ -287,8 +297,8 @@ class RawFuseServer implements FuseServer {
   }
 
   /**
-   * Takes and answers requests until there are none, or no buffers for them. After some of them the event loop has its turn: what
-   * devices wait for, and everything else in this thread, must go on under any load.
+   * Takes and answers requests until there are none, or no buffers for them. After some of them the event loop has its
+   * turn: what devices wait for, and everything else in this thread, must go on under any load.
    */
   #receive(): void {
     for (let served = 0; !this.#gone; served++) {
@@ -602,8 +612,8 @@ class RawFuseServer implements FuseServer {
 }
 
 /**
- * What a program is told of an error: the system's own reason, which is the error's code or that of what it was caused by; of those that
- * say something about the file that the program has, and not only about one that is used for it.
+ * What a program is told of an error: the system's own reason, which is the error's code or that of what it was caused
+ * by; of those that say something about the file that the program has, and not only about one that is used for it.
  */
 function errorNumberOf(error: unknown): number {
   for (let reason = error; types.isNativeError(reason); reason = reason.cause) {

@@ -1,8 +1,8 @@
 /**
  * What a mount shows: directories, block devices as files, and texts that are made when they are opened.
  *
- * A directory is asked for its entries whenever they are needed; so a tree of statistics is always that of the moment. Nodes get
- * their inode numbers by path and keep them.
+ * A directory is asked for its entries whenever they are needed; so a tree of statistics is always that of the moment.
+ * Nodes get their inode numbers by path and keep them.
  */
 import type { BlockDevice, StatsNode } from '@tmem/core'
 
@@ -17,8 +17,8 @@ export interface FuseText {
   readonly kind: 'text'
   read(): string
   /**
-   * Takes what was written with one write, without the blanks around it. Throws or rejects for what it does not understand or cannot do: with
-   * the system's own error as its cause, or itself, where that says more than EIO.
+   * Takes what was written with one write, without the blanks around it. Throws or rejects for what it does not
+   * understand or cannot do: with the system's own error as its cause, or itself, where that says more than EIO.
    */
   write?(text: string, writer: FuseWriter): undefined | Promise<unknown>
 }
@@ -38,8 +38,8 @@ export interface FuseDirectory {
 export type FuseNode = FuseDevice | FuseText | FuseDirectory
 
 /**
- * A tree of statistics as directories: a file for each counter, a directory for each section. Sections of the same name in
- * one place are numbered from the second on (`memory`, `memory.2`).
+ * A tree of statistics as directories: a file for each counter, a directory for each section. Sections of the same name
+ * in one place are numbered from the second on (`memory`, `memory.2`).
  */
 export function statisticsTree(stats: () => StatsNode): FuseDirectory {
   return {

@@ -203,7 +203,8 @@ file = os.open(sys.argv[1], os.O_RDONLY)
 def seek(at, what):
     try: return os.lseek(file, at, what)
     except OSError as error: return error.errno
-for at in (0, 5 * 4096 + 7, 8 * 4096, 101 * 4096, ${sizeBytes - 1}, ${sizeBytes}): print(at, seek(at, os.SEEK_DATA), seek(at, os.SEEK_HOLE))`
+for at in (0, 5 * 4096 + 7, 8 * 4096, 101 * 4096, ${sizeBytes - 1}, ${sizeBytes}):
+    print(at, seek(at, os.SEEK_DATA), seek(at, os.SEEK_HOLE))`
     expect((await run('python3', '-c', seeks, at('disk'))).stdout.toString().split('\n').slice(0, -1)).toEqual(
       [
         [0, 5 * 4096, 0],

@@ -21,7 +21,9 @@ export interface BlockDevice {
   readonly name: string
   /** Size in bytes, a multiple of `blockSize`; may change by `resize`. */
   readonly sizeBytes: number
-  /** Bytes that `map` would report as allocated, where the device knows without looking: `undefined` where it does not. */
+  /**
+   * Bytes that `map` would report as allocated, where the device knows without looking: `undefined` where it does not.
+   */
   readonly allocatedBytes?: number | undefined
   /** Smallest unit of a request: 512 bytes, or more where the device cannot do less. */
   readonly blockSize: number

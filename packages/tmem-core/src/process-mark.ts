@@ -29,8 +29,8 @@ export function markedProcess(mark: string): MarkedProcess | undefined {
 }
 
 /**
- * Whether a process of that number runs. One that has ended, and whose parent has not asked how (Linux's state Z), has nothing open and
- * holds nothing any more: it does not run.
+ * Whether a process of that number runs. One that has ended, and whose parent has not asked how (Linux's state Z), has
+ * nothing open and holds nothing any more: it does not run.
  */
 export function processRuns(pid: number): boolean {
   try {
@@ -44,7 +44,10 @@ export function processRuns(pid: number): boolean {
   return status === undefined || !/^[ZXx]$/.test(status.state) || status.threads > 1
 }
 
-/** What Linux tells of a process: its state, its threads, and clock ticks from boot to its start. `undefined`: no such system or process. */
+/**
+ * What Linux tells of a process: its state, its threads, and clock ticks from boot to its start. `undefined`: no such
+ * system or process.
+ */
 function statusOf(pid: number): { state: string; threads: number; start: string } | undefined {
   // The name of the program is in parentheses and may have any characters.
   const fields = contentOf(`/proc/${pid}/stat`)?.split(') ').at(-1)?.split(' ')

@@ -25,14 +25,14 @@ test.runIf(process.platform === 'linux')(
   'a process that ended does not run, also while nobody has asked how',
   async () => {
     // What the shell becomes has a child of which it knows nothing.
-  const parent = spawn('sh', ['-c', 'sleep 60 & echo $!; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] })
-  try {
-    const [said] = (await once(parent.stdout, 'data')) as [Buffer]
-    const pid = Number(`${said}`)
-    const start = readFileSync(`/proc/${pid}/stat`, 'latin1').split(') ')[1]!.split(' ')[19]
-    await vi.waitFor(() => expect(readFileSync(`/proc/${parent.pid}/comm`, 'latin1')).toBe('sleep\n'))
-    process.kill(pid)
-    await vi.waitFor(() => expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toMatch(/\) Z /))
+    const parent = spawn('sh', ['-c', 'sleep 60 & echo $!; exec sleep 60'], { stdio: ['ignore', 'pipe', 'inherit'] })
+    try {
+      const [said] = (await once(parent.stdout, 'data')) as [Buffer]
+      const pid = Number(said.toString())
+      const start = readFileSync(`/proc/${pid}/stat`, 'latin1').split(') ')[1]!.split(' ')[19]
+      await vi.waitFor(() => expect(readFileSync(`/proc/${parent.pid}/comm`, 'latin1')).toBe('sleep\n'))
+      process.kill(pid)
+      await vi.waitFor(() => expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toMatch(/\) Z /))
       expect(processRuns(pid)).toBe(false)
       expect(markedProcess(`${pid} ${start} ${own.split(' ')[2]}`)).toEqual({ pid, running: false })
       expect(processRuns(parent.pid!)).toBe(true)

@@ -2,21 +2,21 @@
  * The governor: makes the byte budget of a zcache follow its host, so that a cache that sizes itself never starves the
  * machine (or the container) it runs on.
  *
- * It looks at two things: how many bytes could still be had (free and reclaimable memory of the host, and what is left under
- * every memory limit of the control groups above this process), and how long tasks have been waiting for memory
+ * It looks at two things: how many bytes could still be had (free and reclaimable memory of the host, and what is left
+ * under every memory limit of the control groups above this process), and how long tasks have been waiting for memory
  * (pressure-stall information). From them it derives a budget, between a hard floor and a hard ceiling:
  *
  *   room = bytes the pool uses now + bytes that could still be had - a reserve that stays free for everybody else
  *
  * What the pool gives back shows up as available, so room does not depend on the pool's own size: shrinking does not
- * make the governor want to grow again. A budget above room comes down at once, far before the out-of-memory killer acts.
- * A budget below room grows slowly (a bounded step per second), only while nobody waits for memory, only when there
- * is clearly more room than budget, and not for a while after it had to come down.
+ * make the governor want to grow again. A budget above room comes down at once, far before the out-of-memory killer
+ * acts. A budget below room grows slowly (a bounded step per second), only while nobody waits for memory, only when
+ * there is clearly more room than budget, and not for a while after it had to come down.
  *
  * It reads nothing and knows no clock: the caller passes both in, at whatever rhythm it calls `tick` of the store.
  *
- * Sources: the list's objection to self-sizing pools (2009 to 2011: a persistent pool that only grows is an out-of-memory
- * bomb); the kernel's documents on pressure-stall information and on control groups, versions 1 and 2.
+ * Sources: the list's objection to self-sizing pools (2009 to 2011: a persistent pool that only grows is an
+ * out-of-memory bomb); the kernel's documents on pressure-stall information and on control groups, versions 1 and 2.
  */
 import type { ByteLimit } from '@tmem/core'
 
@@ -36,7 +36,9 @@ export interface GovernorOptions {
   readonly floorBytes?: number
   /** Memory that stays free for everybody else, in bytes (default: a quarter of the ceiling). */
   readonly reserveBytes?: number
-  /** Above this much waiting the budget shrinks by an eighth per second, whatever seems available: percent (default 10). */
+  /**
+   * Above this much waiting the budget shrinks by an eighth per second, whatever seems available: percent (default 10).
+   */
   readonly highPressurePercent?: number
   /** Growing needs less waiting than this: percent (default 1). */
   readonly lowPressurePercent?: number
@@ -92,8 +94,8 @@ export class Governor {
   }
 
   /**
-   * Sets the budget. `nowMs` is any clock that does not go back, `usedBytes` what the pool uses now (`used_bytes` of its
-   * statistics).
+   * Sets the budget. `nowMs` is any clock that does not go back, `usedBytes` what the pool uses now (`used_bytes` of
+   * its statistics).
    */
   step(nowMs: number, usedBytes: number, host: HostMemory): Decision {
     const seconds = this.#lastMs === undefined ? 0 : Math.max(0, nowMs - this.#lastMs) / 1000
@@ -143,8 +145,8 @@ export interface MemoryLimit {
 }
 
 /**
- * The limits on memory of all control groups that this process is in (version 2, version 1, or both; each limit on the way up
- * holds). None where there are no control groups.
+ * The limits on memory of all control groups that this process is in (version 2, version 1, or both; each limit on the
+ * way up holds). None where there are no control groups.
  */
 export function* memoryLimits(read: ReadText): Iterable<MemoryLimit> {
   for (const line of (read('/proc/self/cgroup') ?? '').split('\n')) {
@@ -173,8 +175,8 @@ export function* memoryLimits(read: ReadText): Iterable<MemoryLimit> {
 }
 
 /**
- * Reads what Linux says: `/proc/meminfo`, the limits of the control groups of this process, and the pressure of its group of version 2 where it has
- * one, else of the host. Returns `undefined` where there is no `/proc/meminfo`.
+ * Reads what Linux says: `/proc/meminfo`, the limits of the control groups of this process, and the pressure of its
+ * group of version 2 where it has one, else of the host. Returns `undefined` where there is no `/proc/meminfo`.
  */
 export function readHostMemory(read: ReadText): HostMemory | undefined {
   const meminfo = read('/proc/meminfo')

@@ -20,8 +20,8 @@ export const readText: ReadText = (path) => {
 export const headroomBytes: number = 256 * 2 ** 20
 
 /**
- * What a server needs of a control group's limit beside what it has taken when it begins to serve: its heap grows, young objects alone have up
- * to 48 MiB, and what is over the limit is killed.
+ * What a server needs of a control group's limit beside what it has taken when it begins to serve: its heap grows,
+ * young objects alone have up to 48 MiB, and what is over the limit is killed.
  */
 const growthBytes = 64 * 2 ** 20
 
@@ -37,15 +37,18 @@ export interface AheadMemory {
   /** Layers take all they may ever need when they open. */
   readonly allocator: Allocator
   /**
-   * Once they are open: has the kernel give what they took, and what is taken from now on. Throws `Failed` when the host cannot spare it: more
-   * than there is would not fail, but have the kernel kill somebody.
+   * Once they are open: has the kernel give what they took, and what is taken from now on. Throws `Failed` when the
+   * host cannot spare it: more than there is would not fail, but have the kernel kill somebody.
    */
   settle(): void
 }
 
 const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)}MiB`
 
-/** What may be taken now so that neither the host nor a control group of this process is short of memory; and who has least to spare. */
+/**
+ * What may be taken now so that neither the host nor a control group of this process is short of memory; and who has
+ * least to spare.
+ */
 function spareBytes(): { spare: number; by: string } {
   let least = { spare: (availableBytes() ?? Number.POSITIVE_INFINITY) - headroomBytes, by: 'this host' }
   for (const { group, limitBytes, leftBytes } of memoryLimits(readText)) {
@@ -74,7 +77,8 @@ export function aheadMemory(): AheadMemory {
       const { spare, by } = spareBytes()
       if (bytes > spare)
         throw new Failed(
-          `the stacks may take ${mebibytes(bytes)} of memory, and ${by} can spare ${mebibytes(Math.max(0, spare))} now: give smaller limits`,
+          `the stacks may take ${mebibytes(bytes)} of memory, and ${by} can spare ${mebibytes(Math.max(0, spare))} now: ` +
+            'give smaller limits',
         )
       for (const memory of taken)
         for (let at = 0; at < memory.length; at += 4096) {
@@ -121,7 +125,9 @@ function activeSwaps(): Map<string, NonNullable<LoopUse['swap']>> {
   return swaps
 }
 
-/** Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there. */
+/**
+ * Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there.
+ */
 export function tool(command: string, ...words: string[]): Promise<string> {
   return new Promise((resolve, reject) => {
     // Swap tools live where the PATH of a plain user does not look.
