@@ -8,7 +8,7 @@
  * An operation that need not wait is done when it returns `undefined`; one that must wait returns a promise. A failure
  * is thrown or rejects, accordingly: a `TmemError` whose `cause` has the system's own error, so that `ENOSPC` can be
  * told from `EIO`. The caller's buffer belongs to the device until the operation is done. Operations on overlapping
- * ranges that run at the same time have no order among themselves, but each page is written whole. /
+ * ranges that run at the same time have no order among themselves, but each page is written whole.
  */
 import type { StatsNode } from './store.ts'
 

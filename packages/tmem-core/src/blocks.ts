@@ -7,7 +7,7 @@
  *
  * Invariants: a put that was refused leaves nothing (`keep`: leaves what was there); a handle is in the directory
  * exactly while a place has its page. Nothing here allocates per page but what waits: a fetch of a deferred page is a
- * promise. /
+ * promise.
  */
 import {
   bytesPerPage,
@@ -170,7 +170,7 @@ export class Blocks {
   /**
    * Stores the block of `pool.blockBytes` bytes at `bytes[at]`. `keep`: a refusal leaves what is there. `unchanged`: a
    * copy below still serves. `batchEntry`: what goes straight to a slow place waits for `commit`, and the answer is
-   * `Pending`. /
+   * `Pending`.
    */
   put(
     pool: BlockPool,
@@ -233,7 +233,7 @@ export class Blocks {
 
   /**
    * Where a page rests, if all blocks have one size there. When every such slot is taken, as it may be where a stack
-   * has room for just so many pages, its own is the one for the page that replaces it. /
+   * has room for just so many pages, its own is the one for the page that replaces it.
    */
   #slotOf(entry: number): Seat | undefined {
     const place = this.directory.placeOf(entry)
@@ -243,7 +243,7 @@ export class Blocks {
 
   /**
    * Finds a place for the page of an entry, from place number `first` on; `why`: the reason for which those before have
-   * refused it. `as`: what is known of the entry. /
+   * refused it. `as`: what is known of the entry.
    */
   #store(
     pool: BlockPool,

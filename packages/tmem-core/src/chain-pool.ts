@@ -2,7 +2,7 @@
  * A pool of a stack: turns pages into blocks, and counts.
  *
  * Pages of more than 64 KiB are kept in parts of 64 KiB, each under a handle of its own: they move one by one. A page
- * in parts is here with all of them or with none. Arguments were checked at the boundary of the stack. /
+ * in parts is here with all of them or with none. Arguments were checked at the boundary of the stack.
  */
 import type { BlockPool, Blocks } from './blocks.ts'
 import { none } from './handles.ts'
@@ -316,7 +316,7 @@ export class ChainPool implements Pool, BlockPool {
   /**
    * Fetches a page part by part, into memory of its own: a page that changes meanwhile is fetched anew, so that it is
    * never half of each, and one that is gone leaves the caller's buffer alone. Fetches of one pool take turns, so that
-   * a page is not taken by two. /
+   * a page is not taken by two.
    */
   async #fetchParts(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
     const turn = this.#fetching

@@ -10,7 +10,7 @@
  *
  * Invariants: what is charged to a client is what its persistent pages take in memory places; and, counted in pages,
  * those in parts once, puts = stored + refused, stored + recovered = pages + replaced + put_to_flush + got + flushed +
- * dropped + corrupt_dropped. /
+ * dropped + corrupt_dropped.
  */
 import { Blocks, type ChainCounters } from './blocks.ts'
 import { ChainPool } from './chain-pool.ts'
@@ -61,7 +61,7 @@ export class Chain implements PageStore {
 
   /**
    * Opens nothing: the places are open. With `share` it is one of several chains over them, for so many pages each, and
-   * whoever made them closes the places. Throws `TmemError` (`TMEM_NO_MEMORY`). /
+   * whoever made them closes the places. Throws `TmemError` (`TMEM_NO_MEMORY`).
    */
   constructor(
     open: readonly OpenPlace[],
@@ -282,7 +282,7 @@ export class Chain implements PageStore {
   /**
    * Compresses pages again that were not touched while the scan passed all others. The scan goes as far as there were
    * puts and gets since the last time, and as the budget allows: so a page rests when it was not touched in about as
-   * many operations as there are pages in memory, or, on a quiet stack, in two rounds of ticks. How many were tried. /
+   * many operations as there are pages in memory, or, on a quiet stack, in two rounds of ticks. How many were tried.
    */
   #recompressResting(pages: number): number {
     const { directory, counters, mover, sinking } = this

@@ -24,7 +24,7 @@ export const systemAllocator: Allocator = {
 /**
  * Memory that is there before it is needed: all of it is touched when it is handed out, and layers ask for all of it
  * when they open. For who must not wait for memory, because others get memory by what it does: a server that a kernel
- * of the same machine swaps to. /
+ * of the same machine swaps to.
  */
 export const residentAllocator: Allocator = {
   ahead: true,

@@ -206,7 +206,7 @@ export class Directory {
 
   /**
    * Notes that a page is in a slow place; `ghost`: it was in the main queue before; `epoch`: when it sank; `huge`: it
-   * does not shrink, as far as anybody has tried. /
+   * does not shrink, as far as anybody has tried.
    */
   setSlow(
     entry: number,
@@ -496,7 +496,7 @@ export class Directory {
 
   /**
    * Throws an `Error` that names a broken invariant. `sizeOf` says what a block of a length takes in a memory place.
-   * For tests: not in the middle of a move. /
+   * For tests: not in the middle of a move.
    */
   check(sizeOf: (place: number, length: number) => number): void {
     const { table } = this

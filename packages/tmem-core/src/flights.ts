@@ -3,7 +3,7 @@
  *
  * A page counts as moved when its new place has acknowledged it; until then the old place answers for it. What happens
  * to a page meanwhile (a flush, another put, a read) is seen by looking at its entry again: an entry on a flight has
- * the number of the flight, and whatever changes the page takes the number away. /
+ * the number of the flight, and whatever changes the page takes the number away.
  */
 import { type Directory, EPHEMERAL, lengthIn, REFERENCED, samePlace } from './directory.ts'
 import { sealOf } from './frame.ts'

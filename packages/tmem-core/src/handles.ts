@@ -562,7 +562,7 @@ export class HandleTable {
 
   /**
    * The entry of a page, or `none`. Four slots are judged at a time without a branch between them: how far a page is
-   * from home cannot be predicted, and a wrong guess costs more than judging all four. /
+   * from home cannot be predicted, and a wrong guess costs more than judging all four.
    */
   #findPage(slot: number, index: number): number {
     const slots = this.#slots

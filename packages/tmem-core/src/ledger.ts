@@ -4,7 +4,7 @@
  *
  * Invariants: a location of a slow place is known to exactly one entry, as its place or as its clean copy, or to a
  * flight; a read in progress whose location is given up is marked as stale before the location can be given out again;
- * a client is charged for what its persistent pages take in memory, and for nothing else. /
+ * a client is charged for what its persistent pages take in memory, and for nothing else.
  */
 import {
   bytesPerObject,
@@ -114,7 +114,7 @@ export class Ledger {
 
   /**
    * Takes the metadata of one block more, as far as there never were so many, out of the limit of its place. Each may
-   * be an object by itself; objects beyond that are those of pages elsewhere. False: there is no room for it. /
+   * be an object by itself; objects beyond that are those of pages elsewhere. False: there is no room for it.
    */
   charge(seat: Seat): boolean {
     const { pages, table } = this.directory
@@ -191,7 +191,7 @@ export class Ledger {
 
   /**
    * Frees whatever holds the page of an entry, clean copies included. The entry stays in the table, nowhere. `forget`:
-   * what survives the process may keep it for the next one. /
+   * what survives the process may keep it for the next one.
    */
   vacate(entry: number, forget: boolean = false): void {
     const { directory } = this
@@ -349,7 +349,7 @@ export class Ledger {
   /**
    * Brings the block of a resident to `#moving`, in the form that `target` takes: decoded where that keeps pages as
    * they are, encoded where it was a page as it is and `target` compresses. Returns its checksum, or `undefined` when
-   * it is damaged. /
+   * it is damaged.
    */
   fetchBlock(seat: Seat, entry: number, resident: number, target: Seat): number | undefined {
     const { directory, codec } = this

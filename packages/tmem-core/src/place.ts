@@ -80,7 +80,7 @@ export class Block {
 export interface BlockCodec {
   /**
    * Where blocks are made and read: three areas, at its start, at `spareAt` and 64 KiB behind that, each with room for
-   * a page of 64 KiB. Who uses it leaves nothing there that the next one could need. /
+   * a page of 64 KiB. Who uses it leaves nothing there that the next one could need.
    */
   readonly workspace: Uint8Array
   readonly spareAt: number
@@ -88,12 +88,12 @@ export interface BlockCodec {
   readonly id: number
   /**
    * Makes a block of `length` bytes of page at `bytes[at]`, at `workspace[to]`. Returns its bytes, at most `room`; 0:
-   * the page does not shrink so far. `bytes` may be another area of the workspace. /
+   * the page does not shrink so far. `bytes` may be another area of the workspace.
    */
   encode(bytes: Uint8Array, at: number, length: number, to: number, room: number): number
   /**
    * Makes the page of `length` bytes at `into[to]` from the block of `size` bytes at `workspace[at]`. False: it is no
-   * such block, or no codec of this number is known. /
+   * such block, or no codec of this number is known.
    */
   decode(codec: number, at: number, size: number, into: Uint8Array, to: number, length: number): boolean
   /** Checksum of the `size` bytes at `workspace[at]` and of the codec's number: 32 bits. */
@@ -126,12 +126,12 @@ export interface MemoryPlace extends PlaceBase {
   /**
    * Gets memory for blocks of `length` bytes together, one of them or several, as far as limit and allocator allow.
    * Called before anything is half done: what the allocator does meanwhile may use the stack. Absent where `put` needs
-   * none. /
+   * none.
    */
   prepare?(length: number): void
   /**
    * Takes a block, copying it: its location, or a refusal as a negative `PutOutcome`. Evicts nothing. `owner` is a
-   * number of the caller's, by which `moved` tells of it. /
+   * number of the caller's, by which `moved` tells of it.
    */
   put(block: Block, owner: number): number
   /** Fills `into.bytes[into.at]` with the `into.length` bytes of a block. */
@@ -189,14 +189,14 @@ export interface SlowPlace extends PlaceBase {
   open(forced: boolean): boolean
   /**
    * Takes the frames of a flight, and sets the location of each, or `none` where it refuses. Resolves when all of it is
-   * safe (what is acknowledged has come to no error that could be known). Rejects when nothing of it is kept. /
+   * safe (what is acknowledged has come to no error that could be known). Rejects when nothing of it is kept.
    */
   write(flight: Flight): Promise<void>
   /** The same, before it returns. Absent: the place cannot do that, and a put that would need it is refused. */
   writeNow?(flight: Flight): void
   /**
    * Fills `into` from its start with the `units` units at a location. Rejects with the system's error, or with
-   * `TmemError` (`TMEM_CORRUPT`) where it knows by itself that they are not what was written. /
+   * `TmemError` (`TMEM_CORRUPT`) where it knows by itself that they are not what was written.
    */
   read(location: number, units: number, into: Uint8Array): Promise<void>
   /** The same, before it returns: where the runtime's pool of threads may not be used. */
@@ -213,7 +213,7 @@ export interface SlowPlace extends PlaceBase {
   /**
    * Hands over what an earlier run has left here of a pool, once for each key: asked again, because the pool was
    * destroyed and there is a new one, it gives up what it has of the old one. So it does with what the stack does not
-   * take in. /
+   * take in.
    */
   recover?(pool: number, enter: RecoverBlock): void
   /** What was acknowledged before survives what the traits promise. Rejects with `TmemError`. */
@@ -249,7 +249,7 @@ export interface Owners {
   /**
    * The flight is safe, and its locations are set: the stack notes them before this returns. For a place that survives
    * its process: between what makes frames last and this nothing may come that changes their pages, and the promise of
-   * `write` resolves later. Called or not, the stack notes them when that has resolved. /
+   * `write` resolves later. Called or not, the stack notes them when that has resolved.
    */
   landed(flight: Flight): void
 }

@@ -3,7 +3,7 @@
  *
  * A page that rose keeps its block below as a clean copy, so that sinking again writes nothing; where content survives
  * the process it is given up there. Buffers for reads are taken when the stack is made: a page that cannot be read for
- * want of memory would be lost to its caller. /
+ * want of memory would be lost to its caller.
  */
 import { type Directory, EPHEMERAL, TRIED } from './directory.ts'
 import { sealOf } from './frame.ts'
@@ -74,7 +74,7 @@ export class Rising {
   /**
    * Reads the page of an entry in a slow place to `into[to]`, and takes it out of a private ephemeral pool. True: it is
    * there. False: it changed meanwhile, or was ephemeral and is gone: look again. Rejects with `TmemError` (`TMEM_IO`,
-   * `TMEM_CORRUPT`): a persistent page stays. /
+   * `TMEM_CORRUPT`): a persistent page stays.
    */
   async read(read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
     const { directory } = this
@@ -166,7 +166,7 @@ export class Rising {
 
   /**
    * Brings a block that was just read up into memory, if there is room for it without failing anybody. `page[pageAt]`
-   * is the page that it was made of. /
+   * is the page that it was made of.
    */
   #rise(
     read: Read,

@@ -48,7 +48,7 @@ export interface PoolKind {
 
 /**
  * Why pages moved, and where to; counted for each place. Blocks in it = put + sunkIn + sunkClean + rose + recovered -
- * passedDown - droppedClean - released - raised - gone. /
+ * passedDown - droppedClean - released - raised - gone.
  */
 export interface SeatCounters {
   /**
@@ -237,7 +237,7 @@ export class Seat {
   /**
    * Whether a frame is worth offering. A place that is full would look for room each time, and write what it then
    * refuses: so it is asked for as much as was given up there since, or for less than it refused, or again when it was
-   * spared for a while. /
+   * spared for a while.
    */
   mayTake(units: number): boolean {
     if (units < this.#refusedUnits) return true

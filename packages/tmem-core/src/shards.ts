@@ -2,7 +2,7 @@
  * More pages than one directory can number: several chains over the same places, each for the handles that fall to it.
  *
  * Which chain a page is in follows from its handle alone, so that nothing is looked up twice. Places know what is whose
- * by the top byte of the owner's number. Each chain has the order of its own pages; background work takes turns. /
+ * by the top byte of the owner's number. Each chain has the order of its own pages; background work takes turns.
  */
 import { Chain, closePlaces } from './chain.ts'
 import type { ChainPool } from './chain-pool.ts'
@@ -41,7 +41,7 @@ const elsewhere = 254
 
 /**
  * The chain over open places, or several where they can hold more than `pagesOfOne` pages together. Throws `TmemError`
- * (`TMEM_NO_MEMORY`), `RangeError` for more than 2^31 pages. /
+ * (`TMEM_NO_MEMORY`), `RangeError` for more than 2^31 pages.
  */
 export function openChains(
   places: readonly OpenPlace[],

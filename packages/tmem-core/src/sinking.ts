@@ -77,7 +77,7 @@ export class Sinking {
 
   /**
    * Gives `block` a place in a memory place: the number of its resident, which no entry knows yet, or (negative) why
-   * not. Colder pages may go down for it: at most one write. /
+   * not. Colder pages may go down for it: at most one write.
    */
   allocate(seat: Seat, pool: PoolKind): number {
     const { directory } = this
@@ -151,7 +151,7 @@ export class Sinking {
 
   /**
    * Gives up some of a memory place, ephemeral pages first, and more of them with each attempt: what goes is of other
-   * sizes than what comes, so that a few need not leave a place. False when nothing can go. /
+   * sizes than what comes, so that a few need not leave a place. False when nothing can go.
    */
   #makeRoom(seat: Seat, attempt: number): boolean {
     const bytes = this.#forcedBytes(seat.memory!)
@@ -175,7 +175,7 @@ export class Sinking {
 
   /**
    * Bytes that should go down: what is above the high mark of a memory place and not on its way, and, where that costs
-   * a write, a flight more, so that writes are large and few. 0: nothing. /
+   * a write, a flight more, so that writes are large and few. 0: nothing.
    */
   excess(seat: Seat): number {
     const above = seat.memory!.excess()
@@ -192,7 +192,7 @@ export class Sinking {
 
   /**
    * Lets so many bytes and pages of a memory place go down at most. Called when nothing is half done: memory below gets
-   * memory for what comes, some blocks at a time. Returns the pages. /
+   * memory for what comes, some blocks at a time. Returns the pages.
    */
   relieve(seat: Seat, bytes: number, most: number): number {
     const resting = (): number =>
@@ -212,7 +212,7 @@ export class Sinking {
 
   /**
    * Lets the coldest persistent pages of a memory place go down until `bytes` are free or on their way. `now`: before
-   * it returns, in one write at most. Returns the pages that go, clean ones included. /
+   * it returns, in one write at most. Returns the pages that go, clean ones included.
    */
   sink(seat: Seat, bytes: number, now: boolean, most: number = maxVictims): number {
     const { directory } = this
@@ -317,7 +317,7 @@ export class Sinking {
 
   /**
    * The same for ephemeral pages, in the order in which they came; what no place below takes is dropped. Whoever needs
-   * room `now` and has to write for it writes many at once. /
+   * room `now` and has to write for it writes many at once.
    */
   sinkEphemeral(seat: Seat, bytes: number, now: boolean, most: number = maxVictims): number {
     const { directory } = this
@@ -452,7 +452,7 @@ export class Sinking {
 
   /**
    * Moves pages down: see `Pool.sink`. `find` answers the entry of page n when it is its turn (`none`: pass over),
-   * because pages come and go while flights are under way. /
+   * because pages come and go while flights are under way.
    */
   async sinkPages(pool: PoolKind, find: (n: number) => number, count: number, slow: boolean): Promise<Sunk> {
     let pages = 0
@@ -520,7 +520,7 @@ export class Sinking {
 
   /**
    * Compresses the page of an entry again, with the stronger codec of its place. 1: it takes less now; 0: nothing was
-   * gained; -1: it was not tried, as nothing could be gained, or it has no room now. /
+   * gained; -1: it was not tried, as nothing could be gained, or it has no room now.
    */
   recompress(entry: number): number {
     const { directory } = this

@@ -12,7 +12,7 @@
  *
  * Invariants: the answer is a list of layers or a `TmemError` with code `TMEM_BAD_STACK_TEXT` whose message is one line
  * that says where, what was expected, and which valid name is nearest; nothing is opened or allocated. Which layers
- * there are is the caller's business: this file knows none. /
+ * there are is the caller's business: this file knows none.
  */
 import { TmemError } from './outcomes.ts'
 import type { Layer, LayerFactory, OptionSpec, OptionValue } from './store.ts'
@@ -53,7 +53,7 @@ export function parseStack(text: string, factories: readonly LayerFactory[]): La
  * The same from plain data: a list whose entries are a layer's name, or an object with one key, the layer's name, and
  * an object of its options as value, e.g. `[{zcache: {limit: '64MiB'}}, {frontswap: {file: '/tmp/swap.img', size: 2 **
  * 30}}]`; or one string: the text form. Throws `TmemError` (`TMEM_BAD_STACK_TEXT`) with the place, e.g.
- * `[1].frontswap.size`. /
+ * `[1].frontswap.size`.
  */
 export function stackFromData(data: unknown, factories: readonly LayerFactory[]): Layer[] {
   if (typeof data === 'string') return parseStack(data, factories)

@@ -116,13 +116,13 @@ export interface Pool {
    * known to exist and cannot be had (I/O error, corruption). Calls for one handle are serialised; the answer is never
    * older than the state at the time of the call. With a signal (`AbortSignal.timeout(ms)` is a deadline) it rejects
    * with the signal's reason when that comes first, and `into` is as it was; a store that never waits need not look at
-   * it. /
+   * it.
    */
   fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome>
   /**
    * As `getMany`, waiting where that is needed, for many pages at once. Resolves to the number of hits; then no entry
    * is `Deferred`. Rejects as `fetch`, when all others are done, with the error of the first entry that cannot be had;
-   * all that cannot stay `Pending` or `Deferred`. Absent: fetch one by one. /
+   * all that cannot stay `Pending` or `Deferred`. Absent: fetch one by one.
    */
   fetchMany?(batch: PageBatch, signal?: AbortSignal): Promise<number>
   /** Removes a page, if there is one, here and below. Cannot fail. */
@@ -149,7 +149,7 @@ export interface Pool {
   split(): Pool | PoolRefusal
   /**
    * As `put`, but a refusal leaves the page that is there: for who cannot do without either, as a block device. Absent
-   * where a pool cannot keep both at once. /
+   * where a pool cannot keep both at once.
    */
   replace?(object: ObjectId, index: number, page: Uint8Array): PutOutcome
   /** As `putMany`, but a refusal leaves the page that is there. Absent as `replace` is. */
@@ -157,7 +157,7 @@ export interface Pool {
   /**
    * The caller has the page in memory of its own and will not ask for it soon: gives up the copy in memory, where
    * another one lies below (on disk), which stays. True: a page is still there under the handle. Putting it back as
-   * `unchanged` then costs no write below. False, and nothing was done: there is no other copy. /
+   * `unchanged` then costs no write below. False, and nothing was done: there is no other copy.
    */
   release?(object: ObjectId, index: number): boolean
   /**
@@ -168,12 +168,12 @@ export interface Pool {
   /**
    * Moves pages of an object down now, the first `count` of `indexes`: to the next place below them that takes them, or
    * (`slow`) past all that are memory, to the next one that waits. What is not in memory, or on its way already, is
-   * passed over. Resolves when what moved is safe there. Absent: nothing can be moved. /
+   * passed over. Resolves when what moved is safe there. Absent: nothing can be moved.
    */
   sink?(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk>
   /**
    * Compresses pages of an object again with the stronger codec of their place, the first `count` of `indexes`; how
-   * many take less now. Pages with a clean copy below are passed over: they can go at no price. /
+   * many take less now. Pages with a clean copy below are passed over: they can go at no price.
    */
   recompress?(object: ObjectId, indexes: Uint32Array, count: number): number
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
@@ -186,7 +186,7 @@ export interface Pool {
 
 /**
  * What rests in one place of a stack, and what came and went. Counted in blocks of at most 64 KiB, of which a larger
- * page has several. pages = put + sunk + rose + recovered - passedDown - raised - gone. /
+ * page has several. pages = put + sunk + rose + recovered - passedDown - raised - gone.
  */
 export interface PlaceUsage {
   readonly name: string
@@ -267,7 +267,7 @@ export interface PageStore {
   /**
    * Why the last put, or one of the last batch, was refused with `Unavailable`: the system's own error, so that a full
    * disk can be told from a broken one. Absent where no system is asked; `undefined` when nothing failed. Through a
-   * stack, that of the uppermost layer that has one. /
+   * stack, that of the uppermost layer that has one.
    */
   readonly failure?: Error | undefined
   /** Makes a pool, or says why not. Test with `typeof answer === 'number'`. */
@@ -286,7 +286,7 @@ export interface PageStore {
   ready?(): Promise<void>
   /**
    * Resolves when all pages that rest in places which promise to survive something are where they do. Moves nothing.
-   * Rejects with `TmemError` (`TMEM_IO`). Absent: nothing here promises that. /
+   * Rejects with `TmemError` (`TMEM_IO`). Absent: nothing here promises that.
    */
   sync?(): Promise<void>
   /** Throws an `Error` that names a broken invariant, here or below. For tests: it looks at every page. */
@@ -304,12 +304,12 @@ export interface Allocator {
   allocate(bytes: number, site: string): ArrayBufferLike | undefined
   /**
    * Takes memory back that `allocate` gave for that site, and that nobody uses any more: it may be handed out again. It
-   * uses no stack meanwhile. Absent: the garbage collector finds it. /
+   * uses no stack meanwhile. Absent: the garbage collector finds it.
    */
   free?(memory: ArrayBufferLike, site: string): void
   /**
    * Memory may not be had later: layers take all that they may ever need when they open, and keep what they do not need
-   * any more (default: they take it when pages come, and give it back). /
+   * any more (default: they take it when pages come, and give it back).
    */
   readonly ahead?: boolean
 }
@@ -349,7 +349,7 @@ export interface LayerContext {
  * A layer before it is opened: frozen data and functions, so that a stack can be judged before anything is allocated.
  * It is a place (it has `place`), which keeps pages; or a filter, which changes something about the pages that pass
  * (`open`, above the first place) or about the blocks (`wrapPlace`, between places); or a whole store by itself (`open`
- * over nothing). /
+ * over nothing).
  */
 export interface Layer {
   /** Name as in the textual form of a stack, e.g. `zcache`. */
@@ -401,7 +401,7 @@ export interface LayerFactory {
  * Up to `capacity` handles with a page each: the caller's, reusable, and the only thing that a batch operation touches.
  *
  * Page i lies in `bytes` at `offsets[i]` and has `pageSize` bytes. `outcomes[i]` holds the outcome of entry i
- * (`PutOutcome` or `GetOutcome`), or `Pending`. /
+ * (`PutOutcome` or `GetOutcome`), or `Pending`.
  */
 export class PageBatch {
   readonly capacity: number
@@ -414,7 +414,7 @@ export class PageBatch {
   readonly outcomes: Uint8Array
   /**
    * 1: the page is what the store had under this handle when it was released or read, so that a copy that is there
-   * still serves. Set after `push`; a store that does not look at it puts the page as any other. /
+   * still serves. Set after `push`; a store that does not look at it puts the page as any other.
    */
   readonly unchanged: Uint8Array
   /** A number per entry for whoever works on the batch, during a call. */

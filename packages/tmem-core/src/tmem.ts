@@ -14,7 +14,7 @@
  * refused. Xen ignored what the joiner said. DEVIATION: a sharer that leaves takes no pages with it, and the pages stay
  * in the queue of the client under which they were put when the owner leaves. Xen dropped the objects that the leaver
  * had touched last, moved the *whole* ephemeral list of a leaving owner to the next one, and left the pool's pages
- * unevictable for ever. /
+ * unevictable for ever.
  */
 import type { PoolRefusal } from './outcomes.ts'
 import { GetOutcome, PutOutcome, PoolRefusal as Refusal } from './outcomes.ts'
@@ -141,7 +141,7 @@ export class Tmem {
 
   /**
    * Makes a pool, or joins the shared one of that uuid; the id is the lowest free slot of the client. `uuid` matters
-   * for shared pools only. /
+   * for shared pools only.
    */
   newPool(client: number, uuid: Uuid, flags: number): NewPool {
     assertClient(client)
