@@ -1,10 +1,14 @@
 /** The swap file as a layer of a stack: its settings, judged before anything is opened. */
 import {
+  type ByteAmount,
+  bytesOf,
+  checkOptions,
   type Layer,
   type LayerContext,
   type LayerFactory,
   maxEntries,
   maxPageSize,
+  type OptionNames,
   type OptionValue,
   type PlaceTraits,
   TmemError,
@@ -17,7 +21,7 @@ export interface SwapFileOptions {
   /** Path of the swap file or block device. */
   readonly file: string
   /** Bytes of pages that it holds: a multiple of 4096, at most 64 GiB. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** Use a file or device made with mkswap: pages go to its slots as they are (default: make a file of our own). */
   readonly existing?: boolean
   /** In a file of our own, too, pages go to slots as they are, without frames: what a kernel's swap area is (default: compressed as they come). */
@@ -25,14 +29,33 @@ export interface SwapFileOptions {
   /** Leave a file that was made in place at the end (default: remove it). */
   readonly keep?: boolean
   /** Most bytes that are written in any hour for pages that could as well stay in memory (default: any). Needs the stack's clock. */
-  readonly bytesPerHour?: number
+  readonly bytesPerHour?: ByteAmount
   /** The system that has the file (default: this machine's). */
   readonly files?: PageFileIo
 }
 
-/** The end of a stack: every page finds a place in the swap file. Throws `RangeError` for settings that make no sense. */
+const names: OptionNames<SwapFileOptions> = {
+  file: true,
+  sizeBytes: true,
+  existing: true,
+  slots: true,
+  keep: true,
+  bytesPerHour: true,
+  files: true,
+}
+
+/**
+ * The end of a stack: every page finds a place in the swap file. Throws `TypeError` for unknown options, `RangeError` for
+ * settings that make no sense.
+ */
 export function frontswap(options: SwapFileOptions): Layer {
-  const { sizeBytes, existing = false, slots = existing, bytesPerHour } = options
+  checkOptions('frontswap', options, names)
+  const { existing = false, slots = existing } = options
+  const sizeBytes = bytesOf('frontswap', 'sizeBytes', options.sizeBytes)
+  const bytesPerHour =
+    options.bytesPerHour === undefined ? undefined : bytesOf('frontswap', 'bytesPerHour', options.bytesPerHour)
+  if (typeof options.file !== 'string' || options.file === '')
+    throw new TypeError('frontswap: file is the path of the swap file or block device; it is missing')
   if (existing && !slots) throw new RangeError('an area made with mkswap has slots')
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes < slotBytes || sizeBytes % slotBytes !== 0)
     throw new RangeError(`a swap file has a positive multiple of ${slotBytes} bytes, got ${sizeBytes}`)

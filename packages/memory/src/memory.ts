@@ -8,6 +8,8 @@
 import type {
   Borrower,
   Budget,
+  ByteAmount,
+  ByteLimit,
   Capabilities,
   Layer,
   LayerContext,
@@ -26,11 +28,12 @@ import {
   assertBatch,
   assertIndex,
   assertPage,
-  ByteLimit,
   basePageSize,
   checkedAttributes,
+  checkOptions,
   GetOutcome,
   idle,
+  limitOf,
   none,
   Pending,
   PutOutcome,
@@ -46,7 +49,7 @@ export interface MemoryOptions {
    * Budget in bytes, pages and metadata together: about 32 KiB to 64 GiB. A `ByteLimit` can be changed while the store
    * is in use: lowered, it gives pages up (in a stack: to the places below) and chunks back at the next ticks.
    */
-  readonly limitBytes: number | ByteLimit
+  readonly limitBytes: ByteAmount | ByteLimit
 }
 
 /**
@@ -54,7 +57,8 @@ export interface MemoryOptions {
  * a limit without room for a page and its metadata.
  */
 export function memory(options: MemoryOptions): Layer {
-  const limit = typeof options.limitBytes === 'number' ? new ByteLimit(options.limitBytes) : options.limitBytes
+  checkOptions('memory', options, { limitBytes: true })
+  const limit = limitOf('memory', 'limitBytes', options.limitBytes)
   const frames = framesFor(limit.maximumBytes)
   if (frames < 1) throw new RangeError(`memory: ${noRoomIn(limit)}`)
   const traits: PlaceTraits = Object.freeze({

@@ -20,7 +20,10 @@
  * DEVIATION: a digest makes objects for each frame; this is the way to a disk, not the hot path.
  */
 import {
+  type ByteAmount,
   basePageSize,
+  bytesOf,
+  checkOptions,
   type Flight,
   type Layer,
   type LayerContext,
@@ -54,7 +57,7 @@ export interface SpillOptions {
   /** Path; the file is made if it is not there. One that is not a spill's is refused. */
   readonly file: string
   /** Bytes of the file: 64 KiB to 256 GiB, rounded down to 4 KiB. A spill of another size is begun anew. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** The system that has the file (default: this machine's). */
   readonly files?: PageFileIo
   /** Names this boot of the machine (default: what Linux says); empty: only a file that was closed counts. */
@@ -69,7 +72,10 @@ const unitsPerBlock = blockBytes / unitBytes
 
 /** A place that keeps ephemeral pages in a file, for the next run, too. Throws `RangeError` for a size that makes no sense. */
 export function spill(options: SpillOptions): Layer {
-  const { file, sizeBytes, files, boot } = options
+  checkOptions('spill', options, { file: true, sizeBytes: true, files: true, boot: true })
+  const { file, files, boot } = options
+  const sizeBytes = bytesOf('spill', 'sizeBytes', options.sizeBytes)
+  if (typeof file !== 'string' || file === '') throw new TypeError('spill: file is the path of the file; it is missing')
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes < minSizeBytes || sizeBytes > maxSizeBytes)
     throw new RangeError(`a spill file has ${minSizeBytes} to ${maxSizeBytes} bytes, got ${sizeBytes}`)
   const { capacity, ringUnits } = geometryOf(sizeBytes)

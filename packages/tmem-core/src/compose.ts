@@ -15,6 +15,7 @@ import { crc32 } from 'node:zlib'
 import { type Broken, checkedPlace } from './checked-place.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
+import { checkOptions, type OptionNames } from './options.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import {
   GetOutcome as Got,
@@ -87,12 +88,24 @@ export interface ComposeOptions {
   readonly io?: 'pool' | 'blocking'
 }
 
+const composeNames: OptionNames<ComposeOptions> = {
+  allocator: true,
+  accounts: true,
+  check: true,
+  requirement: true,
+  clock: true,
+  wake: true,
+  io: true,
+}
+
 /**
  * Opens a stack; the first layer is the one that pages enter. Throws `TmemError`: `TMEM_BAD_STACK` names the two layers
  * that cannot stand together and why; whatever a layer throws when it cannot open comes through, after the layers that
  * were open already have been told to close.
  */
 export function compose(layers: readonly Layer[], options: ComposeOptions = {}): PageStore {
+  if (!Array.isArray(layers)) throw new TypeError('compose: expected a list of layers, the topmost one first')
+  checkOptions('compose', options, composeNames)
   const { allocator = systemAllocator, accounts = createAccounts(), check = 'arguments', requirement } = options
   const { clock, wake, io } = options
   const plans = judge(layers)

@@ -11,6 +11,16 @@ export {
   maxEntries,
   none,
 } from './handles.ts'
+export {
+  type ByteAmount,
+  bytesOf,
+  checkOptions,
+  formatBytes,
+  limitOf,
+  nearestName,
+  type OptionNames,
+  parseBytes,
+} from './options.ts'
 export * from './outcomes.ts'
 export * from './place.ts'
 export * from './process-mark.ts'

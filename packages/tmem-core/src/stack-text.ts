@@ -14,32 +14,10 @@
  * that says where, what was expected, and which valid name is nearest; nothing is opened or allocated. Which layers
  * there are is the caller's business: this file knows none.
  */
+
+import { formatBytes, nearestName, parseBytes } from './options.ts'
 import { TmemError } from './outcomes.ts'
 import type { Layer, LayerFactory, OptionSpec, OptionValue } from './store.ts'
-
-const units: readonly (readonly [string, number])[] = [
-  ['TiB', 2 ** 40],
-  ['GiB', 2 ** 30],
-  ['MiB', 2 ** 20],
-  ['KiB', 2 ** 10],
-]
-
-/**
- * Reads an amount of bytes: digits, perhaps with a fraction, then `KiB`, `MiB`, `GiB`, `TiB`, `B` or nothing.
- * `undefined` for anything else, and where the amount is no whole number of bytes below 2^53.
- */
-export function parseBytes(text: string): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB|TiB)?$/.exec(text)
-  if (match === null) return undefined
-  const bytes = Number(match[1]) * (units.find(([unit]) => unit === match[2])?.[1] ?? 1)
-  return Number.isSafeInteger(bytes) ? bytes : undefined
-}
-
-/** Writes an amount of bytes so that `parseBytes` reads the same amount: `64MiB`, `1536KiB`, `1000`. */
-export function formatBytes(bytes: number): string {
-  const unit = bytes === 0 ? undefined : units.find(([, size]) => bytes % size === 0)
-  return unit === undefined ? `${bytes}` : `${bytes / unit[1]}${unit[0]}`
-}
 
 /**
  * Reads a stack, topmost layer first. `factories` are the layers that may be named.
@@ -194,7 +172,7 @@ function build(written: readonly WrittenLayer[], factories: readonly LayerFactor
     if (factory === undefined)
       throw mistake(
         at,
-        `no layer is named ${quote(name)}; ${nearest(
+        `no layer is named ${quote(name)}; ${nearestName(
           name,
           factories.map((known) => known.name),
         )}`,
@@ -204,7 +182,7 @@ function build(written: readonly WrittenLayer[], factories: readonly LayerFactor
       if (!Object.hasOwn(factory.options, option.name))
         throw mistake(
           option.at,
-          `${name} has no option ${quote(option.name)}; ${nearest(option.name, Object.keys(factory.options))}`,
+          `${name} has no option ${quote(option.name)}; ${nearestName(option.name, Object.keys(factory.options))}`,
         )
       if (Object.hasOwn(values, option.name))
         throw mistake(option.at, `${name}'s option ${option.name} was given before`)
@@ -237,7 +215,7 @@ function optionValue({ name, value, valueAt }: WrittenOption, spec: OptionSpec):
     if (typeof value !== 'string' || value === '')
       throw wrong(spec.choices === undefined ? 'text' : spec.choices.join(' or '))
     if (spec.choices !== undefined && !spec.choices.includes(value))
-      throw mistake(valueAt, `${name} cannot be ${quote(value)}; ${nearest(value, spec.choices)}`)
+      throw mistake(valueAt, `${name} cannot be ${quote(value)}; ${nearestName(value, spec.choices)}`)
     return value
   }
   if (typeof value === 'string' && spec.choices?.includes(value) === true) return value
@@ -282,30 +260,6 @@ function example(spec: OptionSpec): string {
     case 'text':
       return 'TEXT'
   }
-}
-
-/** What to write instead: the nearest name where one is near, and all of them. */
-function nearest(name: string, names: readonly string[]): string {
-  if (names.length === 0) return 'there is none'
-  const candidates = names.map((known) => ({ known, distance: distance(name.toLowerCase(), known.toLowerCase()) }))
-  const best = candidates.reduce((a, b) => (b.distance < a.distance ? b : a))
-  const all = names.join(', ')
-  return best.distance <= Math.max(1, best.known.length / 2)
-    ? `did you mean ${best.known}? (one of ${all})`
-    : `expected one of ${all}`
-}
-
-/** Levenshtein distance; names that differ in length by more than the known name's are as far as that. */
-function distance(name: string, known: string): number {
-  if (name.length > known.length * 2) return name.length - known.length
-  let row = Array.from({ length: known.length + 1 }, (_, column) => column)
-  for (let i = 1; i <= name.length; i++) {
-    const next = [i]
-    for (let j = 1; j <= known.length; j++)
-      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (name[i - 1] === known[j - 1] ? 0 : 1)))
-    row = next
-  }
-  return row[known.length]!
 }
 
 const isRecord = (value: unknown): value is Record<string, unknown> =>

@@ -1,7 +1,8 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { formatBytes, parseBytes } from '../src/options.ts'
 import { TmemError } from '../src/outcomes.ts'
-import { formatBytes, parseBytes, parseStack, stackFromData } from '../src/stack-text.ts'
+import { parseStack, stackFromData } from '../src/stack-text.ts'
 import type { Layer, LayerFactory, OptionSpec, OptionValue } from '../src/store.ts'
 
 /** A layer that only remembers what it was made of. */

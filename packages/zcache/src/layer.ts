@@ -1,7 +1,16 @@
 /** The zcache as a layer of a stack: its settings, judged before anything is allocated. */
 import type { CodecName } from '@tmem/codecs'
-import type { BlockCodec, Layer, LayerContext, LayerFactory, PlaceTraits } from '@tmem/core'
-import { ByteLimit, basePageSize, maxEntries, maxPageSize } from '@tmem/core'
+import type {
+  BlockCodec,
+  ByteAmount,
+  ByteLimit,
+  Layer,
+  LayerContext,
+  LayerFactory,
+  OptionNames,
+  PlaceTraits,
+} from '@tmem/core'
+import { basePageSize, checkOptions, limitOf, maxEntries, maxPageSize } from '@tmem/core'
 import type { Arena, ZAllocator } from './arena.ts'
 import { blockCodec } from './block-codec.ts'
 import { ZcachePlace } from './place.ts'
@@ -10,10 +19,10 @@ import { Zsmalloc } from './zsmalloc.ts'
 /** Settings of a zcache. */
 export interface ZcacheOptions {
   /**
-   * Bytes that the layer may use, metadata included: a number of at least 256 KiB, or a `ByteLimit` that can be changed while the
+   * Bytes that the layer may use, metadata included: at least 256 KiB; or a `ByteLimit` that can be changed while the
    * layer is in use.
    */
-  readonly limitBytes: number | ByteLimit
+  readonly limitBytes: ByteAmount | ByteLimit
   /** Codec for new pages (default `lz4`); or one that is open, which several stacks of a thread may share. */
   readonly codec?: CodecName | BlockCodec
   /** Codec for pages that rest, which background work and `Pool.recompress` use (default: none). */
@@ -33,17 +42,30 @@ export interface ZcacheOptions {
   readonly allocator?: (arena: Arena) => ZAllocator
 }
 
+const names: OptionNames<ZcacheOptions> = {
+  limitBytes: true,
+  codec: true,
+  recompress: true,
+  incompressible: true,
+  zvMaxZsize: true,
+  zvMaxMeanZsize: true,
+  zvPageCountPolicyPercent: true,
+  allocator: true,
+}
+
 /** Smallest limit: below it the tables would leave no room for pages. */
 export const minLimitBytes: number = 256 * 1024
 
 /** Largest number of pages that a zcache of that limit holds: one per 512 bytes, at most 2^24-1. */
 export const maxPagesFor = (limitBytes: number): number => Math.min(maxEntries, Math.floor(limitBytes / 512))
 
-/** Makes a zcache layer. Throws `RangeError` for settings that make no sense. */
+/** Makes a zcache layer. Throws `TypeError` for unknown options, `RangeError` for settings that make no sense. */
 export function zcache(options: ZcacheOptions): Layer {
+  checkOptions('zcache', options, names)
   const { limitBytes, codec = 'lz4', recompress, incompressible = 'keep', zvMaxZsize, zvMaxMeanZsize } = options
   const { zvPageCountPolicyPercent, allocator = (arena: Arena): ZAllocator => new Zsmalloc(arena) } = options
-  const limit = typeof limitBytes === 'number' ? limitBytes : limitBytes.maximumBytes
+  const budget = limitOf('zcache', 'limitBytes', limitBytes)
+  const limit = budget.maximumBytes
   if (!Number.isSafeInteger(limit) || limit < minLimitBytes)
     throw new RangeError(`zcache needs a limit of at least ${minLimitBytes} bytes, got ${limit}`)
   assertRange('zvMaxZsize', zvMaxZsize, basePageSize)
@@ -69,7 +91,7 @@ export function zcache(options: ZcacheOptions): Layer {
       traits,
       open: (context: LayerContext) =>
         new ZcachePlace(
-          typeof limitBytes === 'number' ? new ByteLimit(limitBytes) : limitBytes,
+          budget,
           typeof codec === 'string' ? blockCodec(codec) : codec,
           recompress === undefined ? undefined : blockCodec(recompress),
           {
