@@ -71,6 +71,9 @@ function program(terminal: Terminal): Command {
     .addHelpText('after', '\nExit codes: 0 done, 1 failed or wrong data, 2 bad usage or bad input, 130 interrupted.')
   const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
 
+  const modules = (): Option =>
+    new Option('--modules <file>', 'a module whose layers the stack may name, too (repeat for more)').argParser(list)
+
   tmem
     .command('demo')
     .description('swap real pages: all the memory, half of it with tmem, and half of it with a swap file alone')
@@ -119,6 +122,7 @@ function program(terminal: Terminal): Command {
     .description('list the layers that stacks are made of, or check a stack')
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')
     .option('--file <path>', 'read the stack from a YAML file')
+    .addOption(modules())
     .addOption(json())
     .action(async (text, options) => (await import('./layers.ts')).stack(text, options, terminal))
 
@@ -129,6 +133,7 @@ function program(terminal: Terminal): Command {
     .command('serve')
     .description('serve block devices over a stack, in the foreground, over NBD and as files')
     .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
+    .addOption(modules())
     .option('--hypervisor <text>', 'memory that is offered each page first, and may be wanted back (virtswap)')
     .option(
       '--memory <auto,…>',

@@ -1,7 +1,10 @@
 /** The layers that can be named in the text of a stack, and `tmem stack`. */
 import { readFileSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import {
   type Capabilities,
+  factoriesIn,
   formatBytes,
   type Layer,
   type LayerFactory,
@@ -21,8 +24,33 @@ import type { Terminal } from './terminal.ts'
 /** Every layer of this program. */
 export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory, spillFactory]
 
+/** The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken. */
+export async function layersWith(modules: readonly string[] = []): Promise<LayerFactory[]> {
+  const factories = [...layerFactories]
+  for (const path of modules) {
+    let exported: Record<string, unknown>
+    try {
+      exported = (await import(pathToFileURL(resolve(path)).href)) as Record<string, unknown>
+    } catch (error) {
+      throw new BadInput(`--modules: ${path} cannot be loaded: ${(error as Error).message.split('\n')[0]}`)
+    }
+    const found = factoriesIn(exported)
+    if (found.length === 0)
+      throw new BadInput(`--modules: ${path} exports no layer: an object with name, summary, options and create`)
+    for (const factory of found) {
+      if (factories.some(({ name }) => name === factory.name))
+        throw new BadInput(`--modules: ${path} exports a layer ${factory.name}, but there is one of that name`)
+      factories.push(factory)
+    }
+  }
+  return factories
+}
+
 /** Reads a YAML file: a list of layers with their options, or the text of a stack. */
-export async function stackFromFile(path: string): Promise<Layer[]> {
+export async function stackFromFile(
+  path: string,
+  factories: readonly LayerFactory[] = layerFactories,
+): Promise<Layer[]> {
   // Only needed here, and slow to load.
   const { parse, YAMLParseError } = await import('yaml')
   let text: string
@@ -38,25 +66,24 @@ export async function stackFromFile(path: string): Promise<Layer[]> {
     if (!(error instanceof YAMLParseError)) throw error
     throw new BadInput(`${path} is not YAML: ${error.message.split('\n')[0]}`)
   }
-  return stackFromData(data, layerFactories)
+  return stackFromData(data, factories)
 }
 
 /** `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand. */
 export async function stack(
   text: string | undefined,
-  options: { file?: string; json?: true },
+  options: { file?: string; modules?: string[]; json?: true },
   terminal: Terminal,
 ): Promise<void> {
   const json = options.json === true
   if (text !== undefined && options.file !== undefined)
     throw new BadInput('give the text of a stack or --file, not both')
+  const factories = await layersWith(options.modules)
   if (text === undefined && options.file === undefined) {
-    terminal.print(
-      json ? JSON.stringify({ layers: layerFactories.map(described) }) : layerFactories.map(listed).join('\n\n'),
-    )
+    terminal.print(json ? JSON.stringify({ layers: factories.map(described) }) : factories.map(listed).join('\n\n'))
     return
   }
-  const layers = text === undefined ? await stackFromFile(options.file!) : parseStack(text, layerFactories)
+  const layers = text === undefined ? await stackFromFile(options.file!, factories) : parseStack(text, factories)
   const capabilities = planStack(layers)
   const names = layers.map((layer) => layer.name)
   if (json) terminal.print(JSON.stringify({ stack: names, capabilities }))

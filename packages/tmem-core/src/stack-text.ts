@@ -289,3 +289,14 @@ const printable = (text: string): string =>
 function mistake(at: string, what: string, cause?: unknown): TmemError {
   return new TmemError('TMEM_BAD_STACK_TEXT', `bad stack at ${at}: ${what}`, { cause })
 }
+
+/** The layers that a module exports: every export that looks like a `LayerFactory`. */
+export function factoriesIn(module: Readonly<Record<string, unknown>>): LayerFactory[] {
+  return Object.values(module).filter(isLayerFactory)
+}
+
+function isLayerFactory(value: unknown): value is LayerFactory {
+  if (typeof value !== 'object' || value === null) return false
+  const { name, options, create } = value as Partial<Record<keyof LayerFactory, unknown>>
+  return typeof name === 'string' && typeof options === 'object' && options !== null && typeof create === 'function'
+}

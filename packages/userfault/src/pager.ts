@@ -26,6 +26,7 @@ import { setImmediate, setTimeout } from 'node:timers/promises'
 import { parentPort, workerData } from 'node:worker_threads'
 import {
   compose,
+  factoriesIn,
   GetOutcome,
   type LayerFactory,
   PageBatch,
@@ -517,17 +518,11 @@ class Pager {
 async function factoriesOf(modules: readonly string[]): Promise<LayerFactory[]> {
   const factories: LayerFactory[] = [memoryFactory]
   for (const module of modules) {
-    const found = Object.values((await import(module)) as Record<string, unknown>).filter(isLayerFactory)
+    const found = factoriesIn((await import(module)) as Record<string, unknown>)
     if (found.length === 0) throw new TypeError(`${module} exports no layer factory`)
     factories.push(...found)
   }
   return factories
-}
-
-function isLayerFactory(value: unknown): value is LayerFactory {
-  if (typeof value !== 'object' || value === null) return false
-  const { name, options, create } = value as Partial<Record<keyof LayerFactory, unknown>>
-  return typeof name === 'string' && typeof options === 'object' && options !== null && typeof create === 'function'
 }
 
 async function main(task: PagerTask): Promise<void> {

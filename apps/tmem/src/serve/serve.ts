@@ -23,7 +23,7 @@ import { mappedAllocator } from '@tmem/memory'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
-import { layerFactories } from '../layers.ts'
+import { layersWith } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
@@ -38,6 +38,7 @@ import { Ticking } from './ticking.ts'
 /** As they come from the command line. */
 export interface ServeOptions extends EndpointOptions {
   readonly stack: string
+  readonly modules?: string[]
   readonly hypervisor?: string
   readonly memory?: string
   readonly device: readonly string[]
@@ -84,7 +85,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     { role: 'the record of the server', path: recordPath(controlPath) },
   ]
   for (const endpoint of endpoints) if ('path' in endpoint) roles.push({ role: 'an NBD socket', path: endpoint.path })
-  const factories = auto.factories(layerFactories)
+  const factories = auto.factories(await layersWith(options.modules))
   const stacks = requests.map((request) => {
     const { name, snapshot } = request
     if (snapshot !== undefined) roles.push({ role: `the snapshot of ${name}`, path: snapshot })
