@@ -379,13 +379,25 @@ describe('a device with every kind of place', () => {
     expect(await turn(control, 'idle', 'all')).toBe(`${pages - 24} pages`)
     expect(await turn(control, 'writeback_limit', '5')).toBe('5')
     expect(await turn(control, 'writeback', 'type=idle')).toBe('5 pages')
+    expect(await turn(control, 'writeback_limit_enable')).toBe('1')
+    expect(await turn(control, 'writeback_limit_enable', '0')).toBe('0')
+    expect(await turn(control, 'writeback_limit')).toBe('off')
+    // Nothing may be moved until it is said how much.
+    expect(await turn(control, 'writeback_limit_enable', '1')).toBe('1')
+    expect(await turn(control, 'writeback', 'type=idle')).toBe('0 pages')
     expect(await turn(control, 'writeback_limit', 'off')).toBe('off')
+    // Pages that were moved already are not counted again.
+    const [first, second] = [50, 51].map((index) => `page_indexes=${index}-${index + 4}`)
+    const moved = await turn(control, 'writeback', first!, 'page_index=60')
+    expect(moved).toMatch(/^[1-6] pages$/)
+    expect(await turn(control, 'writeback', first!, 'page_index=60')).toBe('0 pages')
+    expect(await turn(control, 'writeback', second!)).toMatch(/^[01] pages$/)
     expect(await turn(control, 'writeback', 'idle')).toMatch(/^\d{2,} pages$/)
     const writtenBack = await table(control)
     expect(Number(writtenBack['backing'])).toBe(pages - 24 - 250)
 
     expect((await client.request(Command.trim, 0, 100 * 4096)).error).toBe(0)
-    expect(await turn(control, 'disksize', '2MiB')).toBe(String(2 ** 21))
+    expect(await turn(control, 'disksize', '2M')).toBe(String(2 ** 21))
     const smaller = await table(control)
     expect(smaller).toMatchObject({ size: '2MiB', pages: '512', used: '412', kernel: '-', stale: '-' })
     const got = (await client.read(0, 512 * 4096)).data
@@ -398,6 +410,7 @@ describe('a device with every kind of place', () => {
       'disksize',
       'mem_limit',
       'writeback_limit',
+      'writeback_limit_enable',
       'idle',
       'writeback',
       'recompress',
@@ -408,13 +421,23 @@ describe('a device with every kind of place', () => {
       '',
     ])
     for (const [words, message] of [
-      [['recompress', 'algo=zstd'], /expected type=, threshold= and max_pages=.*got algo=zstd/],
+      [['recompress', 'algo=zstd'], /algo=zstd: a place has one codec for that/],
+      [['recompress', 'cold=1'], /expected type=, threshold= and max_pages=.*got cold=1/],
       [['recompress', 'type=incompressible'], /tried already/],
       [['writeback', 'cold'], /expected huge, idle, huge_idle or incompressible, got cold/],
       [['writeback', 'page_index=512'], /v has no page 512/],
       [['writeback_limit', '-1'], /expected a number, got -1/],
       [['mem_limit', 'much'], /expected an amount of bytes/],
       [['mem_used_max', '1'], /only 0 can be written/],
+      [['reset', '0'], /expected a number above 0, got 0/],
+      [['reset', 'yes'], /expected a number, got yes/],
+      [['recompress', 'priority=2'], /priority=2: a place has one codec for that/],
+      [['writeback', 'page_indexes=7-3'], /the first is behind the last/],
+      [['writeback', 'page_indexes=7'], /expected huge, idle/],
+      [['writeback', 'idle', 'cold'], /got cold/],
+      [['writeback_limit_enable', 'on'], /expected 0 or 1, got on/],
+      [['comp_algorithm', 'lz4'], /there is no knob comp_algorithm; .*said in the stack/],
+      [['hot_add', '1'], /there is no knob hot_add; .*--device/],
       [['reset', '1'], /v is in use: 1 NBD connections/],
       [['disksize', '9MiB'], /v was made for at most 8388608 bytes/],
       [['nothing'], /there is no knob nothing; there are disksize, mem_limit/],

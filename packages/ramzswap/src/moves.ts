@@ -1,8 +1,9 @@
 /**
  * Pages that are moved because somebody asks for it: zram's writeback and recompression, and virtswap's recall.
  *
- * A device knows which of its pages are idle, its stack which do not shrink and where each is. So the slots are gone through here, and those that
- * match are handed to the stack, some at a time. Requests have their turn in between, and what they change is the stack's to see.
+ * A device knows which of its pages are idle, its stack which do not shrink and where each is. So the slots are gone
+ * through here, and those that match are handed to the stack, some at a time. Requests have their turn in between, and
+ * what they change is the stack's to see.
  *
  * One move after the other: two at once would not keep to one limit.
  *
@@ -15,8 +16,8 @@ import { closedError, type DeviceStack, object, pageError } from './stack.ts'
 /** Which pages `recompress` and `writeback` look at. */
 export type PageKind = 'huge' | 'idle' | 'huge_idle' | 'incompressible'
 
-/** What `writeback` moves: all pages of a kind, or the page of one slot. */
-export type WritebackRequest = PageKind | { readonly pageIndex: number }
+/** What `writeback` moves: all pages of a kind, or the page of one slot, or those of all slots up to a last one. */
+export type WritebackRequest = PageKind | { readonly pageIndex: number; readonly lastPageIndex?: number }
 
 /** What `recompress` tries. */
 export interface RecompressRequest {
@@ -26,6 +27,12 @@ export interface RecompressRequest {
   readonly thresholdBytes?: number
   /** At most so many pages are tried (default: all). */
   readonly maxPages?: number
+}
+
+/** Slots, the last included. */
+interface Range {
+  readonly first: number
+  readonly last: number
 }
 
 /** Pages handed to the stack at once, and slots looked at before requests have their turn. */
@@ -65,14 +72,20 @@ export class Moves {
   async writeback(request: WritebackRequest, maxPages: number): Promise<number> {
     const { size } = this.#slots
     if (!this.#places.some(({ waits }) => waits)) throw this.#unsupported('writeback needs a backing store')
-    const one = typeof request === 'object' ? request.pageIndex : undefined
-    if (one !== undefined && !(Number.isInteger(one) && one >= 0 && one < size))
-      throw new RangeError(`${this.#name} has no page ${one}`)
+    let range: Range | undefined
+    if (typeof request === 'object') {
+      const { pageIndex: first, lastPageIndex: last = first } = request
+      for (const index of [first, last])
+        if (!(Number.isInteger(index) && index >= 0 && index < size))
+          throw new RangeError(`${this.#name} has no page ${index}`)
+      if (last < first) throw new RangeError(`the pages ${first} to ${last} are none: the first is behind the last`)
+      range = { first, last }
+    }
     let moved = 0
     const room = (): number => Math.min(maxPages - moved, this.limit ?? Number.POSITIVE_INFINITY)
     const matches = (slot: number, where: Whereabouts): boolean =>
       this.#isOwn(where) && (typeof request === 'object' || this.#isKind(slot, where, request))
-    await this.#walk(sinkingPages, room, matches, one, async (count) => {
+    await this.#walk(sinkingPages, room, matches, range, async (count) => {
       const { pages, failure } = await this.#stack.pool.sink(object, this.#indexes, count, true)
       moved += pages
       this.writtenBack += pages
@@ -162,17 +175,17 @@ export class Moves {
   }
 
   /**
-   * Goes through all slots (or to the slot `one`) and calls `work` with the number of those in `#indexes` that match: at most `most`, and as many as
-   * there is `room` for; until it answers false.
+   * Goes through all slots (or those of a range) and calls `work` with the number of those in `#indexes` that match: at
+   * most `most`, and as many as there is `room` for; until it answers false.
    */
   async #walk(
     most: number,
     room: () => number,
     matches: (slot: number, where: Whereabouts) => boolean,
-    one: number | undefined,
+    range: Range | undefined,
     work: (count: number) => Promise<boolean>,
   ): Promise<void> {
-    const walk = this.#turn.then(() => this.#walkAlone(most, room, matches, one, work))
+    const walk = this.#turn.then(() => this.#walkAlone(most, room, matches, range, work))
     // How one ends is told to who asked for it, and is nothing to the next.
     this.#turn = walk.catch(() => undefined)
     await walk
@@ -182,13 +195,13 @@ export class Moves {
     most: number,
     room: () => number,
     matches: (slot: number, where: Whereabouts) => boolean,
-    one: number | undefined,
+    range: Range | undefined,
     work: (count: number) => Promise<boolean>,
   ): Promise<void> {
     const slots = this.#slots
     const { pool } = this.#stack
-    const end = (): number => (one === undefined ? slots.size : Math.min(slots.size, one + 1))
-    for (let slot = one ?? 0; slot < end(); ) {
+    const end = (): number => (range === undefined ? slots.size : Math.min(slots.size, range.last + 1))
+    for (let slot = range?.first ?? 0; slot < end(); ) {
       if (this.#isClosed()) throw closedError(this.#name)
       const wanted = Math.min(most, room())
       if (wanted <= 0) return

@@ -13,6 +13,7 @@ import {
   systemAllocator,
 } from '@tmem/core'
 import { count, failingAllocator, refuse } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
 import { type Ramzswap, type RamzswapOptions, ramzswap, virtswap } from '../src/index.ts'
@@ -761,6 +762,55 @@ describe('what zram added', () => {
     expect(section(device.stats(), 'mm_stat')).toMatchObject({ huge_pages: 1, huge_pages_since: 4 })
     void device.write(0, page('text', 1))
     expect(section(device.stats(), 'mm_stat')).toMatchObject({ huge_pages: 0, huge_pages_since: 4 })
+    expectSums(device.stats())
+    await device.close()
+  })
+
+  const small = { limitBytes: 2 ** 20, recompress: 'deflate' as const }
+  test.each([
+    ['zcache > file', () => [zcache(small)], 8],
+    ['zcache > memory > file', () => [zcache(small), memory({ limitBytes: 2 ** 20 })], 8],
+    ['zcache > zcache > file', () => [zcache({ limitBytes: 2 ** 20 }), zcache(small)], 0],
+    ['memory > zcache > file', () => [memory({ limitBytes: 2 ** 16 }), zcache(small)], 1],
+    ['memory > file', () => [memory({ limitBytes: 2 ** 20 })], 0],
+  ])('huge is one thing in every stack: %s', async (_name, layers, triedAtLeast) => {
+    const device = ramzswap({
+      name: 'dev',
+      sizeBytes,
+      stack: [...layers(), ...backingFile(pages).layers],
+      check: 'model',
+    })
+    // Noise of six bits, which LZ4 does not shrink and deflate does.
+    const contents = Array.from({ length: 24 }, (_, n) =>
+      n % 3 === 0 ? page('noise', n).map((byte) => byte & 63) : page(n % 3 === 1 ? 'noise' : 'text', n),
+    )
+    for (const [n, content] of contents.entries()) await device.write(n * 4096, content)
+    const states = (): string[] => contents.map((_, n) => device.blockState(n))
+    const agree = (): number => {
+      const inMemory = states().filter((state) => state.includes('h') && !state.includes('w')).length
+      expect(section(device.stats(), 'mm_stat')['huge_pages']).toBe(inMemory)
+      expect(section(device.stats(), 'slots')['uncompressed']).toBe(inMemory)
+      return inMemory
+    }
+    expect(agree()).toBeGreaterThanOrEqual(16)
+    const before = section(device.stats(), 'slots')
+    const shrunk = triedAtLeast === 0 ? 0 : await device.recompress({ type: 'huge' })
+    const after = section(device.stats(), 'slots')
+    expect(after['recompressed']! - before['recompressed']!).toBe(shrunk)
+    expect(shrunk).toBeGreaterThanOrEqual(triedAtLeast)
+    const left = agree()
+    expect(left).toBe(before['uncompressed']! - shrunk)
+    device.idle('all')
+    await device.read(0, new Uint8Array(4096))
+    await device.read(4096, new Uint8Array(4096))
+    const touched = states()
+      .slice(0, 2)
+      .filter((state) => state === 'h' || state === 'hn').length
+    expect(await device.writeback('huge_idle')).toBe(left - touched)
+    expect(await device.writeback('huge')).toBe(touched)
+    expect(agree()).toBe(0)
+    expect(section(device.stats(), 'bd_stat')['bd_count']).toBe(left)
+    for (const [n, content] of contents.entries()) expectBytes(await contentOf(device, n * 4096, 4096), content)
     expectSums(device.stats())
     await device.close()
   })

@@ -63,8 +63,27 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
         },
       ),
     ],
+    [
+      'writeback_limit_enable',
+      setting(
+        () => (device.writebackLimit === undefined ? '0' : '1'),
+        (text) => {
+          if (text !== '0' && text !== '1') throw new RangeError(`expected 0 or 1, got ${text}`)
+          // As with zram nothing may be moved until it is said how much.
+          device.writebackLimit = text === '0' ? undefined : (device.writebackLimit ?? 0)
+        },
+      ),
+    ],
     ['idle', action((text) => device.idle(text === 'all' ? 'all' : countOf(text)))],
-    ['writeback', action((text) => device.writeback(writebackOf(text)))],
+    [
+      'writeback',
+      action(async (text) => {
+        let pages = 0
+        // All of it is understood before anything is moved.
+        for (const request of wordsOf(text).map(writebackOf)) pages += await device.writeback(request)
+        return pages
+      }),
+    ],
     ['recompress', action((text) => device.recompress(recompressOf(text)))],
     ['recall', action((text) => device.recall(text === 'all' ? undefined : countOf(text)))],
     [
@@ -81,43 +100,75 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
       'reset',
       {
         read: () => '',
-        write: async () => {
+        write: async (text) => {
+          if (countOf(text) === 0) throw new RangeError('expected a number above 0, got 0')
           const who = holder()
-          if (who !== undefined) throw new Error(`${device.name} is in use: ${who}`)
+          if (who !== undefined) throw inUse(`${device.name} is in use: ${who}`)
           await served.discard(0, device.sizeBytes)
           // A snapshot may have had to wait: what was written since is not to be taken away.
           const late = holder()
-          if (late !== undefined) throw new Error(`${device.name} is empty, its counters stay: in use since: ${late}`)
+          if (late !== undefined) throw inUse(`${device.name} is empty, its counters stay: in use since: ${late}`)
           device.reset()
           return 'empty'
         },
       },
     ],
-    ['compact', action(() => compact(device))],
+    ['compact', { read: () => '', write: () => compact(device) }],
   ])
 }
 
-async function compact(device: Ramzswap): Promise<number> {
-  let pages = 0
+/** What zram has and a device here has not, and what there is instead: for who asks for it. */
+export const knobsElsewhere: ReadonlyMap<string, string> = new Map([
+  ...['comp_algorithm', 'recomp_algorithm', 'algorithm_params'].map(
+    (name) => [name, 'how pages are compressed is said in the stack, e.g. zcache(codec=…,recompress=…)'] as const,
+  ),
+  ['backing_dev', 'where pages go from memory is said in the stack, e.g. … > frontswap(file=…,size={size})'],
+  ['max_comp_streams', 'one thread has a device, and compresses for it'],
+  ['writeback_batch_size', 'as many pages as fit into 128 KiB go to the file in one write'],
+  ['compressed_writeback', 'pages go to the file as they are in memory, compressed if they shrink'],
+  ...['hot_add', 'hot_remove'].map((name) => [name, 'devices are named at the start, with --device'] as const),
+  ...['initstate', 'mm_stat', 'io_stat', 'bd_stat', 'debug_stat', 'stat', 'block_state'].map(
+    (name) => [name, 'it is for reading: see tmem stat --json, or the folder stats of the mount'] as const,
+  ),
+])
+
+/** The error of what cannot be done while somebody uses the device. */
+const inUse = (message: string): Error => Object.assign(new Error(message), { code: 'EBUSY' })
+
+/** Gives memory back: what it says is what was done. */
+async function compact(device: Ramzswap): Promise<string> {
+  let [pages, bytes] = [0, 0]
   for (let moved = 1; moved > 0 && pages < compactPages; ) {
+    const before = device.ramzswapStats().mem_used_total
     moved = device.compact(turnPages)
     pages += moved
+    bytes += before - device.ramzswapStats().mem_used_total
     await new Promise((resolve) => setImmediate(resolve))
   }
-  return pages
+  return `${pages} pages, ${Math.floor(bytes / 1024)} KiB given back`
 }
 
-/** `huge`, `type=huge`, or `page_index=7`. */
-function writebackOf(text: string): WritebackRequest {
-  const index = /^page_index=(.*)$/.exec(text)?.[1]
-  return index === undefined ? kindOf(text.replace(/^type=/, '')) : { pageIndex: countOf(index) }
+/** At least one, which may be empty. */
+const wordsOf = (text: string): string[] => text.trim().split(/\s+/)
+
+/** `huge`, `type=huge`, `page_index=7`, or `page_indexes=7-9`. */
+function writebackOf(word: string): WritebackRequest {
+  const index = /^page_index=(.*)$/.exec(word)?.[1]
+  if (index !== undefined) return { pageIndex: countOf(index) }
+  const [, first, last] = /^page_indexes=([^-]*)-(.*)$/.exec(word) ?? []
+  if (first !== undefined) return { pageIndex: countOf(first), lastPageIndex: countOf(last!) }
+  return kindOf(word.replace(/^type=/, ''))
 }
 
 /** `type=idle threshold=3000 max_pages=100`, each of which may be missing, or `all`. */
 function recompressOf(text: string): RecompressRequest {
   if (text === 'all') return {}
   let request: RecompressRequest = {}
-  for (const word of text.split(/\s+/).filter((part) => part !== '')) {
+  for (const word of wordsOf(text)) {
+    if (/^(algo|priority)=/.test(word))
+      throw new RangeError(
+        `${word}: a place has one codec for that, which the stack names (zcache(recompress=…)); leave it out`,
+      )
     const [, name, value] = /^(type|threshold|max_pages)=(.+)$/.exec(word) ?? []
     if (name === undefined || value === undefined)
       throw new RangeError(`expected type=, threshold= and max_pages=, or less of that, got ${word}`)
@@ -137,8 +188,10 @@ function kindOf(text: string): PageKind {
   throw new RangeError(`expected huge, idle, huge_idle or incompressible, got ${text}`)
 }
 
+/** Bytes, as everywhere in this program or as zram has them: `64MiB`, `64M`, `64m`. */
 function amountOf(text: string): number {
-  const bytes = parseBytes(text)
+  const [, number, unit] = /^(\d+)([KMGT])$/i.exec(text) ?? []
+  const bytes = parseBytes(number === undefined ? text : `${number}${unit!.toUpperCase()}iB`)
   if (bytes === undefined) throw new RangeError(`expected an amount of bytes such as 64MiB, got ${text}`)
   return bytes
 }

@@ -28,7 +28,7 @@ import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
 import { aheadMemory, drain, type LoopUse, loopsBelow } from './host.ts'
-import { type Knob, knobsOf, type Turned } from './knobs.ts'
+import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { AutoMemory } from './memory.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
@@ -409,7 +409,10 @@ async function answerTo(
       const knobs = knobsOf(device)
       if (name === undefined) return Object.fromEntries([...knobs].map(([each, knob]) => [each, knob.read()]))
       const knob = knobs.get(name)
-      if (knob === undefined) throw new Error(`there is no knob ${name}; there are ${[...knobs.keys()].join(', ')}`)
+      if (knob === undefined)
+        throw new Error(
+          `there is no knob ${name}; ${knobsElsewhere.get(name) ?? `there are ${[...knobs.keys()].join(', ')}`}`,
+        )
       return { [name]: value === undefined ? knob.read() : await knob.write(value) }
     }
     default:
