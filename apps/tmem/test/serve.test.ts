@@ -348,7 +348,7 @@ describe('a device with every kind of place', () => {
     return code === 0 ? JSON.parse(stdout)[words[0]!] : stderr.trimEnd()
   }
 
-  test('says what rests where, and its knobs move it; what is read stays the same', async () => {
+  test('says what rests where, and its knobs move it; what is read stays the same', { timeout: 60_000 }, async () => {
     const { folder, control, info, stop } = await serving(stack, ...hypervisor, ...device)
     expect(info).toMatchObject({ hypervisor: hypervisor[1] })
     const client = await Client.ready({ path: join(folder, 'nbd.sock') }, { name: 'v' })
