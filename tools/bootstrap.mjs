@@ -17,6 +17,7 @@ const usage = {
   tmem: ['COMMAND [OPTION...]', 'the program; --help lists its commands'],
   test: ['', 'builds, checks and tests all packages; as root on Debian it installs what tests need'],
   'test:system': ['', 'tests with real kernels and clients; most need root'],
+  'test:newcomer': ['[CASE...]', 'npm test as people meet it first: other users, paths, versions of Node'],
   build: ['', 'compiles all packages and their tests'],
   lint: ['', 'checks form and rules, without tests'],
   format: ['[PATH...]', 'puts files into form'],
@@ -41,6 +42,7 @@ const commands = {
     run(['node', 'tools/check-workspace.mjs']),
   format: () => run(['biome', 'check', '--write', ...(args.length > 0 ? args : ['.'])]),
   tool: () => run(args),
+  'test:newcomer': () => run(['node', 'tools/newcomer.mjs', ...args]),
   try: () => afterBuild('tools/try.mjs'),
   pack: () => afterBuild('tools/pack.mjs', ...args),
 }
