@@ -10,6 +10,8 @@ export default defineConfig({
   test: {
     include: system ? ['**/test/system/**/*.test.ts'] : ['**/test/**/*.test.ts'],
     exclude: ['**/node_modules/**', '**/dist/**', ...(system ? [] : ['**/test/system/**'])],
+    // Where the program looks for the system's tools, too; the PATH of many users lacks these.
+    env: { PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },
     testTimeout: 20_000,
     hookTimeout: 20_000,
     reporters: ['default', './tools/vitest-reporter.mjs'],

@@ -538,7 +538,11 @@ const scenarios = {
   async unsupported() {
     if (argument === 'platform') Object.defineProperty(process, 'platform', { value: 'darwin' })
     if (argument === 'arch') Object.defineProperty(process, 'arch', { value: 's390x' })
-    if (argument === 'privileges') process.setuid(65534)
+    if (argument === 'privileges') {
+      // What it needs is loaded: nobody may not be able to read where this checkout is.
+      await userfaultUnsupported()
+      process.setuid(65534)
+    }
     const why = await userfaultUnsupported()
     try {
       await make(MiB, MiB / 2, 'memory(limit=2MiB)')
