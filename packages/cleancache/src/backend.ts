@@ -2,8 +2,8 @@
  * Any page store as a cleancache backend: a client of the transcendent memory API, with an ephemeral pool for each file
  * system, private or shared.
  *
- * DEVIATION: zcache mapped a shared file system to a private pool, so that its machines never shared; here the pool is shared, or the
- * file system is not cached. A uuid for which the client was not authorised is refused (see `Tmem`).
+ * DEVIATION: zcache mapped a shared file system to a private pool, so that its machines never shared; here the pool is
+ * shared, or the file system is not cached. A uuid for which the client was not authorised is refused (see `Tmem`).
  *
  * Source: drivers/xen/tmem.c and zcache's cleancache operations as described in the reference notes, §1.1, §1.2 and §3.
  */
@@ -20,8 +20,8 @@ export interface TmemBackendOptions {
 }
 
 /**
- * A backend that keeps the pages of one client in `tmem`. Clients (machines of a cluster) that work on the same `Tmem` and are
- * authorised for a uuid share the pool of that uuid.
+ * A backend that keeps the pages of one client in `tmem`. Clients (machines of a cluster) that work on the same `Tmem`
+ * and are authorised for a uuid share the pool of that uuid.
  */
 export function tmemBackend(tmem: Tmem, client: number, options: TmemBackendOptions = {}): CleancacheBackend {
   const newPool = (uuid: Uuid, shared: boolean, pageSize: number): number => {

@@ -1,6 +1,6 @@
 /**
- * Cleancache: a second chance for clean pages of files. The page cache offers a page that it removes; whoever reads asks
- * here before the disk.
+ * Cleancache: a second chance for clean pages of files. The page cache offers a page that it removes; whoever reads
+ * asks here before the disk.
  *
  * Invariants:
  *  - A put has no result: whoever puts never learns whether the page was stored. `puts` counts attempts.
@@ -8,13 +8,13 @@
  *  - A pool id is given to a file system only by the backend, and belongs to it until `invalidateFs`.
  *  - On registration all waiting file systems get their pools before the first page can reach the backend.
  *
- * A page is locked by its owner for every call that names it (get, put, invalidate): two calls for one handle at the same
- * time have no defined order here. The caller says so with the `Locked` bit, which is asserted.
+ * A page is locked by its owner for every call that names it (get, put, invalidate): two calls for one handle at the
+ * same time have no defined order here. The caller says so with the `Locked` bit, which is asserted.
  *
- * DEVIATION: Linux 3.10 keeps at most 32 private and 32 shared file systems waiting, under fake pool ids, and leaves the others
- * uncached without a word. Here, as from 4.1 on, the file system itself remembers that it waits, and there is no limit.
- * DEVIATION: an access that the backend can only answer by waiting (`Deferred`) is not counted by `getPage`; `fetchPage` counts
- * it. No backend of the kernel could defer.
+ * DEVIATION: Linux 3.10 keeps at most 32 private and 32 shared file systems waiting, under fake pool ids, and leaves
+ * the others uncached without a word. Here, as from 4.1 on, the file system itself remembers that it waits, and there
+ * is no limit. DEVIATION: an access that the backend can only answer by waiting (`Deferred`) is not counted by
+ * `getPage`; `fetchPage` counts it. No backend of the kernel could defer.
  *
  * Source: mm/cleancache.c of Linux 3.0 to 4.x as described in the reference notes, §1.
  */
@@ -142,8 +142,8 @@ export class Cleancache {
   }
 
   /**
-   * Opts a file system in, with a pool of its own. When a guarantee is missing it stays uncached, and `missing` says why.
-   * Throws `RangeError` for an impossible page size.
+   * Opts a file system in, with a pool of its own. When a guarantee is missing it stays uncached, and `missing` says
+   * why. Throws `RangeError` for an impossible page size.
    */
   initFs(facts: FileSystemFacts, pageSize: number): Superblock {
     return this.#mount(facts, pageSize, undefined)
@@ -234,8 +234,8 @@ export class Cleancache {
   }
 
   /**
-   * Truncates a range of a file, writes past the page cache, or the like: the file is invalidated before *and* after `work`,
-   * also when it fails. Pages that are removed meanwhile are put as always; the second call takes them away.
+   * Truncates a range of a file, writes past the page cache, or the like: the file is invalidated before *and* after
+   * `work`, also when it fails. Pages that are removed meanwhile are put as always; the second call takes them away.
    */
   async aroundInode<T>(
     superblock: Superblock,

@@ -1,8 +1,8 @@
 /**
  * File keys: what names a file to cleancache, 24 bytes, seen as six 32-bit words.
  *
- * A file system that can encode file handles gives the handle; any other gives the inode number; words that are not used are
- * zero. A key is computed once for each file that is opened, not for each page.
+ * A file system that can encode file handles gives the handle; any other gives the inode number; words that are not
+ * used are zero. A key is computed once for each file that is opened, not for each page.
  *
  * Source: cleancache_get_key of Linux 3.0 to 4.x as described in the reference notes, §1.2.
  */
@@ -30,7 +30,9 @@ export interface FileHandle {
   readonly words: readonly number[] | Uint32Array
 }
 
-/** The key of a file that its inode number names: unique while the file exists. Throws `RangeError` outside of 64 bits. */
+/**
+ * The key of a file that its inode number names: unique while the file exists. Throws `RangeError` outside of 64 bits.
+ */
 export function keyOfInode(inode: number | bigint): FileKey {
   const wide = BigInt(inode)
   if (wide < 0n || wide >> 64n !== 0n) throw new RangeError(`an inode number has 64 bits, got ${inode}`)
@@ -38,8 +40,9 @@ export function keyOfInode(inode: number | bigint): FileKey {
 }
 
 /**
- * The key of a file that a handle names, or `undefined`: then its pages are not cached. That is so when the type is at or
- * below `Root`, or `Invalid`, when the handle has more than six words, and for the id that tmem reserves (all bits set).
+ * The key of a file that a handle names, or `undefined`: then its pages are not cached. That is so when the type is at
+ * or below `Root`, or `Invalid`, when the handle has more than six words, and for the id that tmem reserves (all bits
+ * set).
  */
 export function keyOfHandle({ type, words }: FileHandle): FileKey | undefined {
   if (type <= HandleType.Root || type === HandleType.Invalid || words.length > fileKeyWords) return undefined

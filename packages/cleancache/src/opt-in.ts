@@ -1,6 +1,6 @@
 /**
- * What a file system must guarantee before its pages may go to cleancache: seven points, of which code can check some and has to
- * be told the others. A file system that says nothing is left alone.
+ * What a file system must guarantee before its pages may go to cleancache: seven points, of which code can check some
+ * and has to be told the others. A file system that says nothing is left alone.
  *
  * Source: the rules for file systems in the cleancache document of the kernel, as in the reference notes, §1.6.
  */

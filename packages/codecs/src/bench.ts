@@ -2,8 +2,8 @@
  * Measures codecs on pages of this machine's own files, against lz4-napi and C's liblz4 in the same run.
  *
  * All subjects take turns, one pass over all pages each, and the median of the rounds counts: on a machine that others
- * use too, single times mean little, but the ratio of two medians of interleaved rounds holds. Passes go over many pages,
- * because a branch predictor learns a few by heart (8 pages again and again: half the time a page).
+ * use too, single times mean little, but the ratio of two medians of interleaved rounds holds. Passes go over many
+ * pages, because a branch predictor learns a few by heart (8 pages again and again: half the time a page).
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import {
@@ -62,9 +62,9 @@ export interface Lz4Napi {
 }
 
 /**
- * Builds the mixed corpus: 30 % executables, 20 % shared libraries, 12 % headers, 13 % JavaScript, 5 % random bytes, the
- * rest zero pages, in random order. Which pages of which files is decided by `seed`. A kind that the machine does not
- * have is replaced by pages of the running Node, and `sources` says so.
+ * Builds the mixed corpus: 30 % executables, 20 % shared libraries, 12 % headers, 13 % JavaScript, 5 % random bytes,
+ * the rest zero pages, in random order. Which pages of which files is decided by `seed`. A kind that the machine does
+ * not have is replaced by pages of the running Node, and `sources` says so.
  */
 export function mixedCorpus(pages: number, pageBytes = 4096, seed = 1): Corpus {
   let state = seed >>> 0

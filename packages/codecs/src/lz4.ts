@@ -1,13 +1,14 @@
 /**
  * LZ4 blocks in plain TypeScript: the structure check, the portable codec, and the fence around lz4js.
  *
- * Source: "LZ4 Block Format Description" (lz4_Block_format.md of the LZ4 project). A block is a row of sequences: a token
- * byte (literal count in the high four bits, match length - 4 in the low four; 15 means "and more bytes follow, until one
- * is not 255"), the literals, a little-endian 16-bit distance 1..65535, and the rest of the match length. The last
- * sequence is literals only and the block ends with them.
+ * Source: "LZ4 Block Format Description" (lz4_Block_format.md of the LZ4 project). A block is a row of sequences: a
+ * token byte (literal count in the high four bits, match length - 4 in the low four; 15 means "and more bytes follow,
+ * until one is not 255"), the literals, a little-endian 16-bit distance 1..65535, and the rest of the match length. The
+ * last sequence is literals only and the block ends with them.
  *
  * Invariants:
- * - What is written here keeps the two rules for block ends: the last 5 bytes are literals, and the last match starts at
+ * - What is written here keeps the two rules for block ends: the last 5 bytes are literals, and the last match starts
+ * at
  *   least 12 bytes before the end. C's decoder refuses blocks that do not.
  * - What is read here need not keep them: they exist so that decoders may copy in large steps, and none here relies on
  *   them. Everything else must hold: a distance of 0 or one that reaches before the block, a run or a match that crosses
@@ -78,8 +79,8 @@ export function isLz4Block(src: Uint8Array, at: number, length: number, decodedL
 }
 
 /**
- * A checksum of `bytes[at, at + length)` for telling damage: Fletcher's, over eight lanes of little-endian 32-bit words (the
- * end is filled up with zeros), mixed into one word. The WebAssembly module has the same.
+ * A checksum of `bytes[at, at + length)` for telling damage: Fletcher's, over eight lanes of little-endian 32-bit words
+ * (the end is filled up with zeros), mixed into one word. The WebAssembly module has the same.
  */
 export function checksumPortable(bytes: Uint8Array, at: number, length: number): number {
   const sums = new Int32Array(16).fill(length, 0, 4).fill(~length, 4, 8)

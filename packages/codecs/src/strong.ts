@@ -2,7 +2,8 @@
  * Codecs for pages that nobody has asked for in a while: smaller, slower, from the runtime's own zlib.
  *
  * - `deflate`: raw DEFLATE (RFC 1951), everywhere where there is node:zlib.
- * - `zstd`: one Zstandard frame (RFC 8878) for each block, in runtimes whose node:zlib has it (Node 22.15, 23.8 and later).
+ * - `zstd`: one Zstandard frame (RFC 8878) for each block, in runtimes whose node:zlib has it (Node 22.15, 23.8 and
+ * later).
  *
  * DEVIATION: these two make garbage. node:zlib has no interface that works between the caller's buffers, so every call
  * makes a stream object and a result of its own. They are for background work, not for the way of a put.

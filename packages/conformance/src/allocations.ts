@@ -118,8 +118,8 @@ const workloadPages = 48
 
 /**
  * A workload that is to a stack what a swapper and a page cache are: pages go in one by one and in batches, are
- * replaced, flushed and read back; what the stack refuses is kept on the regular way (here a `Map`, in life the swap file);
- * what it forgets, where it may, is made again. Throws when a byte is wrong or lost.
+ * replaced, flushed and read back; what the stack refuses is kept on the regular way (here a `Map`, in life the swap
+ * file); what it forgets, where it may, is made again. Throws when a byte is wrong or lost.
  */
 export async function regularWay(store: PageStore): Promise<WorkloadResult> {
   let stored = 0

@@ -1,6 +1,6 @@
 /**
- * What the suite is told about a store, and what each of its cases works with: a store opened for it alone, a pool of one
- * kind and size, and operations that are carried out one by one, in batches, by `fetch` or by `lend`.
+ * What the suite is told about a store, and what each of its cases works with: a store opened for it alone, a pool of
+ * one kind and size, and operations that are carried out one by one, in batches, by `fetch` or by `lend`.
  */
 import type {
   Account,
@@ -52,8 +52,8 @@ export type Refusal =
 /** What the suite cannot see from the store's capabilities. */
 export interface Manifest {
   /**
-   * True (default): a dozen pages of each size that are easy to compress find a place and stay there, ephemeral ones too. False: puts may
-   * be refused and ephemeral pages may vanish at any time.
+   * True (default): a dozen pages of each size that are easy to compress find a place and stay there, ephemeral ones
+   * too. False: puts may be refused and ephemeral pages may vanish at any time.
    */
   readonly steady?: boolean
   /** Page sizes tried, in bytes (default: 4 KiB, 8 KiB, 64 KiB and 2 MiB, as far as the store keeps them). */

@@ -3,19 +3,19 @@
  * histories, page by page.
  *
  * Each operation took effect at one moment between the call and the answer; a history is linearizable when such moments
- * can be chosen so that every answer is right. Linearizability is local: a history is linearizable exactly when the part of
- * it that concerns each page is, and a store promises no more than that (an operation on many pages is recorded as one
- * operation on each of them).
+ * can be chosen so that every answer is right. Linearizability is local: a history is linearizable exactly when the
+ * part of it that concerns each page is, and a store promises no more than that (an operation on many pages is recorded
+ * as one operation on each of them).
  *
  * Method. Calls and answers are walked through in the order of their times. A configuration is a set of unanswered
- * operations that have taken effect already and what the page then holds; all configurations that are possible are kept,
- * each once. An answer leaves those in which its operation has taken effect, after any others that may have come first. There
- * are never more configurations than the operations of a moment allow, whatever the length of the history, so the walk
- * is linear in it. When none is left, the history is not linearizable.
+ * operations that have taken effect already and what the page then holds; all configurations that are possible are
+ * kept, each once. An answer leaves those in which its operation has taken effect, after any others that may have come
+ * first. There are never more configurations than the operations of a moment allow, whatever the length of the history,
+ * so the walk is linear in it. When none is left, the history is not linearizable.
  *
  * Sources: M. Herlihy and J. Wing, Linearizability: A Correctness Condition for Concurrent Objects (1990), for the
- * definition and locality; J. Wing and C. Gong, Testing and Verifying Concurrent Objects (1993), for the search; G. Lowe,
- * Testing for Linearizability (2017), for "just in time" linearization and the remembered configurations.
+ * definition and locality; J. Wing and C. Gong, Testing and Verifying Concurrent Objects (1993), for the search; G.
+ * Lowe, Testing for Linearizability (2017), for "just in time" linearization and the remembered configurations.
  */
 import { ConformanceError } from './pages.ts'
 
@@ -78,8 +78,8 @@ export class History {
   }
 
   /**
-   * Adds an operation. `value` (0 to `maxHistoryValue`) is what was put or found. Throws `RangeError` when the history is
-   * full or the operation was answered before it was called.
+   * Adds an operation. `value` (0 to `maxHistoryValue`) is what was put or found. Throws `RangeError` when the history
+   * is full or the operation was answered before it was called.
    */
   record(
     thread: number,
@@ -143,7 +143,10 @@ export interface PageModel {
   readonly vanishes: boolean
 }
 
-/** The kinds of pools. A store with room for all may be held to a model of its own in which ephemeral pages do not vanish. */
+/**
+ * The kinds of pools. A store with room for all may be held to a model of its own in which ephemeral pages do not
+ * vanish.
+ */
 export const pageModels: {
   readonly persistent: PageModel
   readonly sharedEphemeral: PageModel
@@ -257,8 +260,8 @@ class PageHistory {
     if (end === all) return undefined
     const fails = (from: number, left: ReadonlySet<number> = new Set()): boolean =>
       this.#walk(from, end + 1, this.#anythingAt(from, left), left) <= end
-    // The latest start from which it cannot be right, whatever was before: an earlier start knows more, so it is found by
-    // doubling and then halving. Without one, the page was empty at the start and should have stayed so.
+    // The latest start from which it cannot be right, whatever was before: an earlier start knows more, so it is found
+    // by doubling and then halving. Without one, the page was empty at the start and should have stayed so.
     let size = 2
     while (size <= end && !fails(end + 1 - size)) size *= 2
     let start = Math.max(0, end + 1 - size)

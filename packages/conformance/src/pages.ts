@@ -19,7 +19,9 @@ export function expect(condition: boolean, message: string): asserts condition {
 /** What a page looks like: all zero, one word repeated, easy to compress, impossible to compress. */
 export type PageKind = 'zero' | 'word' | 'text' | 'noise'
 
-/** A page of `size` bytes. Pages of kind `text` and `noise` with different seeds differ in each of their 4 KiB parts. */
+/**
+ * A page of `size` bytes. Pages of kind `text` and `noise` with different seeds differ in each of their 4 KiB parts.
+ */
 export function makePage(kind: PageKind, seed: number, size: number): Uint8Array {
   const page = new Uint8Array(size)
   const words = new Uint32Array(page.buffer)

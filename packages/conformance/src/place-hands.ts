@@ -1,6 +1,7 @@
 /**
- * What the rules for places work with: a place opened for one case, and hands that put blocks there as a chain does and know what must be
- * where. Hands look at every answer; the place itself is asked whether it has anything else (`check`).
+ * What the rules for places work with: a place opened for one case, and hands that put blocks there as a chain does and
+ * know what must be where. Hands look at every answer; the place itself is asked whether it has anything else
+ * (`check`).
  */
 import type {
   ByteLimit,
@@ -42,7 +43,9 @@ export interface PlaceManifest {
   readonly limit?: ByteLimit
   /** Opens the place once more, after it was closed: for what survives its process (default: that is not tried). */
   readonly reopen?: (context: LayerContext) => Place
-  /** Called after each case, when all of its places are closed: throws when something was left open (files, sockets). */
+  /**
+   * Called after each case, when all of its places are closed: throws when something was left open (files, sockets).
+   */
   readonly afterCase?: () => void | Promise<void>
   /** Runs of the property test (default 60) and its seed (default 1). */
   readonly property?: { readonly runs?: number; readonly seed?: number }
@@ -401,7 +404,10 @@ export class SlowHands implements Owners {
     return flight
   }
 
-  /** Sends blocks in one flight. Resolves to the owners of those that were taken; rejects as the place does, and then has nothing. */
+  /**
+   * Sends blocks in one flight. Resolves to the owners of those that were taken; rejects as the place does, and then
+   * has nothing.
+   */
   async write(...forms: readonly Form[]): Promise<number[]> {
     const flight = this.board(forms)
     const boarded = this.#underWay.get(flight)!

@@ -1,8 +1,9 @@
 /**
- * The rules of places, one named case each: what `place.ts` of @tmem/core promises of a place in memory and of one that may have to
- * wait. Which of them apply is read off the place's traits and the manifest.
+ * The rules of places, one named case each: what `place.ts` of @tmem/core promises of a place in memory and of one that
+ * may have to wait. Which of them apply is read off the place's traits and the manifest.
  *
- * Sources: the contracts at the head of that file; zsmalloc (locations stay, blocks move), the writeback of zswap and zram, nbdkit.
+ * Sources: the contracts at the head of that file; zsmalloc (locations stay, blocks move), the writeback of zswap and
+ * zram, nbdkit.
  */
 import type { BlockCodec, LayerContext, Place, PlaceTraits } from '@tmem/core'
 import {
@@ -176,7 +177,9 @@ function judge({ name, counters, children }: StatsNode): void {
   for (const child of children) judge(child)
 }
 
-/** Does some work on a place whose memory is that of `world`. How many blocks were kept; `undefined`: it did not open. */
+/**
+ * Does some work on a place whose memory is that of `world`. How many blocks were kept; `undefined`: it did not open.
+ */
 async function work({ open, close }: PlaceBench, world: PlaceWorld): Promise<number | undefined> {
   let place: Place
   try {
@@ -663,7 +666,8 @@ export const slowRules: readonly PlaceRule[] = [
       for (let round = 0; round < 5; round++) {
         const writes = [hands.write(...flight()), hands.write(...flight())]
         const reads = owners.slice(0, 2 * few).map((owner) => hands.expectFrame(owner))
-        // Given up while flights are under way, and while it is being read itself: what such a read brings nobody looks at.
+        // Given up while flights are under way, and while it is being read itself: what such a read brings nobody looks
+        // at.
         for (const owner of owners.splice(few, few)) hands.free(owner)
         if (round % 2 === 1) await turn()
         reads.push(...owners.slice(0, few).map((owner) => hands.expectFrame(owner)))

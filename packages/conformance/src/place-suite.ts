@@ -1,7 +1,8 @@
 /**
  * The suite for places: all rules that apply to one, as named cases, each with a place opened for it alone.
  *
- * A place that passes can be a layer of a stack. A stack checks the same at its boundaries while it runs, with `check: 'model'`.
+ * A place that passes can be a layer of a stack. A stack checks the same at its boundaries while it runs, with `check:
+ * 'model'`.
  */
 import type { PlaceSubject } from './place-hands.ts'
 import {
@@ -15,7 +16,10 @@ import {
 } from './place-rules.ts'
 import type { Case, Runner } from './suite.ts'
 
-/** Registers all cases for a place: `await placeConformance({name, open}, {describe, it})`. It is opened once before that, to see what it is. */
+/**
+ * Registers all cases for a place: `await placeConformance({name, open}, {describe, it})`. It is opened once before
+ * that, to see what it is.
+ */
 export async function placeConformance(subject: PlaceSubject, runner: Runner): Promise<void> {
   const cases = await placeCases(subject)
   runner.describe(`${subject.name} conforms as a place`, () => {

@@ -1,11 +1,11 @@
 /**
  * The property: whatever is done to a store, it answers as the reference store could have.
  *
- * fast-check makes up histories of operations on up to three pools; every answer is compared with that of a
- * reference store that is told the same. What the reference misses must be missed; what is served must be the same bytes; a
- * persistent page must be served; what the reference refuses (a new page in a frozen pool, any in a pool that is gone) must be
- * refused. A store may refuse more, and may forget ephemeral pages: then the reference forgets them, too, so that they
- * can never come back. A history that fails is shrunk, and printed with the command that repeats it.
+ * fast-check makes up histories of operations on up to three pools; every answer is compared with that of a reference
+ * store that is told the same. What the reference misses must be missed; what is served must be the same bytes; a
+ * persistent page must be served; what the reference refuses (a new page in a frozen pool, any in a pool that is gone)
+ * must be refused. A store may refuse more, and may forget ephemeral pages: then the reference forgets them, too, so
+ * that they can never come back. A history that fails is shrunk, and printed with the command that repeats it.
  */
 import type { ObjectId, PageStore, Pool, PoolAttributes } from '@tmem/core'
 import {
@@ -202,7 +202,9 @@ function expectCount(what: string, answer: number, batch: PageBatch): void {
   expect(answer === count, `${what} answered ${answer}, the outcomes say ${count}`)
 }
 
-/** Both views in parts, of a persistent pool: of an ephemeral one any part may vanish, and nothing could be compared. */
+/**
+ * Both views in parts, of a persistent pool: of an ephemeral one any part may vanish, and nothing could be compared.
+ */
 function splitBoth(pair: Pair): Pair | undefined {
   if (!pair.real.attributes.persistent) return undefined
   const real = pair.real.split()
@@ -216,7 +218,8 @@ function openPair(both: Both, slot: number, attributes: PoolAttributes): void {
   both.pairs[slot] = { real: poolOf(both.store, attributes), model: poolOf(both.model, attributes) }
 }
 
-// Most operations meet on few handles of few pools: histories are interesting where pages are replaced, taken and flushed.
+// Most operations meet on few handles of few pools: histories are interesting where pages are replaced, taken and
+// flushed.
 const slotOf = fc.constantFrom(0, 0, 0, 0, 1, 2)
 const objectOf = fc.constantFrom(5, 5, 5, 5, 5n, 5n, ...objects)
 const indexOf = fc.constantFrom(0, 0, 0, 0, 0, 0, 1, ...indexes)

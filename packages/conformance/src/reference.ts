@@ -1,8 +1,8 @@
 /**
  * The reference store: what a store of pages means, in as few words as possible. Slow, and meant to be obviously right.
  *
- * Every pool is one `Map` from "object/part" to the 4 KiB of that part; a larger page is nothing but its parts, and is there
- * when all of them are. It serves three ends: the model against which other stores are compared, the store on
+ * Every pool is one `Map` from "object/part" to the 4 KiB of that part; a larger page is nothing but its parts, and is
+ * there when all of them are. It serves three ends: the model against which other stores are compared, the store on
  * which the suite itself is tested (by breaking one rule of it at a time), and something to compose in tests.
  */
 import type {

@@ -1,6 +1,6 @@
 /**
- * The rules, one named case each. A rule is tried for every kind of pool that the store keeps, and where it makes sense for every
- * page size and in every mode (single operations, batches, `fetch`, `lend`).
+ * The rules, one named case each. A rule is tried for every kind of pool that the store keeps, and where it makes sense
+ * for every page size and in every mode (single operations, batches, `fetch`, `lend`).
  *
  * Sources: the contracts in the interface of @tmem/core, and the behaviour of the transcendent memory of 2009 to
  * 2018: what a put, a get and a flush promise; put-put-get, get-get and flush-get coherency; frozen pools; refusals.

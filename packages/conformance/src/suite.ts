@@ -1,8 +1,9 @@
 /**
  * The suite: all rules that apply to a store, as named cases.
  *
- * Which rules apply is read off the store's capabilities and the manifest. Nothing is skipped in silence: a capability that is
- * missing has a case that checks that it is missing, a reason that the store never gives has one that checks that.
+ * Which rules apply is read off the store's capabilities and the manifest. Nothing is skipped in silence: a capability
+ * that is missing has a case that checks that it is missing, a reason that the store never gives has one that checks
+ * that.
  */
 import type { Capabilities } from '@tmem/core'
 import { PutOutcome } from '@tmem/core'

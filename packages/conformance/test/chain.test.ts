@@ -1,7 +1,8 @@
 /**
- * The chain under everything that can happen to it: places that are full, fail, pack their frames or give ephemeral ones up, an
- * allocator that refuses, limits that go up and down, pages in parts, fetches that others overtake. After each step the invariants of
- * directory, mover, chain and places hold (`check`), and what the clients are charged for is what is in memory.
+ * The chain under everything that can happen to it: places that are full, fail, pack their frames or give ephemeral
+ * ones up, an allocator that refuses, limits that go up and down, pages in parts, fetches that others overtake. After
+ * each step the invariants of directory, mover, chain and places hold (`check`), and what the clients are charged for
+ * is what is in memory.
  */
 import {
   ByteLimit,

@@ -1,4 +1,6 @@
-/** The boundary around a place: each lie of a place, and each misuse by whoever calls it, stops the stack and is named. */
+/**
+ * The boundary around a place: each lie of a place, and each misuse by whoever calls it, stops the stack and is named.
+ */
 import {
   Block,
   type Broken,

@@ -48,7 +48,8 @@ await conformance(
     steady: false,
     pageSizes: few,
     refusals: {
-      // What the filter refuses finds room in the zcache, whose coldest pages try again to go down, until nothing has room.
+      // What the filter refuses finds room in the zcache, whose coldest pages try again to go down, until nothing has
+      // room.
       ...inMemory,
       NoMemory: { by: 'filling', bytes: 40 * MiB },
     },

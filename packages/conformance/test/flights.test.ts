@@ -1,4 +1,6 @@
-/** What the chain owes a slow place, and its pages, when flights fail, are refused, or land while their pages change. */
+/**
+ * What the chain owes a slow place, and its pages, when flights fail, are refused, or land while their pages change.
+ */
 import {
   ByteLimit,
   compose,

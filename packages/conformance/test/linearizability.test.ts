@@ -205,7 +205,9 @@ describe('agreement with trying all orders', () => {
 })
 
 describe('long histories', () => {
-  /** Three threads on four pages, in steps: every operation takes effect in one step, between its call and its answer. */
+  /**
+   * Three threads on four pages, in steps: every operation takes effect in one step, between its call and its answer.
+   */
   function simulated(operations: number, get: (held: number, before: number, random: number) => number): History {
     const history = new History(operations)
     const held = [0, 0, 0, 0]

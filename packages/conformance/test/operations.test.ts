@@ -1,4 +1,6 @@
-/** What can be asked of a stack beside putting and getting: where pages are, what rests where, and that they move now. */
+/**
+ * What can be asked of a stack beside putting and getting: where pages are, what rests where, and that they move now.
+ */
 import {
   compose,
   createAccounts,
@@ -188,7 +190,8 @@ test('pages sink on request, many to a write, and only those', async () => {
   expect(await pool.sink!(0, odd, 50, true)).toEqual({ pages: 50, failure: undefined })
   expect(pagesOf(store)).toEqual([70, 50])
   expect(file.writes).toBe(1)
-  // Those that are there already, and one that there is not, are passed over; noise of more than a flight takes several.
+  // Those that are there already, and one that there is not, are passed over; noise of more than a flight takes
+  // several.
   const all = Uint32Array.from({ length: 121 }, (_, n) => n)
   expect(await pool.sink!(0, all, 121, true)).toEqual({ pages: 70, failure: undefined })
   expect(pagesOf(store)).toEqual([0, 120])

@@ -1,6 +1,6 @@
 /**
- * Places that are wrong in one respect each: the small places of `places.ts` with one rule broken. The suite must fail for each of
- * them, exactly in the rules that are named here.
+ * Places that are wrong in one respect each: the small places of `places.ts` with one rule broken. The suite must fail
+ * for each of them, exactly in the rules that are named here.
  */
 import { crc32, deflateRawSync, inflateRawSync } from 'node:zlib'
 import {

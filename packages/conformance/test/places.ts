@@ -1,7 +1,7 @@
 /**
- * Two small places for tests: one in memory, one that waits. Right, short, slow; `place-mutants.ts` breaks them, one rule
- * at a time, and `chain.test.ts` puts them into stacks, where the slow one fails, packs its frames and gives ephemeral
- * ones up for others, more often than a real place would.
+ * Two small places for tests: one in memory, one that waits. Right, short, slow; `place-mutants.ts` breaks them, one
+ * rule at a time, and `chain.test.ts` puts them into stacks, where the slow one fails, packs its frames and gives
+ * ephemeral ones up for others, more often than a real place would.
  *
  * Both keep blocks in a row of units, first fit, so that room may lie in pieces.
  */
@@ -374,7 +374,10 @@ export class SlowMapPlace implements SlowPlace {
   }
 }
 
-/** A slow place that moves frames, and gives an ephemeral one up, with each flight that comes: what real ones do when they have no room. */
+/**
+ * A slow place that moves frames, and gives an ephemeral one up, with each flight that comes: what real ones do when
+ * they have no room.
+ */
 export class RestlessPlace extends SlowMapPlace {
   override place(flight: Flight, count: number): void {
     const { owners, row } = this

@@ -1,6 +1,6 @@
 /**
- * Shared pools with three clients, over every stack that keeps them: joining by uuid, authorisation, gets that leave the page,
- * leaving, ownership passing on; and for each known defect of the original the behaviour that is sane.
+ * Shared pools with three clients, over every stack that keeps them: joining by uuid, authorisation, gets that leave
+ * the page, leaving, ownership passing on; and for each known defect of the original the behaviour that is sane.
  *
  *     npm run -s tool -- vitest run packages/conformance/test/shared-pools.test.ts
  */

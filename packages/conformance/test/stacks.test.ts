@@ -1,6 +1,7 @@
 /**
- * The suite on every stack of up to four places: all orders in which places in memory come before those that wait, as they are and with filters above
- * and between them. What repeats a kind of place is tried with histories only. The stacks are small, so that pages go down.
+ * The suite on every stack of up to four places: all orders in which places in memory come before those that wait, as
+ * they are and with filters above and between them. What repeats a kind of place is tried with histories only. The
+ * stacks are small, so that pages go down.
  */
 import type { Layer } from '@tmem/core'
 import { count, delay, fail, refuse, slowMemory, TraceLog, trace } from '@tmem/faults'
@@ -108,7 +109,10 @@ function subjectOf(places: readonly Kind[], filters: readonly (Filter | undefine
   return stack(parts.map(({ name }) => name).join(' > '), () => parts.map(({ make }) => make()), manifest)
 }
 
-/** For which reasons a put is refused because of filters: the one on top, and the one around the place that is asked last. */
+/**
+ * For which reasons a put is refused because of filters: the one on top, and the one around the place that is asked
+ * last.
+ */
 function reasonsOf(places: readonly Kind[], filters: readonly (Filter | undefined)[]): ('Policy' | 'Unavailable')[] {
   const [top] = filters
   const last = filters[places.length - 1]

@@ -1,6 +1,6 @@
 /**
- * The suite on a zcache under its governor: before every operation the host says something else about its memory, from plenty
- * to nothing at all, and the budget goes up, down and to zero while pages are there.
+ * The suite on a zcache under its governor: before every operation the host says something else about its memory, from
+ * plenty to nothing at all, and the budget goes up, down and to zero while pages are there.
  */
 import type {
   Borrower,

@@ -1,4 +1,7 @@
-/** The suite on zcache with each finder of places, each codec, the rules of 2011, recompression, and a file for cold pages. */
+/**
+ * The suite on zcache with each finder of places, each codec, the rules of 2011, recompression, and a file for cold
+ * pages.
+ */
 import { availableCodecs } from '@tmem/codecs'
 import { type ZcacheOptions, zcache } from '@tmem/zcache'
 import { xvmalloc, zbud } from '@tmem/zcache/history'
@@ -29,7 +32,10 @@ const finders = [
   },
 ]
 
-/** Every finder of places with every codec that this runtime has: which of both is at work is independent, so few histories do. */
+/**
+ * Every finder of places with every codec that this runtime has: which of both is at work is independent, so few
+ * histories do.
+ */
 const pairs = finders.flatMap(({ name, options, ...rest }) =>
   availableCodecs().map(
     (codec): Variant => ({ name: `${name} and ${codec}`, options: { ...options, codec }, runs: 8, ...rest }),

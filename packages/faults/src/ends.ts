@@ -67,15 +67,15 @@ export interface SlowMemoryOptions {
   /** Each tick moves this many frames to other locations, as a place does that regains space (default 0). */
   readonly moves?: number
   /**
-   * Where its frames are, by location: given again to another slow memory, that one begins with what this one has left, as a file does (default:
-   * nothing is left).
+   * Where its frames are, by location: given again to another slow memory, that one begins with what this one has left,
+   * as a file does (default: nothing is left).
    */
   readonly frames?: Map<number, SlowFrame>
 }
 
 /**
- * A slow place in plain memory: a frame that was freed is gone at once, and its location is the next to be given out, so that who reads too late
- * finds another page there. Throws `RangeError` for settings that make no sense.
+ * A slow place in plain memory: a frame that was freed is gone at once, and its location is the next to be given out,
+ * so that who reads too late finds another page there. Throws `RangeError` for settings that make no sense.
  */
 export function slowMemory(options: SlowMemoryOptions): Layer {
   const { sizeBytes, unitBytes = 128, flightBytes = 128 * 1024, persistent = true, ephemeral = false } = options

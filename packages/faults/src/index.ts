@@ -1,4 +1,7 @@
-/** Filters that refuse, delay, corrupt, fail, tear, count or trace; ends of stacks for tests; and an allocator that fails. */
+/**
+ * Filters that refuse, delay, corrupt, fail, tear, count or trace; ends of stacks for tests; and an allocator that
+ * fails.
+ */
 export * from './allocator.ts'
 export * from './ends.ts'
 export * from './layers.ts'

@@ -1,12 +1,13 @@
 /**
  * The filters: each passes everything on but the one thing that it is there to break or to watch.
  *
- * Most stand above the first place of a stack, where pages pass, and between places as well, where blocks do (`fail` and `tear` only there:
- * above, it is for the stack to bear what they do).
+ * Most stand above the first place of a stack, where pages pass, and between places as well, where blocks do (`fail`
+ * and `tear` only there: above, it is for the stack to bear what they do).
  *
- * Everything is deterministic: counters and seeds are given, there is no clock and no random number. What a filter
- * does is allowed to a layer or to a place by the interface (refusing, forgetting, deferring, failing), so a stack with one of them in it
- * passes the conformance suite; the exceptions are `corrupt` and `tear`, which lie, and which whatever verifies must catch.
+ * Everything is deterministic: counters and seeds are given, there is no clock and no random number. What a filter does
+ * is allowed to a layer or to a place by the interface (refusing, forgetting, deferring, failing), so a stack with one
+ * of them in it passes the conformance suite; the exceptions are `corrupt` and `tear`, which lie, and which whatever
+ * verifies must catch.
  */
 import type {
   Allocator,
@@ -67,7 +68,10 @@ const reserve = (allocator: Allocator, bytes: number, site: string): ArrayBuffer
 
 /** When a fault happens. */
 export interface Occasion {
-  /** Every n-th time, counted over the whole layer, and page by page in batches and flights where it is about pages; 1 (default): each time. */
+  /**
+   * Every n-th time, counted over the whole layer, and page by page in batches and flights where it is about pages; 1
+   * (default): each time.
+   */
   readonly every?: number
   /** Only while this answers true; what happens meanwhile is not counted (default: always). */
   readonly when?: () => boolean
@@ -99,13 +103,17 @@ class Turns {
 
 /** Settings of `refuse`. */
 export interface RefuseOptions extends Occasion {
-  /** The reason given (default `Policy`). Anything but `Stored`. A slow place refuses without one, and the stack says `NoMemory`. */
+  /**
+   * The reason given (default `Policy`). Anything but `Stored`. A slow place refuses without one, and the stack says
+   * `NoMemory`.
+   */
   readonly reason?: PutOutcome
 }
 
 /**
- * Refuses puts. Above the first place no layer holds a page under that handle afterwards, not even an older one (`replace`: the older one stays).
- * Between places it refuses blocks, one by one: those of a slow place in the middle of their flight.
+ * Refuses puts. Above the first place no layer holds a page under that handle afterwards, not even an older one
+ * (`replace`: the older one stays). Between places it refuses blocks, one by one: those of a slow place in the middle
+ * of their flight.
  */
 export function refuse(options: RefuseOptions): Layer {
   const { reason = PutOutcome.Policy } = options
@@ -252,8 +260,9 @@ export interface DelayOptions {
   /** Resolves when it is the turn of a fetch, or of a transfer: the caller's scheduler. */
   readonly turn: () => Promise<void>
   /**
-   * Above the first place: 4 KiB pages that the layer can keep book of, 1 to 2^24-1 (default 65,536: 5.3 MiB); a put beyond is refused (`NoMemory`).
-   * An ephemeral page that vanished below stays in the book until it is asked for or flushed.
+   * Above the first place: 4 KiB pages that the layer can keep book of, 1 to 2^24-1 (default 65,536: 5.3 MiB); a put
+   * beyond is refused (`NoMemory`). An ephemeral page that vanished below stays in the book until it is asked for or
+   * flushed.
    */
   readonly pages?: number
 }
@@ -261,9 +270,10 @@ export interface DelayOptions {
 const delayPools = 256
 
 /**
- * Above the first place it answers every get of a page that is below with `Deferred`; `fetch` then waits for its turn. Misses are answered at once:
- * the layer keeps book of what is below, by 4 KiB part, as a layer over a network or a disk would. Around a slow place each write, read
- * and sync waits for its turn before it begins, so that they overtake each other as the scheduler wants.
+ * Above the first place it answers every get of a page that is below with `Deferred`; `fetch` then waits for its turn.
+ * Misses are answered at once: the layer keeps book of what is below, by 4 KiB part, as a layer over a network or a
+ * disk would. Around a slow place each write, read and sync waits for its turn before it begins, so that they overtake
+ * each other as the scheduler wants.
  */
 export function delay(options: DelayOptions): Layer {
   const { turn, pages = 65_536 } = options
@@ -542,7 +552,10 @@ export const delayFactory = (turn: () => Promise<void>): LayerFactory => ({
 export interface CorruptOptions extends Occasion {
   /** Chooses the bits: a 32-bit integer (default 1). The same seed flips the same bits. */
   readonly seed?: number
-  /** Damages pages, or blocks, on their way up (`got`, the default: what is kept stays whole) or on their way down (`kept`). */
+  /**
+   * Damages pages, or blocks, on their way up (`got`, the default: what is kept stays whole) or on their way down
+   * (`kept`).
+   */
   readonly what?: 'got' | 'kept'
 }
 
@@ -647,7 +660,10 @@ function corrupting(next: Place, bits: Bits, what: 'got' | 'kept'): Place {
   })
 }
 
-/** A slow place that is given other bytes than the flight had: `change` changes them, and what it returns makes them whole again. */
+/**
+ * A slow place that is given other bytes than the flight had: `change` changes them, and what it returns makes them
+ * whole again.
+ */
 function writingOtherwise(next: SlowPlace, stats: () => StatsNode, change: (flight: Flight) => () => void): SlowPlace {
   return passingPlace(next, {
     stats,
@@ -883,7 +899,10 @@ export interface TearOptions extends Occasion {
   readonly kept?: number
 }
 
-/** Loses the end of flights that are acknowledged all the same, as a disk does that lies about its cache. What is lost reads as zeros. */
+/**
+ * Loses the end of flights that are acknowledged all the same, as a disk does that lies about its cache. What is lost
+ * reads as zeros.
+ */
 export function tear(options: TearOptions): Layer {
   const { kept = 0.5 } = options
   assertPositive('every', options.every ?? 1)
@@ -917,7 +936,10 @@ export const tearFactory: LayerFactory = {
   create: (options) => tear(options as TearOptions),
 }
 
-/** Counts the calls that cross it, by operation: nodes of `stats()` named `count`. A batch is one crossing, and so is a flight. */
+/**
+ * Counts the calls that cross it, by operation: nodes of `stats()` named `count`. A batch is one crossing, and so is a
+ * flight.
+ */
 export function count(): Layer {
   return Object.freeze({
     name: 'count',

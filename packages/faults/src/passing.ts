@@ -1,10 +1,11 @@
 /**
  * What the filters of this package have in common: they pass every call on, and each changes only what it is there for.
  *
- * Above the first place a filter of one's own is a `PassingStore` whose `wrap` puts a `PassingPool` around each pool; both can be
- * overridden method by method. Between places it is a `passingPlace` with the methods that it changes.
+ * Above the first place a filter of one's own is a `PassingStore` whose `wrap` puts a `PassingPool` around each pool;
+ * both can be overridden method by method. Between places it is a `passingPlace` with the methods that it changes.
  *
- * Invariant: a filter has the optional methods that what is below it has, and no other, because their absence says something.
+ * Invariant: a filter has the optional methods that what is below it has, and no other, because their absence says
+ * something.
  */
 import type {
   Borrower,
@@ -135,7 +136,10 @@ export abstract class PassingStore implements PageStore {
     this.next = next
   }
 
-  /** The layer's own pool around a new pool of the store below, or why there can be none (the pool below is destroyed then). */
+  /**
+   * The layer's own pool around a new pool of the store below, or why there can be none (the pool below is destroyed
+   * then).
+   */
   abstract wrap(pool: Pool): Pool | PoolRefusal
 
   /** The layer's own counters. */
@@ -187,7 +191,10 @@ export function passingPlan(
   return Object.freeze({ ...below, ...changes })
 }
 
-/** Opening a layer that keeps no pages: `make` gets what it can do and the store below. Throws `TMEM_BAD_STACK` without one. */
+/**
+ * Opening a layer that keeps no pages: `make` gets what it can do and the store below. Throws `TMEM_BAD_STACK` without
+ * one.
+ */
 export function openPassing(
   name: string,
   next: PageStore | undefined,
@@ -213,8 +220,8 @@ export const methodsOf = (place: Place): readonly string[] =>
   namesOf(place).filter((name) => typeof place[name as keyof Place] === 'function')
 
 /**
- * A place that does all that `next` does, but what `changes` has in its stead. A change of what `next` does not have is left out; one to
- * `undefined` takes it away.
+ * A place that does all that `next` does, but what `changes` has in its stead. A change of what `next` does not have is
+ * left out; one to `undefined` takes it away.
  */
 export function passingPlace<P extends Place>(next: P, changes: Partial<P>): P {
   const place: object = {}
@@ -250,8 +257,9 @@ export const decidedAbove = 254
 
 /**
  * Puts a batch of which this layer refuses some entries, in one crossing: the refused ones go down as `Stored` (taken
- * above), which makes every layer below drop its copy, and get their reason afterwards. With `keep` (for `replaceMany`) they go down as
- * refused, which leaves the copies. `marks` has room for `maxBatchEntries`; afterwards it holds the judgement of each entry, or `decidedAbove`.
+ * above), which makes every layer below drop its copy, and get their reason afterwards. With `keep` (for `replaceMany`)
+ * they go down as refused, which leaves the copies. `marks` has room for `maxBatchEntries`; afterwards it holds the
+ * judgement of each entry, or `decidedAbove`.
  */
 export function putRefusing(
   next: Pool,

@@ -1,6 +1,6 @@
 /**
- * The trace layer: a bounded list of the operations that crossed it, which can be printed, and run again on another store (those that were
- * called above the first place: what passes between places is what a stack made of them).
+ * The trace layer: a bounded list of the operations that crossed it, which can be printed, and run again on another
+ * store (those that were called above the first place: what passes between places is what a stack made of them).
  *
  * The list belongs to the caller; several trace layers can write into one, so that it shows the order in which the
  * layers of a stack were called: an operation stands where its call began. With `pages`, a put keeps a copy of its page
@@ -52,7 +52,10 @@ export interface TracedEntry {
   page: Uint8Array | undefined
 }
 
-/** What can be recorded: the operations of `PageStore`, `Pool` and of places. `close` is followed by `closed` when it is done. */
+/**
+ * What can be recorded: the operations of `PageStore`, `Pool` and of places. `close` is followed by `closed` when it is
+ * done.
+ */
 export type TracedName =
   | 'open'
   | 'close'
@@ -96,9 +99,9 @@ export interface TracedOperation {
   /** Handles: one for single operations, the entries of a batch, an object with index -1 for `flushObject`. */
   readonly entries: readonly TracedEntry[]
   /**
-   * What was answered: the outcome of a single operation, the count of a batch, the number of the new pool
-   * (`newPool`, `split`) or minus its refusal, the pages of a tick, 1 when a page was released; of a place: the location that it gave
-   * or minus its refusal, the frames of a flight that it took. `undefined` until there is an answer.
+   * What was answered: the outcome of a single operation, the count of a batch, the number of the new pool (`newPool`,
+   * `split`) or minus its refusal, the pages of a tick, 1 when a page was released; of a place: the location that it
+   * gave or minus its refusal, the frames of a flight that it took. `undefined` until there is an answer.
    */
   answer: number | undefined
   /** What a place was asked, in words; `undefined` above the first place. */
@@ -588,8 +591,8 @@ export interface ReplayDifference {
 
 /**
  * Runs recorded operations again, one after the other, on an open store, and returns what was answered otherwise
- * (outcomes, counts, bytes). Use the operations of one label, from its `newPool` on. Throws `RangeError` when a page is needed
- * that the trace did not keep (see `TraceLogOptions.pages`), or a pool whose making is not in the list.
+ * (outcomes, counts, bytes). Use the operations of one label, from its `newPool` on. Throws `RangeError` when a page is
+ * needed that the trace did not keep (see `TraceLogOptions.pages`), or a pool whose making is not in the list.
  */
 export async function replay(
   operations: readonly TracedOperation[],

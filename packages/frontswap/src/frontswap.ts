@@ -1,21 +1,20 @@
 /**
- * Frontswap: a shadow in front of every swap area. A page on its way to a slot is first offered to a backend; whether the
- * backend or the slot on disk has it is known by one bit per slot, the frontswap map, and by nothing else.
+ * Frontswap: a shadow in front of every swap area. A page on its way to a slot is first offered to a backend; whether
+ * the backend or the slot on disk has it is known by one bit per slot, the frontswap map, and by nothing else.
  *
  * Invariants:
  *  - A bit is set exactly while the backend was told to keep the page of that slot and not yet told to drop it.
  *  - After a refused store the bit is clear and the backend has been told to drop whatever it held of that slot.
  *  - The pages of a type are the bits set in its map.
  *
- * The kernel has one pool for all; here pages may belong to several owners (clients, page sizes) with a pool each, so that
- * each is charged for its own pages. Owner 0 is enough for most.
+ * The kernel has one pool for all; here pages may belong to several owners (clients, page sizes) with a pool each, so
+ * that each is charged for its own pages. Owner 0 is enough for most.
  *
  * DEVIATION: an exclusive load drops the backend's copy itself. The original trusted the backend to have done it and
- * leaked the page when it had not: later invalidates see a clear bit.
- * DEVIATION: swapoff tells the backend before it gives the map up. Linux 3.10 did it the other way round, so the backend was
- * never told.
- * DEVIATION: a second backend is refused, as cleancache does from 4.1 on; the original put the new one in the place of
- * the old, whose pages were then lost.
+ * leaked the page when it had not: later invalidates see a clear bit. DEVIATION: swapoff tells the backend before it
+ * gives the map up. Linux 3.10 did it the other way round, so the backend was never told. DEVIATION: a second backend
+ * is refused, as cleancache does from 4.1 on; the original put the new one in the place of the old, whose pages were
+ * then lost.
  *
  * Source: mm/frontswap.c and mm/swapfile.c of Linux 3.5 to 3.10 as described in the reference notes.
  */
@@ -165,8 +164,8 @@ export class Frontswap {
   }
 
   /**
-   * Registers the backend, before or after swapon: pools are made for the owners that wait, then stores begin. There is no
-   * unregister. Throws `TypeError` when there is one already.
+   * Registers the backend, before or after swapon: pools are made for the owners that wait, then stores begin. There is
+   * no unregister. Throws `TypeError` when there is one already.
    */
   register(backend: PageStore): void {
     if (this.#backend !== undefined) throw new TypeError(`frontswap has a backend already: ${this.#backend.name}`)
@@ -219,8 +218,8 @@ export class Frontswap {
   }
 
   /**
-   * Takes `slots` slots for a page in the area of highest priority that has them (areas of equal priority in turn, group
-   * by group). Answers the swap entry, or `noEntry`.
+   * Takes `slots` slots for a page in the area of highest priority that has them (areas of equal priority in turn,
+   * group by group). Answers the swap entry, or `noEntry`.
    */
   getSwapPage(slots = 1): number {
     const order = this.#order
@@ -251,8 +250,8 @@ export class Frontswap {
   }
 
   /**
-   * Offers a page to the backend. `Stored`: no write is needed. Anything else: write it to its slot; the backend holds nothing of it,
-   * except in writethrough mode, where a page that was taken answers `Policy`.
+   * Offers a page to the backend. `Stored`: no write is needed. Anything else: write it to its slot; the backend holds
+   * nothing of it, except in writethrough mode, where a page that was taken answers `Policy`.
    */
   store(entry: number, page: Uint8Array, owner = 0): PutOutcome {
     const type = this.#type(entry)
@@ -292,7 +291,10 @@ export class Frontswap {
     return this.#loaded(entry, pool.get(swapObject(entry), swapIndex(entry), into), pool)
   }
 
-  /** As `load`, waiting where that is needed: `Hit` or `Miss`. As under the kernel's page lock, one call per entry at a time. */
+  /**
+   * As `load`, waiting where that is needed: `Hit` or `Miss`. As under the kernel's page lock, one call per entry at a
+   * time.
+   */
   async fetch(entry: number, into: Uint8Array, owner = 0): Promise<GetOutcome> {
     const pool = this.#owners[owner]?.pool
     if (pool === undefined || !this.test(entry)) return GetOutcome.Miss
@@ -318,9 +320,9 @@ export class Frontswap {
   }
 
   /**
-   * Takes an area out of use: pulls all of its pages back, tells the backend, then gives the type free. False (and the area in
-   * use again, with the pages that are left) when `unuse` has no memory. Rejects when a page cannot be read. The area is
-   * not closed.
+   * Takes an area out of use: pulls all of its pages back, tells the backend, then gives the type free. False (and the
+   * area in use again, with the pages that are left) when `unuse` has no memory. Rejects when a page cannot be read.
+   * The area is not closed.
    */
   async swapoff(type: number, unuse: Unuse): Promise<boolean> {
     const found = this.#types[type]
@@ -342,8 +344,8 @@ export class Frontswap {
   }
 
   /**
-   * Partial swapoff: pulls pages out of the backend until `target` are left, but from one area only (the first, by priority,
-   * that may commit the memory); call again for more.
+   * Partial swapoff: pulls pages out of the backend until `target` are left, but from one area only (the first, by
+   * priority, that may commit the memory); call again for more.
    */
   async shrink(target: number, unuse: Unuse): Promise<Shrunk> {
     const excess = this.currPages - target
@@ -467,8 +469,9 @@ export interface SelfShrinkOptions {
 }
 
 /**
- * Frontswap never gives a page up by itself: what was swapped out once and is not needed stays in the backend. This decides, each time it is asked
- * (every 5 seconds in the original), down to how many pages to `shrink`: a little at a time, and not while the number grows.
+ * Frontswap never gives a page up by itself: what was swapped out once and is not needed stays in the backend. This
+ * decides, each time it is asked (every 5 seconds in the original), down to how many pages to `shrink`: a little at a
+ * time, and not while the number grows.
  */
 export class SelfShrink {
   readonly #hysteresis: number

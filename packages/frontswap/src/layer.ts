@@ -24,11 +24,17 @@ export interface SwapFileOptions {
   readonly sizeBytes: ByteAmount
   /** Use a file or device made with mkswap: pages go to its slots as they are (default: make a file of our own). */
   readonly existing?: boolean
-  /** In a file of our own, too, pages go to slots as they are, without frames: what a kernel's swap area is (default: compressed as they come). */
+  /**
+   * In a file of our own, too, pages go to slots as they are, without frames: what a kernel's swap area is (default:
+   * compressed as they come).
+   */
   readonly slots?: boolean
   /** Leave a file that was made in place at the end (default: remove it). */
   readonly keep?: boolean
-  /** Most bytes that are written in any hour for pages that could as well stay in memory (default: any). Needs the stack's clock. */
+  /**
+   * Most bytes that are written in any hour for pages that could as well stay in memory (default: any). Needs the
+   * stack's clock.
+   */
   readonly bytesPerHour?: ByteAmount
   /** The system that has the file (default: this machine's). */
   readonly files?: PageFileIo
@@ -45,8 +51,8 @@ const names: OptionNames<SwapFileOptions> = {
 }
 
 /**
- * The end of a stack: every page finds a place in the swap file. Throws `TypeError` for unknown options, `RangeError` for
- * settings that make no sense.
+ * The end of a stack: every page finds a place in the swap file. Throws `TypeError` for unknown options, `RangeError`
+ * for settings that make no sense.
  */
 export function frontswap(options: SwapFileOptions): Layer {
   checkOptions('frontswap', options, names)
@@ -96,7 +102,10 @@ export interface SwapFileRequest extends Pick<SwapFileOptions, 'file' | 'existin
   readonly header?: Uint8Array
 }
 
-/** Opens a swap file, with all of its room taken. Throws `TmemError` (`TMEM_IO`, `TMEM_NO_MEMORY`) with nothing left behind. */
+/**
+ * Opens a swap file, with all of its room taken. Throws `TmemError` (`TMEM_IO`, `TMEM_NO_MEMORY`) with nothing left
+ * behind.
+ */
 export function openSwapFile(
   request: SwapFileRequest,
   { allocator, io }: Pick<LayerContext, 'allocator' | 'io'>,

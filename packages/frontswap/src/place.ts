@@ -1,17 +1,19 @@
 /**
  * A swap file as a place of a stack: the regular way. Every page finds room in it, compressed as it comes or as it is.
  *
- * The file is a row of clusters for 128 KiB of pages each, counted in units. Which units are in use is one bit each. A flight goes behind the last one or to
- * a free cluster, in one write, while there is one. Else it fills holes that frames have left behind: its frames are put into an order in which
- * they fill them exactly, first those of whole blocks, in the clusters that were filled longest ago; so that little more is written than the
- * frames have, and nothing has to be read for it. Only when those are used up, holes are filled of which the blocks at the ends have to be read
- * and written again, the cheapest first; then the frames of the emptiest clusters are packed together (`#pack`); and what still finds no
- * place goes into any hole that fits.
+ * The file is a row of clusters for 128 KiB of pages each, counted in units. Which units are in use is one bit each. A
+ * flight goes behind the last one or to a free cluster, in one write, while there is one. Else it fills holes that
+ * frames have left behind: its frames are put into an order in which they fill them exactly, first those of whole
+ * blocks, in the clusters that were filled longest ago; so that little more is written than the frames have, and
+ * nothing has to be read for it. Only when those are used up, holes are filled of which the blocks at the ends have to
+ * be read and written again, the cheapest first; then the frames of the emptiest clusters are packed together
+ * (`#pack`); and what still finds no place goes into any hole that fits.
  *
  * A swap area made by mkswap holds pages as they are, one to a slot of 4 KiB, and slot 0, its header, is left alone.
  *
- * Invariants: a unit is marked from the moment a flight is given it until its frame is freed, or the flight fails; a location is never given
- * out while a frame is there; room for `reservedBytes` of pages that do not shrink is there whatever is written and freed in which order.
+ * Invariants: a unit is marked from the moment a flight is given it until its frame is freed, or the flight fails; a
+ * location is never given out while a frame is there; room for `reservedBytes` of pages that do not shrink is there
+ * whatever is written and freed in which order.
  */
 import {
   type Budget,
@@ -33,7 +35,9 @@ import type { PageFileCounters } from '@tmem/page-file'
 /** What a swap place needs of a file: whole transfers, or the system's error. A `PageFile` is one. */
 export interface SwapFile {
   readonly directIo: boolean
-  /** Transfers of the system so far, those included that a write of part of a block needs (default: they are not told). */
+  /**
+   * Transfers of the system so far, those included that a write of part of a block needs (default: they are not told).
+   */
   readonly counters?: Readonly<PageFileCounters>
   write(bytes: Uint8Array, at: number, length: number, position: number): Promise<void>
   /** Not for blocks to which a write is under way. */
@@ -61,7 +65,10 @@ export const slotBytes = 4096
 /** Holes of so many bytes are looked for first; and so many clusters are looked at for one flight. */
 const goodHoleBytes = 16 * 1024
 const clustersLookedAt = 64
-/** What is written for a unit, where blocks have to be written again: cheap holes are filled first, then frames are packed. */
+/**
+ * What is written for a unit, where blocks have to be written again: cheap holes are filled first, then frames are
+ * packed.
+ */
 const holeCosts: readonly number[] = [1.25, 1.5, 2]
 /** Frames of which those are chosen that fill a hole best. */
 const framesTried = 64
@@ -112,7 +119,10 @@ export class SwapPlace implements SlowPlace {
   /** One bit per unit, and units in use per cluster. */
   readonly #map: Int32Array
   readonly #used: Uint32Array
-  /** One bit per block: a write to it is under way. Another one would have to wait for it, which a write that blocks cannot do. */
+  /**
+   * One bit per block: a write to it is under way. Another one would have to wait for it, which a write that blocks
+   * cannot do.
+   */
   readonly #busy: Int32Array
   #usedUnits = 0
   #freeClusters: number
@@ -144,8 +154,8 @@ export class SwapPlace implements SlowPlace {
   #fragmented = 0
   #forcedBytes = 0
   /**
-   * The flight that is being placed: its frames, first those that have a place in the order in which they are written, then those that are
-   * left; and the runs of units that they were given: first unit, units.
+   * The flight that is being placed: its frames, first those that have a place in the order in which they are written,
+   * then those that are left; and the runs of units that they were given: first unit, units.
    */
   readonly #order: Uint16Array = new Uint16Array(clusterBytes / frameBytes)
   #placed = 0
@@ -155,7 +165,10 @@ export class SwapPlace implements SlowPlace {
   readonly #reached: Uint16Array
   readonly #chosen: Uint16Array = new Uint16Array(framesTried)
 
-  /** It owns the file. Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables; then the file is closed. */
+  /**
+   * It owns the file. Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for its tables; then the
+   * file is closed.
+   */
   constructor(options: SwapPlaceOptions, { allocator, clock }: LayerContext) {
     const { file, traits, from, roomBytes, slots, bytesPerHour } = options
     this.traits = traits
@@ -385,9 +398,9 @@ export class SwapPlace implements SlowPlace {
   }
 
   /**
-   * Fills holes of at least `least` units, from where it ended last time: what was filled longest ago has the largest holes. `whole`: only
-   * of blocks that are free as a whole. `cost`: the most units that are written for each that is filled; without a limit all of the file is
-   * looked at.
+   * Fills holes of at least `least` units, from where it ended last time: what was filled longest ago has the largest
+   * holes. `whole`: only of blocks that are free as a whole. `cost`: the most units that are written for each that is
+   * filled; without a limit all of the file is looked at.
    */
   #fillHoles(flight: Flight, least: number, whole: boolean, cost: number): void {
     const block = this.#unitsPerBlock
@@ -423,8 +436,8 @@ export class SwapPlace implements SlowPlace {
   }
 
   /**
-   * Places those frames into free units that fill them best; answers where they end. None at all, when more than `cost` units would have
-   * to be written for each.
+   * Places those frames into free units that fill them best; answers where they end. None at all, when more than `cost`
+   * units would have to be written for each.
    */
   #fill(flight: Flight, from: number, to: number, cost: number): number {
     const taken = this.#choose(flight, to - from)
@@ -452,8 +465,8 @@ export class SwapPlace implements SlowPlace {
   }
 
   /**
-   * Brings those frames to the front of what is left whose units add up to as many as possible, but not more than `room`; how many they
-   * are. Which sums can be had is found by adding one frame after the other.
+   * Brings those frames to the front of what is left whose units add up to as many as possible, but not more than
+   * `room`; how many they are. Which sums can be had is found by adding one frame after the other.
    */
   #choose(flight: Flight, room: number): number {
     const order = this.#order
@@ -473,7 +486,8 @@ export class SwapPlace implements SlowPlace {
         if ((s === 0 || reached[s] !== 0) && reached[s + units] === 0) reached[s + units] = n - first + 1
       for (let s = Math.min(room, best + units); s > best; s--) if (reached[s] !== 0) best = s
     }
-    // The last that were added have the highest numbers: moving them to the front one by one leaves the others where they are.
+    // The last that were added have the highest numbers: moving them to the front one by one leaves the others where
+    // they are.
     let taken = 0
     for (let s = best; s > 0; ) {
       const n = first + reached[s]! - 1
@@ -505,8 +519,8 @@ export class SwapPlace implements SlowPlace {
   }
 
   /**
-   * Packs the frames of the emptiest clusters together, so that clusters become free: it reads and writes before it returns. What fails
-   * leaves everything where it is. False: there is nothing to gain.
+   * Packs the frames of the emptiest clusters together, so that clusters become free: it reads and writes before it
+   * returns. What fails leaves everything where it is. False: there is nothing to gain.
    */
   #pack(): boolean {
     const owners = this.#owners

@@ -1,17 +1,20 @@
 /**
- * A swap area of the model: slots of 4 KiB in a file, as the kernel's swap type is. Slot 0 is the header and never holds a page.
+ * A swap area of the model: slots of 4 KiB in a file, as the kernel's swap type is. Slot 0 is the header and never
+ * holds a page.
  *
- * What is known of each slot lies in typed arrays: whether it is free, the checksum of what was last written, a stamp that changes whenever
- * the slot changes hands or content, and the next slot of a page that takes several.
+ * What is known of each slot lies in typed arrays: whether it is free, the checksum of what was last written, a stamp
+ * that changes whenever the slot changes hands or content, and the next slot of a page that takes several.
  *
  * Invariants:
- *  - A read that answers true has delivered exactly what was last written to the slots, checked by checksum. When the stamp moved while it
+ *  - A read that answers true has delivered exactly what was last written to the slots, checked by checksum. When the
+ *    stamp moved while it
  *    was under way (freed, overwritten, given to another page), it answers false: look again.
  *  - Nothing is allocated after `open` but by the file's transfers.
  *
  * Slots are given out by next fit, within a wholly free group of 32 slots while there is one.
  *
- * Source: mm/swapfile.c as described in the reference notes (swap areas, priorities, clusters); the SWAPSPACE2 header as mkswap(8) writes it.
+ * Source: mm/swapfile.c as described in the reference notes (swap areas, priorities, clusters); the SWAPSPACE2 header
+ * as mkswap(8) writes it.
  */
 import { crc32 } from 'node:zlib'
 import { type Allocator, TmemError } from '@tmem/core'
@@ -31,7 +34,9 @@ export interface SwapAreaOptions {
   readonly file: string
   /** Bytes of pages that it holds: a multiple of 4096. The file has 4096 bytes more, for the header. */
   readonly sizeBytes: number
-  /** True: use the file or device that is there, made with mkswap. Default false: make the file; it must not be there. */
+  /**
+   * True: use the file or device that is there, made with mkswap. Default false: make the file; it must not be there.
+   */
   readonly existing?: boolean
   /** True: leave a file that was made here in place at the end. */
   readonly keep?: boolean
@@ -83,9 +88,9 @@ export class SwapArea {
   }
 
   /**
-   * Opens an area and reserves all that it will ever need.
-   * Throws `RangeError` for sizes and priorities that make no sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has
-   * too little, with `TMEM_IO` when the file cannot be had (present already, foreign content, in use, disk full).
+   * Opens an area and reserves all that it will ever need. Throws `RangeError` for sizes and priorities that make no
+   * sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has too little, with `TMEM_IO` when the file cannot be
+   * had (present already, foreign content, in use, disk full).
    */
   static open(options: SwapAreaOptions, allocator: Allocator): SwapArea {
     const { sizeBytes, priority = 0 } = options
@@ -159,8 +164,8 @@ export class SwapArea {
   }
 
   /**
-   * Writes a page to its slots, neighbours in one request; waits in the calling thread. Throws `TmemError` (`TMEM_IO`): then the slots hold
-   * no page that could be read.
+   * Writes a page to its slots, neighbours in one request; waits in the calling thread. Throws `TmemError` (`TMEM_IO`):
+   * then the slots hold no page that could be read.
    */
   write(first: number, page: Uint8Array): void {
     this.#touch(first)
@@ -175,9 +180,10 @@ export class SwapArea {
   }
 
   /**
-   * Reads a page of chained slots into `into`, whose length is the page's. True: it is what was last written. False: the page was written,
-   * freed or replaced meanwhile (or the area closed), and what is in `into` means nothing. Rejects with `TmemError`: `TMEM_IO`
-   * when the device failed, `TMEM_CORRUPT` when the bytes came back altered; the page stays.
+   * Reads a page of chained slots into `into`, whose length is the page's. True: it is what was last written. False:
+   * the page was written, freed or replaced meanwhile (or the area closed), and what is in `into` means nothing.
+   * Rejects with `TmemError`: `TMEM_IO` when the device failed, `TMEM_CORRUPT` when the bytes came back altered; the
+   * page stays.
    */
   async read(first: number, into: Uint8Array): Promise<boolean> {
     const stamp = this.#stamps[first]!
@@ -203,7 +209,10 @@ export class SwapArea {
     return true
   }
 
-  /** Waits for what is under way, then closes the file (and removes it, when it was made here and not to be kept). Idempotent. */
+  /**
+   * Waits for what is under way, then closes the file (and removes it, when it was made here and not to be kept).
+   * Idempotent.
+   */
   close(): Promise<void> {
     this.#closed = true
     return this.#file.close()
@@ -265,7 +274,10 @@ class SlotMap {
     for (let slot = 1; slot < slots; slot++) this.give(slot)
   }
 
-  /** Takes a free slot: the next one of the group in use, else of the next group that is wholly free, else of any. There is one. */
+  /**
+   * Takes a free slot: the next one of the group in use, else of the next group that is wholly free, else of any. There
+   * is one.
+   */
   take(): number {
     let word = this.#cursor >>> 5
     let bits = this.#free[word]! & (-1 << (this.#cursor & 31))

@@ -1,4 +1,7 @@
-/** A disk in memory that fails or waits when a test says so, and remembers what it was asked for; and what the tests share. */
+/**
+ * A disk in memory that fails or waits when a test says so, and remembers what it was asked for; and what the tests
+ * share.
+ */
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

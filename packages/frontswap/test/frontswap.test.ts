@@ -33,8 +33,8 @@ import {
 import { attributes, codeOf, openArea, page, same } from './device.ts'
 
 /**
- * A backend that can be told to refuse, and that then keeps its old copy, as zcache2 did: what the core does not invalidate
- * is left over.
+ * A backend that can be told to refuse, and that then keeps its old copy, as zcache2 did: what the core does not
+ * invalidate is left over.
  */
 class Backend implements PageStore {
   readonly name = 'backend'

@@ -1,24 +1,24 @@
 /**
  * The page engine: pools, handles and frames of plain memory, all of whose state lies in typed arrays.
  *
- * Page bytes lie in large chunks outside of the JavaScript heap (`Frames`), handles in typed arrays (`HandleTable`). The
- * entry number of a page is the number of its first frame, so that one lookup finds both; a put is a lookup and one
+ * Page bytes lie in large chunks outside of the JavaScript heap (`Frames`), handles in typed arrays (`HandleTable`).
+ * The entry number of a page is the number of its first frame, so that one lookup finds both; a put is a lookup and one
  * copy, a get is a lookup and one copy.
  *
- * Keys. A page of 2^k × 4 KiB is entered under the index of its first 4 KiB (index × 2^k); its parts, when they were put
- * one by one or when the page was split, under their own. So a page is either one run of frames or single frames, and
- * both the pool (order k) and its view in parts (order 0) find either.
+ * Keys. A page of 2^k × 4 KiB is entered under the index of its first 4 KiB (index × 2^k); its parts, when they were
+ * put one by one or when the page was split, under their own. So a page is either one run of frames or single frames,
+ * and both the pool (order k) and its view in parts (order 0) find either.
  *
- * Eviction. Ephemeral pages queue per client in the order of their insertion; only a get from a shared pool moves a page
- * back to the new end (Xen's lists, without the global one).
- * DEVIATION: Xen's quota test is inverted (a client counts as over its quota when its share of pages is *below* its
- * share of weight). Here a client is over when its share of pages is above its share of weight, as the design document of
- * Xen's tmem says.
- * DEVIATION: where Xen takes the oldest page of all clients, the oldest page of the client with the most pages per
- * weight goes (a client without a weight counts as 1): one queue per page instead of two, and a fair share besides.
+ * Eviction. Ephemeral pages queue per client in the order of their insertion; only a get from a shared pool moves a
+ * page back to the new end (Xen's lists, without the global one). DEVIATION: Xen's quota test is inverted (a client
+ * counts as over its quota when its share of pages is *below* its share of weight). Here a client is over when its
+ * share of pages is above its share of weight, as the design document of Xen's tmem says. DEVIATION: where Xen takes
+ * the oldest page of all clients, the oldest page of the client with the most pages per weight goes (a client without a
+ * weight counts as 1): one queue per page instead of two, and a fair share besides.
  *
  * Invariants: bytes of chunks and metadata stay within the limit that was given at the start; refusing costs the same
- * however full the engine is; a frame given to another owner is overwritten whole, or scrubbed, before anybody can read it.
+ * however full the engine is; a frame given to another owner is overwritten whole, or scrubbed, before anybody can read
+ * it.
  */
 import type {
   Account,
@@ -205,8 +205,8 @@ export class Engine {
   }
 
   /**
-   * Makes an empty engine. Throws `RangeError` for a limit without room for a single page or for more than 2^24-1 pages,
-   * and `TmemError` (`TMEM_NO_MEMORY`) when the metadata cannot be had.
+   * Makes an empty engine. Throws `RangeError` for a limit without room for a single page or for more than 2^24-1
+   * pages, and `TmemError` (`TMEM_NO_MEMORY`) when the metadata cannot be had.
    */
   static create(options: EngineOptions): Engine {
     const { limit, allocator, fixed } = options
@@ -421,8 +421,8 @@ export class Engine {
   }
 
   /**
-   * Puts every `Pending` entry of a batch. First all places are found and then all pages copied, so that neither waits for
-   * the other's cache misses.
+   * Puts every `Pending` entry of a batch. First all places are found and then all pages copied, so that neither waits
+   * for the other's cache misses.
    */
   putMany(pool: number, batch: PageBatch, order: number): void {
     const { objects, indexes, outcomes, scratch, length } = batch
@@ -455,7 +455,9 @@ export class Engine {
     while (this.#runNext < this.#runEnd) this.#frames.free(this.#runNext++)
   }
 
-  /** Copies the pages of entries `from` to `to`-1 to their places in `scratch`; neighbours to neighbours in one copy. */
+  /**
+   * Copies the pages of entries `from` to `to`-1 to their places in `scratch`; neighbours to neighbours in one copy.
+   */
   #copyInMany(batch: PageBatch, order: number, from: number, to: number): number {
     const { offsets, scratch } = batch
     const frames = this.#frames
@@ -571,7 +573,9 @@ export class Engine {
     return this.#frames.offsetOf(frame)
   }
 
-  /** Background work: shrinks to the limit, gives chunks back, makes the next frames ready. Returns the pages touched. */
+  /**
+   * Background work: shrinks to the limit, gives chunks back, makes the next frames ready. Returns the pages touched.
+   */
   tick(budget: number): number {
     let done = 0
     while (done < budget && this.#frames.used > this.#allowed()) {
@@ -1009,7 +1013,9 @@ export class Engine {
     this.#allocator.free?.(memory, 'memory.chunk')
   }
 
-  /** The chunk to give back: the emptiest, when there are bytes beyond the limit and its pages fit elsewhere; or `none`. */
+  /**
+   * The chunk to give back: the emptiest, when there are bytes beyond the limit and its pages fit elsewhere; or `none`.
+   */
   #chunkToEmpty(): number {
     if (this.#fixed || this.bytes <= this.#limit.bytes) return none
     const chunk = this.#emptiestChunk()
@@ -1044,7 +1050,9 @@ export class Engine {
     return emptiest
   }
 
-  /** Has the operating system give real memory to frames before they are needed (its zeroing costs more than the copy). */
+  /**
+   * Has the operating system give real memory to frames before they are needed (its zeroing costs more than the copy).
+   */
   #makeReady(budget: number): number {
     let done = 0
     for (; done < budget && this.#behind(); done++) {

@@ -1,9 +1,10 @@
 /**
  * Page frames: 4 KiB units in large chunks of memory, handed out in runs of a power of two (a buddy system per chunk).
  *
- * A frame is a number; frame f lies in chunk f >>> chunkShift. Chunks come from the allocator one at a time and are given
- * back when they are empty and the owner asks for it. Per frame there is one byte of state; free runs are chained in
- * words that the owner lends (those of the handle table, unused while the frame is free), so a frame costs nothing more.
+ * A frame is a number; frame f lies in chunk f >>> chunkShift. Chunks come from the allocator one at a time and are
+ * given back when they are empty and the owner asks for it. Per frame there is one byte of state; free runs are chained
+ * in words that the owner lends (those of the handle table, unused while the frame is free), so a frame costs nothing
+ * more.
  *
  * Invariants: a free run never has a free buddy of the same order; every frame of a present chunk belongs to exactly
  * one run; frames of an absent chunk belong to none.
@@ -74,7 +75,8 @@ export class Frames {
 
   /**
    * @param memory as made by the owner; `state` and `frameStates` zeroed for new frames
-   * @param words at least two words per frame at the start of each group of `stride` words; the owner's, lent while free
+   * @param words at least two words per frame at the start of each group of `stride` words; the owner's, lent while
+   * free
    */
   constructor(memory: FramesMemory, words: Int32Array, stride: number) {
     this.capacity = memory.capacity

@@ -1,10 +1,11 @@
 /**
- * Memory that goes back to the system the moment it is given back, not when the garbage collector comes round: anonymous mappings, made
- * through koffi, on Linux.
+ * Memory that goes back to the system the moment it is given back, not when the garbage collector comes round:
+ * anonymous mappings, made through koffi, on Linux.
  *
- * What is given back loses its pages at once (MADV_DONTNEED) and keeps its addresses, for the next request of that size. So a view that
- * somebody kept by mistake reads zeros, or what the next owner puts there, but never touches what is not mapped; nothing is ever unmapped. A buffer
- * that was not given back, and that nobody can reach any more, loses its pages when the garbage collector has found it.
+ * What is given back loses its pages at once (MADV_DONTNEED) and keeps its addresses, for the next request of that
+ * size. So a view that somebody kept by mistake reads zeros, or what the next owner puts there, but never touches what
+ * is not mapped; nothing is ever unmapped. A buffer that was not given back, and that nobody can reach any more, loses
+ * its pages when the garbage collector has found it.
  *
  * Invariants: memory is with its owner or here, never both; what is handed out is zeroed.
  *
@@ -25,7 +26,10 @@ const dontNeed = 4
 type Koffi = typeof import('koffi')
 type Call = (...args: readonly number[]) => number
 
-/** Empties what became unreachable. It must be there as long as any mapping, also when the allocator that made it is not. */
+/**
+ * Empties what became unreachable. It must be there as long as any mapping, also when the allocator that made it is
+ * not.
+ */
 const unreachable = new FinalizationRegistry<() => void>((empty) => empty())
 
 /** An allocator of mapped memory, or of the runtime's where that cannot be had. */
@@ -70,8 +74,8 @@ class Maps {
 }
 
 /**
- * Makes an allocator that takes requests of 64 KiB and more from the system directly, and gives them back at once. Where that cannot be had
- * (another system than Linux, no koffi) it is as `systemAllocator`, and `lacks` says why.
+ * Makes an allocator that takes requests of 64 KiB and more from the system directly, and gives them back at once.
+ * Where that cannot be had (another system than Linux, no koffi) it is as `systemAllocator`, and `lacks` says why.
  *
  * `free` throws `RangeError` for memory that was given back already.
  */

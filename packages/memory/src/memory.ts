@@ -1,9 +1,10 @@
 /**
  * Plain memory, in a stack and alone.
  *
- * Among other places it is a place (`place.ts`), and the chain decides what rests in it. As the only one of a stack it is a store by
- * itself, which can do more: one page engine behind the interface of a store, whose pages can be seen in parts, and, without `compose`,
- * exchanged frame by frame. The store keeps nothing but engine state: see `engine.ts` for the invariants.
+ * Among other places it is a place (`place.ts`), and the chain decides what rests in it. As the only one of a stack it
+ * is a store by itself, which can do more: one page engine behind the interface of a store, whose pages can be seen in
+ * parts, and, without `compose`, exchanged frame by frame. The store keeps nothing but engine state: see `engine.ts`
+ * for the invariants.
  */
 import type {
   Borrower,
@@ -53,8 +54,8 @@ export interface MemoryOptions {
 }
 
 /**
- * Plain memory as a layer: a place among others, or a whole store when it is the only place of its stack. Throws `RangeError` for
- * a limit without room for a page and its metadata.
+ * Plain memory as a layer: a place among others, or a whole store when it is the only place of its stack. Throws
+ * `RangeError` for a limit without room for a page and its metadata.
  */
 export function memory(options: MemoryOptions): Layer {
   checkOptions('memory', options, { limitBytes: true })
@@ -116,7 +117,10 @@ export class MemoryStore implements PageStore {
   readonly #pools: MemoryPool[] = []
   #closing: Promise<void> | undefined
 
-  /** Throws `RangeError` for a limit without room for a page or for more than 2^24-1 of them, `TmemError` (`TMEM_NO_MEMORY`). */
+  /**
+   * Throws `RangeError` for a limit without room for a page or for more than 2^24-1 of them, `TmemError`
+   * (`TMEM_NO_MEMORY`).
+   */
   constructor(limit: ByteLimit, context: LayerContext) {
     const capabilities = capabilitiesOf(limit)
     if (capabilities === undefined) throw new RangeError(`memory: ${noRoomIn(limit)}`)
@@ -173,7 +177,10 @@ export class MemoryPool implements Pool {
   /** Frames in a page. */
   readonly #frames: number
 
-  /** Made by `MemoryStore.newPool` and `split`; a view in parts is of the generation of its pool, also when that is gone. */
+  /**
+   * Made by `MemoryStore.newPool` and `split`; a view in parts is of the generation of its pool, also when that is
+   * gone.
+   */
   constructor(
     engine: Engine,
     number: number,
@@ -266,8 +273,8 @@ export class MemoryPool implements Pool {
   }
 
   /**
-   * Exchange of ownership: a page-sized run of the store's own memory for the caller to write, zeroed; its number, or the
-   * (negative) put refusal. It counts against the limit until it is put in or given back.
+   * Exchange of ownership: a page-sized run of the store's own memory for the caller to write, zeroed; its number, or
+   * the (negative) put refusal. It counts against the limit until it is put in or given back.
    */
   reserveFrame(): number {
     return this.#gone() ? -PutOutcome.PoolGone : this.#engine.reserveFrame(this.#number)
@@ -284,8 +291,8 @@ export class MemoryPool implements Pool {
   }
 
   /**
-   * Puts a page by moving its frame in: no copy. On `Stored` the frame is the store's; refused, it stays the caller's and
-   * no page is left under the handle. Throws `RangeError` for a frame that is not the caller's.
+   * Puts a page by moving its frame in: no copy. On `Stored` the frame is the store's; refused, it stays the caller's
+   * and no page is left under the handle. Throws `RangeError` for a frame that is not the caller's.
    */
   putFrame(object: ObjectId, index: number, frame: number): PutOutcome {
     assertIndex(index, this.#pageSize)
@@ -293,7 +300,9 @@ export class MemoryPool implements Pool {
     return this.#engine.putFrame(this.#number, object, index * this.#frames, frame)
   }
 
-  /** Gets a page by moving its frame out, whatever the kind of pool: no copy, and the page is gone here. `-1` is a miss. */
+  /**
+   * Gets a page by moving its frame out, whatever the kind of pool: no copy, and the page is gone here. `-1` is a miss.
+   */
   takeFrame(object: ObjectId, index: number): number {
     assertIndex(index, this.#pageSize)
     return this.#gone() ? none : this.#engine.takeFrame(this.#number, object, index * this.#frames)

@@ -1,15 +1,18 @@
 /**
  * Plain memory as a place of a stack: pages as they are, in the frames of a buddy system.
  *
- * Invariants: frames in use never pass what the limit in force has room for, beside the metadata that each page may need (an object
- * of its own included), so that a put within `reservedBytes` is refused only when the system has no memory. (Among pages of several sizes
- * a large one may find its frames in pieces.)
+ * Invariants: frames in use never pass what the limit in force has room for, beside the metadata that each page may
+ * need (an object of its own included), so that a put within `reservedBytes` is refused only when the system has no
+ * memory. (Among pages of several sizes a large one may find its frames in pieces.)
  */
 import type { Block, ByteLimit, LayerContext, MemoryPlace, MovedBlock, PlaceTraits, StatsNode } from '@tmem/core'
 import { basePageSize, maxBlockBytes, maxEntries, none, PutOutcome, TmemError } from '@tmem/core'
 import { Frames } from './frames.ts'
 
-/** Bytes of our own per frame: its state, and two words for the chains of free frames, the first of which names its owner while it is in use. */
+/**
+ * Bytes of our own per frame: its state, and two words for the chains of free frames, the first of which names its
+ * owner while it is in use.
+ */
 const stride = 2
 const ownBytesPerFrame = 1 + stride * 4
 /** Bytes of the chain's for a page that is an object by itself. */

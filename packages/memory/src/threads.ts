@@ -5,9 +5,9 @@
  * whose state lies in shared memory, and one thread at a time works in it. So operations on one handle are atomic,
  * operations on different handles seldom meet, and there is no order between them but that of the locks.
  *
- * `SharedMemoryStore.create` makes the store; its `handle` can be posted to a worker, which attaches. Every thread opens
- * the pools that it uses by their number. All memory is reserved at the start, since a thread cannot learn of memory that
- * another one allocates; the operating system gives it out as it is touched.
+ * `SharedMemoryStore.create` makes the store; its `handle` can be posted to a worker, which attaches. Every thread
+ * opens the pools that it uses by their number. All memory is reserved at the start, since a thread cannot learn of
+ * memory that another one allocates; the operating system gives it out as it is touched.
  *
  * A thread that is ended in the middle of an operation leaves its shard locked: end workers between operations.
  */
@@ -74,15 +74,18 @@ const LOCKED = 1
 /** Locked, and a thread may be asleep waiting for it. */
 const CONTENDED = 2
 /**
- * Tries before a thread goes to sleep: longer than the copy of a page, since waking up costs more. With 100 two threads had 1.4
- * to 1.8 times the throughput of one (16 shards, 100,000 pages), with 2,000 1.8 to 1.9.
+ * Tries before a thread goes to sleep: longer than the copy of a page, since waking up costs more. With 100 two threads
+ * had 1.4 to 1.8 times the throughput of one (16 shards, 100,000 pages), with 2,000 1.8 to 1.9.
  */
 const spins = 2000
 
 const clientCount = 65536
 const noMaximum = 0x7fffffff
 
-/** Accounts in shared memory, in frames of 4 KiB: charged, maximum (stored as its complement, so that 0 is none), weight. */
+/**
+ * Accounts in shared memory, in frames of 4 KiB: charged, maximum (stored as its complement, so that 0 is none),
+ * weight.
+ */
 class SharedAccounts implements Accounts {
   readonly words: Int32Array
   readonly #accounts = new Map<number, SharedAccount>()

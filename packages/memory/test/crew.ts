@@ -41,8 +41,8 @@ export class Crew {
   }
 
   /**
-   * Has one thread carry out a task. When it does not answer in time, which a deadlock looks like, all threads are ended
-   * and the promise rejects with how far they came.
+   * Has one thread carry out a task. When it does not answer in time, which a deadlock looks like, all threads are
+   * ended and the promise rejects with how far they came.
    */
   run<T>(thread: number, task: string, args: object): Promise<T> {
     if (this.#ended !== undefined) return Promise.reject(new Error(this.#ended))

@@ -66,7 +66,10 @@ const putAll = (pool: Pool, count: number, value = 1, object = 0): number[] => {
   return Array.from({ length: count }, (_, i) => pool.put(object, i, pageOf(value + i * parts, parts)))
 }
 
-/** Which of the pages are there with the right bytes; what is there with others is `wrong`. Takes those of private pools. */
+/**
+ * Which of the pages are there with the right bytes; what is there with others is `wrong`. Takes those of private
+ * pools.
+ */
 const heldOf = (pool: Pool, count: number, value = 1, object = 0): (number | 'wrong')[] => {
   const parts = pool.attributes.pageSize / 4096
   const into = Buffer.alloc(parts * 4096)
@@ -628,7 +631,8 @@ describe('large pages', () => {
   })
 
   test('a batch may evict what it has just stored, and no bytes get mixed up', () => {
-    // Three pages of two frames: one run in two halves of a batch, then one that must lie scattered over an evicted one.
+    // Three pages of two frames: one run in two halves of a batch, then one that must lie scattered over an evicted
+    // one.
     const { store, capacity, filler, pool } = fragmented('shared', 8 * KiB)
     const parts = must(pool.split())
     // One run of two frames besides, which the first entry gets.

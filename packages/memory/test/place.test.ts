@@ -1,4 +1,7 @@
-/** Frames of plain memory as a place: blocks keep their bytes while they move, and memory comes and goes as the limit says. */
+/**
+ * Frames of plain memory as a place: blocks keep their bytes while they move, and memory comes and goes as the limit
+ * says.
+ */
 import type { Allocator, MemoryPlace, PageStore, Pool } from '@tmem/core'
 import {
   Block,
@@ -17,7 +20,9 @@ const KiB = 1024
 const MiB = 1024 * KiB
 const { Stored, NoMemory, AllocationFailed } = PutOutcome
 
-/** A place, and what a chain does with it: blocks of one kind, by the number of their owner, filled with that number. */
+/**
+ * A place, and what a chain does with it: blocks of one kind, by the number of their owner, filled with that number.
+ */
 class World {
   readonly place: MemoryPlace
   readonly limit: ByteLimit

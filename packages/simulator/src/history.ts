@@ -1,16 +1,18 @@
 /**
- * One history: a stack is drawn, what is done to it, and what goes wrong meanwhile, all from two numbers. Every answer is compared
- * with the reference; at the end all comes to rest, and every page is asked for once more.
+ * One history: a stack is drawn, what is done to it, and what goes wrong meanwhile, all from two numbers. Every answer
+ * is compared with the reference; at the end all comes to rest, and every page is asked for once more.
  *
  * Rules, besides those of the reference (`model.ts`):
  *  - A put is not refused while its page is sure to find room, unless something has gone wrong.
  *  - A fetch, a sync and a close come back, when the transfers do.
- *  - What `sync` says is synced; no two writes under way touch the same bytes; a file is closed once, with nothing under way.
+ *  - What `sync` says is synced; no two writes under way touch the same bytes; a file is closed once, with nothing
+ *    under way.
  *  - A limit is kept; a lowered one is reached as far as pages can go elsewhere.
  *  - A client pays for its pages, and for nothing when they are gone.
  *  - The stack's own invariants hold (`PageStore.check`), and its statistics add up.
  *
- * Everything happens in microtasks: no timer, no real time. So the same numbers give the same history, in the last detail.
+ * Everything happens in microtasks: no timer, no real time. So the same numbers give the same history, in the last
+ * detail.
  */
 import {
   type BlockCodec,
@@ -175,8 +177,8 @@ export interface HistoryOptions {
 }
 
 /**
- * Runs history `history` of seed `seed`: integers from 0 to 2^32-1. Rejects with `HistoryFailure` when an answer is wrong, and with
- * whatever is thrown when the simulator itself is.
+ * Runs history `history` of seed `seed`: integers from 0 to 2^32-1. Rejects with `HistoryFailure` when an answer is
+ * wrong, and with whatever is thrown when the simulator itself is.
  */
 export async function runHistory(seed: number, history: number, options: HistoryOptions = {}): Promise<HistoryReport> {
   const { workshop = new Workshop(), trace } = options
@@ -243,7 +245,8 @@ class History {
     this.shape = drawShape(random, workshop.codec)
     this.#pageSizes = pageSizes[random.weighted([8, 1, 1])]!
     const rates = { ...drawRates(random) }
-    // Who checks nothing cannot know. And a write that was lost leaves an older page, which looks right: one in parts may be of two ages then.
+    // Who checks nothing cannot know. And a write that was lost leaves an older page, which looks right: one in parts
+    // may be of two ages then.
     if (!this.shape.verifies || this.#pageSizes.some((size) => size > maxBlockBytes))
       rates.torn = rates.lost = rates.rotten = rates.misread = 0
     // What survives shall show it.
@@ -356,7 +359,8 @@ class History {
       this.#accounts = createAccounts()
       // Memory may run out while it opens; the third time it does not.
       world.faulty = attempt < 2
-      // What a stack that does not open has opened is closed at once here, and `compose` hands on that this failed, too, as a rejection.
+      // What a stack that does not open has opened is closed at once here, and `compose` hands on that this failed,
+      // too, as a rejection.
       world.syncsFail = shape.io !== 'blocking'
       try {
         this.#store = openShape(shape, world, this.#accounts)

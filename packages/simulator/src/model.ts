@@ -1,8 +1,9 @@
 /**
  * The reference: what a stack may answer, by what was put into it.
  *
- * For each handle of a pool the version that was put last. Operations that are done when they return have one right answer (an ephemeral
- * page may be missing, but not come back). A fetch takes time: it may answer with whatever was there at some moment of it.
+ * For each handle of a pool the version that was put last. Operations that are done when they return have one right
+ * answer (an ephemeral page may be missing, but not come back). A fetch takes time: it may answer with whatever was
+ * there at some moment of it.
  *
  * A complaint says what was answered and what was right.
  */
@@ -35,7 +36,10 @@ export class ModelPool {
   readonly current: Int32Array
   /** By handle: 1 when a page may be there or not. */
   readonly doubtful: Uint8Array
-  /** By handle: older versions that were answered, because a disk has lied. Each may be what is there, as long as nothing else is put. */
+  /**
+   * By handle: older versions that were answered, because a disk has lied. Each may be what is there, as long as
+   * nothing else is put.
+   */
   readonly older: Map<number, number[]> = new Map()
   isFrozen = false
   isGone = false
@@ -185,7 +189,10 @@ export class Model {
     this.#judge(fetch.pool, fetch.handle, outcome, fetch.into, fetch.at, fetch.possible)
   }
 
-  /** Nobody waits for a fetch any more. It may have taken the page out of its private ephemeral pool, or may yet do that. */
+  /**
+   * Nobody waits for a fetch any more. It may have taken the page out of its private ephemeral pool, or may yet do
+   * that.
+   */
   gaveUp({ pool, handle }: Fetch): void {
     if (!pool.persistent && !pool.pool.attributes.shared) pool.doubtful[handle] = 1
   }
@@ -203,7 +210,8 @@ export class Model {
   }
 
   /**
-   * Pages of a batch could not be had. Its error is that of the first one; the others may have another reason, so each counts for either.
+   * Pages of a batch could not be had. Its error is that of the first one; the others may have another reason, so each
+   * counts for either.
    */
   failedMany(pool: ModelPool, handles: readonly number[], error: unknown): void {
     const [first, ...others] = handles as [number, ...number[]]
@@ -256,8 +264,9 @@ export class Model {
   }
 
   /**
-   * The page is another one. An older page of the same handle cannot be told apart where a disk has lied: then that may be what is there from
-   * now on. It need not be: it may have been read in the wrong place, or before what is there now was put.
+   * The page is another one. An older page of the same handle cannot be told apart where a disk has lied: then that may
+   * be what is there from now on. It need not be: it may have been read in the wrong place, or before what is there now
+   * was put.
    */
   #judgeOther(pool: ModelPool, handle: number, version: number, possible: readonly number[]): void {
     const owner = this.#owners[version]!

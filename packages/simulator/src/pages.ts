@@ -1,9 +1,9 @@
 /**
- * Pages that tell who they are. Each version that is ever put has a number; the number decides every byte of its page, so that
- * what comes back can be compared as a whole, and named when it is another one.
+ * Pages that tell who they are. Each version that is ever put has a number; the number decides every byte of its page,
+ * so that what comes back can be compared as a whole, and named when it is another one.
  *
- * Kinds of content, chosen by weight for each history: one word repeated; a stamp and zeros; text that shrinks to a half; bytes that do
- * not shrink; and a random part followed by zeros, which shrinks to any size.
+ * Kinds of content, chosen by weight for each history: one word repeated; a stamp and zeros; text that shrinks to a
+ * half; bytes that do not shrink; and a random part followed by zeros, which shrinks to any size.
  */
 import { Random, scatter } from './random.ts'
 

@@ -65,8 +65,9 @@ export class Random {
   }
 
   /**
-   * Swarm weights: about a quarter of the kinds is off, the others are of very different weight, so that histories differ in what they are
-   * made of. (Groce and others, Swarm Testing, 2012: what is left out finds as much as what is put in.)
+   * Swarm weights: about a quarter of the kinds is off, the others are of very different weight, so that histories
+   * differ in what they are made of. (Groce and others, Swarm Testing, 2012: what is left out finds as much as what is
+   * put in.)
    */
   swarm(kinds: number): number[] {
     const weights: number[] = []

@@ -47,8 +47,8 @@ export interface SimulationReport {
 }
 
 /**
- * Runs histories. Resolves with a report, also of a failure. While it runs, a promise that nobody handles counts as a wrong
- * answer of the history that is running.
+ * Runs histories. Resolves with a report, also of a failure. While it runs, a promise that nobody handles counts as a
+ * wrong answer of the history that is running.
  */
 export async function simulate(options: SimulationOptions): Promise<SimulationReport> {
   const { seed, first = 0, histories = Number.POSITIVE_INFINITY, seconds = Number.POSITIVE_INFINITY } = options

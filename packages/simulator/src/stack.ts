@@ -1,4 +1,7 @@
-/** Stacks that a history is played on: places as they ship, over a simulated disk, in sizes so small that everything overflows. */
+/**
+ * Stacks that a history is played on: places as they ship, over a simulated disk, in sizes so small that everything
+ * overflows.
+ */
 import {
   type Accounts,
   type BlockCodec,
@@ -26,7 +29,10 @@ export interface Shape {
   readonly layers: readonly Layer[]
   readonly limits: readonly ByteLimit[]
   readonly io: 'pool' | 'blocking'
-  /** Bytes of persistent pages that are sure to find room: in places that wait, and in memory while limits and accounts allow it. */
+  /**
+   * Bytes of persistent pages that are sure to find room: in places that wait, and in memory while limits and accounts
+   * allow it.
+   */
   readonly reservedSlow: number
   readonly reservedMemory: number
   /** Bytes of pages that find room at once, roughly. */
@@ -141,7 +147,8 @@ function drawSwap(random: Random, isLast: boolean): Part {
   return {
     text: `frontswap(size=${sizeBytes / KiB}KiB${more.join('')})`,
     layer: watched({ name: 'frontswap', place: { traits, open } }),
-    // Ephemeral pages take room, too; and without room to spare, so do pages that were flushed while they were on their way.
+    // Ephemeral pages take room, too; and without room to spare, so do pages that were flushed while they were on their
+    // way.
     reserved: ephemeral ? 0 : Math.max(0, sizeBytes - (existing ? 3 * 128 * KiB : 0)),
     room: sizeBytes,
     waits: true,

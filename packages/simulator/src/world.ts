@@ -1,15 +1,18 @@
 /**
- * The world around a stack, simulated: a clock, an order in which transfers complete, a disk, and memory that may run out. All of it
- * is drawn from the seed, nothing from this machine.
+ * The world around a stack, simulated: a clock, an order in which transfers complete, a disk, and memory that may run
+ * out. All of it is drawn from the seed, nothing from this machine.
  *
- * A transfer begins when it is asked for and ends at a time that is drawn, so later ones overtake it. A part of it is done when it begins and the
- * rest when it ends, so who changes a buffer, or looks at one, before its promise has settled is found out.
+ * A transfer begins when it is asked for and ends at a time that is drawn, so later ones overtake it. A part of it is
+ * done when it begins and the rest when it ends, so who changes a buffer, or looks at one, before its promise has
+ * settled is found out.
  *
- * Faults are honest or lies. An honest one reports an error (nothing or a part was done). A lie does not: what was acknowledged is not
- * there. What a lie has spoilt is noted by the grain of a few bytes, so that a stack may report damage exactly where there is some; also where a
- * place that packs has taken it: what it does not look into is as damaged there.
+ * Faults are honest or lies. An honest one reports an error (nothing or a part was done). A lie does not: what was
+ * acknowledged is not there. What a lie has spoilt is noted by the grain of a few bytes, so that a stack may report
+ * damage exactly where there is some; also where a place that packs has taken it: what it does not look into is as
+ * damaged there.
  *
- * Source: the simulated storage of TigerBeetle and the simulation of FoundationDB, for the idea that one seed decides everything.
+ * Source: the simulated storage of TigerBeetle and the simulation of FoundationDB, for the idea that one seed decides
+ * everything.
  */
 import type { Allocator, Place } from '@tmem/core'
 import type { SwapFile } from '@tmem/frontswap'

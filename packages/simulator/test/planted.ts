@@ -1,6 +1,6 @@
 /**
- * Bugs that a stack could have, planted into the shipped modules from outside: each changes a method of a class for as long as it is
- * there. `first` is a history of seed 1 from which on it is found soon.
+ * Bugs that a stack could have, planted into the shipped modules from outside: each changes a method of a class for as
+ * long as it is there. `first` is a history of seed 1 from which on it is found soon.
  */
 import { GetOutcome, PutOutcome } from '@tmem/core'
 import { SwapPlace } from '@tmem/frontswap'

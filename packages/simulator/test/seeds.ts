@@ -1,6 +1,6 @@
 /**
- * Histories in which a fault of the shipped modules, or of the reference, was once seen. What a history does may change with the simulator, so each fault has a
- * test by itself, too, where it was mended.
+ * Histories in which a fault of the shipped modules, or of the reference, was once seen. What a history does may change
+ * with the simulator, so each fault has a test by itself, too, where it was mended.
  */
 export const found: readonly { readonly seed: number; readonly history: number; readonly what: string }[] = [
   { seed: 6, history: 186, what: 'a spill whose table cannot be read is left open' },

@@ -1,14 +1,15 @@
 /**
  * The file of a spill: a header, a table of records, and a ring of frames.
  *
- * A record says which page a frame is of and where it lies, and has a digest of it (128 bits of SHA-256), under which alone
- * it is served. It is written after its frame, and emptied before anything happens that makes it wrong; so a process may die
- * at any moment. A machine may not: what the system had not written yet would come back in any order. So a file counts
- * only when it was closed, or when this is still the same boot of the machine. That it was closed is gone from the disk before
- * anything in it changes.
+ * A record says which page a frame is of and where it lies, and has a digest of it (128 bits of SHA-256), under which
+ * alone it is served. It is written after its frame, and emptied before anything happens that makes it wrong; so a
+ * process may die at any moment. A machine may not: what the system had not written yet would come back in any order.
+ * So a file counts only when it was closed, or when this is still the same boot of the machine. That it was closed is
+ * gone from the disk before anything in it changes.
  *
- * Layout: block 0 with the mark of a page file, and the header in it at byte 1024 · records (64 bytes each; all zeros: empty) ·
- * the ring, in units of 64 bytes. Little-endian. Nothing of it needs to be right: what does not check is empty.
+ * Layout: block 0 with the mark of a page file, and the header in it at byte 1024 · records (64 bytes each; all zeros:
+ * empty) · the ring, in units of 64 bytes. Little-endian. Nothing of it needs to be right: what does not check is
+ * empty.
  *
  * Source: the mail of November 2011 that wants compressed page cache written out; the rest is our own.
  */
@@ -92,8 +93,8 @@ export class SpillFile {
   #loaded = -1
 
   /**
-   * Opens the file, or makes it. Throws `TmemError`: `TMEM_IO` (somebody else's file, or somebody uses it; the message says what to do),
-   * `TMEM_NO_MEMORY`; with nothing left behind.
+   * Opens the file, or makes it. Throws `TmemError`: `TMEM_IO` (somebody else's file, or somebody uses it; the message
+   * says what to do), `TMEM_NO_MEMORY`; with nothing left behind.
    */
   constructor({ path, sizeBytes, boot, files }: SpillFileOptions, { allocator, io }: LayerContext) {
     this.geometry = geometryOf(sizeBytes)
@@ -181,7 +182,10 @@ export class SpillFile {
     view.setUint32(at + 60, this.#checksum(at, number), true)
   }
 
-  /** Writes `count` records that were set, from number `slot` of them on, to the places from number `first` on. Throws `TmemError` (`TMEM_IO`). */
+  /**
+   * Writes `count` records that were set, from number `slot` of them on, to the places from number `first` on. Throws
+   * `TmemError` (`TMEM_IO`).
+   */
   writeRecords(slot: number, count: number, first: number): void {
     this.#file.writeNow(this.#records, slot * recordBytes, count * recordBytes, blockBytes + first * recordBytes)
   }
@@ -250,8 +254,8 @@ export class SpillFile {
   }
 
   /**
-   * Makes the content count after a restart of the machine, too, and closes the file; with `remove` it goes. Rejects with `TmemError`
-   * (`TMEM_IO`), the file being closed all the same.
+   * Makes the content count after a restart of the machine, too, and closes the file; with `remove` it goes. Rejects
+   * with `TmemError` (`TMEM_IO`), the file being closed all the same.
    */
   async close(remove: boolean): Promise<void> {
     const file = this.#file
@@ -271,8 +275,9 @@ export class SpillFile {
   }
 
   /**
-   * Writes the table once more as it is read. What an earlier run has written may be gone from the disk, when a sync failed since then: it can be
-   * read, no later sync says so, and an emptied record would come back at the end of the machine. (A frame that is gone has another digest.)
+   * Writes the table once more as it is read. What an earlier run has written may be gone from the disk, when a sync
+   * failed since then: it can be read, no later sync says so, and an emptied record would come back at the end of the
+   * machine. (A frame that is gone has another digest.)
    */
   #rewriteRecords(): void {
     const bytes = this.geometry.ringAt - blockBytes
@@ -283,7 +288,10 @@ export class SpillFile {
     }
   }
 
-  /** Whether the content may be believed, being of this version and size: it was closed, or is of a run of this boot that was not. */
+  /**
+   * Whether the content may be believed, being of this version and size: it was closed, or is of a run of this boot
+   * that was not.
+   */
   #state(): 'closed' | 'open' | 'none' {
     const header = new Uint8Array(headerBytes)
     const view = new DataView(header.buffer)

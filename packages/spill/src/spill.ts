@@ -1,23 +1,27 @@
 /**
- * Spill: a place for ephemeral pages that survives a restart of the process: a ring of frames in a file, the oldest of which are
- * overwritten. Pools that are made again in the same order, for the same client and of the same kind, find their pages.
+ * Spill: a place for ephemeral pages that survives a restart of the process: a ring of frames in a file, the oldest of
+ * which are overwritten. Pools that are made again in the same order, for the same client and of the same kind, find
+ * their pages.
  *
- * Records are numbered in the order of their frames in the ring, round and round as it is: so the oldest frame is that of the oldest record,
- * and both make room together. The number of a record is the location of its frame.
+ * Records are numbered in the order of their frames in the ring, round and round as it is: so the oldest frame is that
+ * of the oldest record, and both make room together. The number of a record is the location of its frame.
  *
  * Invariants:
- *  - A record is in the file only while its page is here: it is written after its frame, and only if the page is still what was
+ *  - A record is in the file only while its page is here: it is written after its frame, and only if the page is still
+ *    what was
  *    sent; it is emptied before the page is answered, changed or dropped. So nothing that went comes back after a crash.
  *  - A frame is served only when its bytes have the digest of its record. Anything else costs the page.
- *  - Positions of records grow with their numbers from the oldest to the newest, and all lie within one length of the ring.
+ *  - Positions of records grow with their numbers from the oldest to the newest, and all lie within one length of the
+ *    ring.
  *
  * **What the client owes.** After a restart the pages are those of before. So object ids must name *contents* for good
- * (a version of a file, a hash), not places in the memory of the process that died. Those of @tmem/page-cache and @tmem/fscache do.
+ * (a version of a file, a hash), not places in the memory of the process that died. Those of @tmem/page-cache and
+ * @tmem/fscache do.
  *
- * DEVIATION: what a destroyed pool leaves cannot be reached any more in this run, but stays in the file, until a pool of the
- * same kind is made in this run or its place is needed: closing a stack destroys its pools, and what is to survive would be gone.
- * What must not come back is flushed.
- * DEVIATION: a digest makes objects for each frame; this is the way to a disk, not the hot path.
+ * DEVIATION: what a destroyed pool leaves cannot be reached any more in this run, but stays in the file, until a pool
+ * of the same kind is made in this run or its place is needed: closing a stack destroys its pools, and what is to
+ * survive would be gone. What must not come back is flushed. DEVIATION: a digest makes objects for each frame; this is
+ * the way to a disk, not the hot path.
  */
 import {
   type ByteAmount,
@@ -70,7 +74,10 @@ const maxSizeBytes = 2 ** 38
 const pagesOfRing = 4
 const unitsPerBlock = blockBytes / unitBytes
 
-/** A place that keeps ephemeral pages in a file, for the next run, too. Throws `RangeError` for a size that makes no sense. */
+/**
+ * A place that keeps ephemeral pages in a file, for the next run, too. Throws `RangeError` for a size that makes no
+ * sense.
+ */
 export function spill(options: SpillOptions): Layer {
   checkOptions('spill', options, { file: true, sizeBytes: true, files: true, boot: true })
   const { file, files, boot } = options
@@ -160,8 +167,8 @@ class SpillPlace implements SlowPlace {
   readonly #capacity: number
   readonly #ringUnits: number
   /**
-   * By record: where its frame begins, and its units; who owns it: an owner of the stack, `none` for an empty one, or `leftOf` a pool's
-   * key: an earlier run has left it, or a pool that was destroyed.
+   * By record: where its frame begins, and its units; who owns it: an owner of the stack, `none` for an empty one, or
+   * `leftOf` a pool's key: an earlier run has left it, or a pool that was destroyed.
    */
   readonly #positions: Float64Array
   readonly #holders: Int32Array
@@ -198,7 +205,10 @@ class SpillPlace implements SlowPlace {
     read_bytes: 0,
   }
 
-  /** It owns the file. Throws `TmemError` (`TMEM_IO`) when what an earlier run has left cannot be read; then the file is closed, and as it was. */
+  /**
+   * It owns the file. Throws `TmemError` (`TMEM_IO`) when what an earlier run has left cannot be read; then the file is
+   * closed, and as it was.
+   */
   constructor(traits: PlaceTraits, file: SpillFile, tables: ArrayBufferLike) {
     const { capacity, ringUnits } = file.geometry
     this.traits = traits

@@ -1,4 +1,7 @@
-/** A file that is torn or altered costs the cache, never wrong bytes. One that is not ours is refused, and stays as it was. */
+/**
+ * A file that is torn or altered costs the cache, never wrong bytes. One that is not ours is refused, and stays as it
+ * was.
+ */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -21,7 +21,10 @@ export const path = '/spill'
 export const spillIn = (files: MemoryFiles, options: Partial<SpillOptions> = {}): Layer =>
   spill({ file: path, sizeBytes: 2 ** 20, boot: 'this boot', files, ...options })
 
-/** A stack of a spill alone. The model of the boundary would know nothing of pages of an earlier run, so it is not there. */
+/**
+ * A stack of a spill alone. The model of the boundary would know nothing of pages of an earlier run, so it is not
+ * there.
+ */
 export const open = (files: MemoryFiles, options: Partial<SpillOptions> = {}, more: ComposeOptions = {}): PageStore =>
   compose([spillIn(files, options)], more)
 

@@ -1,13 +1,13 @@
 /**
- * A paging machine: an address space of many pages over few frames of real memory. Pages that find no frame are swapped out
- * to a page store (any stack with persistent pools) and come back when they are touched.
+ * A paging machine: an address space of many pages over few frames of real memory. Pages that find no frame are swapped
+ * out to a page store (any stack with persistent pools) and come back when they are touched.
  *
  * The page table and the frame table lie in typed arrays. A page that is in memory is reached without a call into the
- * store, a promise or an object: `resident` tells where, `modified` notes a write. `fault` brings a page in; it answers a
- * promise only when the store has to wait (disk, network).
+ * store, a promise or an object: `resident` tells where, `modified` notes a write. `fault` brings a page in; it answers
+ * a promise only when the store has to wait (disk, network).
  *
- * Reclaim is second chance (a clock over the frames). Victims are taken in clusters: a clean page whose copy in the store is
- * still good (the swap cache) is dropped, the others are stored in one batch, straight from their frames.
+ * Reclaim is second chance (a clock over the frames). Victims are taken in clusters: a clean page whose copy in the
+ * store is still good (the swap cache) is dropped, the others are stored in one batch, straight from their frames.
  *
  * Invariants:
  *  - A page is in exactly one place: in a frame; being read into a locked frame; in the store; or nowhere, which
@@ -16,8 +16,8 @@
  *    refuses stays in its frame.
  *  - COPY is set exactly while the store holds the bytes that the page has; TAKEN only with COPY.
  *
- * Source: do_swap_page, shrink_page_list and the swap cache of mm/memory.c, mm/vmscan.c and mm/swap_state.c, in outline;
- * second chance by Corbató (1969).
+ * Source: do_swap_page, shrink_page_list and the swap cache of mm/memory.c, mm/vmscan.c and mm/swap_state.c, in
+ * outline; second chance by Corbató (1969).
  */
 import {
   type Allocator,
@@ -57,11 +57,11 @@ export interface SwapperOptions {
    */
   readonly cluster?: number
   /**
-   * True: a page that the store had in memory is taken out of it when it comes back, so that memory does not hold it twice. It is
-   * put back when it goes: as unchanged where the store kept a copy below (on disk), which then serves again, and else as a written page.
-   * False: its copy stays, and a clean page goes for nothing. Pages that had to be waited for (disk) always leave their copy.
-   * Default: true when the store may have to wait, because the room it gets back there is worth disk reads (measured: 17 % fewer
-   * reads with a skewed load over zcache and a swap file).
+   * True: a page that the store had in memory is taken out of it when it comes back, so that memory does not hold it
+   * twice. It is put back when it goes: as unchanged where the store kept a copy below (on disk), which then serves
+   * again, and else as a written page. False: its copy stays, and a clean page goes for nothing. Pages that had to be
+   * waited for (disk) always leave their copy. Default: true when the store may have to wait, because the room it gets
+   * back there is worth disk reads (measured: 17 % fewer reads with a skewed load over zcache and a swap file).
    */
   readonly exclusiveLoads?: boolean
 }
@@ -90,7 +90,9 @@ export interface SwapperCounters {
 
 // Bits of a page's state.
 const COPY = 1
-/** The store's copy is not in its memory any more: it was taken out of there, and goes back when the frame is needed. */
+/**
+ * The store's copy is not in its memory any more: it was taken out of there, and goes back when the frame is needed.
+ */
 const TAKEN = 2
 // Bits of a frame's state.
 const REFERENCED = 1
@@ -144,8 +146,8 @@ export class Swapper {
   #closed = false
 
   /**
-   * Throws `RangeError` for numbers that make no sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has too little, with
-   * `TMEM_BAD_STACK` when the store keeps no such pages.
+   * Throws `RangeError` for numbers that make no sense, `TmemError` with `TMEM_NO_MEMORY` when the allocator has too
+   * little, with `TMEM_BAD_STACK` when the store keeps no such pages.
    */
   constructor(options: SwapperOptions) {
     const { pages, frames, store, pageSize = basePageSize, client = 0, allocator = systemAllocator } = options
@@ -192,8 +194,8 @@ export class Swapper {
   }
 
   /**
-   * Where a page is in `memory`, in bytes, or `none` (-1): then call `fault`. Counts as a touch. The answer holds until the
-   * caller lets anybody else use the swapper (until the next `fault`, `read`, `write` or `await`).
+   * Where a page is in `memory`, in bytes, or `none` (-1): then call `fault`. Counts as a touch. The answer holds until
+   * the caller lets anybody else use the swapper (until the next `fault`, `read`, `write` or `await`).
    */
   resident(page: number): number {
     const frame = this.#frameOf[page]
@@ -203,7 +205,10 @@ export class Swapper {
     return frame * this.pageSize
   }
 
-  /** Notes that a resident page is written to: to be called before the first byte is changed. Throws when it is not resident. */
+  /**
+   * Notes that a resident page is written to: to be called before the first byte is changed. Throws when it is not
+   * resident.
+   */
   modified(page: number): void {
     const frame = this.#frameOf[page]
     if (frame === undefined) throw this.#pageError(page)
@@ -218,9 +223,9 @@ export class Swapper {
 
   /**
    * Brings a page into memory. `undefined`: it is there. A promise: await it, then ask `resident` again (another fault
-   * may have taken the frame by then).
-   * Throws, or rejects with, `TmemError`: `TMEM_NO_MEMORY` when no page can be swapped out (nothing is lost; the stack needs a
-   * regular way that does not refuse), `TMEM_IO` or `TMEM_CORRUPT` when the page cannot be had, `TMEM_CLOSED`.
+   * may have taken the frame by then). Throws, or rejects with, `TmemError`: `TMEM_NO_MEMORY` when no page can be
+   * swapped out (nothing is lost; the stack needs a regular way that does not refuse), `TMEM_IO` or `TMEM_CORRUPT` when
+   * the page cannot be had, `TMEM_CLOSED`.
    */
   fault(page: number): Promise<void> | undefined {
     const present = this.#frameOf[page]
@@ -259,9 +264,9 @@ export class Swapper {
         this.#locked++
         const loaded = this.#load(page, frame)
         this.#loading.set(page, loaded)
-        // Registered before anybody can await it: the frame is unlocked just before the first of those who wait for this page
-        // goes on, and those who wait for any frame come after them. So every page that comes in is used at least once,
-        // however few the frames are.
+        // Registered before anybody can await it: the frame is unlocked just before the first of those who wait for
+        // this page goes on, and those who wait for any frame come after them. So every page that comes in is used at
+        // least once, however few the frames are.
         loaded.then(
           () => this.#unlock(page, frame, true),
           () => this.#unlock(page, frame, false),
@@ -275,8 +280,8 @@ export class Swapper {
   }
 
   /**
-   * Copies `into.length` bytes out of a page, from byte `at` on. `undefined`: done. A promise: when it resolves; `into` is
-   * filled then. Errors as `fault`.
+   * Copies `into.length` bytes out of a page, from byte `at` on. `undefined`: done. A promise: when it resolves; `into`
+   * is filled then. Errors as `fault`.
    */
   read(page: number, at: number, into: Uint8Array): Promise<void> | undefined {
     this.#checkRange(at, into.length)
@@ -291,8 +296,8 @@ export class Swapper {
   }
 
   /**
-   * Copies bytes into a page, from byte `at` on. `undefined`: done. A promise: when it resolves; leave `bytes` alone until
-   * then. Errors as `fault`; the page is as it was.
+   * Copies bytes into a page, from byte `at` on. `undefined`: done. A promise: when it resolves; leave `bytes` alone
+   * until then. Errors as `fault`; the page is as it was.
    */
   write(page: number, at: number, bytes: Uint8Array): Promise<void> | undefined {
     this.#checkRange(at, bytes.length)
@@ -346,7 +351,10 @@ export class Swapper {
     this.#pool.destroy()
   }
 
-  /** Takes the copy of a page that has just come back out of the store's memory: without one below the page counts as written. */
+  /**
+   * Takes the copy of a page that has just come back out of the store's memory: without one below the page counts as
+   * written.
+   */
   #take(page: number): void {
     if (this.#pool.release?.(object, page) === true) this.#pageState[page] = COPY | TAKEN
     else this.modified(page)
@@ -420,8 +428,8 @@ export class Swapper {
     if (this.#locked === this.frames) return false
     const batch = this.#out
     batch.clear()
-    // In the first round every page may lose its bit; in the second each is a victim. A page that was refused gets its bit
-    // back, so one more round ends with every page tried.
+    // In the first round every page may lose its bit; in the second each is a victim. A page that was refused gets its
+    // bit back, so one more round ends with every page tried.
     let wanted = this.#cluster
     for (let steps = 3 * this.frames; steps > 0 && this.#freeFrames < wanted; steps--) {
       const frame = this.#hand

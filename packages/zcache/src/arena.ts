@@ -2,13 +2,13 @@
  * The memory in which compressed pages rest: chunks from the stack's allocator, handed out in runs of neighbouring
  * granules (128 bytes), all within one byte budget; and what an allocator of compressed pages must be able to do.
  *
- * A run is known by a number, so that the arena may move its bytes without telling anybody: chunks are emptied by moving
- * their runs into the holes of the others, and given back. A run never crosses chunks. Each run has five words that
- * belong to whoever took it.
+ * A run is known by a number, so that the arena may move its bytes without telling anybody: chunks are emptied by
+ * moving their runs into the holes of the others, and given back. A run never crosses chunks. Each run has five words
+ * that belong to whoever took it.
  *
- * Memory is taken from the stack's allocator in `preload` only, which a store calls before it touches anything: so whatever
- * the allocator does to find memory never meets a half-done put. Where the allocator gives all memory ahead, all chunks are taken
- * at the start and put by; what is in the budget is the same.
+ * Memory is taken from the stack's allocator in `preload` only, which a store calls before it touches anything: so
+ * whatever the allocator does to find memory never meets a half-done put. Where the allocator gives all memory ahead,
+ * all chunks are taken at the start and put by; what is in the budget is the same.
  *
  * Invariants: every granule of a present chunk is in exactly one run or free; a run is in the list of its chunk;
  * `budget.used` counts every byte of the chunks and the run table as far as it was ever touched.
@@ -66,8 +66,8 @@ export interface ZAllocator {
   /** Moves up to `objects` objects so that runs become free. Returns how many were moved; 0: nothing to gain now. */
   compact(objects: number, moved: MovedBlock): number
   /**
-   * Throws an `Error` that says which invariant is broken. `owns(owner, location)` must be true for all objects. Adds its
-   * runs to `runs`.
+   * Throws an `Error` that says which invariant is broken. `owns(owner, location)` must be true for all objects. Adds
+   * its runs to `runs`.
    */
   check(owns: (owner: number, location: number) => boolean, runs: Set<number>): void
   /** Its statistics, under its own name. */
@@ -97,8 +97,8 @@ export class ByteBudget {
 }
 
 /**
- * Bytes of a chunk for a limit, a power of two: a 64th of it from 128 KiB to 1 MiB, so that a store that empties gives most
- * of its memory back; above 1 GiB a 1024th up to 4 MiB, so that a search for a free run stays short.
+ * Bytes of a chunk for a limit, a power of two: a 64th of it from 128 KiB to 1 MiB, so that a store that empties gives
+ * most of its memory back; above 1 GiB a 1024th up to 4 MiB, so that a search for a free run stays short.
  */
 export function chunkBytesFor(limitBytes: number): number {
   const wanted = Math.max(Math.min(limitBytes / 64, 2 ** 20), limitBytes / 1024)
@@ -199,8 +199,8 @@ export class Arena {
   }
 
   /**
-   * Makes sure, as far as limit and allocator allow, that runs of `bytes` in all, each up to `longest` bytes, will be found.
-   * The only place where the arena takes memory: to be called before a put changes anything.
+   * Makes sure, as far as limit and allocator allow, that runs of `bytes` in all, each up to `longest` bytes, will be
+   * found. The only place where the arena takes memory: to be called before a put changes anything.
    */
   preload(longest: number, bytes: number): void {
     const granules = Math.ceil(longest / granuleBytes)
@@ -271,7 +271,10 @@ export class Arena {
     return (this.runs[run * runWords + BASE]! & (this.chunkGranules - 1)) << granuleShift
   }
 
-  /** Takes bytes for tables out of the budget, in the last resort those of chunks without a run; false when there are none. */
+  /**
+   * Takes bytes for tables out of the budget, in the last resort those of chunks without a run; false when there are
+   * none.
+   */
   charge(bytes: number): boolean {
     if (this.budget.take(bytes)) return true
     this.trim()
@@ -285,8 +288,8 @@ export class Arena {
   }
 
   /**
-   * Moves runs out of the emptiest chunk into the others, up to `pages` times 4 KiB (one run at least), until it can be given
-   * back. Returns the pages moved; 0 when there is nothing to gain.
+   * Moves runs out of the emptiest chunk into the others, up to `pages` times 4 KiB (one run at least), until it can be
+   * given back. Returns the pages moved; 0 when there is nothing to gain.
    */
   compact(pages: number): number {
     const chunk = this.#emptiest()

@@ -1,6 +1,6 @@
 /**
- * Pages to blocks and back, for a stack: LZ4 in WebAssembly where the runtime has it, with blocks in its own memory, where
- * neither the codec nor the checksum copies them; any codec of @tmem/codecs else.
+ * Pages to blocks and back, for a stack: LZ4 in WebAssembly where the runtime has it, with blocks in its own memory,
+ * where neither the codec nor the checksum copies them; any codec of @tmem/codecs else.
  */
 import { type Codec, CodecError, type CodecName, createCodec, createLz4Arena, type Lz4Arena } from '@tmem/codecs'
 import type { BlockCodec } from '@tmem/core'

@@ -29,14 +29,20 @@ export interface ZcacheOptions {
   readonly recompress?: CodecName
   /** What becomes of a page that does not shrink: `keep` it as it is (default), or `refuse` it. */
   readonly incompressible?: 'keep' | 'refuse'
-  /** Largest block that is taken of a persistent page, in bytes per 4 KiB of page (zv_max_zsize, 3584 in 2011; default: any). 1 to 4096. */
+  /**
+   * Largest block that is taken of a persistent page, in bytes per 4 KiB of page (zv_max_zsize, 3584 in 2011; default:
+   * any). 1 to 4096.
+   */
   readonly zvMaxZsize?: number
   /**
-   * Larger blocks are refused while the mean is above this; in bytes per 4 KiB of page (zv_max_mean_zsize, 2560 in 2011; default: no such
-   * rule). 1 to 4096.
+   * Larger blocks are refused while the mean is above this; in bytes per 4 KiB of page (zv_max_mean_zsize, 2560 in
+   * 2011; default: no such rule). 1 to 4096.
    */
   readonly zvMaxMeanZsize?: number
-  /** Pages are refused above this share of the limit, uncompressed, in percent: 1 to 150 (zv_page_count_policy_percent; default: no such rule). */
+  /**
+   * Pages are refused above this share of the limit, uncompressed, in percent: 1 to 150 (zv_page_count_policy_percent;
+   * default: no such rule).
+   */
   readonly zvPageCountPolicyPercent?: number
   /** Who finds places (default: zsmalloc). `@tmem/zcache/history` has those of 2009 to 2013. */
   readonly allocator?: (arena: Arena) => ZAllocator

@@ -1,11 +1,11 @@
 /**
  * zcache as a place of a stack: compressed blocks in bounded memory.
  *
- * It finds each block a place of its size (zsmalloc) in an arena of chunks, all within one byte budget, and makes blocks of pages
- * (`block-codec.ts`). What rests here, for how long, and where it goes, is the chain's business.
+ * It finds each block a place of its size (zsmalloc) in an arena of chunks, all within one byte budget, and makes
+ * blocks of pages (`block-codec.ts`). What rests here, for how long, and where it goes, is the chain's business.
  *
- * Invariants: `budget.used` counts chunks, tables as far as they were ever touched, and what the chain has charged; it never passes the
- * limit in force (a limit lowered later is reached as blocks leave).
+ * Invariants: `budget.used` counts chunks, tables as far as they were ever touched, and what the chain has charged; it
+ * never passes the limit in force (a limit lowered later is reached as blocks leave).
  *
  * Sources: zcache of Linux 2.6.39 to 3.10 (its limits, as options), zsmalloc.
  */
@@ -26,7 +26,10 @@ import { copyBytes } from './bytes.ts'
 /** Sizes that the histograms tell apart: a 64th of the page each. */
 const distUnits = 64
 
-/** The rules of the historical zcache, where they are wanted. DEVIATION: the mean is over ephemeral blocks, too: they rest here as well. */
+/**
+ * The rules of the historical zcache, where they are wanted. DEVIATION: the mean is over ephemeral blocks, too: they
+ * rest here as well.
+ */
 export interface ZvRules {
   /** Pages that do not shrink are taken as they are. */
   readonly keepsRaw: boolean
@@ -143,10 +146,11 @@ export class ZcachePlace implements MemoryPlace {
   }
 
   /**
-   * Above the high mark: what lies in slots is so near to all that the chunks could hold that puts would not find room. Slots of
-   * some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free. Blocks that do not shrink leave
-   * more of each chunk, more than can be known ahead: once a block has found no room, as much has to go below that. Above a lowered limit: a
-   * chunk more than that, when moving together has nothing to gain any more.
+   * Above the high mark: what lies in slots is so near to all that the chunks could hold that puts would not find room.
+   * Slots of some sizes are free while others are wanted, and a zspage is had in one piece: that is what stays free.
+   * Blocks that do not shrink leave more of each chunk, more than can be known ahead: once a block has found no room,
+   * as much has to go below that. Above a lowered limit: a chunk more than that, when moving together has nothing to
+   * gain any more.
    */
   excess(): number {
     const arena = this.#arena

@@ -1,17 +1,18 @@
 /**
- * xvmalloc: blocks of any size inside page frames of 4 KiB, found through free lists eight bytes apart and two levels of
- * bitmaps (a two-level segregated fit).
+ * xvmalloc: blocks of any size inside page frames of 4 KiB, found through free lists eight bytes apart and two levels
+ * of bitmaps (a two-level segregated fit).
  *
- * A block has a header of one word: its size (16 bits), and the offset of the block before it (16 bits, of which the low two,
- * zero in any offset, say that this block is free and that the one before is). A frame begins as one free block of 4092
- * bytes; a block is cut to size and the rest becomes a free block; neighbouring free blocks merge; an entirely free frame is
- * given back. A free block of at least 32 bytes is in the list of its size: its next and previous one stand in its first
- * two words. In a block in use the first word is the owner's number.
+ * A block has a header of one word: its size (16 bits), and the offset of the block before it (16 bits, of which the
+ * low two, zero in any offset, say that this block is free and that the one before is). A frame begins as one free
+ * block of 4092 bytes; a block is cut to size and the rest becomes a free block; neighbouring free blocks merge; an
+ * entirely free frame is given back. A free block of at least 32 bytes is in the list of its size: its next and
+ * previous one stand in its first two words. In a block in use the first word is the owner's number.
  *
  * No block crosses frames, so above half a frame no two fit: that is what zsmalloc came to replace it for.
  *
- * Invariants (see `check`): the blocks of a frame fill it without a gap; no two free blocks are neighbours; the flags tell the
- * truth; exactly the free blocks of 32 bytes and more are in the lists, and a bit is set exactly for a list that has one.
+ * Invariants (see `check`): the blocks of a frame fill it without a gap; no two free blocks are neighbours; the flags
+ * tell the truth; exactly the free blocks of 32 bytes and more are in the lists, and a bit is set exactly for a list
+ * that has one.
  *
  * Source: xvmalloc of compcache/ramzswap 0.6 (alignment 4, blocks of 32 to 4092 bytes, 508 lists).
  */

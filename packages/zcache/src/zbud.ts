@@ -1,8 +1,8 @@
 /**
  * zbud: at most two compressed pages ("buddies") per page frame of 4 KiB, one at each end, in units of 64 bytes.
  *
- * Simple and predictable: a freed buddy gives its part of the frame to the next page that fits. It never keeps more than
- * twice what it has frames for.
+ * Simple and predictable: a freed buddy gives its part of the frame to the next page that fits. It never keeps more
+ * than twice what it has frames for.
  *
  * Two generations, with the limits of their time:
  *  1 (Linux 2.6.39 to 3.8): 128 bytes of header in each frame, 62 units, at most 61 for one buddy: 3904 bytes.
@@ -10,12 +10,12 @@
  *
  * Both look for a partner among the frames with one buddy, the fullest that still has room first.
  *
- * Invariants (see `check`): a frame has one or two buddies that do not overlap; with one it is in the list of its units, with
- * two in the list of full ones.
+ * Invariants (see `check`): a frame has one or two buddies that do not overlap; with one it is in the list of its
+ * units, with two in the list of full ones.
  *
- * DEVIATION: an empty frame goes back to the arena; generation 1 kept a list of unused ones.
- * DEVIATION: it evicts nothing: the chain decides page by page what goes. The original evicted whole frames, in generation 1 those
- * with one buddy first, in generation 2 the one to which a buddy was added longest ago.
+ * DEVIATION: an empty frame goes back to the arena; generation 1 kept a list of unused ones. DEVIATION: it evicts
+ * nothing: the chain decides page by page what goes. The original evicted whole frames, in generation 1 those with one
+ * buddy first, in generation 2 the one to which a buddy was added longest ago.
  */
 import type { StatsNode } from '@tmem/core'
 import { type Arena, granuleBytes, localBits, none, OWN, runWords, type ZAllocator } from './arena.ts'
@@ -224,7 +224,10 @@ export class Zbud implements ZAllocator {
     return this.words[this.#ownerWord(location)]!
   }
 
-  /** Word of the owner's number, after `locate`: in the handle, or in the frame's header (two parts of 48 bytes from 32). */
+  /**
+   * Word of the owner's number, after `locate`: in the handle, or in the frame's header (two parts of 48 bytes from
+   * 32).
+   */
   #ownerWord(location: number): number {
     if (this.#generation === 2) return (this.at - this.#handleBytes) >>> 2
     return (this.#arena.offsetOf(location >>> localBits) + 32 + 48 * (location & 1)) >>> 2

@@ -2,12 +2,13 @@
  * A size-class allocator for compressed pages, in the style of Linux's zsmalloc: objects of one class lie side by side
  * in zspages (a run of granules whose length is chosen so that little is left over at its end).
  *
- * Classes are 32 bytes apart up to a little over 4 KiB; sizes whose best zspage holds the same number of objects share a
- * class. A larger object has a zspage of its own. Zspages of a class are kept in four fullness groups; an allocation takes
- * the fullest zspage that has a free slot. An empty zspage gives its run back at once, for any class. Compaction moves
- * objects out of the emptiest zspage of a class into the fuller ones.
+ * Classes are 32 bytes apart up to a little over 4 KiB; sizes whose best zspage holds the same number of objects share
+ * a class. A larger object has a zspage of its own. Zspages of a class are kept in four fullness groups; an allocation
+ * takes the fullest zspage that has a free slot. An empty zspage gives its run back at once, for any class. Compaction
+ * moves objects out of the emptiest zspage of a class into the fuller ones.
  *
- * A slot begins with one word: the owner's number, or, in a free slot, the next free one (negative). The object follows.
+ * A slot begins with one word: the owner's number, or, in a free slot, the next free one (negative). The object
+ * follows.
  *
  * Invariants (see `check`): every used slot has an owner that is not negative; the free slots of a zspage are exactly
  * its free list; a zspage that is neither full nor empty is in the list of its fullness group.
@@ -15,8 +16,8 @@
  * Sources: "zsmalloc" of the Linux kernel's documentation (size classes, zspages, fullness groups, compaction).
  * DEVIATION: zspages lie in one piece (granules are neighbours), so that a codec reads an object where it rests; the
  * original chains single pages and lets objects cross them. Instead of a multiple of 4 KiB, a zspage may have any
- * number of granules from 4 to 24 KiB; with 32 bytes from class to class that wastes least (computed over the compressed
- * sizes of executables, libraries, headers and scripts, 12,000 to 120,000 pages: 1 to 2 %).
+ * number of granules from 4 to 24 KiB; with 32 bytes from class to class that wastes least (computed over the
+ * compressed sizes of executables, libraries, headers and scripts, 12,000 to 120,000 pages: 1 to 2 %).
  */
 import type { MovedBlock, StatsNode } from '@tmem/core'
 import { type Arena, granuleBytes, localBits, minRunBytes, none, OWN, runWords, type ZAllocator } from './arena.ts'
@@ -30,7 +31,10 @@ const maxZspageBytes = 24 * 1024
 const groups = 4
 const slotMask = 2 ** localBits - 1
 
-/** Words of a zspage: class (`none` for one large object), used slots, first free slot, neighbours in the fullness group. */
+/**
+ * Words of a zspage: class (`none` for one large object), used slots, first free slot, neighbours in the fullness
+ * group.
+ */
 const CLASS = OWN
 const USED = OWN + 1
 const FREE_SLOT = OWN + 2

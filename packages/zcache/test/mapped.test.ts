@@ -1,4 +1,6 @@
-/** Chunks over mapped memory: in a file, and so a process, of its own, because it looks at what the whole process has. */
+/**
+ * Chunks over mapped memory: in a file, and so a process, of its own, because it looks at what the whole process has.
+ */
 import { type Allocator, GetOutcome, PutOutcome } from '@tmem/core'
 import { mappedAllocator } from '@tmem/memory'
 import { expect, test } from 'vitest'

@@ -73,8 +73,8 @@ export function random(seed: number): () => number {
 }
 
 /**
- * A page of which about `noise` (0 to 1) is random: it compresses to a little more than that share. The noise is in pieces
- * of 64 bytes.
+ * A page of which about `noise` (0 to 1) is random: it compresses to a little more than that share. The noise is in
+ * pieces of 64 bytes.
  */
 export function noisyPage(seed: number, noise: number, pageSize = 4096): Uint8Array {
   const next = random(seed)
