@@ -13,21 +13,27 @@
  *  - Each request is answered exactly once (FORGET and INTERRUPT: never).
  *  - After `close` nothing is mounted and the descriptor is closed. A mount that is in use is not taken away: `close`
  *    rejects, and the server goes on.
+ *  - Who has a device open is counted from what the kernel says of opening and releasing it, whatever path led there. A
+ *    loop device, and so a file system or swap on it, has it open.
+ *  - One server mounts on a directory: it holds a lock of the directory behind the mount (device and inode), which ends
+ *    with it.
  *
- * Source: Linux's include/uapi/linux/fuse.h (version 7.31 of the protocol), fuse(4), mount.fuse(8).
+ * Source: Linux's include/uapi/linux/fuse.h (version 7.31 of the protocol), fuse(4), mount.fuse(8), flock(2).
  */
-import { closeSync, constants, openSync, readFileSync } from 'node:fs'
+import { closeSync, constants, openSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { types } from 'node:util'
-import { type Completion, type StatsNode, TmemError } from '@tmem/core'
+import { type BlockDevice, type Completion, type StatsNode, TmemError } from '@tmem/core'
+import { type Mount, mounts, type Place, placeOf } from './mounts.ts'
 import { errorNumbers, System } from './system.ts'
-import { type FuseDirectory, type FuseNode, type FuseText, type FuseWriter, Inodes } from './tree.ts'
+import { type FuseDevice, type FuseDirectory, type FuseNode, type FuseText, type FuseWriter, Inodes } from './tree.ts'
 import { type Watch, watch } from './watch.ts'
 
 /** Settings of a mount. */
 export interface FuseOptions {
-  /** An empty directory. What is left of a server that was killed is taken away first. */
+  /** A directory. What is left of a server that was killed is taken away first, unless something of it is still in use. */
   readonly mountPoint: string
   readonly root: FuseDirectory
   /**
@@ -41,13 +47,26 @@ export interface FuseOptions {
 
 /** A mount that is served. */
 export interface FuseServer {
+  /** Where it is, as the kernel calls it: without symbolic links. */
   readonly mountPoint: string
+  /** Number of the file system, `MAJOR:MINOR`: what `stat` of each file in it says. */
+  readonly device: string
   stats(): StatsNode
+  /**
+   * How many open files lead to a device, whatever path they were opened by: a loop device over it is one. Copies of a descriptor (`dup`,
+   * `fork`) are one with it; a mapping counts until it goes.
+   */
+  opens(device: BlockDevice): number
+  /** Resolves to `opens` of it, when that is 0 or a moment has passed: the kernel tells of the last one to close it a little later. */
+  opensNow(device: BlockDevice): Promise<number>
+  /** Inode numbers under which a device was found so far: with `device` they say which file it is. */
+  inodes(device: BlockDevice): readonly number[]
   /** Resolves when the mount is gone, whoever took it away. */
   readonly ended: Promise<void>
   /**
    * Unmounts, and resolves when the mount is gone. Rejects with `TmemError` (`TMEM_IO`, cause `EBUSY`) while a file of
-   * it is in use; then the server goes on.
+   * it is in use, or something is mounted over it; then the server goes on. Copies of the mount elsewhere have no server
+   * then.
    */
   close(): Promise<void>
 }
@@ -125,6 +144,11 @@ const maxOpenTexts = 1024
  */
 const seconds = 1
 const validSeconds = ({ kind }: FuseNode): number => (kind === 'device' ? 0 : seconds)
+/** How long after unmounting the kernel may take to say that nothing is mounted any more. */
+const goneMs = 2000
+/** How often, and how many milliseconds apart, it is looked whether a device that somebody closed has been released. */
+const releaseLooks = 20
+const releaseMs = 10
 
 /** Buffers of one request. */
 interface Slot {
@@ -147,17 +171,19 @@ function newSlot(): Slot {
  */
 export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
   const system = await System.load()
-  let descriptor: number | undefined
+  const open: number[] = []
   try {
-    const mountPoint = resolve(options.mountPoint)
-    await sweep(system, mountPoint)
-    descriptor = openFuse()
-    const server = new RawFuseServer(system, descriptor, mountPoint, options)
-    system.mount(descriptor, mountPoint)
-    server.begin()
+    const directory = await claimDirectory(system, resolve(options.mountPoint))
+    open.push(directory)
+    const descriptor = openFuse()
+    open.push(descriptor)
+    const server = new RawFuseServer(system, descriptor, directory, options)
+    // By number: whatever became of its name, it is the directory that was claimed.
+    system.mount(descriptor, `/proc/self/fd/${directory}`, options.mountPoint)
+    server.begin(resolve(options.mountPoint))
     return server
   } catch (error) {
-    if (descriptor !== undefined) closeSync(descriptor)
+    for (const descriptor of open) closeSync(descriptor)
     system.close()
     throw error
   }
@@ -184,41 +210,65 @@ export async function setIoFlusher(): Promise<boolean> {
   }
 }
 
-/** Takes a mount of ours away whose server is gone. Looks at it from another thread: its server may be in this one. */
-async function sweep(system: System, mountPoint: string): Promise<void> {
-  try {
-    await lstat(`${mountPoint}/.`)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOTCONN') throw unusable(mountPoint, error)
-    system.unmount(mountPoint, true)
-    return
+/** A directory on which nobody else mounts: open, and locked as long as it is. What a dead server left mounted there goes, if nobody uses it. */
+async function claimDirectory(system: System, path: string): Promise<number> {
+  let place = looked(path)
+  if (isFuse(place)) {
+    await sweep(system, path, place)
+    place = looked(path)
   }
-  if (isMounted(mountPoint))
-    throw new TmemError('TMEM_IO', `something is mounted on ${mountPoint} already: choose another directory`, {
-      layer: 'fuse',
-    })
+  if (isFuse(place)) throw taken(place.path)
+  const directory = asUsable(path, () => openSync(path, constants.O_RDONLY | constants.O_DIRECTORY))
+  if (system.lock(directory)) {
+    // Between the look and the lock another server may have mounted there, so that this is the root of its mount.
+    const now = looked(path)
+    if (now.path === place.path && now.mount.id === place.mount.id) return directory
+  }
+  closeSync(directory)
+  throw taken(place.path)
+}
+
+const looked = (path: string): Place => asUsable(path, () => placeOf(path))
+const isFuse = ({ isMountPoint, mount }: Place): boolean => isMountPoint && mount.type.startsWith('fuse')
+
+/** Takes a mount away whose server is gone. Looks at it from another thread: its server may be in this one. */
+async function sweep(system: System, path: string, { path: point }: Place): Promise<void> {
+  const isDead = await lstat(`${point}/.`).then(
+    () => false,
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOTCONN') return true
+      throw unusable(path, error)
+    },
+  )
+  if (!isDead) throw taken(point)
+  // Not lazily: while a loop device or a program has a file of it open, it has to be found by its name.
+  system.unmount(point)
+}
+
+function asUsable<Result>(path: string, act: () => Result): Result {
+  try {
+    return act()
+  } catch (error) {
+    throw unusable(path, error)
+  }
 }
 
 const unusable = (mountPoint: string, error: unknown): TmemError =>
   new TmemError('TMEM_IO', `${mountPoint} cannot be used: ${(error as Error).message}`, { layer: 'fuse', cause: error })
 
-/** Whether the kernel lists a FUSE mount at that path. */
-function isMounted(mountPoint: string): boolean {
-  const encoded = mountPoint
-    .replaceAll('\\', '\\134')
-    .replaceAll(' ', '\\040')
-    .replaceAll('\t', '\\011')
-    .replaceAll('\n', '\\012')
-  return readFileSync('/proc/self/mounts', 'utf8')
-    .split('\n')
-    .some((line) => line.split(' ')[1] === encoded && line.split(' ')[2]!.startsWith('fuse'))
-}
+const taken = (point: string): TmemError =>
+  new TmemError('TMEM_IO', `something is mounted on ${point} already: choose another directory`, { layer: 'fuse' })
+
+const busy = (message: string): TmemError =>
+  new TmemError('TMEM_IO', message, { layer: 'fuse', cause: Object.assign(new Error('EBUSY'), { code: 'EBUSY' }) })
 
 class RawFuseServer implements FuseServer {
-  readonly mountPoint: string
   readonly ended: Promise<void>
+  #mount: Mount | undefined
   readonly #system: System
   readonly #descriptor: number
+  /** The directory behind the mount, which is locked as long as it is open. */
+  readonly #directory: number
   readonly #inodes: Inodes
   readonly #busyTurns: number
   readonly #onError: (error: unknown) => void
@@ -229,6 +279,9 @@ class RawFuseServer implements FuseServer {
   /** Texts by file handle: as they were when they were opened; and what is left unread of a directory. */
   readonly #texts = new Map<number, Uint8Array>()
   readonly #directories = new Map<number, readonly (readonly [string, FuseNode])[]>()
+  /** Devices by file handle, each has one; and how often each of them is open. */
+  readonly #devices = new Map<number, BlockDevice>()
+  readonly #opens = new Map<BlockDevice, { readonly handle: number; count: number }>()
   readonly #counts = new Map<number, number>()
   #nextHandle = 1
   #quietTurns = 0
@@ -236,19 +289,21 @@ class RawFuseServer implements FuseServer {
   #turning = false
   /** Nobody reads now: all buffers are at work. */
   #stalled = false
+  /** Nobody opens a device of it any more. */
+  #unmounted = false
   #gone = false
   #errors = 0
   #bytesRead = 0
   #bytesWritten = 0
   #end: () => void = () => undefined
 
-  constructor(system: System, descriptor: number, mountPoint: string, options: FuseOptions) {
+  constructor(system: System, descriptor: number, directory: number, options: FuseOptions) {
     const { root, busyTurns = 0, onError = () => undefined } = options
     if (!Number.isSafeInteger(busyTurns) || busyTurns < 0)
       throw new RangeError(`busyTurns must not be negative, got ${busyTurns}`)
-    this.mountPoint = mountPoint
     this.#system = system
     this.#descriptor = descriptor
+    this.#directory = directory
     this.#inodes = new Inodes(root)
     this.#busyTurns = busyTurns
     this.#onError = onError
@@ -259,7 +314,9 @@ class RawFuseServer implements FuseServer {
     for (let n = 0; n < slots; n++) this.#free.push(newSlot())
   }
 
-  begin(): void {
+  /** It is mounted there now. */
+  begin(path: string): void {
+    this.#mount = placeOf(path).mount
     process.on('exit', this.#exit)
     this.#watch = watch(this.#descriptor, {
       room: () => this.#next.request,
@@ -275,7 +332,44 @@ class RawFuseServer implements FuseServer {
    */
   readonly #exit = (): void => {
     this.#system.endWait()
-    this.#system.unmountIfUnused(this.mountPoint)
+    const { place } = this.#whereNow()
+    if (place !== undefined) this.#system.unmountIfUnused(place.path)
+  }
+
+  get mountPoint(): string {
+    return this.#mount!.point
+  }
+
+  get device(): string {
+    return this.#mount!.device
+  }
+
+  opens(device: BlockDevice): number {
+    return this.#opens.get(device)?.count ?? 0
+  }
+
+  inodes(device: BlockDevice): readonly number[] {
+    return this.#inodes.numbersOf(device)
+  }
+
+  async opensNow(device: BlockDevice): Promise<number> {
+    for (let look = 0; look < releaseLooks && this.opens(device) > 0 && !this.#gone; look++) await setTimeout(releaseMs)
+    return this.opens(device)
+  }
+
+  #unmount(): void {
+    const { isMounted, place } = this.#whereNow()
+    if (place !== undefined) this.#system.unmount(place.path)
+    else if (isMounted) throw busy(`something is mounted over ${this.mountPoint}: unmount that first`)
+    this.#unmounted = true
+  }
+
+  /** Where the mount is now, if it is, and on top: its directory may have been renamed, and something else mounted over it. */
+  #whereNow(): { isMounted: boolean; place: Place | undefined } {
+    const now = mounts().find(({ id }) => id === this.#mount!.id)
+    if (now === undefined) return { isMounted: false, place: undefined }
+    const place = placeOf(now.point)
+    return { isMounted: true, place: place.mount.id === now.id ? place : undefined }
   }
 
   stats(): StatsNode {
@@ -292,8 +386,17 @@ class RawFuseServer implements FuseServer {
 
   async close(): Promise<void> {
     if (this.#gone) return
-    this.#system.unmount(this.mountPoint, false)
-    await this.ended
+    let open = 0
+    for (const device of this.#opens.keys()) open += await this.opensNow(device)
+    if (open > 0) throw busy(`${this.mountPoint} is in use: ${open} open files lead to its devices`)
+    this.#unmount()
+    // Copies of the mount (bind mounts, other namespaces) keep the file system alive, and nobody has a device of it open.
+    const late = new AbortController()
+    await Promise.race([this.ended, setTimeout(goneMs, undefined, { signal: late.signal })])
+    late.abort()
+    if (this.#gone) return
+    this.#system.endWait()
+    this.#finish()
   }
 
   /**
@@ -372,6 +475,7 @@ class RawFuseServer implements FuseServer {
     process.off('exit', this.#exit)
     if (this.#watch === undefined) closeSync(this.#descriptor)
     else this.#watch.close()
+    closeSync(this.#directory)
     this.#system.close()
     this.#end()
   }
@@ -456,7 +560,7 @@ class RawFuseServer implements FuseServer {
         slot.answerView.setUint32(answerHeader + 48, 4096, true)
         return 80
       case opcode.RELEASE:
-        this.#texts.delete(lowWord(view, requestHeader))
+        this.#release(lowWord(view, requestHeader))
         return 0
       case opcode.RELEASEDIR:
         this.#directories.delete(lowWord(view, requestHeader))
@@ -552,11 +656,29 @@ class RawFuseServer implements FuseServer {
     const isForWriting = (slot.requestView.getUint32(requestHeader, true) & accessMode) !== constants.O_RDONLY
     if (isForWriting && (accessOf(node) & constants.W_OK) === 0)
       return node.kind === 'device' ? -errorNumbers.EROFS : -errorNumbers.EACCES
-    if (node.kind === 'device') return opened(slot, 0, 0)
+    if (node.kind === 'device') return this.#openDevice(slot, node)
     if (this.#texts.size === maxOpenTexts) return -errorNumbers.ENOSPC
     const handle = this.#nextHandle++
     this.#texts.set(handle, utf8Bytes.encode(node.read()))
     return opened(slot, handle, directIo)
+  }
+
+  #openDevice(slot: Slot, { device, mayOpen }: FuseDevice): number {
+    if (this.#unmounted || mayOpen?.() === false) return -errorNumbers.EBUSY
+    let opens = this.#opens.get(device)
+    if (opens === undefined) {
+      opens = { handle: this.#nextHandle++, count: 0 }
+      this.#opens.set(device, opens)
+      this.#devices.set(opens.handle, device)
+    }
+    opens.count++
+    return opened(slot, opens.handle, 0)
+  }
+
+  #release(handle: number): void {
+    const device = this.#devices.get(handle)
+    if (device === undefined) this.#texts.delete(handle)
+    else this.#opens.get(device)!.count--
   }
 
   #read(slot: Slot, node: FuseNode): number | Promise<number> {

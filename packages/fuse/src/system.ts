@@ -4,7 +4,7 @@
  * Reads and writes of the descriptor answer the negative error number instead of throwing: on the way of every request an
  * exception would cost more than the request.
  *
- * Source: mount(2), umount(2), poll(2), eventfd(2), prctl(2).
+ * Source: mount(2), umount(2), flock(2), poll(2), eventfd(2), prctl(2).
  */
 import { closeSync } from 'node:fs'
 import { TmemError } from '@tmem/core'
@@ -36,7 +36,11 @@ export const errorNumbers = {
 } as const
 
 const pollIn = 1
-const detach = 2
+/** umount2. */
+const noFollow = 8
+/** flock. */
+const exclusively = 2
+const atOnce = 4
 const setIoFlusherOption = 57
 const closeOnExec = 0o2000000
 
@@ -45,6 +49,7 @@ export class System {
   readonly #koffi: Koffi
   readonly #mount: Call
   readonly #umount: Call
+  readonly #flock: Call
   readonly #read: Call
   readonly #write: Call
   readonly #prctl: Call
@@ -60,6 +65,7 @@ export class System {
     this.#koffi = koffi
     this.#mount = libc.func('int mount(const char *, const char *, const char *, unsigned long, const char *)') as Call
     this.#umount = libc.func('int umount2(const char *, int)') as Call
+    this.#flock = libc.func('int flock(int, int)') as Call
     this.#read = libc.func('int64_t read(int, void *, size_t)') as Call
     this.#write = libc.func('int64_t write(int, void *, size_t)') as Call
     this.#prctl = libc.func('int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)') as Call
@@ -87,22 +93,29 @@ export class System {
     return new System(koffi)
   }
 
-  /** Throws `TmemError` (`TMEM_IO`) with what failed and why. */
-  mount(descriptor: number, point: string): void {
+  /** Mounts on a directory, which messages call `name`. Throws `TmemError` (`TMEM_IO`) with what failed and why. */
+  mount(descriptor: number, point: string, name: string): void {
     const owner = `user_id=${process.getuid!()},group_id=${process.getgid!()}`
     const options = `fd=${descriptor},rootmode=40000,${owner}`
     // nosuid, nodev, noexec: 2, 4, 8.
-    if (this.#mount('tmem', point, 'fuse.tmem', 14, options) < 0) throw this.#failure(`cannot mount on ${point}`)
+    if (this.#mount('tmem', point, 'fuse.tmem', 14, options) < 0) throw this.#failure(`cannot mount on ${name}`)
   }
 
-  /** Takes a mount away; `lazily` also while files of it are open. */
-  unmount(point: string, lazily: boolean): void {
-    if (this.#umount(point, lazily ? detach : 0) < 0) throw this.#failure(`cannot unmount ${point}`)
+  /** Takes a mount away. Throws `TmemError` (`TMEM_IO`, cause `EBUSY`) while something of it is in use. */
+  unmount(point: string): void {
+    if (this.#umount(point, noFollow) < 0) throw this.#failure(`cannot unmount ${point}`)
   }
 
-  /** Takes a mount away, where no file of it is open. */
+  /** Takes a mount away, where nothing of it is in use. */
   unmountIfUnused(point: string): void {
-    this.#umount(point, 0)
+    this.#umount(point, noFollow)
+  }
+
+  /** Locks an open file or directory for this descriptor, as long as that is open. False: another one has it locked. */
+  lock(descriptor: number): boolean {
+    if (this.#flock(descriptor, exclusively | atOnce) === 0) return true
+    if (this.#koffi.errno() === errorNumbers.EAGAIN) return false
+    throw this.#failure('cannot lock the directory')
   }
 
   /** Bytes read, or the negative error number. */

@@ -10,6 +10,8 @@ import type { BlockDevice, StatsNode } from '@tmem/core'
 export interface FuseDevice {
   readonly kind: 'device'
   readonly device: BlockDevice
+  /** Asked before each opening: false answers EBUSY. Default: it may be opened at any time. */
+  readonly mayOpen?: () => boolean
 }
 
 /** A text: its bytes are fixed when the file is opened. With `write` it is a knob. */
@@ -80,6 +82,13 @@ export class Inodes {
   /** The node of a number, or `undefined`. */
   node(number: number): FuseNode | undefined {
     return this.#byNumber.get(number)?.node
+  }
+
+  /** The numbers under which a device was found. */
+  numbersOf(device: BlockDevice): number[] {
+    return [...this.#byNumber].flatMap(([number, { node }]) =>
+      node.kind === 'device' && node.device === device ? [number] : [],
+    )
   }
 
   /** The number of an entry of a directory; the same for the same path, for good. */

@@ -1,6 +1,16 @@
 /** A mount as programs see it. All of them are other processes: one that waits for its own server waits for ever. */
 import { execFile, spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -10,7 +20,15 @@ import { type Ramzswap, ramzswap } from '@tmem/ramzswap'
 import { zcache } from '@tmem/zcache'
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
-import { type FuseDirectory, type FuseNode, type FuseServer, fuseServer, statisticsTree } from '../src/index.ts'
+import {
+  type FuseDirectory,
+  type FuseNode,
+  type FuseServer,
+  fuseServer,
+  mounts,
+  placeOf,
+  statisticsTree,
+} from '../src/index.ts'
 
 const needs = { root: true, paths: ['/dev/fuse'] }
 const sizeBytes = 8 * 2 ** 20
@@ -393,6 +411,77 @@ describe('the mount', () => {
     await server.close()
     await server.ended
     expect(readFileSync('/proc/self/mounts', 'utf8')).not.toContain(server.mountPoint)
+  })
+
+  test('is told by its number, whatever leads to it: links, bind mounts, another mount over it', async (ctx) => {
+    requires(ctx, { ...needs, commands: ['mount', 'umount'] })
+    const disk = device()
+    const folder = mkdtempSync(join(tmpdir(), 'fuse-place-'))
+    cleanups.push(() => rmSync(folder, { recursive: true }))
+    for (const name of ['real', 'copy']) mkdirSync(join(folder, name))
+    symlinkSync('real', join(folder, 'link'))
+    const server = await fuseServer({
+      mountPoint: join(folder, 'link'),
+      root: directory({ disk: { kind: 'device', device: disk } }),
+    })
+    cleanups.push(() => server.close())
+    expect(server.mountPoint).toBe(join(realpathSync(folder), 'real'))
+    expect(placeOf(join(folder, 'link'))).toMatchObject({
+      path: server.mountPoint,
+      mount: { type: 'fuse.tmem', device: server.device },
+    })
+    const { stdout } = await run('stat', '-c', '%Hd:%Ld', join(folder, 'real', 'disk'))
+    expect(stdout.toString()).toBe(`${server.device}\n`)
+
+    // Through a bind mount it is as open as through the mount itself, and the mount stays.
+    expect((await run('mount', '--bind', join(folder, 'real'), join(folder, 'copy'))).code).toBe(0)
+    cleanups.push(() => void run('umount', join(folder, 'copy')))
+    const holder = spawn('tail', ['-f', join(folder, 'copy', 'disk')], { stdio: ['ignore', 'pipe', 'ignore'] })
+    await new Promise((resolve) => holder.stdout.once('data', resolve))
+    expect(server.opens(disk)).toBe(1)
+    await expect(server.close()).rejects.toMatchObject({ cause: { code: 'EBUSY' } })
+    holder.kill('SIGKILL')
+    await new Promise((resolve) => holder.once('exit', resolve))
+    expect(await server.opensNow(disk)).toBe(0)
+
+    // What somebody has mounted over it is not ours to take away.
+    expect((await run('mount', '-t', 'tmpfs', 'other', join(folder, 'real'))).code).toBe(0)
+    await expect(server.close()).rejects.toThrow('something is mounted over')
+    expect((await run('umount', join(folder, 'real'))).code).toBe(0)
+    expect((await run('cat', join(folder, 'real', 'disk'))).code).toBe(0)
+
+    await server.close()
+    expect(mounts().some(({ point }) => point === server.mountPoint)).toBe(false)
+    expect((await run('cat', join(folder, 'copy', 'disk'))).stderr).toMatch(/not connected|No such device/)
+    expect((await run('umount', join(folder, 'copy'))).code).toBe(0)
+  })
+
+  test('of two servers that begin on one directory one has it', async (ctx) => {
+    requires(ctx, needs)
+    const folder = mkdtempSync(join(tmpdir(), 'fuse-place-'))
+    cleanups.push(() => rmSync(folder, { recursive: true }))
+    mkdirSync(join(folder, 'real'))
+    symlinkSync('real', join(folder, 'link'))
+    for (let round = 0; round < 5; round++) {
+      const both = await Promise.allSettled(
+        ['real', 'link'].map((name) => fuseServer({ mountPoint: join(folder, name), root: directory({}) })),
+      )
+      const servers = both.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+      const reasons = both.flatMap((one) => (one.status === 'rejected' ? [String(one.reason)] : []))
+      const point = join(realpathSync(folder), 'real')
+      const count = mounts().filter((mount) => mount.point === point).length
+      for (const server of servers) await server.close()
+      expect([count, reasons]).toEqual([1, [expect.stringMatching(/mounted on .* already/)]])
+    }
+  })
+
+  test('a device that may not be opened answers EBUSY', async (ctx) => {
+    requires(ctx, needs)
+    let mayOpen = false
+    const { at } = await mounted(directory({ disk: { kind: 'device', device: device(), mayOpen: () => mayOpen } }))
+    expect((await run('cat', at('disk'))).stderr).toContain('Device or resource busy')
+    mayOpen = true
+    expect((await run('cat', at('disk'))).code).toBe(0)
   })
 
   test('ends when somebody else unmounts it', async (ctx) => {
