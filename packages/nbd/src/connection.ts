@@ -835,12 +835,12 @@ export class Connection {
   }
 
   #judgeResize(flags: number, size: number): number {
-    const { device, resizable, readOnly, connections } = this.#served!
+    const { device, resizable, readOnly, connections, isUsedElsewhere } = this.#served!
     if ((flags & ~CommandFlag.FUA) !== 0) return Errno.EINVAL
     if (!resizable || readOnly) return Errno.EPERM
     if (size % device.blockSize !== 0 || !Number.isSafeInteger(size)) return Errno.EINVAL
     // Others would lose what they believe to have.
-    return size < device.sizeBytes && connections > 1 ? Errno.EPERM : 0
+    return size < device.sizeBytes && (connections > 1 || isUsedElsewhere()) ? Errno.EPERM : 0
   }
 
   #resize(size: number): number {

@@ -44,6 +44,8 @@ export interface Served {
   readonly readOnly: boolean
   /** Clients may change the size. */
   readonly resizable: boolean
+  /** Others than clients use the device now. */
+  readonly isUsedElsewhere: () => boolean
   /** Connections in transmission. */
   connections: number
   readonly counters: ExportCounters

@@ -25,6 +25,8 @@ export interface NbdExport {
   readonly readOnly?: boolean
   /** Lets clients change the size (RESIZE); the device must be able to. */
   readonly resizable?: boolean
+  /** Whether others than clients use the device now: then no client can make it smaller. Default: nobody does. */
+  readonly isUsedElsewhere?: () => boolean
 }
 
 /** Bounds on what clients can make the server do. */
@@ -489,7 +491,7 @@ async function removeStale(path: string): Promise<void> {
 
 /** Judges an export: what connections need of it. Throws `RangeError` or `TypeError`. */
 export function servedOf(given: NbdExport): Served {
-  const { name = '', description, device, readOnly = false, resizable = false } = given
+  const { name = '', description, device, readOnly = false, resizable = false, isUsedElsewhere = nobody } = given
   const nameBytes = Buffer.from(name)
   const descriptionBytes = description === undefined ? undefined : Buffer.from(description)
   for (const text of [nameBytes, descriptionBytes])
@@ -509,6 +511,7 @@ export function servedOf(given: NbdExport): Served {
     device,
     readOnly: readOnly || device.readOnly,
     resizable,
+    isUsedElsewhere,
     connections: 0,
     counters: {
       reads: 0,
@@ -526,6 +529,7 @@ export function servedOf(given: NbdExport): Served {
   }
 }
 
+const nobody = (): boolean => false
 const largestBlock = 4096
 const powerOfTwo = (value: number): boolean =>
   Number.isInteger(value) && value > 0 && Number.isInteger(Math.log2(value))
