@@ -1,8 +1,8 @@
 /**
  * Which mount a path or a descriptor leads to, by the kernel's number for it, never by the text of the path.
  *
- * Nothing here asks a file system anything: a descriptor that only names a place (O_PATH) can be had of a mount whose server is dead, or is
- * this thread.
+ * Nothing here asks a file system anything: a descriptor that only names a place (O_PATH) can be had of a mount whose
+ * server is dead, or is this thread.
  *
  * Source: open(2) for O_PATH; proc(5) for /proc/self/fdinfo and /proc/self/mountinfo.
  */

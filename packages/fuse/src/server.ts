@@ -33,7 +33,9 @@ import { type Watch, watch } from './watch.ts'
 
 /** Settings of a mount. */
 export interface FuseOptions {
-  /** A directory. What is left of a server that was killed is taken away first, unless something of it is still in use. */
+  /**
+   * A directory. What is left of a server that was killed is taken away first, unless something of it is still in use.
+   */
   readonly mountPoint: string
   readonly root: FuseDirectory
   /**
@@ -53,11 +55,14 @@ export interface FuseServer {
   readonly device: string
   stats(): StatsNode
   /**
-   * How many open files lead to a device, whatever path they were opened by: a loop device over it is one. Copies of a descriptor (`dup`,
-   * `fork`) are one with it; a mapping counts until it goes.
+   * How many open files lead to a device, whatever path they were opened by: a loop device over it is one. Copies of a
+   * descriptor (`dup`, `fork`) are one with it; a mapping counts until it goes.
    */
   opens(device: BlockDevice): number
-  /** Resolves to `opens` of it, when that is 0 or a moment has passed: the kernel tells of the last one to close it a little later. */
+  /**
+   * Resolves to `opens` of it, when that is 0 or a moment has passed: the kernel tells of the last one to close it a
+   * little later.
+   */
   opensNow(device: BlockDevice): Promise<number>
   /** Inode numbers under which a device was found so far: with `device` they say which file it is. */
   inodes(device: BlockDevice): readonly number[]
@@ -65,8 +70,8 @@ export interface FuseServer {
   readonly ended: Promise<void>
   /**
    * Unmounts, and resolves when the mount is gone. Rejects with `TmemError` (`TMEM_IO`, cause `EBUSY`) while a file of
-   * it is in use, or something is mounted over it; then the server goes on. Copies of the mount elsewhere have no server
-   * then.
+   * it is in use, or something is mounted over it; then the server goes on. Copies of the mount elsewhere have no
+   * server then.
    */
   close(): Promise<void>
 }
@@ -210,7 +215,10 @@ export async function setIoFlusher(): Promise<boolean> {
   }
 }
 
-/** A directory on which nobody else mounts: open, and locked as long as it is. What a dead server left mounted there goes, if nobody uses it. */
+/**
+ * A directory on which nobody else mounts: open, and locked as long as it is. What a dead server left mounted there
+ * goes, if nobody uses it.
+ */
 async function claimDirectory(system: System, path: string): Promise<number> {
   let place = looked(path)
   if (isFuse(place)) {
@@ -364,7 +372,10 @@ class RawFuseServer implements FuseServer {
     this.#unmounted = true
   }
 
-  /** Where the mount is now, if it is, and on top: its directory may have been renamed, and something else mounted over it. */
+  /**
+   * Where the mount is now, if it is, and on top: its directory may have been renamed, and something else mounted over
+   * it.
+   */
   #whereNow(): { isMounted: boolean; place: Place | undefined } {
     const now = mounts().find(({ id }) => id === this.#mount!.id)
     if (now === undefined) return { isMounted: false, place: undefined }
@@ -390,7 +401,8 @@ class RawFuseServer implements FuseServer {
     for (const device of this.#opens.keys()) open += await this.opensNow(device)
     if (open > 0) throw busy(`${this.mountPoint} is in use: ${open} open files lead to its devices`)
     this.#unmount()
-    // Copies of the mount (bind mounts, other namespaces) keep the file system alive, and nobody has a device of it open.
+    // Copies of the mount (bind mounts, other namespaces) keep the file system alive, and nobody has a device of it
+    // open.
     const late = new AbortController()
     await Promise.race([this.ended, setTimeout(goneMs, undefined, { signal: late.signal })])
     late.abort()

@@ -1,8 +1,9 @@
 /**
- * The operating system, through koffi: mount, the descriptor of /dev/fuse without exceptions, waiting for it, process flags.
+ * The operating system, through koffi: mount, the descriptor of /dev/fuse without exceptions, waiting for it, process
+ * flags.
  *
- * Reads and writes of the descriptor answer the negative error number instead of throwing: on the way of every request an
- * exception would cost more than the request.
+ * Reads and writes of the descriptor answer the negative error number instead of throwing: on the way of every request
+ * an exception would cost more than the request.
  *
  * Source: mount(2), umount(2), flock(2), poll(2), eventfd(2), prctl(2).
  */
@@ -131,8 +132,8 @@ export class System {
   }
 
   /**
-   * Calls `then` when the descriptor has something to read, or has ended, or after `endWait`. Takes one of the runtime's threads until
-   * then. One call at a time.
+   * Calls `then` when the descriptor has something to read, or has ended, or after `endWait`. Takes one of the
+   * runtime's threads until then. One call at a time.
    */
   whenReadable(descriptor: number, then: () => void): void {
     for (const [n, file] of [descriptor, this.#alarm].entries()) {
@@ -156,8 +157,8 @@ export class System {
   }
 
   /**
-   * Tells the kernel that this process serves a device that memory is written to: so that its own allocations do not wait for
-   * that device (PR_SET_IO_FLUSHER). False where that is not allowed (CAP_SYS_RESOURCE) or not known.
+   * Tells the kernel that this process serves a device that memory is written to: so that its own allocations do not
+   * wait for that device (PR_SET_IO_FLUSHER). False where that is not allowed (CAP_SYS_RESOURCE) or not known.
    */
   setIoFlusher(): boolean {
     return this.#prctl(setIoFlusherOption, 1, 0, 0, 0) === 0

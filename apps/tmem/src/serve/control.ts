@@ -13,11 +13,19 @@ import { Failed } from '../ending.ts'
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
 
 /** What can be asked. */
-export type Request = { readonly do: 'info' } | { readonly do: 'stats' } | ({ readonly do: 'knobs' } & KnobsRequest)
+export type Request =
+  | { readonly do: 'info' }
+  | { readonly do: 'stats' }
+  | ({ readonly do: 'users' } & Named)
+  | ({ readonly do: 'knobs' } & KnobsRequest)
+
+/** Which device. */
+interface Named {
+  readonly device: string
+}
 
 /** The knobs of a device; with a name that one; with a value it is turned. */
-export interface KnobsRequest {
-  readonly device: string
+export interface KnobsRequest extends Named {
   readonly name?: string
   readonly value?: string
 }
@@ -30,8 +38,10 @@ export interface Info {
   readonly hypervisor: string | null
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
   readonly nbd: readonly string[]
-  /** Directory of the FUSE mount, or null. */
+  /** Directory of the FUSE mount, as the kernel calls it, or null. */
   readonly fuse: string | null
+  /** Number of that mount's file system, `MAJOR:MINOR`: its files are those whose `stat` says so. */
+  readonly fileSystem: string | null
 }
 
 /** The answers, by request. */
@@ -42,6 +52,8 @@ export interface Answers {
     readonly devices: readonly StatsNode[]
     readonly servers: readonly StatsNode[]
   }
+  /** How many connections and open files lead to a device now. */
+  readonly users: { readonly clients: number; readonly opens: number }
   /** Name and value of each knob that was asked for; of one that was turned, what it says to that. */
   readonly knobs: Readonly<Record<string, string>>
 }
@@ -104,7 +116,7 @@ function isDead(path: string): Promise<boolean> {
 export function ask<Kind extends Request['do']>(
   path: string,
   kind: Kind,
-  ...[details]: Kind extends 'knobs' ? [KnobsRequest] : []
+  ...[details]: Kind extends 'knobs' ? [KnobsRequest] : Kind extends 'users' ? [Named] : []
 ): Promise<Answers[Kind]> {
   return new Promise((resolve, reject) => {
     const socket = connect(path)

@@ -1,8 +1,9 @@
 /** What this host's kernel does with the files of a mount: loop devices over them, and swap on those. */
 import { execFile } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
 import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
+import { deviceText, type Mount, mounts, placeOf, unescaped } from '@tmem/fuse'
 import { memoryLimits, type ReadText } from '@tmem/zcache'
 import { Failed } from '../ending.ts'
 
@@ -91,39 +92,129 @@ export function aheadMemory(): AheadMemory {
   }
 }
 
-/** A file that the kernel uses as a block device. */
+/** A file that the kernel uses as a block device, and what lies on that. */
 export interface LoopUse {
   /** E.g. `/dev/loop0`. */
   readonly loop: string
-  readonly file: string
+  /** Which file of its file system it is; `undefined` when its server is dead. */
+  readonly inode: number | undefined
   /** What the kernel swaps to it, or undefined when it does not. Bytes. */
   readonly swap: { readonly sizeBytes: number; readonly usedBytes: number; readonly priority: number } | undefined
+  /** Where it is mounted, and which block devices are made of it. */
+  readonly mountedOn: readonly string[]
+  readonly holders: readonly string[]
 }
 
-/** Loop devices over files below a directory. */
-export function loopsBelow(directory: string): LoopUse[] {
-  const swaps = activeSwaps()
-  const uses: LoopUse[] = []
-  for (const name of existsSync('/sys/block') ? readdirSync('/sys/block') : []) {
-    const note = `/sys/block/${name}/loop/backing_file`
-    if (!existsSync(note)) continue
-    const file = readFileSync(note, 'utf8').trimEnd()
-    if (!file.startsWith(`${directory}/`)) continue
-    const loop = join('/dev', name)
-    uses.push({ loop, file, swap: swaps.get(loop) })
+/**
+ * Loop devices over files of one file system (`MAJOR:MINOR`), by what they are: device and inode, as the kernel tells
+ * them. A name of the file, which may have others, decides nothing.
+ *
+ * The file system must be served meanwhile: it is asked for the file's attributes, by another process. Rejects with
+ * `Failed`.
+ */
+export async function loopsOver(fileSystem: string): Promise<LoopUse[]> {
+  return (await loops()).filter(({ device }) => device === fileSystem).map(useOf)
+}
+
+/**
+ * Loop devices over files of a mount whose server is dead, which answers nothing any more: so by the mount in which the
+ * kernel's name for the file lies.
+ */
+export async function loopsOverDead(mount: Mount): Promise<LoopUse[]> {
+  return (await loops())
+    .filter(({ device, file }) =>
+      device === undefined ? mountIdOf(dirname(file)) === mount.id : device === mount.device,
+    )
+    .map(useOf)
+}
+
+function mountIdOf(path: string): number | undefined {
+  try {
+    return placeOf(path).mount.id
+  } catch (error) {
+    // It is nowhere any more: in no mount of this process.
+    if (error instanceof Error && 'code' in error) return undefined
+    throw error
   }
-  return uses
 }
 
+interface Loop {
+  readonly name: string
+  readonly file: string
+  readonly device: string | undefined
+  readonly inode: number | undefined
+}
+
+async function loops(): Promise<Loop[]> {
+  const names = existsSync('/sys/block') ? readdirSync('/sys/block') : []
+  if (!names.some((name) => existsSync(`/sys/block/${name}/loop/backing_file`))) return []
+  const text = await tool('losetup', '--list', '--json', '--output', 'NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE')
+  if (text === '') return []
+  const { loopdevices } = JSON.parse(text) as { loopdevices: readonly Record<string, string | number | null>[] }
+  return loopdevices.map((one) => {
+    const [device, inode] = [one['back-maj:min'], one['back-ino']]
+    return {
+      name: basename(String(one['name'])),
+      file: String(one['back-file']),
+      device: device === null ? undefined : String(device).trim(),
+      inode: inode === null ? undefined : Number(inode),
+    }
+  })
+}
+
+function useOf({ name, inode }: Loop): LoopUse {
+  const folder = `/sys/block/${name}`
+  // It may have partitions.
+  const parts = ['', ...namesIn(folder).filter((part) => part.startsWith(name))].map((part) => join(folder, part))
+  const numbers = parts.map((part) => textOf(join(part, 'dev'))).filter((number) => number !== undefined)
+  const swaps = activeSwaps()
+  return {
+    loop: join('/dev', name),
+    inode,
+    swap: numbers.map((number) => swaps.get(number)).find((one) => one !== undefined),
+    mountedOn: mounts()
+      .filter(({ device }) => numbers.includes(device))
+      .map(({ point }) => point),
+    holders: parts.flatMap((part) => namesIn(join(part, 'holders'))),
+  }
+}
+
+const namesIn = (folder: string): string[] => (existsSync(folder) ? readdirSync(folder) : [])
+const textOf = (file: string): string | undefined => (existsSync(file) ? readFileSync(file, 'utf8').trim() : undefined)
+
+/** By number of the block device, `MAJOR:MINOR`. */
 function activeSwaps(): Map<string, NonNullable<LoopUse['swap']>> {
   const swaps = new Map<string, NonNullable<LoopUse['swap']>>()
   for (const line of readFileSync('/proc/swaps', 'utf8').split('\n').slice(1)) {
     const [path, , size, used, priority] = line.split(/\s+/)
-    if (path !== undefined && path !== '')
-      swaps.set(path, { sizeBytes: Number(size) * 1024, usedBytes: Number(used) * 1024, priority: Number(priority) })
+    if (path === undefined || path === '') continue
+    const stat = statSync(unescaped(path), { bigint: true, throwIfNoEntry: false })
+    if (stat?.isBlockDevice() === true)
+      swaps.set(deviceText(stat.rdev), {
+        sizeBytes: Number(size) * 1024,
+        usedBytes: Number(used) * 1024,
+        priority: Number(priority),
+      })
   }
   return swaps
 }
+
+/** What has to be ended before a loop device can go, in words. */
+export function useText({ loop, swap, mountedOn, holders }: LoopUse): string {
+  const what = [
+    ...(swap === undefined ? [] : ['which is active swap']),
+    ...mountedOn.map((point) => `which is mounted on ${point}`),
+    ...holders.map((holder) => `of which /dev/${holder} is made`),
+  ]
+  return [loop, ...what].join(', ')
+}
+
+/** Commands that end a use, in their order. */
+export const endingOf = ({ loop, swap, mountedOn }: LoopUse): string[] => [
+  ...mountedOn.map((point) => `umount ${point}`),
+  ...(swap === undefined ? [] : [`swapoff ${loop}`]),
+  `losetup -d ${loop}`,
+]
 
 /**
  * Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there.
@@ -139,15 +230,25 @@ export function tool(command: string, ...words: string[]): Promise<string> {
   })
 }
 
-/** Ends swapping to the files below a directory and frees their loop devices, in this order. */
-export async function drain(directory: string): Promise<void> {
-  for (const { loop, swap } of loopsBelow(directory)) {
-    if (swap !== undefined) await tool('swapoff', loop)
-    await tool('losetup', '-d', loop)
-  }
+/**
+ * Ends a use, if it is swap or nothing. Rejects with `Failed` where somebody has put something else on the loop device.
+ */
+export async function release(use: LoopUse): Promise<void> {
+  const { loop, swap, mountedOn, holders } = use
+  if (mountedOn.length + holders.length > 0) throw new Failed(`in use by ${useText(use)}: end that first`)
+  if (swap !== undefined) await tool('swapoff', loop)
+  await tool('losetup', '-d', loop)
+}
+
+/**
+ * Ends swapping to the files of a file system and frees their loop devices, in this order. Rejects with `Failed` for
+ * other uses of them.
+ */
+export async function drain(fileSystem: string): Promise<void> {
+  for (const use of await loopsOver(fileSystem)) await release(use)
   // The kernel lets go of a loop device's file a moment after it was told to.
-  for (let tries = 0; loopsBelow(directory).length > 0; tries++) {
-    if (tries === 50) throw new Failed(`loop devices over ${directory} are still in use: is one of them mounted?`)
+  for (let tries = 0; (await loopsOver(fileSystem)).length > 0; tries++) {
+    if (tries === 50) throw new Failed('the kernel does not let go of a loop device: losetup shows it')
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
 }

@@ -4,6 +4,7 @@
  */
 import { type Completion, parseBytes } from '@tmem/core'
 import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
+import { inUse, type Users } from './users.ts'
 
 /** One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked. */
 export interface Knob {
@@ -16,8 +17,7 @@ export interface Turned {
   readonly device: Ramzswap
   /** What requests go through: a snapshot, which has to know what changes, or the device itself. */
   readonly served: { resize(sizeBytes: number): void; discard(at: number, length: number): Completion }
-  /** Who has the device open, if somebody has. */
-  readonly holder: () => string | undefined
+  readonly users: Users
 }
 
 /** Pages that `compact` touches, and those that it touches before requests have their turn. */
@@ -25,7 +25,7 @@ const compactPages = 2 ** 16
 const turnPages = 64
 
 /** The knobs of a device by name. */
-export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string, Knob> {
+export function knobsOf({ device, served, users }: Turned): ReadonlyMap<string, Knob> {
   const setting = (read: () => string, write: (text: string) => void): Knob => ({
     read,
     write: (text) => {
@@ -40,10 +40,15 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
   return new Map([
     [
       'disksize',
-      setting(
-        () => `${device.sizeBytes}`,
-        (text) => served.resize(amountOf(text)),
-      ),
+      {
+        read: () => `${device.sizeBytes}`,
+        write: async (text) => {
+          const sizeBytes = amountOf(text)
+          if (sizeBytes < device.sizeBytes) await users.whileUnused(() => served.resize(sizeBytes))
+          else served.resize(sizeBytes)
+          return `${device.sizeBytes}`
+        },
+      },
     ],
     [
       'mem_limit',
@@ -102,14 +107,14 @@ export function knobsOf({ device, served, holder }: Turned): ReadonlyMap<string,
         read: () => '',
         write: async (text) => {
           if (countOf(text) === 0) throw new RangeError('expected a number above 0, got 0')
-          const who = holder()
-          if (who !== undefined) throw inUse(`${device.name} is in use: ${who}`)
-          await served.discard(0, device.sizeBytes)
-          // A snapshot may have had to wait: what was written since is not to be taken away.
-          const late = holder()
-          if (late !== undefined) throw inUse(`${device.name} is empty, its counters stay: in use since: ${late}`)
-          device.reset()
-          return 'empty'
+          return users.whileUnused(async () => {
+            await served.discard(0, device.sizeBytes)
+            // A snapshot may have had to wait: what a client has written since is not to be taken away.
+            const late = await users.text()
+            if (late !== undefined) throw inUse(`${device.name} is empty, its counters stay: in use since: ${late}`)
+            device.reset()
+            return 'empty'
+          })
         },
       },
     ],
@@ -131,9 +136,6 @@ export const knobsElsewhere: ReadonlyMap<string, string> = new Map([
     (name) => [name, 'it is for reading: see tmem stat --json, or the folder stats of the mount'] as const,
   ),
 ])
-
-/** The error of what cannot be done while somebody uses the device. */
-const inUse = (message: string): Error => Object.assign(new Error(message), { code: 'EBUSY' })
 
 /** Gives memory back: what it says is what was done. */
 async function compact(device: Ramzswap): Promise<string> {

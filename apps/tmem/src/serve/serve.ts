@@ -18,7 +18,7 @@ import {
   parseStack,
   type StatsNode,
 } from '@tmem/core'
-import { type FuseNode, type FuseServer, fuseServer, statisticsTree } from '@tmem/fuse'
+import { type FuseNode, type FuseServer, fuseServer, type Place, placeOf, statisticsTree } from '@tmem/fuse'
 import { mappedAllocator } from '@tmem/memory'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
@@ -27,13 +27,14 @@ import { layersWith } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
-import { aheadMemory, drain, type LoopUse, loopsBelow } from './host.ts'
+import { aheadMemory, drain, endingOf, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { AutoMemory } from './memory.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
 import { judgeRoles, type Role, toldFiles } from './roles.ts'
 import { Ticking } from './ticking.ts'
+import { type Entrances, Users } from './users.ts'
 
 /** As they come from the command line. */
 export interface ServeOptions extends EndpointOptions {
@@ -136,7 +137,11 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       const context = { clock: () => nowMs, wake: () => tickings[n]?.wake(), allocator }
       const isVirtual = options.hypervisor !== undefined
       const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, terminal)
-      devices.push({ ...device, holder: () => holderOf(request.name, nbd, fuse) })
+      const users = new Users(
+        request.name,
+        entrancesOf(device.served, () => ({ nbd, fuse })),
+      )
+      devices.push({ ...device, users })
       undo.push(() => {
         const { served } = device
         if (!keeps) return 'abandon' in served ? served.abandon() : served.close()
@@ -162,7 +167,12 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     }
     const servers: { stats(): StatsNode }[] = []
     nbd = nbdServer({
-      exports: devices.map(({ served }) => ({ name: served.name, device: served, resizable: true })),
+      exports: devices.map(({ served, users }) => ({
+        name: served.name,
+        device: served,
+        resizable: true,
+        isUsedElsewhere: () => users.hasFile,
+      })),
       onError,
       ...busy,
     })
@@ -185,6 +195,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
+      fileSystem: fuse?.device ?? null,
     }
     // From here on a failure must not leave the mount behind.
     let mounted = fuse
@@ -199,9 +210,9 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     const broken: string[] = []
     undo.push(() => {
       for (const [n, { snapshot, name }] of requests.entries()) {
-        const { device, holder } = devices[n]!
+        const { device, users } = devices[n]!
         // Whoever has it open comes back to the next server, and would read zeros there.
-        const isMissed = holder() !== undefined && holdsPages(device)
+        const isMissed = users.isThere && holdsPages(device)
         if (snapshot === undefined && (isMissed || broken.includes(name))) lost.push({ name, survives: 'nothing' })
       }
     })
@@ -247,25 +258,30 @@ function holdsPages(device: Ramzswap): boolean {
 }
 
 /**
- * Throws `Failed` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
+ * Rejects with `Failed` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
  * mount is taken away nobody can tell what they were.
  */
 async function judgeLoops(directory: string): Promise<void> {
-  const uses = loopsBelow(directory)
-  if (uses.length === 0) return
-  const isDead = await lstat(`${directory}/.`).then(
+  let place: Place
+  try {
+    place = placeOf(directory)
+  } catch (error) {
+    throw new Failed(`${directory} cannot be used: ${(error as Error).message}`)
+  }
+  if (!place.isMountPoint || !place.mount.type.startsWith('fuse')) return
+  const isDead = await lstat(`${place.path}/.`).then(
     () => false,
     (error: NodeJS.ErrnoException) => error.code === 'ENOTCONN',
   )
   if (!isDead) return
-  const steps = uses.flatMap(({ loop, swap }) => [...(swap ? [`swapoff ${loop}`] : []), `losetup -d ${loop}`])
+  const uses = await loopsOverDead(place.mount)
+  if (uses.length === 0) return
   throw new Failed(
-    `the server before was killed, and its files are in use by ${usesOf(uses)}: run ${steps.join('; ')}; then start again`,
+    `the server before was killed, and its files are in use by ${usesOf(uses)}: run ${uses.flatMap(endingOf).join('; ')}; then start again`,
   )
 }
 
-const usesOf = (uses: readonly LoopUse[]): string =>
-  uses.map(({ loop, swap }) => `${loop}${swap === undefined ? '' : ', which is active swap'}`).join('; ')
+const usesOf = (uses: readonly LoopUse[]): string => uses.map(useText).join('; ')
 
 /** Undoes all of it, the last first; then throws what went wrong first. */
 async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<void> {
@@ -294,8 +310,8 @@ async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: 
         throw new Failed(`the mount on ${fuse!.mountPoint} was taken away by somebody else`)
       if (fuse === undefined) return
       try {
-        if (drains) await drain(fuse.mountPoint)
-        const uses = loopsBelow(fuse.mountPoint)
+        if (drains) await drain(fuse.device)
+        const uses = await loopsOver(fuse.device)
         if (uses.length === 0) {
           await fuse.close()
           return
@@ -336,7 +352,10 @@ function rootOf(
     kind: 'directory',
     entries: () => {
       const entries = new Map<string, FuseNode>(
-        devices.map(({ served }) => [served.name, { kind: 'device', device: served }]),
+        devices.map(({ served, users }) => [
+          served.name,
+          { kind: 'device', device: served, mayOpen: () => users.mayOpen },
+        ]),
       )
       entries.set('stats', {
         kind: 'directory',
@@ -370,13 +389,26 @@ function rootOf(
   }
 }
 
-/** Who has a device open: a client, or this host's kernel. */
-function holderOf(name: string, nbd: NbdServer | undefined, fuse: FuseServer | undefined): string | undefined {
-  const clients = nbd?.stats().children.find((served) => served.name === name)?.counters['connections'] ?? 0
-  if (clients > 0) return `${clients} NBD connections`
-  return fuse === undefined
-    ? undefined
-    : loopsBelow(fuse.mountPoint).find(({ file }) => file === `${fuse.mountPoint}/${name}`)?.loop
+/** Where users of a device come in, as far as there are such ways by now. */
+function entrancesOf(
+  device: BlockDevice,
+  servers: () => { readonly nbd: NbdServer | undefined; readonly fuse: FuseServer | undefined },
+): Entrances {
+  return {
+    clients: () =>
+      servers()
+        .nbd?.stats()
+        .children.find(({ name }) => name === device.name)?.counters['connections'] ?? 0,
+    opens: () => servers().fuse?.opens(device) ?? 0,
+    opensNow: async () => servers().fuse?.opensNow(device) ?? 0,
+    kernelUse: async () => {
+      const { fuse } = servers()
+      if (fuse === undefined) return undefined
+      const uses = await loopsOver(fuse.device)
+      const own = uses.filter(({ inode }) => inode !== undefined && fuse.inodes(device).includes(inode))
+      return own.length === 0 ? undefined : own.map(useText).join('; ')
+    },
+  }
 }
 
 const filesOf = (knobs: ReadonlyMap<string, Knob>): Map<string, FuseNode> =>
@@ -402,10 +434,11 @@ async function answerTo(
         devices: devices.map(({ served }) => served.stats()),
         servers: servers.map((server) => server.stats()),
       }
+    case 'users':
+      return named(devices, request.device).users.counts()
     case 'knobs': {
-      const { device: wanted, name, value } = request
-      const device = devices.find(({ served }) => served.name === wanted)
-      if (device === undefined) throw new Error(`there is no device ${wanted}; there is ${namesOf(devices)}`)
+      const { name, value } = request
+      const device = named(devices, request.device)
       const knobs = knobsOf(device)
       if (name === undefined) return Object.fromEntries([...knobs].map(([each, knob]) => [each, knob.read()]))
       const knob = knobs.get(name)
@@ -416,11 +449,15 @@ async function answerTo(
       return { [name]: value === undefined ? knob.read() : await knob.write(value) }
     }
     default:
-      throw new Error('it can be asked for info, stats and knobs')
+      throw new Error('it can be asked for info, stats, users and knobs')
   }
 }
 
-const namesOf = (devices: readonly Opened[]): string => devices.map(({ served }) => served.name).join(', ')
+function named(devices: readonly Opened[], name: string): Opened {
+  const device = devices.find(({ served }) => served.name === name)
+  if (device !== undefined) return device
+  throw new Error(`there is no device ${name}; there is ${devices.map(({ served }) => served.name).join(', ')}`)
+}
 
 /** What a device is opened with, beside what the command line says of it. */
 interface Context {
@@ -432,7 +469,7 @@ interface Context {
   readonly allocator: Allocator
 }
 
-async function opened(request: DeviceRequest, context: Context, terminal: Terminal): Promise<Omit<Opened, 'holder'>> {
+async function opened(request: DeviceRequest, context: Context, terminal: Terminal): Promise<Omit<Opened, 'users'>> {
   const { snapshot: path, writethrough } = request
   const { allocator } = context
   const device = deviceFor(request, context)

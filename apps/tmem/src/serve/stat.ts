@@ -4,7 +4,7 @@ import { formatBytes, type StatsNode } from '@tmem/core'
 import { BadInput, throwIfInterrupted } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { type Answers, ask } from './control.ts'
-import { loopsBelow } from './host.ts'
+import { usesBy } from './swap.ts'
 
 /** Prints the statistics once, or again and again until it is interrupted. */
 export async function stat(
@@ -17,7 +17,7 @@ export async function stat(
     throw new BadInput(`--watch takes seconds, 0.1 to 86400, got ${String(watch)}`)
   for (;;) {
     const answer = await ask(options.control, 'stats')
-    terminal.print(options.json === true ? JSON.stringify(answer) : tableFor(answer))
+    terminal.print(options.json === true ? JSON.stringify(answer) : await tableFor(answer))
     if (watch === undefined) return
     await setTimeout(pauseMs, undefined, { signal: terminal.signal }).catch(() => undefined)
     throwIfInterrupted(terminal.signal)
@@ -32,8 +32,9 @@ export async function stat(
  *
  * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places are hyper + compr + raw + backing.
  */
-function tableFor({ info, devices }: Answers['stats']): string {
-  const uses = info.fuse === null ? [] : loopsBelow(info.fuse)
+async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
+  const names = devices.map(({ name }) => name)
+  const uses = info.fuse === null ? undefined : await usesBy(info, names)
   const head = [
     'device',
     'size',
@@ -55,7 +56,7 @@ function tableFor({ info, devices }: Answers['stats']): string {
   const rows = devices.map((device) => {
     const s = section(device, 'slots').counters
     const used = s['slots']! - s['empty']!
-    const swap = uses.find(({ file }) => file === `${info.fuse}/${device.name}`)?.swap
+    const swap = uses?.get(device.name)?.find((use) => use.swap !== undefined)?.swap
     const kernel = swap === undefined ? undefined : swap.usedBytes / 4096
     const { mem_used_total: memory = 0, orig_data_size: original = 0 } = device.counters
     return [

@@ -1,12 +1,24 @@
 /**
- * `tmem swap`: makes this host's kernel swap to a device of a server, through its file and a loop device, and undoes that in the
- * opposite order. What is on is read from the kernel each time: there is no state of its own that could be wrong.
+ * `tmem swap`: makes this host's kernel swap to a device of a server, through its file and a loop device, and undoes
+ * that in the opposite order. What is on is read from the kernel each time: there is no state of its own that could be
+ * wrong.
+ *
+ * Invariants:
+ *  - The file is told by device and inode: that of the server's mount, and what the loop device says it is over. A path
+ *    is only a way there.
+ *  - Whoever turns a device on or off has its file claimed meanwhile, so of two at one moment one does. A device that
+ *    somebody else uses is
+ *    never turned on: `mkswap` would write over what is theirs.
  */
+import { closeSync, constants, openSync } from 'node:fs'
+import { lstat } from 'node:fs/promises'
 import { setTimeout } from 'node:timers/promises'
+import { deviceText } from '@tmem/fuse'
+import { systemFiles } from '@tmem/page-file'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { ask, type Info } from './control.ts'
-import { type LoopUse, loopsBelow, tool } from './host.ts'
+import { type LoopUse, loopsOver, release, tool, useText } from './host.ts'
 
 interface State {
   readonly device: string
@@ -23,18 +35,26 @@ export async function swap(
   terminal: Terminal,
 ): Promise<void> {
   const info = await infoWithin(options.wait, options.control, terminal)
-  if (info.fuse === null) throw new Failed('the server has no files for a loop device: start it with --fuse DIRECTORY')
+  if (info.fuse === null || info.fileSystem === null)
+    throw new Failed('the server has no files for a loop device: start it with --fuse DIRECTORY')
   if (what === 'status') {
-    show(statesOf(info, device), options.json, terminal)
+    show(await statesOf(info, namesOf(info, device)), options.json, terminal)
     return
   }
-  const state = theOne(statesOf(info, device))
-  if (what === 'on') await on(state, options.priority)
-  else await off(state)
-  show(statesOf(info, state.device), options.json, terminal)
+  const names = namesOf(info, device)
+  if (names.length !== 1) throw new BadInput(`say which device: ${names.join(', ')}`)
+  const name = names[0]!
+  await claimed(info, name, async () => {
+    if (what === 'on') await on(info, name, options)
+    else await off(info, name)
+  })
+  show(await statesOf(info, [name]), options.json, terminal)
 }
 
 const retryMs = 200
+/** How often, and how many milliseconds apart, it is looked whether a user of a device goes away. */
+const looks = 20
+const lookMs = 50
 
 /** Asks until a server answers: who starts one in the background cannot know when it serves. */
 async function infoWithin(seconds: number, control: string, terminal: Terminal): Promise<Info> {
@@ -50,12 +70,48 @@ async function infoWithin(seconds: number, control: string, terminal: Terminal):
   }
 }
 
-async function on({ device, file, loop: before, swap: active }: State, priority: number): Promise<void> {
-  if (priority > 32767) throw new BadInput(`a priority is 0 to 32767, got ${priority}`)
-  if (active !== null) throw new Failed(`${device} is active swap already`)
-  if (before !== null) throw new Failed(`${device} is in use already, as ${before}: free it with losetup -d ${before}`)
-  const loop = await tool('losetup', '-f', '--show', '--direct-io=on', file)
+/** Acts while the file of a device is open and claimed. Rejects with `Failed` when another process has it claimed. */
+async function claimed(info: Info, name: string, act: () => Promise<void>): Promise<void> {
+  const file = fileOf(info, name)
+  await inodeOf(info, name)
+  let descriptor: number
   try {
+    descriptor = openSync(file, constants.O_RDWR | constants.O_NOFOLLOW)
+  } catch (error) {
+    throw new Failed(`${file} cannot be opened: ${(error as Error).message}`)
+  }
+  try {
+    const files = systemFiles()
+    const claim = files.claim(descriptor, files.identifyOpen(descriptor), undefined)
+    if (claim === undefined) throw new Failed(`${name} is being turned on or off by somebody else: try again`)
+    try {
+      await act()
+    } finally {
+      claim.release()
+    }
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
+async function on(
+  info: Info,
+  name: string,
+  { control, priority }: { readonly control: string; readonly priority: number },
+): Promise<void> {
+  if (priority > 32767) throw new BadInput(`a priority is 0 to 32767, got ${priority}`)
+  const before = (await usesBy(info, [name])).get(name)!
+  if (before.some((use) => use.swap !== undefined)) throw new Failed(`${name} is active swap already`)
+  if (before.length > 0)
+    throw new Failed(
+      `${name} is in use already, as ${before.map(useText).join('; ')}: end that, and free it with losetup -d`,
+    )
+  await assertUnused(control, name)
+  const loop = await tool('losetup', '-f', '--show', '--direct-io=on', fileOf(info, name))
+  try {
+    const now = (await usesBy(info, [name])).get(name)!
+    if (now.length !== 1 || now[0]!.loop !== loop)
+      throw new Failed(`${loop} is not over the server's file ${fileOf(info, name)}, or not alone: nothing was written`)
     await tool('mkswap', loop)
     // -d: freed slots are discarded, so that their memory comes back.
     await tool('swapon', '-d', '-p', String(priority), loop)
@@ -65,29 +121,68 @@ async function on({ device, file, loop: before, swap: active }: State, priority:
   }
 }
 
-async function off({ device, loop, swap: active }: State): Promise<void> {
-  if (loop === null) throw new Failed(`${device} is not on`)
-  if (active !== null) await tool('swapoff', loop)
-  await tool('losetup', '-d', loop)
+/** Rejects with `Failed` when others than this process use a device, and go on doing so. */
+async function assertUnused(control: string, name: string): Promise<void> {
+  for (let look = 0; ; look++) {
+    // The file that is claimed is one; whoever is too late for the claim has it open for a moment.
+    const { clients, opens } = await ask(control, 'users', { device: name })
+    if (clients === 0 && opens <= 1) return
+    if (look === looks)
+      throw new Failed(`${name} is in use already: ${clients} NBD connections, ${opens - 1} open files`)
+    await setTimeout(lookMs)
+  }
 }
 
-function statesOf(info: Info, device: string | undefined): State[] {
-  const uses = loopsBelow(info.fuse!)
+async function off(info: Info, name: string): Promise<void> {
+  const uses = (await usesBy(info, [name])).get(name)!
+  if (uses.length === 0) throw new Failed(`${name} is not on`)
+  for (const use of uses) await release(use)
+}
+
+const fileOf = (info: Info, name: string): string => `${info.fuse}/${name}`
+
+/** Inode of a device's file. Rejects with `Failed` when something else is under that name. */
+async function inodeOf(info: Info, name: string): Promise<number> {
+  const file = fileOf(info, name)
+  const stat = await lstat(file, { bigint: true }).catch((error: Error) => {
+    throw new Failed(`${file} cannot be looked at: ${error.message}`)
+  })
+  if (!stat.isFile() || deviceText(stat.dev) !== info.fileSystem)
+    throw new Failed(
+      `${file} is not the server's: something else is mounted there; the server's mount is ${info.fileSystem}`,
+    )
+  return Number(stat.ino)
+}
+
+/** What the kernel does with the files of devices: told by device and inode. */
+export async function usesBy(info: Info, names: readonly string[]): Promise<ReadonlyMap<string, readonly LoopUse[]>> {
+  const uses = await loopsOver(info.fileSystem!)
+  const by = new Map<string, readonly LoopUse[]>()
+  for (const name of names) {
+    const inode = await inodeOf(info, name)
+    by.set(
+      name,
+      uses.filter((use) => use.inode === inode),
+    )
+  }
+  return by
+}
+
+/** The device that was named, or all. */
+function namesOf(info: Info, device: string | undefined): string[] {
   const names = info.devices.map(({ name }) => name)
-  if (device !== undefined && !names.includes(device))
-    throw new BadInput(`the server has no device "${device}"; it has ${names.join(', ')}`)
-  return names
-    .filter((name) => device === undefined || name === device)
-    .map((name) => {
-      const file = `${info.fuse}/${name}`
-      const use = uses.find((one) => one.file === file)
-      return { device: name, file, loop: use?.loop ?? null, swap: use?.swap ?? null }
-    })
+  if (device === undefined) return names
+  if (!names.includes(device)) throw new BadInput(`the server has no device "${device}"; it has ${names.join(', ')}`)
+  return [device]
 }
 
-function theOne(states: readonly State[]): State {
-  if (states.length !== 1) throw new BadInput(`say which device: ${states.map(({ device }) => device).join(', ')}`)
-  return states[0]!
+async function statesOf(info: Info, names: readonly string[]): Promise<State[]> {
+  const uses = await usesBy(info, names)
+  return names.map((device) => {
+    const all = uses.get(device)!
+    const use = all.find(({ swap: active }) => active !== undefined) ?? all[0]
+    return { device, file: fileOf(info, device), loop: use?.loop ?? null, swap: use?.swap ?? null }
+  })
 }
 
 function show(states: readonly State[], json: true | undefined, terminal: Terminal): void {
