@@ -152,6 +152,20 @@ function program(terminal: Terminal): Command {
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
     .option('--fresh', 'serve also where a server before was killed and its pages are lost')
     .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
+    .addOption(
+      new Option('--log <format>', 'how it says what happens (default: text on a terminal, JSON elsewhere)').choices([
+        'text',
+        'json',
+      ] as const),
+    )
+    .addOption(
+      new Option('--log-level <level>', 'the least that is said (default: info)').choices([
+        'error',
+        'warn',
+        'info',
+        'debug',
+      ] as const),
+    )
     .addOption(json())
     .action(async (options) => (await import('./serve/serve.ts')).serve(options, terminal))
 

@@ -57,7 +57,16 @@ test('a disk that is full when a snapshot is flushed: ENOSPC, and the rest is se
   const disk = join(folder, 'disk')
   mkdirSync(disk)
   const bin = fileURLToPath(new URL('../dist/bin.js', import.meta.url))
-  const words = ['serve', '--stack', 'memory(limit=16MiB)', '--nbd', `unix:${folder}/nbd.sock`, '--json']
+  const words = [
+    'serve',
+    '--stack',
+    'memory(limit=16MiB)',
+    '--nbd',
+    `unix:${folder}/nbd.sock`,
+    '--json',
+    '--log',
+    'text',
+  ]
   words.push('--device', `name=a,size=8MiB,snapshot=${disk}/a.raw`, '--control', join(folder, 'control.sock'))
   // A file system of 1 MiB that nobody else sees, and which is gone with the server.
   const script = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'

@@ -1,4 +1,7 @@
-/** What operators of zram and of NBD servers reported, tried on the program with real clients. What needs root is in test/system. */
+/**
+ * What operators of zram and of NBD servers reported, tried on the program with real clients. What needs root is in
+ * test/system.
+ */
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { expect, test } from 'vitest'
@@ -9,7 +12,10 @@ import { tmem } from './tmem.ts'
 const run = promisify(execFile)
 const needs = { commands: ['nbdsh'], paths: ['/usr/bin/python3'] }
 
-/** Runs a program of libnbd's Python (what `nbdsh` is), connected to a device as `h`, with random pages by number as `page`. */
+/**
+ * Runs a program of libnbd's Python (what `nbdsh` is), connected to a device as `h`, with random pages by number as
+ * `page`.
+ */
 async function nbd({ folder }: Serving, device: string, program: string): Promise<string> {
   const before = `
 import os, random, nbd
@@ -86,4 +92,56 @@ test('hot pages are in memory, however many cold ones came first', { timeout: 12
   expect(rounds[0]).toBeGreaterThan(900)
   expect(rounds[5]).toBe(0)
   expect(await server.stop()).toEqual({ code: 0, stderr: '' })
+})
+
+test('each knob that is turned is said, by whom; and each refusal', { timeout: 60_000 }, async (ctx) => {
+  requires(ctx, needs)
+  const server = await serving(
+    'memory(limit=8MiB)',
+    '--device',
+    'name=a,size=1MiB',
+    '--log',
+    'json',
+    '--log-level',
+    'info',
+  )
+  expect(await turn(server, 'a', 'writeback_limit', '5')).toBe('5')
+  expect(await turn(server, 'a', 'writeback_limit', 'off')).toBe('off')
+  expect(await turn(server, 'a', 'writeback_limit', 'some')).toMatch(/expected a number, got some/)
+  expect(await turn(server, 'a', 'writeback', 'idle')).toMatch(/needs a backing store/)
+  const stats = JSON.parse((await tmem(['stat', '--json', '--control', server.control])).stdout) as { servers: Tree[] }
+  expect(stats.servers.find(({ name }) => name === 'log')!.counters).toEqual({
+    error: 0,
+    warn: 1,
+    info: 2,
+    debug: 0,
+    suppressed: 0,
+    dropped: 0,
+  })
+  const { code, stderr } = await server.stop()
+  expect(code).toBe(0)
+  const [first, second, third, ...more] = stderr
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line) as object)
+  const turned = {
+    level: 'info',
+    pid: server.info.pid,
+    event: 'knob.turned',
+    device: 'a',
+    knob: 'writeback_limit',
+    by_uid: process.getuid!(),
+    through: 'the control socket',
+  }
+  expect(first).toMatchObject({ ...turned, value: '5', answer: '5' })
+  expect(second).toMatchObject({ ...turned, value: 'off' })
+  expect((second as { msg: string }).msg).toMatch(
+    /^a: writeback_limit off by process \d+ of user \d+, through the control socket: off$/,
+  )
+  expect(third).toMatchObject({
+    level: 'warn',
+    event: 'request.refused',
+    msg: expect.stringContaining('backing store'),
+  })
+  expect(more).toEqual([])
 })

@@ -34,6 +34,7 @@ import {
   PageBatch,
   type Progress,
   PutOutcome,
+  type StackUsage,
   type StatsNode,
   systemAllocator,
   TmemError,
@@ -335,6 +336,11 @@ export class Ramzswap implements BlockDevice {
     ]
       .filter(Boolean)
       .join('')
+  }
+
+  /** What rests in each place of the stack, and which of them fail. */
+  usage(): StackUsage {
+    return this.#stack.store.usage()
   }
 
   /** The statistics of GET_STATS. */

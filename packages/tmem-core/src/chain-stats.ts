@@ -20,7 +20,7 @@ import type { StackUsage, StatsNode } from './store.ts'
 export function usageOf({ directory, seats }: Blocks): StackUsage {
   return {
     sameFilled: directory.pages[samePlace]!,
-    places: seats.map(({ number, place, memory, slow, foreign, counters, refused }) => ({
+    places: seats.map(({ number, place, memory, slow, foreign, counters, refused, failure }) => ({
       name: place.name,
       waits: slow !== undefined,
       survives: place.traits.survives,
@@ -42,6 +42,8 @@ export function usageOf({ directory, seats }: Blocks): StackUsage {
       refused: refused.reduce((sum, one) => sum + one, 0),
       writes: slow === undefined ? 0 : counters.frames,
       reads: counters.reads,
+      failed: counters.failedFlights + counters.failedReads,
+      failure,
       compacted: counters.compacted,
       recompressed: counters.recompressed,
       recompressPoor: counters.recompressPoor,

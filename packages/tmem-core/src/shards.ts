@@ -139,6 +139,7 @@ class Shards implements PageStore {
         for (const { places } of all.slice(1))
           for (const [name, value] of Object.entries(places[number]!))
             if (typeof value === 'number' && name !== 'usedBytes') sum[name] = (sum[name] as number) + value
+        sum['failure'] = all.map(({ places }) => places[number]!.failure).find((failure) => failure !== undefined)
         return sum as unknown as PlaceUsage
       }),
     }

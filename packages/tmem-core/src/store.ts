@@ -222,9 +222,12 @@ export interface PlaceUsage {
   readonly gone: number
   /** Blocks that it refused. */
   readonly refused: number
-  /** Where it waits: blocks written, and blocks read. */
+  /** Where it waits: blocks written, and blocks read; and writes and reads that failed. */
   readonly writes: number
   readonly reads: number
+  readonly failed: number
+  /** Why the last write there failed; `undefined`: it went well, or there was none. */
+  readonly failure: Error | undefined
   /** Blocks in memory that were moved together, compressed again, and compressed again in vain. */
   readonly compacted: number
   readonly recompressed: number

@@ -26,6 +26,8 @@ interface Named {
 
 /** The knobs of a device; with a name that one; with a value it is turned. */
 export interface KnobsRequest extends Named {
+  /** Who asks, as it says itself: nobody but the server's own user and root can ask at all. */
+  readonly by?: { readonly pid: number; readonly uid: number }
   readonly name?: string
   readonly value?: string
 }
@@ -61,10 +63,14 @@ export interface Answers {
 const maxRequest = 4096
 const patienceMs = 10_000
 
-/** Listens; `answer` throws for what it does not know. Rejects with `Failed` when the socket cannot be had. */
+/**
+ * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects with
+ * `Failed` when the socket cannot be had.
+ */
 export async function serveControl(
   path: string,
   answer: (request: Request) => object | Promise<object>,
+  refused: (error: Error) => void,
 ): Promise<Server> {
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     let text = ''
@@ -79,7 +85,9 @@ export async function serveControl(
       socket.removeAllListeners('data')
       // A knob may take its time.
       socket.setTimeout(0)
-      void reply(text.slice(0, Math.max(end, 0)), answer).then((said) => socket.end(`${JSON.stringify(said)}\n`))
+      void reply(text.slice(0, Math.max(end, 0)), answer, refused).then((said) =>
+        socket.end(`${JSON.stringify(said)}\n`),
+      )
     })
   })
   if (await isDead(path)) await rm(path)
@@ -91,10 +99,15 @@ export async function serveControl(
   return server
 }
 
-async function reply(text: string, answer: (request: Request) => object | Promise<object>): Promise<object> {
+async function reply(
+  text: string,
+  answer: (request: Request) => object | Promise<object>,
+  refused: (error: Error) => void,
+): Promise<object> {
   try {
     return await answer(JSON.parse(text) as Request)
   } catch (error) {
+    refused(error as Error)
     return { error: (error as Error).message }
   }
 }

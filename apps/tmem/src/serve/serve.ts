@@ -17,6 +17,7 @@ import {
   parseBytes,
   parseStack,
   type StatsNode,
+  TmemError,
 } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, type Place, placeOf, statisticsTree } from '@tmem/fuse'
 import { mappedAllocator } from '@tmem/memory'
@@ -29,7 +30,9 @@ import { type Answers, type Info, type Request, serveControl } from './control.t
 import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
 import { aheadMemory, drain, endingOf, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
+import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
+import { PlaceWatch } from './place-watch.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
 import { judgeRoles, type Role, toldFiles } from './roles.ts'
@@ -48,6 +51,8 @@ export interface ServeOptions extends EndpointOptions {
   readonly drain?: true
   readonly fresh?: true
   readonly busyTurns?: number
+  readonly log?: LogFormat
+  readonly logLevel?: LogLevel
   readonly json?: true
 }
 
@@ -107,6 +112,11 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
 
   // Undone in the opposite order, whatever happens.
   const undo: (() => Promise<void> | void)[] = []
+  const log = new Log({
+    ...(options.log === undefined ? {} : { format: options.log }),
+    ...(options.logLevel === undefined ? {} : { level: options.logLevel }),
+  })
+  undo.push(() => log.close())
   /** What the next server has to be told of. */
   const lost: Kept[] = []
   let serves = false
@@ -114,12 +124,13 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   // A signal that comes before it serves ends it, as soon as it may.
   const goOn = (): void => throwIfInterrupted(terminal.signal)
   try {
-    for (const line of record.judge(options.fresh === true)) terminal.note(`tmem: ${line}`)
+    for (const line of record.judge(options.fresh === true)) log.warn('server.before', line)
     if (options.fuse !== undefined) {
       const protection = await protect()
       const { measures } = protection
       undo.push(() => protection.undo())
-      for (const { name, done, note } of measures) if (!done) terminal.note(`not protected by ${name}: ${note}`)
+      for (const { name, done, note } of measures)
+        if (!done) log.warn('server.protection', `not protected by ${name}: ${note}`)
     }
     const devices: Opened[] = []
     // From then on somebody may have written.
@@ -156,14 +167,15 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     record.keep(requests.map((request) => ({ name: request.name, survives: survivalOf(request) })))
     keeps = true
     const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
-    const told = new Set<string>()
     const onError = (error: unknown): void => {
-      // A failing disk fails each request: one line for each kind of failure will do.
-      const line = (error as Error).message
-      const kind = line.replaceAll(/\d+/g, 'N')
-      if (told.has(kind)) return
-      told.add(kind)
-      terminal.note(`tmem: ${line}`)
+      // What is no error of a device is a client's.
+      if (error instanceof TmemError) log.error('request.failed', error.message, { code: error.code })
+      else refused(error as Error)
+    }
+    const refused = (error: Error): void => {
+      // Who writes nonsense is told so; that something cannot be done concerns whoever runs the server.
+      const isNonsense = !(error instanceof TmemError || 'code' in error)
+      log[isNonsense ? 'debug' : 'warn']('request.refused', error.message)
     }
     const servers: { stats(): StatsNode }[] = []
     nbd = nbdServer({
@@ -182,12 +194,13 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     if (options.fuse !== undefined) {
       fuse = await fuseServer({
         mountPoint: options.fuse,
-        root: rootOf(devices, servers),
+        root: rootOf(devices, servers, log),
         ...busy,
         onError,
       })
       servers.push(fuse)
     }
+    servers.push(log)
     const info: Info = {
       pid: process.pid,
       stack: options.stack,
@@ -202,7 +215,11 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     undo.push(async () => {
       if (mounted !== undefined) await mounted.close()
     })
-    const control = await serveControl(controlPath, (request) => answerTo(request, info, devices, servers))
+    const control = await serveControl(
+      controlPath,
+      (request) => answerTo(request, info, devices, servers, log),
+      refused,
+    )
     undo.push(() => {
       control.close()
       rmSync(controlPath, { force: true })
@@ -222,12 +239,17 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
           () => device.tick({ pages: tickPages }),
           (error) => {
             broken.push(device.name)
-            terminal.note(`tmem: ${device.name} serves nothing any more: ${error.message}`)
+            log.error('device.broken', `${device.name} serves nothing any more: ${error.message}`, {
+              device: device.name,
+            })
           },
         ),
       )
+    const watched = devices.map(({ device }) => new PlaceWatch(device, log))
     const looking = setInterval(() => {
       nowMs = performance.now()
+      for (const watch of watched) watch.look()
+      log.look()
       if (auto.step(nowMs)) for (const ticking of tickings) ticking.wake()
     }, lookMs)
     undo.push(() => {
@@ -238,7 +260,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
     else terminal.print(described(info, controlPath))
-    await stopped(fuse, options.drain === true, terminal)
+    await stopped(fuse, options.drain === true, terminal, log)
     mounted = undefined
     if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
   } finally {
@@ -297,7 +319,7 @@ async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<v
 }
 
 /** Resolves once somebody asked it to stop and it may; the mount is gone then. */
-async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: Terminal): Promise<void> {
+async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: Terminal, log: Log): Promise<void> {
   let asked: () => void = () => undefined
   const release = terminal.takeSignals(() => asked())
   const ended = fuse?.ended.then(() => 'ended' as const)
@@ -316,9 +338,12 @@ async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: 
           await fuse.close()
           return
         }
-        terminal.note(`tmem: not stopped: in use by ${usesOf(uses)}: run tmem swap off first, or start with --drain`)
+        log.warn(
+          'server.in-use',
+          `not stopped: in use by ${usesOf(uses)}: run tmem swap off first, or start with --drain`,
+        )
       } catch (error) {
-        terminal.note(`tmem: not stopped: ${(error as Error).message}`)
+        log.warn('server.in-use', `not stopped: ${(error as Error).message}`)
       }
     }
   } finally {
@@ -347,6 +372,7 @@ async function listenAll(
 function rootOf(
   devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
+  log: Log,
 ): { kind: 'directory'; entries: () => Map<string, FuseNode> } {
   return {
     kind: 'directory',
@@ -378,10 +404,7 @@ function rootOf(
         kind: 'directory',
         entries: () =>
           new Map(
-            devices.map((opened) => [
-              opened.served.name,
-              { kind: 'directory', entries: () => filesOf(knobsOf(opened)) },
-            ]),
+            devices.map((opened) => [opened.served.name, { kind: 'directory', entries: () => filesOf(opened, log) }]),
           ),
       })
       return entries
@@ -411,19 +434,54 @@ function entrancesOf(
   }
 }
 
-const filesOf = (knobs: ReadonlyMap<string, Knob>): Map<string, FuseNode> =>
+const filesOf = (opened: Opened, log: Log): Map<string, FuseNode> =>
   new Map(
-    [...knobs].map(([name, knob]) => [
+    [...knobsOf(opened)].map(([name, knob]) => [
       name,
-      { kind: 'text', read: () => `${knob.read()}\n`, write: async (text) => knob.write(text) },
+      {
+        kind: 'text',
+        read: () => `${knob.read()}\n`,
+        write: (text, writer) => turn(opened.served.name, name, knob, text, { ...writer, through: 'the mount' }, log),
+      },
     ]),
   )
+
+/** Who turns a knob, and how it got here. */
+interface Turner {
+  readonly pid?: number
+  readonly uid?: number
+  readonly through: 'the mount' | 'the control socket'
+}
+
+/** Turns a knob, and says who did. */
+async function turn(
+  device: string,
+  name: string,
+  knob: Knob,
+  value: string,
+  { pid, uid, through }: Turner,
+  log: Log,
+): Promise<string> {
+  const answer = await knob.write(value)
+  const who = pid === undefined ? '' : ` by process ${pid} of user ${uid}`
+  log.info('knob.turned', `${device}: ${name} ${value}${who}, through ${through}: ${answer}`, {
+    device,
+    knob: name,
+    value,
+    answer,
+    through,
+    by_pid: pid ?? null,
+    by_uid: uid ?? null,
+  })
+  return answer
+}
 
 async function answerTo(
   request: Request,
   info: Info,
   devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
+  log: Log,
 ): Promise<Answers[Request['do']]> {
   switch (request.do) {
     case 'info':
@@ -446,7 +504,9 @@ async function answerTo(
         throw new Error(
           `there is no knob ${name}; ${knobsElsewhere.get(name) ?? `there are ${[...knobs.keys()].join(', ')}`}`,
         )
-      return { [name]: value === undefined ? knob.read() : await knob.write(value) }
+      if (value === undefined) return { [name]: knob.read() }
+      const turner = { ...request.by, through: 'the control socket' } as const
+      return { [name]: await turn(device.served.name, name, knob, value, turner, log) }
     }
     default:
       throw new Error('it can be asked for info, stats, users and knobs')
