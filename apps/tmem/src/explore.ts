@@ -27,8 +27,8 @@ async function exploreAll(json: boolean, terminal: Terminal): Promise<RuleSummar
   const progress = terminal.progress('exploring')
   try {
     for (const entry of pageMapping.entries) {
-      const { name, rule, source, states, mutantCaught } = pageMapping.explore(entry.name)
-      scenarios.push({ name, rule, source, states, mutantCaught })
+      const { name, rule, source, version, states, mutantCaught } = pageMapping.explore(entry.name)
+      scenarios.push({ name, rule, source, version, states, mutantCaught })
       progress.at(scenarios.length, pageMapping.entries.length)
       await setImmediate()
       throwIfInterrupted(terminal.signal)
@@ -39,13 +39,16 @@ async function exploreAll(json: boolean, terminal: Terminal): Promise<RuleSummar
   if (json) terminal.print(JSON.stringify({ scenarios }))
   else {
     const caught = (yes: boolean): string => (yes ? pc.green('yes') : pc.red('NO'))
-    const rows = scenarios.map(({ name, states, mutantCaught, rule }) => [
+    const rows = scenarios.map(({ name, version, states, mutantCaught, rule, source }) => [
       name,
+      version,
       `${states}`,
       caught(mutantCaught),
       rule,
+      source,
     ])
-    terminal.print(tableOf(['scenario', 'states', 'mutant caught', 'rule'], rows, ['left', 'right', 'left', 'left']))
+    const heads = ['scenario', 'kernel', 'states', 'mutant caught', 'rule', 'source']
+    terminal.print(tableOf(heads, rows, ['left', 'left', 'right', 'left', 'left', 'left']))
     terminal.print('\nAll interleavings of each were run. tmem explore NAME shows how its mutant breaks the rule.')
   }
   return scenarios

@@ -114,6 +114,7 @@ describe('tmem explore', () => {
       name: z.string(),
       rule: z.string(),
       source: z.string(),
+      version: z.string().regex(/^\d+\.\d+/),
       states: z.number().int().positive(),
       mutantCaught: z.literal(true),
     })

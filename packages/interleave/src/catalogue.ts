@@ -12,8 +12,10 @@ export interface RuleEntry<S extends object = object> {
   readonly name: string
   /** The rule in one sentence. */
   readonly rule: string
-  /** Where the rule is stated: a kernel's file and version, a mail, a document. */
+  /** Where the rule is stated: a kernel's file, a commit, a mail, a document. */
   readonly source: string
+  /** The version of the modelled system (of the kernel) whose rule it is. */
+  readonly version: string
   scenario(): Scenario<S>
   readonly mutant: {
     /** What the mutant does instead. */
@@ -29,6 +31,7 @@ export interface RuleSummary {
   readonly name: string
   readonly rule: string
   readonly source: string
+  readonly version: string
   /** States visited in the scenario with the rule kept; all of its interleavings are covered. */
   readonly states: number
   /** The scenario holds and its mutant was caught for the right reason. */
@@ -63,8 +66,8 @@ export function catalogue(entries: readonly RuleEntry[]): Catalogue {
     entries,
     listScenarios: (options = {}) => ({
       scenarios: entries.map((entry) => {
-        const { name, rule, source, states, mutantCaught } = reportOn(entry, options)
-        return { name, rule, source, states, mutantCaught }
+        const { name, rule, source, version, states, mutantCaught } = reportOn(entry, options)
+        return { name, rule, source, version, states, mutantCaught }
       }),
     }),
     explore: (name, options = {}) => {
@@ -78,21 +81,21 @@ export function catalogue(entries: readonly RuleEntry[]): Catalogue {
 }
 
 function reportOn(entry: RuleEntry, options: ExploreOptions & ChartOptions): RuleReport {
-  const { name, rule, source, mutant } = entry
+  const { name, rule, source, version, mutant } = entry
   const scenario = entry.scenario()
   const mutated = mutant.scenario()
   const kept = explore(scenario, options)
   const broken = explore(mutated, options)
   const text = [
     `${name}: ${rule}`,
-    `source: ${source}`,
+    `source: ${source} (${version})`,
     '',
     `rule kept: ${chartExploration(kept, namesOf(scenario), options)}`,
     '',
     `rule broken (${mutant.breaks}): ${chartExploration(broken, namesOf(mutated), options)}`,
   ].join('\n')
   const mutantCaught = kept.kind === 'holds' && broken.kind === 'violated' && broken.name === mutant.caughtAs
-  return { name, rule, source, states: kept.states, mutantCaught, breaks: mutant.breaks, kept, broken, text }
+  return { name, rule, source, version, states: kept.states, mutantCaught, breaks: mutant.breaks, kept, broken, text }
 }
 
 function namesOf(scenario: Scenario<object>): string[] {

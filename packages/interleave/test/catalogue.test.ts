@@ -17,6 +17,7 @@ const entry = (name: string, mutant: number, caughtAs = 'small'): RuleEntry<{ x:
   name,
   rule: 'x stays small',
   source: 'this test',
+  version: '1.0',
   scenario: () => small(2),
   mutant: { breaks: `writes ${mutant}`, caughtAs, scenario: () => small(mutant) },
 })
@@ -32,6 +33,7 @@ test('the list says for each rule whether its mutant was caught, for the right r
     name: 'good',
     rule: 'x stays small',
     source: 'this test',
+    version: '1.0',
     states: 5,
     mutantCaught: true,
   })
@@ -42,7 +44,7 @@ test('one rule as text', () => {
   expect(catalogue([entry('good', 9)]).explore('good').text).toBe(
     [
       'good: x stays small',
-      'source: this test',
+      'source: this test (1.0)',
       '',
       'rule kept: holds: 5 states, 4 steps between them, at most 2 deep, 2 complete histories',
       '',

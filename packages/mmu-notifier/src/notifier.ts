@@ -364,6 +364,8 @@ export interface Subscription {
   sequence: number
   /** Changes of the tree wait for the end of all ranges. */
   state: 'live' | 'insert-queued' | 'remove-queued' | 'removed'
+  /** Its owner has freed it, which must not happen before it is off the tree and off the queue. */
+  freed: boolean
 }
 
 export interface IntervalMm {
@@ -382,13 +384,13 @@ export interface IntervalMm {
 export function intervalInsert(interval: IntervalMm, first: number, end: number): number {
   range(first, end)
   if (interval.active === 0) {
-    interval.subscriptions.push({ first, end, sequence: interval.sequence - 1, state: 'live' })
+    interval.subscriptions.push({ first, end, sequence: interval.sequence - 1, state: 'live', freed: false })
   } else {
     // Into a tree that nobody walks it can go at once, but from now on its readers have to wait.
     const walked = interval.sequence % 2 === 1
     if (!walked) interval.sequence++
     const state = walked ? 'insert-queued' : 'live'
-    interval.subscriptions.push({ first, end, sequence: interval.sequence, state })
+    interval.subscriptions.push({ first, end, sequence: interval.sequence, state, freed: false })
   }
   return interval.subscriptions.length - 1
 }
@@ -417,9 +419,19 @@ export function intervalBegin(interval: IntervalMm, first: number, end: number):
   return hit
 }
 
-/** The callback of one subscription, under its user's lock: the user drops its mappings with it. */
+/**
+ * The callback of one subscription, under its user's lock: the user drops its mappings with it.
+ * @throws RuleViolation "use-after-free" if the owner has freed it.
+ */
 export function intervalCallback(interval: IntervalMm, id: number): void {
-  subscriptionOf(interval, id).sequence = interval.sequence
+  const subscription = subscriptionOf(interval, id)
+  requireRule(!subscription.freed, 'use-after-free', `the callback of subscription ${id} runs after it was freed`)
+  subscription.sequence = interval.sequence
+}
+
+/** The owner frees a subscription that it has removed. What still finds it uses memory that was freed. */
+export function intervalFree(interval: IntervalMm, id: number): void {
+  subscriptionOf(interval, id).freed = true
 }
 
 /** A whole start with nobody else around. */
@@ -428,18 +440,36 @@ export function intervalStart(interval: IntervalMm, first: number, end: number):
 }
 
 /**
- * An end: the last one makes the sequence even, applies what was queued, and wakes readers.
+ * The first part of an end: the last one makes the sequence even, which whoever reads it without the lock sees at once.
+ * Both parts run under the lock of the subscriptions; a waiter that reads the sequence under that lock, too, cannot see
+ * the new one before the second part is done (commit 319561669a59, 5.18).
+ * @returns "apply" if the second part, intervalApply(), has to follow.
  * @throws RuleViolation "end-without-start" if no range is active.
  */
-export function intervalEnd(interval: IntervalMm): void {
+export function intervalFinish(interval: IntervalMm): 'apply' | 'done' {
   requireRule(interval.active > 0, 'end-without-start', 'no interval is active')
   interval.active--
-  if (interval.active > 0 || interval.sequence % 2 === 0) return
+  if (interval.active > 0 || interval.sequence % 2 === 0) return 'done'
   interval.sequence++
-  for (const one of interval.subscriptions) {
+  return 'apply'
+}
+
+/**
+ * The second part of an end: what was queued goes into the tree or off it. Waiters are woken afterwards.
+ * @throws RuleViolation "use-after-free" if the owner of a queued subscription has freed it.
+ */
+export function intervalApply(interval: IntervalMm): void {
+  interval.subscriptions.forEach((one, id) => {
     if (one.state === 'insert-queued') one.state = 'live'
-    if (one.state === 'remove-queued') one.state = 'removed'
-  }
+    if (one.state !== 'remove-queued') return
+    requireRule(!one.freed, 'use-after-free', `subscription ${id} is taken off the tree after it was freed`)
+    one.state = 'removed'
+  })
+}
+
+/** A whole end with nobody else around. */
+export function intervalEnd(interval: IntervalMm): void {
+  if (intervalFinish(interval) === 'apply') intervalApply(interval)
 }
 
 /** read_begin: the sequence to remember, and whether the reader has to wait until the global one is another. */

@@ -6,7 +6,8 @@
  * - flush-interrupt (x86): the walker has interrupts off; whoever frees a page or a table first flushes the TLB of all
  *   processors that use the space, by an interrupt that must be acknowledged.
  * - speculative: tables are freed after a grace period; the walker takes a reference only if the page has one, and then
- *   looks at the entry again.
+ *   looks again at every level that somebody may have cleared: at the entry, and at the directory, because a collapse
+ *   into a huge page takes a whole table away and leaves its entries as they are (commit 70cbc3cc78a9, 6.1).
  *
  * Invariants: the fast path gives what the slow path would give, or nothing. Special entries always go the slow way,
  * because only the area says what they mean and the walker has no lock to look it up. No reference is taken on a page
@@ -16,14 +17,18 @@
  */
 import {
   type AddressSpace,
+  type DirectoryEntry,
   directoryEntry,
   type FaultOutcome,
   fault,
   findVma,
   type Machine,
+  mustUnshare,
   readPte,
   readTable,
   spaceOf,
+  unsharePage,
+  vmNormalHugePage,
   vmNormalPage,
 } from './mapping.ts'
 import {
@@ -93,11 +98,16 @@ function slowPage(
   // A fault may map read-only first and copy at the second try; more than two are never needed.
   for (let tries = 0; ; tries++) {
     const huge = directoryEntry(space, vpn)
-    if (huge?.kind === 'huge' && (access === 'read' || huge.writable)) return huge.pfn + (vpn % HUGE_PAGES)
+    if (huge?.kind === 'huge' && (access === 'read' || huge.writable)) {
+      return vmNormalHugePage(machine, vma, huge).kind === 'page' ? huge.pfn + (vpn % HUGE_PAGES) : null
+    }
     const pte = readPte(machine, space, vpn)
     if (pte !== null && (access === 'read' || pte.writable)) {
       const normal = vmNormalPage(machine, vma, vpn, pte)
-      return normal.kind === 'page' ? normal.pfn : null
+      if (normal.kind !== 'page') return null
+      if (pte.writable || !mustUnshare(machine, normal.pfn)) return normal.pfn
+      if (unsharePage(machine, space, vma, vpn) === 'oom') return null
+      continue
     }
     if (tries === 2) return null
     switch (handler(machine, space, vpn, access)) {
@@ -141,6 +151,8 @@ export interface GupRegisters {
   table: number
   /** Head frame of a huge entry, -1 for none. */
   huge: number
+  /** References taken on it. */
+  taken: number
   /** What was read from the entry. */
   pfn: number
   special: boolean
@@ -152,7 +164,17 @@ export interface GupRegisters {
 }
 
 export function gupRegisters(): GupRegisters {
-  return { pfns: [], table: -1, huge: -1, pfn: -1, special: false, writable: false, stopped: false, result: '' }
+  return {
+    pfns: [],
+    table: -1,
+    huge: -1,
+    taken: 0,
+    pfn: -1,
+    special: false,
+    writable: false,
+    stopped: false,
+    result: '',
+  }
 }
 
 export type GupStep = ProgramStep<GupWorld, GupRegisters>
@@ -173,6 +195,19 @@ export function gupFastProgram(
   const processor = (world: GupWorld): Cpu => world.cpus[cpu] as Cpu
   const outside = first < 0 || first + pages > USER_PAGES || first + pages < first
   const stop = (_: Readonly<GupWorld>, me: Readonly<GupRegisters>): boolean => me.stopped
+  /** The entry of the directory, if the walk can go on there. */
+  const directory = (machine: Machine, vpn: number): DirectoryEntry | undefined => {
+    const entry = directoryEntry(spaceOf(machine, space), vpn)
+    if (entry?.kind !== 'huge') return entry
+    return !entry.special && (access === 'read' || entry.writable) ? entry : undefined
+  }
+  /** A pin for reading that only the slow path can make (kernels from 5.19). */
+  const unshares = (machine: Machine, { pfn, writable }: GupRegisters): boolean =>
+    !writable && mustUnshare(machine, pfn)
+  const giveBack = (machine: Machine, me: GupRegisters): void => {
+    putPage(machine, me.pfns.pop() as number, 'pin')
+    me.stopped = true
+  }
   const take: GupStep[] =
     form === 'flush-interrupt'
       ? [
@@ -199,16 +234,48 @@ export function gupFastProgram(
             jump: { to: 'stop', if: stop },
           },
           {
+            label: 'read the directory again',
+            touches: { reads: ['machine.spaces'], writes: ['machine.frames'] },
+            run: ({ machine }, me) => {
+              const entry = directory(machine, next(me) - 1)
+              if (entry?.kind !== 'table' || entry.table !== me.table) giveBack(machine, me)
+            },
+            shows: (_, { stopped }) => (stopped ? 'changed: give it back' : 'unchanged'),
+            jump: { to: 'stop', if: stop },
+          },
+          {
             label: 'read the entry again',
-            touches: { reads: ['machine.tables'], writes: ['machine.frames'] },
+            touches: { reads: ['machine.tables', 'machine.kernel'], writes: ['machine.frames'] },
             run: ({ machine }, me) => {
               const pte = readTable(machine, me.table, next(me) - 1)
-              if (pte?.pfn === me.pfn && pte.special === me.special && pte.writable === me.writable) return
-              putPage(machine, me.pfns.pop() as number, 'pin')
-              me.stopped = true
+              const same = pte?.pfn === me.pfn && pte.special === me.special && pte.writable === me.writable
+              if (same && !unshares(machine, me)) return
+              giveBack(machine, me)
             },
             shows: (_, { stopped }) => (stopped ? 'changed: give it back' : 'unchanged'),
             jump: { to: 'walk', if: (_, me) => !me.stopped && me.pfns.length < pages },
+          },
+        ]
+  const hugeAgain: GupStep[] =
+    form === 'flush-interrupt'
+      ? []
+      : [
+          { label: 'after a small entry', touches: {}, run: () => {}, jump: { to: 'stop', if: () => true } },
+          {
+            label: 'read the directory again, huge entry',
+            at: 'huge again',
+            touches: { reads: ['machine.spaces'], writes: ['machine.frames'] },
+            run: ({ machine }, me) => {
+              const entry = directory(machine, next(me) - 1)
+              if (me.stopped || (entry?.kind === 'huge' && entry.pfn === me.huge)) return
+              for (let i = 0; i < me.taken; i++) {
+                me.pfns.pop()
+                putPage(machine, me.huge, 'pin')
+              }
+              me.stopped = true
+            },
+            shows: (_, { stopped }) => (stopped ? 'changed: give it back' : 'unchanged'),
+            jump: { to: 'huge done', if: () => true },
           },
         ]
   return [
@@ -232,25 +299,30 @@ export function gupFastProgram(
       at: 'walk',
       touches: { reads: ['machine.spaces'] },
       run: ({ machine }, me) => {
-        const entry = directoryEntry(spaceOf(machine, space), next(me))
+        const entry = directory(machine, next(me))
         me.table = entry?.kind === 'table' ? entry.table : -1
-        me.huge = entry?.kind === 'huge' && (access === 'read' || entry.writable) ? entry.pfn : -1
+        me.huge = entry?.kind === 'huge' ? entry.pfn : -1
         me.stopped = me.table < 0 && me.huge < 0
       },
       jump: { to: 'stop', if: stop },
     },
     {
       label: 'huge entry: one addition on the head',
-      touches: { writes: ['machine.frames'] },
+      touches: { reads: ['machine.memory'], writes: ['machine.frames'] },
       run: ({ machine }, me) => {
         if (me.huge < 0) return
         const inEntry = next(me) % HUGE_PAGES
         const count = Math.min(HUGE_PAGES - inEntry, pages - me.pfns.length)
+        // A flush by interrupt waits for this walk, so the page cannot have been freed.
+        if (form === 'speculative' && pageOf(machine, me.huge).count === 0) {
+          me.stopped = true
+          return
+        }
         getPage(machine, me.huge, 'pin', count)
         for (let i = 0; i < count; i++) me.pfns.push(me.huge + inEntry + i)
-        me.stopped = me.pfns.length === pages
+        me.taken = count
       },
-      jump: { to: 'huge done', if: (_, { huge }) => huge >= 0 },
+      jump: { to: form === 'speculative' ? 'huge again' : 'huge done', if: (_, { huge }) => huge >= 0 },
     },
     {
       label: 'read the entry',
@@ -265,20 +337,23 @@ export function gupFastProgram(
     },
     {
       label: 'present, allowed, not special?',
-      touches: {},
-      run: (_, me) => {
-        me.stopped = me.pfn < 0 || me.special || (access === 'write' && !me.writable)
+      touches: { reads: ['machine.kernel', 'machine.frames'] },
+      run: ({ machine }, me) => {
+        me.stopped = me.pfn < 0 || me.special || (access === 'write' && !me.writable) || unshares(machine, me)
       },
       shows: (_, { stopped }) => (stopped ? 'no' : 'yes'),
       jump: { to: 'stop', if: stop },
     },
     ...take,
+    ...hugeAgain,
     { label: 'end of the walk', touches: {}, run: () => {}, jump: { to: 'stop', if: () => true } },
     {
       label: 'after a huge entry',
       at: 'huge done',
       touches: {},
-      run: () => {},
+      run: (_, me) => {
+        me.stopped ||= me.pfns.length === pages
+      },
       jump: { to: 'walk', if: (_, me) => !me.stopped },
     },
     {

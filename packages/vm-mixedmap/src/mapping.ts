@@ -11,7 +11,11 @@
  * Every function here is one atomic action of a kernel (what happens under the page-table lock), or a sequence of such
  * actions run by itself; the scenarios of @tmem/mmu-notifier take the sequences apart.
  *
- * Source: mm/memory.c, mm/mremap.c, mm/mprotect.c of 2.6.31 (facts only); commit 7e675137a8e1 for pte_special.
+ * When a store to a private page may write in place, and what fork does with a pinned page, has changed twice since. A
+ * machine keeps the rule of one kernel (CowKernel): the rules are mixed in none.
+ *
+ * Source: mm/memory.c, mm/mremap.c, mm/mprotect.c of 2.6.31 (facts only); commit 7e675137a8e1 for pte_special; commits
+ * 09854ba94c6a, 70e806e4e645 and 6c287605fd56 for the later rules of copy-on-write; 6857be5fecae for special huge entries.
  */
 import {
   allocatePage,
@@ -23,6 +27,7 @@ import {
   HUGE_PAGES,
   handOver,
   highestPfn,
+  leaveSwapCache,
   type MemoryModel,
   natural,
   pageOf,
@@ -48,10 +53,29 @@ export interface PageTable {
   entries: Record<string, Pte>
 }
 
-/** An entry of the directory. A huge entry is never special. */
-export type DirectoryEntry =
-  | { kind: 'table'; table: number }
-  | { kind: 'huge'; pfn: number; writable: boolean; dirty: boolean }
+/** An entry of the directory. A huge entry is special only where the machine has the bit (`hugeSpecial`). */
+export type DirectoryEntry = { kind: 'table'; table: number } | HugeEntry
+
+/** An entry that maps 512 pages. */
+export interface HugeEntry {
+  kind: 'huge'
+  pfn: number
+  /** There are no pages to account. */
+  special: boolean
+  writable: boolean
+  dirty: boolean
+}
+
+/**
+ * Whose rule of copy-on-write a machine keeps.
+ * - 2.6.31: a store writes in place if the page has one user by mapcount and swap entries; references of get_user_pages
+ *   are not looked at, and fork shares pinned pages like any other.
+ * - 5.9: it writes in place if the page has one reference, of whatever kind; fork copies a pinned page at once.
+ *   (5.11 added the sequence that a lockless pin checks: gup-pin-checks-the-fork-sequence in @tmem/mmu-notifier.)
+ * - 5.19: it writes in place if the page is marked exclusive, or has one reference, which marks it. Fork takes the mark
+ *   away, but copies a pinned page at once; whoever pins an anonymous page for reading gives it the mark first.
+ */
+export type CowKernel = '2.6.31' | '5.9' | '5.19'
 
 /** What stands behind an area, and answers its faults. */
 export type Backing = { kind: 'anonymous' } | { kind: 'device' } | { kind: 'xip'; file: number }
@@ -89,6 +113,9 @@ export interface AddressSpace {
 export interface Machine {
   /** Whether the architecture has the special bit in its entries (x86, s390, powerpc in 2.6.31). */
   readonly pteSpecial: boolean
+  /** Whether huge entries have the bit as well: some architectures, kernels of 2024 and later. */
+  readonly hugeSpecial: boolean
+  readonly kernel: CowKernel
   memory: MemoryModel
   frames: Frame[]
   tables: PageTable[]
@@ -106,15 +133,26 @@ export interface MachineOptions {
   /** Physical frames, at least as many as have descriptors. */
   readonly frames: number
   readonly pteSpecial: boolean
+  /** Default false. */
+  readonly hugeSpecial?: boolean
+  /** Default "2.6.31". */
+  readonly kernel?: CowKernel
   /** Default 64. */
   readonly maxTables?: number
 }
 
-/** @throws RangeError if the memory model has descriptors for frames that do not exist. */
-export function createMachine({ memory, frames, pteSpecial, maxTables = 64 }: MachineOptions): Machine {
+/**
+ * @throws RangeError if the memory model has descriptors for frames that do not exist, or huge entries have a bit that
+ * small ones do not have.
+ */
+export function createMachine(options: MachineOptions): Machine {
+  const { memory, frames, pteSpecial, hugeSpecial = false, kernel = '2.6.31', maxTables = 64 } = options
+  if (hugeSpecial && !pteSpecial) throw new RangeError('hugeSpecial needs pteSpecial')
   if (highestPfn(memory) >= frames) throw new RangeError(`descriptors for frames beyond the last one, ${frames - 1}`)
   return {
     pteSpecial,
+    hugeSpecial,
+    kernel,
     memory,
     frames: createFrames(memory, frames),
     tables: [],
@@ -293,7 +331,20 @@ export function vmNormalPage(
   return checkedPage(machine, pte)
 }
 
-function checkedPage(machine: Machine, { pfn }: Pte): NormalPage {
+/**
+ * vm_normal_page for a huge entry: the head of its pages, or none. Without the bit at this level an entry of a PFNMAP
+ * area is taken for raw frames, because nothing else could be told from it.
+ */
+export function vmNormalHugePage(machine: Machine, vma: Vma, entry: HugeEntry): NormalPage {
+  if (machine.hugeSpecial && entry.special) {
+    return vma.pfnMap || vma.mixedMap
+      ? { kind: 'none', why: 'special' }
+      : { kind: 'bad-pte', why: 'special-in-ordinary-area' }
+  }
+  return vma.pfnMap ? { kind: 'none', why: 'raw-frame' } : checkedPage(machine, entry)
+}
+
+function checkedPage(machine: Machine, { pfn }: { readonly pfn: number }): NormalPage {
   return pfn > highestPfn(machine.memory) ? { kind: 'bad-pte', why: 'beyond-last-descriptor' } : { kind: 'page', pfn }
 }
 
@@ -419,8 +470,40 @@ export function mapHuge(machine: Machine, space: AddressSpace, vma: Vma, vpn: nu
   if (!inside(vma, vpn) || !inside(vma, vpn + HUGE_PAGES - 1)) return '-EFAULT'
   if (directoryEntry(space, vpn) !== undefined) return '-EBUSY'
   getPage(machine, pfn, 'mapping')
-  space.directory[vpn / HUGE_PAGES] = { kind: 'huge', pfn, writable: directlyWritable(vma), dirty: false }
+  space.directory[vpn / HUGE_PAGES] = {
+    kind: 'huge',
+    pfn,
+    special: false,
+    writable: directlyWritable(vma),
+    dirty: false,
+  }
   bookRss(machine, space, pfn, HUGE_PAGES)
+  return 'inserted'
+}
+
+/**
+ * Maps 512 frames, with or without descriptors, by one special huge entry (vmf_insert_pfn_pmd of 2024). Nothing is
+ * counted. Both addresses must be aligned.
+ * @throws RangeError if they are not, or the machine has no special bit in huge entries.
+ * @throws RuleViolation "insert-pfn-area" unless the area is PFNMAP and not copy-on-write.
+ */
+export function vmInsertHugePfn(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  pfn: number,
+): InsertOutcome {
+  if (!machine.hugeSpecial) throw new RangeError('huge entries of this machine have no special bit')
+  if (vpn % HUGE_PAGES !== 0 || pfn % HUGE_PAGES !== 0) {
+    throw new RangeError(`page ${vpn} and frame ${pfn} must be aligned to ${HUGE_PAGES} pages`)
+  }
+  frameOf(machine, pfn + HUGE_PAGES - 1)
+  requireRule(vma.pfnMap && !isCow(vma), 'insert-pfn-area', `the area of page ${vpn} must be PFNMAP and not copied`)
+  if (!inside(vma, vpn) || !inside(vma, vpn + HUGE_PAGES - 1)) return '-EFAULT'
+  if (directoryEntry(space, vpn) !== undefined) return '-EBUSY'
+  const writable = directlyWritable(vma)
+  space.directory[vpn / HUGE_PAGES] = { kind: 'huge', pfn, special: true, writable, dirty: false }
   return 'inserted'
 }
 
@@ -515,8 +598,7 @@ export function fault(
     putPage(machine, allocated.pfn, 'owner')
     return 'oom'
   }
-  handOver(machine, allocated.pfn, 'owner', 'mapping')
-  space.rssAnon++
+  becomeMapped(machine, space, allocated.pfn)
   return 'mapped'
 }
 
@@ -541,8 +623,10 @@ export function resolvePresent(
 }
 
 /**
- * A store to a read-only entry (do_wp_page): shared areas make the entry writable; a private area uses an anonymous page
- * that nobody else has, or copies. The copy of a frame without descriptor is a page with one.
+ * A store to a read-only entry (do_wp_page): shared areas make the entry writable; a private area writes in place to an
+ * anonymous page that the rule of the machine's kernel lets it have (claimPage()), or copies. The copy of a frame
+ * without descriptor is a page with one. The entry becomes writable only if the area is: a debugger may store to one
+ * that is not.
  * @throws RangeError if nothing is mapped.
  */
 export function writeProtectFault(
@@ -560,13 +644,74 @@ export function writeProtectFault(
     return 'made-writable'
   }
   const old = normalPfn(machine, vma, vpn, pte)
-  if (old !== null) {
-    const { use, count, mapcount } = pageOf(machine, old)
-    if (use === 'anonymous' && count === 1 && mapcount === 1) {
-      Object.assign(pte, { writable: true, dirty: true })
-      return 'reused'
-    }
+  if (old !== null && claimPage(machine, old) === 'claimed') {
+    Object.assign(pte, { writable: vma.write, dirty: true })
+    return 'reused'
   }
+  return copyPage(machine, space, vma, vpn, { writable: vma.write, dirty: true }, secondary)
+}
+
+/**
+ * Whether the space of an entry may write to a private page in place. It is asked with the page and its entry locked;
+ * in a kernel that answers "claimed", the page has left the swap cache, or bears its mark, afterwards.
+ */
+export function claimPage(machine: Machine, pfn: number): 'claimed' | 'shared' {
+  const page = pageOf(machine, pfn)
+  if (page.use !== 'anonymous') return 'shared'
+  const leave = (): void => {
+    if (page.swap !== null && !page.swap.writeback) leaveSwapCache(machine, pfn)
+  }
+  switch (machine.kernel) {
+    case '2.6.31': {
+      if (page.mapcount + (page.swap?.slots ?? 0) !== 1) return 'shared'
+      leave()
+      return 'claimed'
+    }
+    case '5.9':
+      return page.count === 1 ? 'claimed' : 'shared'
+    case '5.19':
+      if (page.exclusive) return 'claimed'
+      if (page.swap?.slots === 0) leave()
+      page.exclusive = page.count === 1
+      return page.exclusive ? 'claimed' : 'shared'
+  }
+}
+
+/**
+ * What a pin for reading does first in kernels from 5.19: an anonymous page that others may have as well is copied, so
+ * that the pin and the process will not part ways at the next store. The entry stays read-only.
+ * @throws RangeError if nothing is mapped.
+ */
+export function unsharePage(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): 'copied' | 'reused' | 'oom' {
+  const pte = readPte(machine, space, vpn)
+  if (pte === null) throw new RangeError(`page ${vpn} is not mapped`)
+  const old = normalPfn(machine, vma, vpn, pte)
+  if (old === null || !mustUnshare(machine, old) || claimPage(machine, old) === 'claimed') return 'reused'
+  return copyPage(machine, space, vma, vpn, { writable: false, dirty: true }, secondary)
+}
+
+/** Whether a page must be made exclusive before it is pinned for reading. */
+export function mustUnshare(machine: Machine, pfn: number): boolean {
+  const { use, exclusive } = pageOf(machine, pfn)
+  return machine.kernel === '5.19' && use === 'anonymous' && !exclusive
+}
+
+function copyPage(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  flags: { readonly writable: boolean; readonly dirty: boolean },
+  secondary: SecondaryMmus,
+): 'copied' | 'oom' {
+  const pte = readPte(machine, space, vpn) as Pte
+  const old = normalPfn(machine, vma, vpn, pte)
   const allocated = allocatePage(machine, 'anonymous')
   if (allocated.kind === 'no-memory') return 'oom'
   copyFrame(machine, pte.pfn, allocated.pfn)
@@ -575,11 +720,17 @@ export function writeProtectFault(
   secondary.page(space.id, vpn, () => {
     clearPte(machine, space, vpn)
   })
-  setPte(machine, space, vpn, { pfn: allocated.pfn, special: false, writable: true, dirty: true })
-  handOver(machine, allocated.pfn, 'owner', 'mapping')
-  space.rssAnon++
+  setPte(machine, space, vpn, { pfn: allocated.pfn, special: false, ...flags })
+  becomeMapped(machine, space, allocated.pfn)
   if (old !== null) dropMapped(machine, space, old)
   return 'copied'
+}
+
+/** An anonymous page that was just allocated belongs to the one entry that maps it. */
+function becomeMapped(machine: Machine, space: AddressSpace, pfn: number): void {
+  handOver(machine, pfn, 'owner', 'mapping')
+  pageOf(machine, pfn).exclusive = machine.kernel === '5.19'
+  space.rssAnon++
 }
 
 /** Copies what a frame holds; either may be without descriptor. */
@@ -637,12 +788,23 @@ function zapHuge(machine: Machine, space: AddressSpace, vpn: number, first: numb
   const entry = directoryEntry(space, vpn)
   if (entry?.kind !== 'huge') return
   if (vpn < first || vpn + HUGE_PAGES > end) throw new RangeError(`the range cuts the huge entry at page ${vpn}`)
+  const vma = findVma(space, vpn)
   delete space.directory[vpn / HUGE_PAGES]
-  bookRss(machine, space, entry.pfn, -HUGE_PAGES)
-  putPage(machine, entry.pfn, 'mapping')
+  if (vma === undefined) return
+  const pfn = normalHugePfn(machine, vma, vpn, entry)
+  if (pfn === null) return
+  bookRss(machine, space, pfn, -HUGE_PAGES)
+  putPage(machine, pfn, 'mapping')
 }
 
-type MappedEntry = { kind: 'pte'; pte: Pte } | { kind: 'huge'; pfn: number }
+/** vmNormalHugePage() for actions. */
+function normalHugePfn(machine: Machine, vma: Vma, vpn: number, entry: HugeEntry): number | null {
+  const normal = vmNormalHugePage(machine, vma, entry)
+  if (normal.kind === 'bad-pte') machine.badPtes.push(`page ${vpn}: ${normal.why}`)
+  return normal.kind === 'page' ? normal.pfn : null
+}
+
+type MappedEntry = { kind: 'pte'; pte: Pte } | HugeEntry
 
 /** Entries in a range, in order of address. A huge entry appears at its first page, also if that is outside. */
 function entriesIn(
@@ -690,14 +852,18 @@ export function exitSpace(machine: Machine, space: AddressSpace, secondary: Seco
 
 /**
  * A copy of a space that shares its pages. Private writable entries become read-only on both sides. Special entries are
- * copied and not counted.
+ * copied and not counted. In kernels from 5.9 a private anonymous page that is pinned is not shared but copied at once:
+ * the parent keeps the page, and its entry as it is.
  *
- * -ENOMEM: no page table for the copy; what was copied so far is given back.
+ * -ENOMEM: no page table or page for the copy; what was copied so far is given back.
+ * `pinned` tells whether a page is; scenarios that take that question apart from the copying replace it.
+ * @throws RangeError if a huge private page is pinned, in these kernels: they split it first, which is not modelled.
  */
 export function fork(
   machine: Machine,
   parent: AddressSpace,
   secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+  pinned: (pfn: number) => boolean = (pfn) => pageOf(machine, pfn).pins > 0,
 ): { kind: 'forked'; child: AddressSpace } | { kind: '-ENOMEM' } {
   const child = createSpace(machine)
   child.vmas = parent.vmas.map((vma) => ({ ...vma, backing: { ...vma.backing } }))
@@ -705,7 +871,7 @@ export function fork(
     const failed: number[] = []
     const copy = (): void => {
       for (const [vpn, entry] of entriesIn(machine, parent, vma.first, vma.end)) {
-        if (copyEntry(machine, parent, child, vma, vpn, entry) === '-ENOMEM') failed.push(vpn)
+        if (copyEntry(machine, child, vma, vpn, entry, pinned) === '-ENOMEM') failed.push(vpn)
       }
     }
     if (isCow(vma)) secondary.range(parent.id, vma.first, vma.end, copy)
@@ -720,28 +886,48 @@ export function fork(
 
 function copyEntry(
   machine: Machine,
-  parent: AddressSpace,
   child: AddressSpace,
   vma: Vma,
   vpn: number,
   entry: MappedEntry,
+  pinned: (pfn: number) => boolean,
 ): 'set' | '-ENOMEM' {
+  const copiedAtOnce = (pfn: number): boolean =>
+    machine.kernel !== '2.6.31' && isCow(vma) && pageOf(machine, pfn).use === 'anonymous' && pinned(pfn)
   if (entry.kind === 'huge') {
-    const huge = directoryEntry(parent, vpn) as DirectoryEntry & { kind: 'huge' }
-    if (isCow(vma)) huge.writable = false
-    getPage(machine, huge.pfn, 'mapping')
-    child.directory[vpn / HUGE_PAGES] = { ...huge }
-    bookRss(machine, child, huge.pfn, HUGE_PAGES)
+    const head = normalHugePfn(machine, vma, vpn, entry)
+    if (head !== null && copiedAtOnce(head)) {
+      throw new RangeError(`page ${vpn}: fork of a pinned huge page, which splits it, is not modelled`)
+    }
+    if (isCow(vma)) entry.writable = false
+    child.directory[vpn / HUGE_PAGES] = { ...entry }
+    if (head === null) return 'set'
+    getPage(machine, head, 'mapping')
+    if (isCow(vma)) pageOf(machine, head).exclusive = false
+    bookRss(machine, child, head, HUGE_PAGES)
     return 'set'
   }
   const { pte } = entry
+  const own = normalPfn(machine, vma, vpn, pte)
+  if (own !== null && copiedAtOnce(own)) {
+    const allocated = allocatePage(machine, 'anonymous')
+    if (allocated.kind === 'no-memory') return '-ENOMEM'
+    copyFrame(machine, own, allocated.pfn)
+    const copy = { pfn: allocated.pfn, special: false, writable: vma.write, dirty: true }
+    if (setPte(machine, child, vpn, copy) === '-ENOMEM') {
+      putPage(machine, allocated.pfn, 'owner')
+      return '-ENOMEM'
+    }
+    becomeMapped(machine, child, allocated.pfn)
+    return 'set'
+  }
   const writable = pte.writable && !isCow(vma)
   if (setPte(machine, child, vpn, { ...pte, writable, dirty: false }) === '-ENOMEM') return '-ENOMEM'
   pte.writable = writable
-  const pfn = normalPfn(machine, vma, vpn, pte)
-  if (pfn !== null) {
-    getPage(machine, pfn, 'mapping')
-    bookRss(machine, child, pfn, 1)
+  if (own !== null) {
+    getPage(machine, own, 'mapping')
+    if (isCow(vma)) pageOf(machine, own).exclusive = false
+    bookRss(machine, child, own, 1)
   }
   return 'set'
 }
@@ -828,8 +1014,10 @@ export function auditMachine(machine: Machine): string[] {
     for (const [vpn, entry] of entriesIn(machine, space, 0, Number.MAX_SAFE_INTEGER)) {
       const vma = findVma(space, vpn)
       if (vma === undefined) problems.push(`space ${space.id}: page ${vpn} is mapped outside all areas`)
-      else if (entry.kind === 'huge') count(entry.pfn, HUGE_PAGES)
-      else {
+      else if (entry.kind === 'huge') {
+        const normal = vmNormalHugePage(machine, vma, entry)
+        if (normal.kind === 'page') count(normal.pfn, HUGE_PAGES)
+      } else {
         const normal = vmNormalPage(machine, vma, vpn, entry.pte, 'may-sleep')
         if (normal.kind === 'page') count(normal.pfn, 1)
       }
@@ -843,6 +1031,7 @@ export function auditMachine(machine: Machine): string[] {
     const expected = mapped.get(pfn) ?? 0
     if (page.mapcount !== expected) problems.push(`frame ${pfn}: mapcount ${page.mapcount}, mapped ${expected} times`)
     const sum = page.owners + page.pins + page.mapcount
+    if (page.exclusive && page.mapcount > 1) problems.push(`frame ${pfn}: exclusive, and mapped ${expected} times`)
     if (page.count !== sum) problems.push(`frame ${pfn}: count ${page.count}, held ${sum} times`)
     if (page.head === pfn && (page.use === 'free') !== (page.count === 0)) {
       problems.push(`frame ${pfn}: ${page.use} with count ${page.count}`)

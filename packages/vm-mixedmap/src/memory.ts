@@ -69,11 +69,23 @@ export interface Page {
   mapcount: number
   /** References of whoever put the page there (a file, a driver, an allocation not mapped yet). */
   owners: number
-  /** References taken by get_user_pages. */
+  /** References taken by get_user_pages. Short looks and long pins (FOLL_PIN) are not told apart. */
   pins: number
   use: PageUse
+  /** The page is mapped by one entry only, and may be written there (PG_anon_exclusive; kernels from 5.19). */
+  exclusive: boolean
+  /** Not null: the page is in the swap cache, which is one of its owners. */
+  swap: SwapCache | null
   /** Frame number of the first page of the compound page; a single page names itself. */
   head: number
+}
+
+/** What the swap cache knows of a page. */
+export interface SwapCache {
+  /** Swap entries in page tables that stand for this page. */
+  slots: number
+  /** The page is being written out, so it cannot leave the cache. */
+  writeback: boolean
 }
 
 export interface Frame {
@@ -164,7 +176,7 @@ function extentsOf({ memory }: HasFrames): Extent[] {
 }
 
 function freePage(pfn: number): Page {
-  return { count: 0, mapcount: 0, owners: 0, pins: 0, use: 'free', head: pfn }
+  return { count: 0, mapcount: 0, owners: 0, pins: 0, use: 'free', exclusive: false, swap: null, head: pfn }
 }
 
 /** @throws RangeError if there is no such frame. */
@@ -261,9 +273,28 @@ export function putPage(memory: HasFrames, pfn: number, holder: Holder): 'still-
   if (page.count > 0) return 'still-used'
   requireRule(page.mapcount === 0, 'freed-while-mapped', `frame ${pfn} is freed while ${page.mapcount} entries map it`)
   for (let at = pfn; at < memory.frames.length && memory.frames[at]?.page?.head === pfn; at++) {
-    Object.assign(pageOf(memory, at), { use: 'free', head: at })
+    Object.assign(pageOf(memory, at), { use: 'free', exclusive: false, head: at })
   }
   return 'freed'
+}
+
+/**
+ * Puts a page into the swap cache, which holds a reference on it. `slots`: the swap entries that stand for it.
+ * @throws RangeError if it is there already.
+ */
+export function enterSwapCache(memory: HasFrames, pfn: number, slots = 0): void {
+  const page = pageOf(memory, pfn)
+  if (page.swap !== null) throw new RangeError(`frame ${pfn} is in the swap cache already`)
+  getPage(memory, pfn, 'owner')
+  page.swap = { slots: natural('slots', slots), writeback: false }
+}
+
+/** Takes a page out of the swap cache, and gives the cache's reference back. @throws RangeError if it is not there. */
+export function leaveSwapCache(memory: HasFrames, pfn: number): 'still-used' | 'freed' {
+  const page = pageOf(memory, pfn)
+  if (page.swap === null) throw new RangeError(`frame ${pfn} is not in the swap cache`)
+  page.swap = null
+  return putPage(memory, pfn, 'owner')
 }
 
 /** The references of one owner change hands: an allocated page is now held by the entry that maps it. */

@@ -3,8 +3,10 @@ import { type Actor, actor, type Check, type RuleEntry, requireRule, type Scenar
 import {
   allocatePage,
   clearPte,
+  copyFrame,
   createMachine,
   createSpace,
+  directoryEntry,
   dropMapped,
   fork,
   frameOf,
@@ -15,9 +17,12 @@ import {
   getUserPages,
   gupFastProgram,
   gupRegisters,
+  HUGE_PAGES,
+  handOver,
   mapHuge,
   mmap,
   munmap,
+  NO_SECONDARY_MMUS,
   pageOf,
   putPage,
   readPte,
@@ -25,16 +30,29 @@ import {
   spaceOf,
   takeHugePage,
   takePage,
+  translate,
   USER_PAGES,
+  vmInsertHugePfn,
   vmInsertMixed,
-  writeProtectFault,
 } from '@tmem/vm-mixedmap'
 import { createNotifiers, V13_COMPLETE } from '../notifier.ts'
 import { editedRule, switchedRule } from './list.ts'
-import { balanced, inlined, onlyWhen, setMark, space0, step, type VmStep, vm, type World, world } from './world.ts'
+import {
+  balanced,
+  from,
+  inlined,
+  onlyWhen,
+  setMark,
+  space0,
+  step,
+  type VmStep,
+  vm,
+  type World,
+  world,
+} from './world.ts'
 
-const X86 = 'arch/x86/mm/gup.c 2.6.31'
-const SPECULATIVE = 'arch/s390/mm/gup.c 3.6; mm/gup.c, recent'
+const X86 = from('arch/x86/mm/gup.c', '2.6.31')
+const SPECULATIVE = from('arch/s390/mm/gup.c; mm/gup.c of recent kernels', '3.6')
 
 const request = (more: Partial<GupRequest> = {}): GupRequest => ({
   space: 0,
@@ -111,6 +129,75 @@ function rawWorld(pteSpecial: boolean): World {
   else remapPfnRange(made.machine, space, area, 0, 5, 1)
   return made
 }
+
+/** Raw frames 0 to 511, mapped by a special huge entry; no frame has a descriptor but 512. */
+function rawHugeWorld(): World {
+  const memory = { kind: 'sparse', sectionFrames: 512, present: [false, true] } as const
+  const options = { memory: { ...memory, present: [...memory.present] }, frames: 1024 }
+  const made = world({ ...options, pteSpecial: true, hugeSpecial: true })
+  const area = mmap(space0(made), { first: 0, pages: 512, backing: { kind: 'device' }, pfnMap: true, shared: true })
+  vmInsertHugePfn(made.machine, space0(made), area, 0, 0)
+  return made
+}
+
+/**
+ * Page 0 is mapped by a huge entry. Of its 512 frames only the first exists: states stay small, and only page 0 is used.
+ */
+function mapOneHuge({ machine }: World, pfn: number): void {
+  const space = spaceOf(machine, 0)
+  space.directory[0] = { kind: 'huge', pfn, special: false, writable: true, dirty: false }
+  handOver(machine, pfn, 'owner', 'mapping')
+  space.rssAnon += HUGE_PAGES
+}
+
+/** Gives an address to everybody who pinned it: the frame that the process has there. */
+const pinIsMapped: Check<World> = {
+  name: 'pin and process agree',
+  check: ({ machine, marks }) => {
+    const [pinned, mapped] = [marks['pinned'] ?? -1, translate(machine, spaceOf(machine, 0), 0, 'read')]
+    return pinned < 0 || pinned === mapped ? null : `frame ${pinned} is pinned, the process has frame ${mapped}`
+  },
+}
+
+const keepPin = step<GupRegisters>('keep the pin', (state, { pfns }) => {
+  state.marks['pinned'] = pfns[0] ?? -1
+})
+
+/** khugepaged takes the page table away, and moves its one page to the huge page at frame 3. */
+const collapse: VmStep[] = [
+  step('clear the directory entry, flush', (state) => {
+    delete space0(state).directory[0]
+  }),
+  step(
+    'any other reference?',
+    (state, me) => {
+      const { count, mapcount } = pageOf(state.machine, 0)
+      me.failed = count !== mapcount
+    },
+    { shows: (_, { failed }) => (failed ? 'yes: give up' : 'no'), jump: { to: 'undo', if: (_, me) => me.failed } },
+  ),
+  step('copy the data', ({ machine }) => {
+    takePage(machine, 3, 'anonymous')
+    copyFrame(machine, 0, 3)
+  }),
+  step(
+    'map the huge page, free the small one',
+    (state) => {
+      const { machine } = state
+      delete machine.tables[0]?.entries[0]
+      dropMapped(machine, space0(state), 0)
+      mapOneHuge(state, 3)
+    },
+    { jump: { to: 'end', if: () => true } },
+  ),
+  step(
+    'put the table back',
+    (state) => {
+      space0(state).directory[0] = { kind: 'table', table: 0 }
+    },
+    { at: 'undo' },
+  ),
+]
 
 /** A huge page at 0 of a space of its own machine. */
 function hugeWorld(): World {
@@ -280,6 +367,77 @@ export const gupRules: readonly RuleEntry<World>[] = [
     { actor: 'gup', change: { step: 'fast: read the entry again', to: { run: () => {} } } },
   ),
   editedRule(
+    'gup-reads-the-directory-again',
+    'after a speculative reference the directory is read again: a collapse takes tables away whose entries stay',
+    from('commit 70cbc3cc78a9, mm/gup.c', '6.1'),
+    () => ({
+      initial: () => world({ pages: 1, marks: { pinned: -1 } }),
+      actors: [
+        actor<World, GupRegisters>('gup', gupRegisters(), [
+          ...inlined(gupFastProgram('speculative', 0, request(), 'never'), 'fast'),
+          keepPin,
+        ]),
+        vm('collapse', collapse),
+      ],
+      atEnd: [pinIsMapped, balanced],
+    }),
+    'only the entry is',
+    pinIsMapped.name,
+    { actor: 'gup', without: ['fast: read the directory again'] },
+  ),
+  editedRule(
+    'gup-reads-the-huge-entry-again',
+    'after a speculative reference on a huge page its entry is read again',
+    from('mm/gup.c', '6.1'),
+    () => ({
+      initial: () => {
+        const made = world({ frames: 1, memory: { kind: 'flat', frames: 1 } })
+        mmap(space0(made), { first: 0, pages: 512, backing: { kind: 'anonymous' }, write: true })
+        takePage(made.machine, 0, 'anonymous')
+        frameOf(made.machine, 0).content = 7
+        mapOneHuge(made, 0)
+        return made
+      },
+      actors: [
+        gup('speculative'),
+        vm('unmap', [
+          step('clear the huge entry', (state) => {
+            delete space0(state).directory[0]
+          }),
+          step('free the huge page', ({ machine }) => {
+            spaceOf(machine, 0).rssAnon -= HUGE_PAGES
+            putPage(machine, 0, 'mapping')
+          }),
+          reuse,
+        ]),
+      ],
+      atEnd: [balanced],
+    }),
+    'it is not',
+    'wrong-page',
+    { actor: 'gup', change: { step: 'fast: read the directory again, huge entry', to: { run: () => {} } } },
+  ),
+  editedRule(
+    'gup-special-huge-entries-go-slow',
+    'a special huge entry stops the fast path, and has no page for the slow one',
+    from('commits ae3c99e650da, 6857be5fecae, 3c8e44c9b369, mm/gup.c', '6.12'),
+    () => ({ initial: rawHugeWorld, actors: [gup('speculative', { vpn: 3 }, 'slow-path')], atEnd: [balanced] }),
+    'the bit is ignored',
+    'no-descriptor',
+    {
+      actor: 'gup',
+      change: {
+        step: 'fast: read the directory',
+        to: {
+          run: (state, me) => {
+            const entry = directoryEntry(space0(state), 3)
+            registers(me).huge = entry?.kind === 'huge' ? entry.pfn : -1
+          },
+        },
+      },
+    },
+  ),
+  editedRule(
     'gup-tables-are-freed-after-a-grace-period',
     'a page table is freed only when no lockless walk can be in it',
     SPECULATIVE,
@@ -410,7 +568,7 @@ export const gupRules: readonly RuleEntry<World>[] = [
   editedRule(
     'gup-pin-checks-the-fork-sequence',
     'a pin for writing checks the write-protect sequence after the walk: fork may have decided to share the page',
-    'mm/gup.c 5.11',
+    from('commit 57efa1fe5957, mm/gup.c', '5.11'),
     forkAndPin,
     'it does not',
     'pinned page is private',
@@ -525,7 +683,7 @@ function forkAndPin(): Scenario<World> {
   }
   const sequence = ({ marks }: Readonly<World>): number => marks['sequence'] ?? 0
   return {
-    initial: () => world({ pages: 1, marks: { sequence: 0 } }),
+    initial: () => world({ pages: 1, marks: { sequence: 0 }, kernel: '5.9' }),
     actors: [
       actor<World, Pin>('pin', { sequence: 0, pfn: -1, pinned: false }, [
         step<Pin>(
@@ -572,13 +730,7 @@ function forkAndPin(): Scenario<World> {
           { shows: (_, { failed }) => (failed ? 'yes' : 'no') },
         ),
         step('share it, or copy it', (state, me) => {
-          fork(state.machine, space0(state))
-          if (!me.failed) return
-          const child = spaceOf(state.machine, 1)
-          const area = child.vmas[0]
-          if (area !== undefined) writeProtectFault(state.machine, child, area, 0)
-          const pte = readPte(state.machine, space0(state), 0)
-          if (pte !== null) pte.writable = true
+          fork(state.machine, space0(state), NO_SECONDARY_MMUS, () => me.failed)
         }),
         step('sequence becomes even', (state) => {
           state.marks['sequence'] = sequence(state) + 1

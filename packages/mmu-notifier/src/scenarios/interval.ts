@@ -1,13 +1,15 @@
 /** Rules of interval notifiers (5.5 and later), with their mutants. */
-import { acquire, actor, type RuleEntry, requireRule, type Scenario } from '@tmem/interleave'
+import { acquire, actor, type RuleEntry, release, requireRule, type Scenario, type Step } from '@tmem/interleave'
 import { putPage } from '@tmem/vm-mixedmap'
 import { clientRangeEnd, clientRangeStart, dropSptes, kvmFaultProgram, lookUp } from '../clients.ts'
 import {
   clientOf,
   type IntervalMm,
+  intervalApply,
   intervalBegin,
   intervalCallback,
-  intervalEnd,
+  intervalFinish,
+  intervalFree,
   intervalInsert,
   intervalReadBegin,
   intervalReadRetry,
@@ -22,10 +24,10 @@ import {
   clearStep,
   device,
   freeStep,
+  from,
   noDangling,
   noStale,
   secondaryScenario,
-  setMark,
   step,
   type VmStep,
   vm,
@@ -33,14 +35,18 @@ import {
   world,
 } from './world.ts'
 
-const SOURCE = 'mm/mmu_notifier.c 5.5'
+const SOURCE = from('mm/mmu_notifier.c', '5.5')
 const DANGLING = noDangling.name
+
+/** The spinlock of the subscriptions: it covers the sequence, the number of active ranges, and both queues. */
+const LOCK = 'subscriptions'
+const unlocked = ({ locks }: Readonly<World>): boolean => locks[LOCK] === ''
 
 const interval = (state: World): IntervalMm => mmOf(state, 0).interval
 
 /** Space 0 with one subscription over its pages; the mappings of its user are kept in client 0. */
 function subscribed(pages = 1, marks: Record<string, number> = {}): World {
-  const made = world({ clients: ['kvm'], pages, marks: { id: 0, ...marks } })
+  const made = world({ clients: ['kvm'], pages, marks: { id: 0, ...marks }, locks: [LOCK] })
   mmOf(made, 0).list = []
   intervalInsert(interval(made), 0, pages)
   return made
@@ -48,13 +54,26 @@ function subscribed(pages = 1, marks: Record<string, number> = {}): World {
 
 const shows = ({ notifiers }: Readonly<World>): string => `sequence ${notifiers.mms[0]?.interval.sequence}`
 
+/** A part of another program that holds the lock for one step only. */
 const begin = (vpn: number): VmStep =>
-  step('start', (state) => void intervalBegin(interval(state), vpn, vpn + 1), { shows })
+  step('start', (state) => void intervalBegin(interval(state), vpn, vpn + 1), { shows, when: unlocked })
 
-const end = (): VmStep => step('end', (state) => intervalEnd(interval(state)), { shows })
+const RAISE = 'end: the sequence'
+const APPLY = 'end: what was queued'
+
+/** The end of a range, in the steps that whoever does not take the lock can see. */
+const end = (thread = 'unmap'): Step<World>[] => [
+  acquire(LOCK, thread),
+  step(RAISE, (state) => void intervalFinish(interval(state)), { shows }),
+  // The lock is held, so the sequence is even exactly if this end, or nobody, had to raise it.
+  step(APPLY, (state) => {
+    if (interval(state).sequence % 2 === 0) intervalApply(interval(state))
+  }),
+  release(LOCK, thread),
+]
 
 /** The VM unmaps one page; the callback runs under the user's lock. */
-function unmap(vpn: number): VmStep[] {
+function unmap(vpn: number, thread = 'unmap'): VmStep[] {
   return [
     begin(vpn),
     callback('callback: store the sequence, drop', 'kvm', (state, client) => {
@@ -63,7 +82,7 @@ function unmap(vpn: number): VmStep[] {
     }),
     clearStep(vpn),
     freeStep(),
-    end(),
+    ...end(thread),
   ]
 }
 
@@ -128,9 +147,13 @@ function insertDuring(insert: (state: World) => number): Scenario<World> {
     () => subscribed(),
     [
       reader(0, [
-        step<Registers>('insert a subscription', (state) => {
-          state.marks['id'] = insert(state)
-        }),
+        step<Registers>(
+          'insert a subscription',
+          (state) => {
+            state.marks['id'] = insert(state)
+          },
+          { when: unlocked },
+        ),
       ]),
       vm('unmap', [
         step(
@@ -138,7 +161,7 @@ function insertDuring(insert: (state: World) => number): Scenario<World> {
           (state, me) => {
             me.failed = intervalBegin(interval(state), 0, 1).includes(1)
           },
-          { shows: (_, { failed }) => (failed ? 'both' : 'the first') },
+          { when: unlocked, shows: (_, { failed }) => (failed ? 'both' : 'the first') },
         ),
         ...[0, 1].map((id) =>
           step<{ pfn: number; failed: boolean }>(
@@ -153,11 +176,55 @@ function insertDuring(insert: (state: World) => number): Scenario<World> {
         ),
         clearStep(0),
         freeStep(),
-        end(),
+        ...end(),
       ]),
     ],
     [balanced],
   )
+}
+
+interface Remover {
+  sequence: number
+  wait: boolean
+}
+
+const WAIT = 'wait for another sequence'
+
+const moved = ({ notifiers }: Readonly<World>, { wait, sequence }: Readonly<Remover>): boolean =>
+  !wait || notifiers.mms[0]?.interval.sequence !== sequence
+
+/** A subscription is removed and freed while a range over it begins and ends. */
+function removeDuring(): Scenario<World> {
+  return {
+    initial: () => subscribed(),
+    actors: [
+      actor<World, Remover>('remove', { sequence: 0, wait: false }, [
+        step<Remover>(
+          'remove the subscription',
+          (state, me) => {
+            me.sequence = interval(state).sequence
+            me.wait = intervalRemove(interval(state), 0) === 'queued'
+          },
+          { when: unlocked, shows: (_, { wait }) => (wait ? 'queued' : 'removed') },
+        ),
+        step<Remover>(WAIT, () => {}, { when: (state, me) => unlocked(state) && moved(state, me) }),
+        step('free the subscription', (state) => intervalFree(interval(state), 0)),
+      ]),
+      actor<World, { hit: number }>('unmap', { hit: 0 }, [
+        step<{ hit: number }>(
+          'start',
+          (state, me) => {
+            me.hit = intervalBegin(interval(state), 0, 1).length
+          },
+          { when: unlocked },
+        ),
+        step<{ hit: number }>('callback', (state, { hit }) => {
+          if (hit > 0) intervalCallback(interval(state), 0)
+        }),
+        ...end(),
+      ]),
+    ],
+  }
 }
 
 export const intervalRules: readonly RuleEntry<World>[] = [
@@ -198,18 +265,22 @@ export const intervalRules: readonly RuleEntry<World>[] = [
     'interval-even-only-when-idle',
     'the sequence becomes even only when the last active range ends',
     SOURCE,
-    () => secondaryScenario(() => subscribed(2), [reader(1), vm('unmap 0', unmap(0)), vm('unmap 1', unmap(1))]),
-    'every end makes it even, and the callback of a range still active stores a sequence that nobody changes',
-    'deadlock',
+    () =>
+      secondaryScenario(
+        () => subscribed(2),
+        [reader(1), vm('unmap 0', unmap(0, 'unmap 0')), vm('unmap 1', unmap(1, 'unmap 1'))],
+      ),
+    'every end makes it even, and readers go on while the page of another range is still being unmapped',
+    DANGLING,
     {
       actor: 'unmap 0',
       change: {
-        step: 'end',
+        step: RAISE,
         to: {
           run: (state) => {
             const { active } = interval(state)
             if (active > 1 && interval(state).sequence % 2 === 1) interval(state).sequence++
-            intervalEnd(interval(state))
+            intervalFinish(interval(state))
           },
         },
       },
@@ -256,10 +327,14 @@ export const intervalRules: readonly RuleEntry<World>[] = [
       initial: () => subscribed(1, { version: 0 }),
       actors: [
         actor<World>('insert', {}, [
-          step('insert a subscription', (state) => {
-            const id = insert(state)
-            if (subscriptionOf(interval(state), id).state === 'live') state.marks['version'] = 1
-          }),
+          step(
+            'insert a subscription',
+            (state) => {
+              const id = insert(state)
+              if (subscriptionOf(interval(state), id).state === 'live') state.marks['version'] = 1
+            },
+            { when: unlocked },
+          ),
         ]),
         actor<World, { version: number }>('unmap', { version: 0 }, [
           step<{ version: number }>('start: walk to the first subscription', (state, me) => {
@@ -269,7 +344,7 @@ export const intervalRules: readonly RuleEntry<World>[] = [
           step<{ version: number }>('walk to the next', (state, me) => {
             requireRule(me.version === state.marks['version'], 'tree-changed', 'the tree changes while it is walked')
           }),
-          step('end', (state) => intervalEnd(interval(state))),
+          ...end(),
         ]),
       ],
       atEnd: [
@@ -292,39 +367,25 @@ export const intervalRules: readonly RuleEntry<World>[] = [
     'interval-remove-waits',
     'removing while a range is active waits for its end: until then the callback may run',
     SOURCE,
-    () => ({
-      initial: () => subscribed(1, { memory: 1 }),
-      actors: [
-        actor<World, { sequence: number; wait: boolean }>('remove', { sequence: 0, wait: false }, [
-          step<{ sequence: number; wait: boolean }>(
-            'remove the subscription',
-            (state, me) => {
-              me.sequence = interval(state).sequence
-              me.wait = intervalRemove(interval(state), 0) === 'queued'
-            },
-            { shows: (_, { wait }) => (wait ? 'queued' : 'removed') },
-          ),
-          step<{ sequence: number; wait: boolean }>('wait for another sequence', () => {}, {
-            when: ({ notifiers }, { wait, sequence }) => !wait || notifiers.mms[0]?.interval.sequence !== sequence,
-          }),
-          step('free the user', setMark('memory', 0)),
-        ]),
-        actor<World, { hit: number }>('unmap', { hit: 0 }, [
-          step<{ hit: number }>('start', (state, me) => {
-            me.hit = intervalBegin(interval(state), 0, 1).length
-          }),
-          step<{ hit: number }>('callback', (state, { hit }) => {
-            if (hit === 0) return
-            requireRule(state.marks['memory'] === 1, 'use-after-free', 'the callback of a user that was freed runs')
-            intervalCallback(interval(state), 0)
-          }),
-          step('end', (state) => intervalEnd(interval(state))),
-        ]),
-      ],
-    }),
+    removeDuring,
     'the user is freed at once',
     'use-after-free',
-    { actor: 'remove', without: ['wait for another sequence'] },
+    { actor: 'remove', without: [WAIT] },
+  ),
+  editedRule(
+    'interval-remover-waits-under-the-lock',
+    'who waits to free a subscription reads the sequence under the lock: the new one is there before the queue is done',
+    from('commit 319561669a59, mm/mmu_notifier.c', '5.18'),
+    removeDuring,
+    'the sequence is read without the lock',
+    'use-after-free',
+    {
+      actor: 'remove',
+      change: {
+        step: WAIT,
+        to: { when: (state, me) => moved(state, me as Remover) },
+      },
+    },
   ),
   switchedRule(
     'interval-tree-before-list',

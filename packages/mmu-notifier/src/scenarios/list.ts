@@ -58,9 +58,11 @@ import {
   endStep,
   fileShown,
   freeStep,
+  from,
   inlined,
   noDangling,
   noStale,
+  type Origin,
   onlyWhen,
   pageStep,
   secondaryScenario,
@@ -76,30 +78,30 @@ import {
   world,
 } from './world.ts'
 
-const LIST = 'mm/mmu_notifier.c, include/linux/mmu_notifier.h 2.6.31'
-const KVM = 'virt/kvm/kvm_main.c 2.6.31'
-const GRU = 'drivers/misc/sgi-gru/grutlbpurge.c, grufault.c 2.6.31'
-const SEED = 'mail "mmu notifier #v13", A. Arcangeli, 22 April 2008'
-const MODERN = 'mm/mmu_notifier.c 5.5'
+const LIST = from('mm/mmu_notifier.c, include/linux/mmu_notifier.h', '2.6.31')
+const KVM = from('virt/kvm/kvm_main.c', '2.6.31')
+const GRU = from('drivers/misc/sgi-gru/grutlbpurge.c, grufault.c', '2.6.31')
+const SEED = from('mail "mmu notifier #v13", A. Arcangeli, 22 April 2008', '2.6.27')
+const MODERN = from('mm/mmu_notifier.c', '5.5')
 
 /** A rule whose mutant is the same scenario, edited. */
 export function editedRule(
   name: string,
   rule: string,
-  source: string,
+  origin: Origin,
   scenario: () => Scenario<World>,
   breaks: string,
   caughtAs: string,
   ...edits: readonly Edit<World>[]
 ): RuleEntry<World> {
-  return { name, rule, source, scenario, mutant: { breaks, caughtAs, scenario: () => edited(scenario(), ...edits) } }
+  return { name, rule, ...origin, scenario, mutant: { breaks, caughtAs, scenario: () => edited(scenario(), ...edits) } }
 }
 
 /** A rule whose mutant is built by the same function with another argument. */
 export function switchedRule<T>(
   name: string,
   rule: string,
-  source: string,
+  origin: Origin,
   scenario: (part: T) => Scenario<World>,
   right: T,
   breaks: string,
@@ -109,7 +111,7 @@ export function switchedRule<T>(
   return {
     name,
     rule,
-    source,
+    ...origin,
     scenario: () => scenario(right),
     mutant: { breaks, caughtAs, scenario: () => scenario(wrong) },
   }
@@ -234,6 +236,33 @@ export const listRules: readonly RuleEntry<World>[] = [
     ]),
   ),
   editedRule(
+    'shared-tables-are-flushed-with-the-tlb',
+    'hardware that walks the page tables of the processor is flushed where its TLB is, under the page-table lock',
+    from('commit 1897bdc4d331, include/linux/mmu_notifier.h', '3.19'),
+    () =>
+      secondaryScenario(
+        () => world({ clients: ['gru'], pages: 1 }),
+        [
+          device('device', [
+            step('misses, walks the tables of the processor, keeps what it finds', (state) => {
+              const pfn = translate(state.machine, space0(state), 0, 'read')
+              if (pfn !== null) clientOf(state, 0).sptes[0] = { pfn, writable: false, young: true }
+            }),
+          ]),
+          vm('unmap', [
+            startStep(0, 1, 'gru'),
+            clearStep(0),
+            callback('invalidate_range: gru', 'gru', (_, client) => dropSptes(client, 0, 1)),
+            freeStep(),
+            endStep(0, 1, 'gru'),
+          ]),
+        ],
+      ),
+    'it hears of start and end only, and misses again in between',
+    DANGLING,
+    { actor: 'unmap', without: ['invalidate_range: gru'] },
+  ),
+  editedRule(
     'start-and-end-are-paired',
     'every start has its end, also on error paths',
     LIST,
@@ -326,7 +355,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'kvm-range-is-the-union',
     'a client that keeps the covered range keeps the union while several ranges are active: no false negatives',
-    'virt/kvm/kvm_main.c 5.10 and later',
+    from('virt/kvm/kvm_main.c', '5.10'),
     () =>
       secondaryScenario(oneKvm(2), [
         vcpu(0, { retry: 'with-range' }),
@@ -351,7 +380,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'kvm-precheck-only-retries',
     'a check without the lock may only cause a retry, never permit a mapping',
-    'virt/kvm/kvm_main.c 5.10 and later',
+    from('virt/kvm/kvm_main.c', '5.10'),
     () => {
       const program = kvmFaultProgram(0, 0)
       const precheck: FaultStep = {
@@ -581,7 +610,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'released-before-taken-off-the-list',
     'at exit a client is released while it is still on the list: pages can still be reclaimed meanwhile',
-    'commit 3ad3d901bbcf (July 2012), which repaired the order of 2.6.27 and later',
+    from('commit 3ad3d901bbcf (July 2012), which repaired the order of 2.6.27 and later', '3.6'),
     () =>
       secondaryScenario(
         () => mapped(world({ clients: ['kvm'], pages: 1 })),
@@ -855,7 +884,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'secondary-changed-before-primary',
     'with change_pte the secondary entries are changed before the primary one (set_pte_at_notify)',
-    'include/linux/mmu_notifier.h 2.6.33',
+    from('include/linux/mmu_notifier.h', '2.6.33'),
     () => repointed('change_pte: kvm', (state, pfn) => clientChangePte(clientOf(state, 0), 0, pfn), 'kvm'),
     'the primary entry is set first',
     'old-data',
@@ -864,7 +893,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'repoint-flushes-before-set',
     'when an entry is repointed the secondary is flushed between clear and set, not at the end of the range',
-    'Documentation/vm/mmu_notifier 4.15',
+    from('Documentation/vm/mmu_notifier', '4.15'),
     () => repointed('flush gru', (state) => dropSptes(clientOf(state, 0), 0, 1), 'gru'),
     'the flush waits for the end of the range',
     'old-data',
@@ -873,7 +902,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'deferred-flush-frees-after-end',
     'the flush of the secondary may wait for the end of the range only if the page is freed after that',
-    'Documentation/vm/mmu_notifier 4.15',
+    from('Documentation/vm/mmu_notifier', '4.15'),
     () =>
       secondaryScenario(
         () => mapped(world({ clients: ['gru'], pages: 1 })),
@@ -899,7 +928,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'fork-notifies',
     'fork write-protects a private range: it is a range for the notifiers',
-    'mm/memory.c 2.6.31',
+    from('mm/memory.c', '2.6.31'),
     () =>
       secondaryScenario(
         () => mapped(world({ clients: ['kvm'], pages: 1, marks: { child: -1 } }), 0, true),
@@ -929,7 +958,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'mremap-notifies-old-range',
     'moving an area is a range for the old addresses',
-    'mm/mremap.c 2.6.31',
+    from('mm/mremap.c', '2.6.31'),
     () =>
       secondaryScenario(oneKvm(), [
         vcpu(),
@@ -946,7 +975,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'mprotect-notifies',
     'taking permission away is a range',
-    'mm/mprotect.c 2.6.31',
+    from('mm/mprotect.c', '2.6.31'),
     () =>
       secondaryScenario(oneKvm(), [
         vcpu(0, { access: 'write' }),
@@ -966,7 +995,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   switchedRule(
     'xip-unmap-notifies',
     'unmapping the zero page of an XIP file clears, flushes and notifies, so that secondary MMUs see it',
-    'mm/filemap_xip.c 2.6.31',
+    from('mm/filemap_xip.c', '2.6.31'),
     (told: 'told' | 'not told') =>
       secondaryScenario(
         () => {
@@ -1001,7 +1030,7 @@ export const listRules: readonly RuleEntry<World>[] = [
   editedRule(
     'unmap-and-notify-before-store',
     'a page that goes to cleancache or swap is unmapped, and secondary MMUs are told, before it is copied',
-    'reference notes, section 5',
+    from('mm/vmscan.c, mm/rmap.c', '2.6.31'),
     () =>
       secondaryScenario(
         () => mapped(world({ clients: ['kvm'], pages: 1, marks: { last: 7, stored: -1 } }), 0, true),
@@ -1303,7 +1332,7 @@ function cowRule(
   return editedRule(
     name,
     `a copy-on-write fault tells secondary MMUs (${shape === 'page' ? 'invalidate_page kept' : 'ranges only'})`,
-    `${SEED}; mm/memory.c 2.6.31`,
+    from(`${SEED.source}; mm/memory.c`, '2.6.31'),
     () =>
       secondaryScenario(() => {
         const made = world({ clients: ['kvm'], pages: 1, spaces: 1 })

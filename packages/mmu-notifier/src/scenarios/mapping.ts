@@ -25,10 +25,10 @@ import {
   zapPte,
 } from '@tmem/vm-mixedmap'
 import { editedRule, switchedRule } from './list.ts'
-import { balanced, step, type World, world } from './world.ts'
+import { balanced, from, step, type World, world } from './world.ts'
 
-const MEMORY = 'mm/memory.c 2.6.31'
-const MIXED = 'mail "VM_MIXEDMAP, pte_special, xip work", N. Piggin, 12 March 2008; mm/memory.c 2.6.31'
+const MEMORY = from('mm/memory.c', '2.6.31')
+const MIXED = from('mail "VM_MIXEDMAP, pte_special, xip work", N. Piggin, 12 March 2008; mm/memory.c', '2.6.31')
 
 type Classify = typeof vmNormalPage
 
@@ -424,7 +424,7 @@ export const mappingRules: readonly RuleEntry<World>[] = [
   switchedRule(
     'pfn-valid-sleeps-on-s390',
     'where pfn_valid has to take a mutex it cannot be asked under the page-table lock: hence pte_special',
-    'commit 7e675137a8e1; arch/s390/mm/vmem.c 2.6.31',
+    from('commit 7e675137a8e1; arch/s390/mm/vmem.c', '2.6.31'),
     (asked: 'never' | 'under the lock') => ({
       initial: () => {
         const memory = { kind: 'extents', extents: [{ first: 0, frames: 4 }] } as const

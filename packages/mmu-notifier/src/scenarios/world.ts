@@ -63,7 +63,8 @@ export interface WorldOptions extends Partial<MachineOptions> {
 export function world(options: WorldOptions = {}): World {
   const { clients = [], pages = 0, spaces = 1, marks = {}, locks = [], blocks = 0 } = options
   const { memory = { kind: 'flat', frames: 4 }, frames = 4 + blocks, pteSpecial = true, maxTables = 8 } = options
-  const machine = createMachine({ memory, frames, pteSpecial, maxTables })
+  const { hugeSpecial = false, kernel = '2.6.31' } = options
+  const machine = createMachine({ memory, frames, pteSpecial, hugeSpecial, kernel, maxTables })
   for (let i = 0; i < spaces; i++) createSpace(machine)
   const empty: XipFilesystem = { readOnly: false, files: [], freeBlocks: [], sparseSequence: 0, locks: { sparse: '' } }
   const fs = blocks === 0 ? empty : createXipFilesystem(machine, { first: frames - blocks, blocks })
@@ -89,6 +90,16 @@ export function world(options: WorldOptions = {}): World {
   // Registration puts new clients first; the scenarios speak of them in the order given.
   if (made.notifiers.mms[0] !== undefined) made.notifiers.mms[0].list.sort((a, b) => a - b)
   return made
+}
+
+/** Where a rule is stated, and the first or the read kernel that keeps it as it is modelled. */
+export interface Origin {
+  readonly source: string
+  readonly version: string
+}
+
+export function from(source: string, version: string): Origin {
+  return { source, version }
 }
 
 export const space0 = ({ machine }: World): AddressSpace => spaceOf(machine, 0)

@@ -32,9 +32,9 @@ import {
   xipWriteProgram,
 } from '@tmem/vm-mixedmap'
 import { editedRule, switchedRule } from './list.ts'
-import { balanced, fileShown, step, type World, world } from './world.ts'
+import { balanced, fileShown, from, step, type World, world } from './world.ts'
 
-const SOURCE = 'mm/filemap_xip.c 2.6.31'
+const SOURCE = from('mm/filemap_xip.c', '2.6.31')
 
 /** The file and how it is mapped: page 0 of space i is page 0 of the file. */
 interface Mapped {
@@ -97,7 +97,8 @@ export const xipRules: readonly RuleEntry<World>[] = [
   {
     name: 'xip-walks-again-if-the-counter-moved',
     rule: 'the unmapper walks once more, under the mutex, if the counter moved or was odd',
-    source: `${SOURCE}, with blocks allocated outside the mutex as when the counter was introduced`,
+    source: `${SOURCE.source}, with blocks allocated outside the mutex as when the counter was introduced`,
+    version: SOURCE.version,
     scenario: fillWithoutMutex,
     mutant: {
       breaks: 'it walks once',
@@ -149,7 +150,7 @@ export const xipRules: readonly RuleEntry<World>[] = [
   editedRule(
     'xip-busy-entry-is-success',
     'a fault that finds the entry in use has been overtaken by another thread, and has succeeded',
-    `${SOURCE} treats it as fatal; DEVIATION of this model`,
+    from(`${SOURCE.source} treats it as fatal; DEVIATION of this model`, SOURCE.version),
     () => ({
       initial: () => {
         const made = xipWorld([{}])
