@@ -10,3 +10,4 @@ export {
   type NbdTls,
   nbdServer,
 } from './server.ts'
+export { listenAtPath } from './socket-path.ts'

@@ -5,14 +5,14 @@
  * the runtime does not allow that, and under TLS, through Node's streams. Both speak the same protocol.
  */
 import { writeSync } from 'node:fs'
-import { lstat, rm } from 'node:fs/promises'
-import { connect, createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
+import { createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
 import { createServer as createTlsServer, type TlsOptions, type Server as TlsServer } from 'node:tls'
 import type { BlockDevice, StatsNode } from '@tmem/core'
 import { type Chunk, ChunkPool } from './chunks.ts'
 import { Connection, type Service, type Wire } from './connection.ts'
 import type { Served, TlsState } from './negotiation.ts'
 import { MAXIMUM_STRING } from './protocol.ts'
+import { listenAtPath, listening } from './socket-path.ts'
 
 /** What clients see under one name. */
 export interface NbdExport {
@@ -53,7 +53,7 @@ export interface NbdTls extends Pick<TlsOptions, 'key' | 'cert' | 'ca' | 'crl' |
 /** Where the server listens. */
 export type NbdEndpoint =
   | {
-      /** Path of a unix socket. A socket that nobody listens on is replaced. */
+      /** Path of a unix socket. A socket of this user that nobody listens on is replaced. */
       readonly path: string
     }
   | {
@@ -164,14 +164,8 @@ class NodeNbdServer implements NbdServer {
       this.#accepted++
       this.#accept(socket, securing)
     })
-    if ('path' in endpoint) await removeStale(endpoint.path)
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject)
-      server.listen('path' in endpoint ? endpoint : { port: endpoint.port, host: endpoint.host ?? '127.0.0.1' }, () => {
-        server.off('error', reject)
-        resolve()
-      })
-    })
+    if ('path' in endpoint) await listenAtPath(server, endpoint.path)
+    else await listening(server, { port: endpoint.port, host: endpoint.host ?? '127.0.0.1' })
     this.#listeners.add(server)
     const address = server.address()
     return typeof address === 'string' || address === null
@@ -470,24 +464,6 @@ const addressOf = ({ remoteAddress, remotePort }: Socket): string => `${remoteAd
 
 /** A client that vanishes is nobody's error: `close` follows, and everything is ended there. */
 const ignoreReset = (): void => {}
-
-/** Removes the unix socket of a server that did not live to remove it itself. */
-async function removeStale(path: string): Promise<void> {
-  const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return undefined
-    throw error
-  })
-  if (found?.isSocket() !== true) return
-  const refused = await new Promise<boolean>((resolve) => {
-    const trial = connect(path)
-    trial.on('connect', () => {
-      trial.destroy()
-      resolve(false)
-    })
-    trial.on('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
-  })
-  if (refused) await rm(path)
-}
 
 /** Judges an export: what connections need of it. Throws `RangeError` or `TypeError`. */
 export function servedOf(given: NbdExport): Served {
