@@ -3,11 +3,12 @@
  *
  * A socket that nobody listens on any more is what a killed server left; it is replaced. Requests are at most 4 KiB.
  */
-import { chmodSync, lstatSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
+import { statSync } from 'node:fs'
 import { connect, createServer, type Server } from 'node:net'
 import type { StatsNode } from '@tmem/core'
+import { listenAtPath } from '@tmem/nbd'
 import { Failed } from '../ending.ts'
+import { isTrusted, peerUser } from './peer.ts'
 
 /** Where it is unless said otherwise. */
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
@@ -90,12 +91,9 @@ export async function serveControl(
       )
     })
   })
-  if (await isDead(path)) await rm(path)
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => reject(new Failed(`the control socket ${path} cannot be made: ${error.message}`)))
-    server.listen(path, resolve)
+  await listenAtPath(server, path, 0o600).catch((error: Error) => {
+    throw new Failed(`the control socket ${path} cannot be made: ${error.message}`)
   })
-  chmodSync(path, 0o600)
   return server
 }
 
@@ -112,20 +110,9 @@ async function reply(
   }
 }
 
-/** Whether a socket is there and nobody listens. Anything else answers in the same way, and is none of ours. */
-function isDead(path: string): Promise<boolean> {
-  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return Promise.resolve(false)
-  return new Promise((resolve) => {
-    const socket = connect(path)
-    socket.on('connect', () => {
-      socket.destroy()
-      resolve(false)
-    })
-    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
-  })
-}
-
-/** Asks a server. Rejects with `Failed` when there is none, or when it answers with an error. */
+/**
+ * Asks a server. Rejects with `Failed` when there is none, when it is somebody else's, or when it answers with an error.
+ */
 export function ask<Kind extends Request['do']>(
   path: string,
   kind: Kind,
@@ -136,7 +123,14 @@ export function ask<Kind extends Request['do']>(
     let text = ''
     socket.setEncoding('utf8')
     if (kind !== 'knobs') socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
-    socket.on('connect', () => socket.write(`${JSON.stringify({ do: kind, ...details })}\n`))
+    socket.on('connect', () => {
+      const user = peerUser(socket) ?? statSync(path).uid
+      if (isTrusted(user)) socket.write(`${JSON.stringify({ do: kind, ...details })}\n`)
+      else {
+        reject(new Failed(`the server at ${path} is user ${user}'s, and is not asked: what it says could be anything`))
+        socket.destroy()
+      }
+    })
     socket.on('data', (part: string) => {
       text += part
     })

@@ -4,7 +4,7 @@
  * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use: server-cert.pem,
  * server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory serves all of them.
  */
-import { readFileSync, statSync } from 'node:fs'
+import { readFileSync, realpathSync, statSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { createSecureContext } from 'node:tls'
 import type { NbdEndpoint, NbdTls } from '@tmem/nbd'
@@ -46,12 +46,32 @@ export function socketPath(text: string): string {
       throw new BadInput(`${path} is there, and no socket: name another path`)
     if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
       throw new BadInput(`the socket ${path} cannot be made: there is no directory ${dirname(path)}`)
+    assertOwnFolder(path)
   } catch (error) {
     if (error instanceof BadInput) throw error
     throw new BadInput(`the socket ${path} cannot be made: ${(error as Error).message}`)
   }
   return path
 }
+
+/**
+ * Throws `BadInput` when another user could put something else under a name: in its folder, or in one of those that lead
+ * there. In a folder with the sticky bit (`/tmp`) nobody takes away what is another one's.
+ */
+function assertOwnFolder(path: string): void {
+  for (let at = realpathSync(dirname(path)); ; at = dirname(at)) {
+    const { uid, gid, mode } = statSync(at)
+    const what = `the socket ${path} would lie in ${at}`
+    if (uid !== 0 && uid !== process.geteuid?.()) throw new BadInput(`${what}, which is user ${uid}'s: name your own`)
+    // A group of the user's own number is nobody else's, where systems give each user one.
+    const others = mode & (gid === uid ? 0o002 : 0o022)
+    if (others !== 0 && (mode & sticky) === 0)
+      throw new BadInput(`${what}, where others may write (chmod go-w), so they could replace it: name another`)
+    if (at === dirname(at)) return
+  }
+}
+
+const sticky = 0o1000
 
 function endpointOf(text: string, tls: NbdTls | undefined): NbdEndpoint {
   const unix = /^unix:(.+)$/.exec(text)
