@@ -7,5 +7,6 @@ export {
   type FuseNode,
   type FuseText,
   type FuseWriter,
+  namedApart,
   statisticsTree,
 } from './tree.ts'

@@ -249,8 +249,14 @@ async function sweep(system: System, path: string, { path: point }: Place): Prom
     },
   )
   if (!isDead) throw taken(point)
-  // Not lazily: while a loop device or a program has a file of it open, it has to be found by its name.
-  system.unmount(point)
+  try {
+    // Not lazily: while a loop device or a program has a file of it open, it has to be found by its name.
+    system.unmount(point)
+  } catch (error) {
+    throw busy(
+      `what a server that was killed has left on ${point} is in use: end that (fuser -m ${point} names programs), then start again: ${(error as Error).message}`,
+    )
+  }
 }
 
 function asUsable<Result>(path: string, act: () => Result): Result {

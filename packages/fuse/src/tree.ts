@@ -48,21 +48,29 @@ export function statisticsTree(stats: () => StatsNode): FuseDirectory {
     kind: 'directory',
     entries: () => {
       const { counters, children } = stats()
-      const entries = new Map<string, FuseNode>()
-      for (const name of Object.keys(counters))
-        entries.set(fileName(name), { kind: 'text', read: () => `${stats().counters[name] ?? 0}\n` })
-      for (const [n, child] of children.entries()) {
-        const plain = fileName(child.name)
-        let name = plain
-        for (let count = 2; entries.has(name); count++) name = `${plain}.${count}`
-        entries.set(
-          name,
-          statisticsTree(() => stats().children[n] ?? { name, counters: {}, children: [] }),
-        )
-      }
-      return entries
+      const texts = Object.keys(counters).map((name): [string, FuseNode] => [
+        name,
+        { kind: 'text', read: () => `${stats().counters[name] ?? 0}\n` },
+      ])
+      const sections = children.map(({ name }, n): [string, FuseNode] => [
+        name,
+        statisticsTree(() => stats().children[n] ?? { name, counters: {}, children: [] }),
+      ])
+      return namedApart([...texts, ...sections])
     },
   }
+}
+
+/** Nodes by names that files can have: none is hidden by another one of its name, the later ones are numbered. */
+export function namedApart(nodes: Iterable<readonly [string, FuseNode]>): Map<string, FuseNode> {
+  const entries = new Map<string, FuseNode>()
+  for (const [wanted, node] of nodes) {
+    const plain = fileName(wanted)
+    let name = plain
+    for (let count = 2; entries.has(name); count++) name = `${plain}.${count}`
+    entries.set(name, node)
+  }
+  return entries
 }
 
 /** A name that a file can have. */

@@ -26,6 +26,7 @@ import {
   type FuseServer,
   fuseServer,
   mounts,
+  namedApart,
   placeOf,
   statisticsTree,
 } from '../src/index.ts'
@@ -391,6 +392,11 @@ describe('texts', () => {
     }
     const tree = statisticsTree(() => stats)
     expect([...tree.entries().keys()]).toEqual(['n', 'b_c', 'b_c.2'])
+    const texts = ['a', 'a.2', 'a', 'n/a', 'n_a', '..'].map((name, n): [string, FuseNode] => [
+      name,
+      { kind: 'text', read: () => String(n) },
+    ])
+    expect([...namedApart(texts).keys()]).toEqual(['a', 'a.2', 'a.3', 'n_a', 'n_a.2', '_'])
   })
 })
 

@@ -19,7 +19,7 @@ import {
   type StatsNode,
   TmemError,
 } from '@tmem/core'
-import { type FuseNode, type FuseServer, fuseServer, type Place, placeOf, statisticsTree } from '@tmem/fuse'
+import { type FuseNode, type FuseServer, fuseServer, namedApart, type Place, placeOf, statisticsTree } from '@tmem/fuse'
 import { mappedAllocator } from '@tmem/memory'
 import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
@@ -385,20 +385,14 @@ function rootOf(
       )
       entries.set('stats', {
         kind: 'directory',
-        entries: () => {
-          const sections = new Map<string, FuseNode>()
-          for (const { served } of devices)
-            sections.set(
-              served.name,
-              statisticsTree(() => served.stats()),
-            )
-          for (const server of servers)
-            sections.set(
-              `server-${server.stats().name}`,
-              statisticsTree(() => server.stats()),
-            )
-          return sections
-        },
+        // A device may have the name of a server's section.
+        entries: () =>
+          namedApart([
+            ...devices.map(({ served }) => [served.name, statisticsTree(() => served.stats())] as const),
+            ...servers.map(
+              (server) => [`server-${server.stats().name}`, statisticsTree(() => server.stats())] as const,
+            ),
+          ]),
       })
       entries.set('knobs', {
         kind: 'directory',

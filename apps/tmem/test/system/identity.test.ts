@@ -234,6 +234,19 @@ test('through a link the device is on once, and status says so', { timeout: 60_0
   expect(await server.ended).toBe(0)
 })
 
+test('a device called like the statistics of a server hides nothing, and is not hidden', {
+  timeout: 60_000,
+}, async () => {
+  const server = await serve(real, '--device', 'name=server-nbd,size=1MiB', '--device', 'name=server-nbd.2,size=2MiB')
+  const listed = (await must('ls', join(real, 'stats'))).split('\n')
+  expect(listed.sort()).toEqual(['d', 'server-fuse', 'server-log', 'server-nbd', 'server-nbd.2', 'server-nbd.3'])
+  expect(await must('cat', join(real, 'stats/server-nbd/disksize'))).toBe(String(2 ** 20))
+  expect(await must('cat', join(real, 'stats/server-nbd.2/disksize'))).toBe(String(2 ** 21))
+  expect(await must('cat', join(real, 'stats/server-nbd.3/connections'))).toBe('0')
+  server.child.kill('SIGTERM')
+  expect(await server.ended).toBe(0)
+})
+
 test('of two who turn it on at one moment, one does', { timeout: 120_000 }, async () => {
   const server = await serve(link)
   for (let round = 0; round < 10; round++) {
@@ -293,6 +306,21 @@ test('what a killed server left in use is named to the next one, which mounts no
   await must('losetup', '-d', `/dev/${loop}`)
   const next = await serve(link, '--fresh')
   expect(mountedThere()).toEqual([realpathSync(real)])
+  next.child.kill('SIGTERM')
+  expect(await next.ended).toBe(0)
+})
+
+test('a program that has the file of a killed server open is waited for, not cut off from its name', {
+  timeout: 60_000,
+}, async () => {
+  const first = await serve(link)
+  const end = await users['open file']!(join(link, 'd'))
+  first.child.kill('SIGKILL')
+  await first.ended
+  await expect(serve(link, '--fresh')).rejects.toThrow(`has left on ${real} is in use: end that`)
+  expect(mountedThere()).toEqual([real])
+  await end()
+  const next = await serve(link, '--fresh')
   next.child.kill('SIGTERM')
   expect(await next.ended).toBe(0)
 })
