@@ -13,17 +13,18 @@
  *  - `#out` holds ready bytes in [`#from`, `#to`); `#queue` holds ready bytes that leave before those. Whoever adds
  *    to the queue seals what is ready first, so that bytes leave in the order in which they became ready.
  *  - A reply is contiguous in what is sent. During a read that is larger than a chunk (`#stream`), other replies wait.
- *  - While output waits for the client, the limit of requests is reached, or the memory is used up, no request
+ *  - Requests are begun in turns (turns.ts), and what may take long is done in slices (slices.ts). Between its turns, while one of
+ *    its requests has slices left, while output waits for the client, the limit of requests is reached, or the memory is used up, no request
  *    is begun and nothing is received (`busy`): a client that does not read makes its own connection stop, and holds at
  *    most the chunks that it had.
- *  - Memory: large chunks are bounded over all connections by the pool; when that is used up, a connection has at
+ *  - Memory: what all connections have, and each of them, is bounded by the pool; when that is used up, a connection has at
  *    most one request in flight, one small chunk to receive into and two to send from.
  *
  * Source: doc/proto.md of NetworkBlockDevice/nbd.
  */
 import { type Completion, TmemError } from '@tmem/core'
-import { type Chunk, type ChunkPool, largeChunk } from './chunks.ts'
-import { CONTEXT_ID, MAXIMUM_OPTION, Negotiation, type Served, type TlsState } from './negotiation.ts'
+import { type Chunk, type ChunkPool, largeChunk, type Share } from './chunks.ts'
+import { CONTEXT_ID, MAXIMUM_OPTION, Negotiation, type Served, type Standing } from './negotiation.ts'
 import { heldBytes, Pace } from './pace.ts'
 import {
   CHUNK_BYTES,
@@ -43,9 +44,10 @@ import {
   Chunk as ReplyChunk,
   SIMPLE_BYTES,
   SIMPLE_REPLY_MAGIC,
-  STATE_HOLE_ZERO,
   STRUCTURED_REPLY_MAGIC,
 } from './protocol.ts'
+import { Extents, Ranged } from './slices.ts'
+import type { Account, Turns } from './turns.ts'
 
 /** What carries bytes to and from a client. */
 export interface Wire {
@@ -65,8 +67,11 @@ export interface Wire {
 export interface Service {
   readonly exports: ReadonlyMap<string, Served>
   readonly pool: ChunkPool
+  readonly turns: Turns
   /** Requests in flight on one connection. */
   readonly requests: number
+  /** Requests in flight on all connections together: how many there are, and may be beside one for each. */
+  readonly together: { inFlight: number; readonly limit: number }
   /**
    * Answers are ready but held, because more are expected: `turned` is to be called after each turn of the event loop in
    * which nothing came. Absent where nobody counts turns; then nothing is held.
@@ -77,12 +82,13 @@ export interface Service {
 }
 
 /** Settings of one connection. */
-export interface ConnectionOptions {
-  readonly tls: TlsState
+export interface ConnectionOptions extends Pick<Standing, 'tls' | 'refusal'> {
   /** Begins TLS on the wire; the connection has ended, another one follows on the secured wire. */
   startTls?(clientFlags: number): void
   /** Of a connection that begins secured: what the client said in its greeting. */
-  readonly clientFlags?: number
+  readonly clientFlags?: number | undefined
+  /** As `Standing.admit`; by default everybody may. */
+  admit?(): string | undefined
 }
 
 const Phase = { Greeting: 0, Options: 1, Skip: 2, Requests: 3, Payload: 4, Ended: 5 } as const
@@ -90,10 +96,6 @@ type Phase = (typeof Phase)[keyof typeof Phase]
 
 /** With less room than this at the end of a chunk, what is unfinished moves to the front. */
 const roomBytes = 4096
-/** TRIM and WRITE_ZEROES go to the device in slices of this size, with other connections' turns between them. */
-const sliceBytes = 64 * 2 ** 20
-/** Extents in one answer to BLOCK_STATUS. */
-const maximumExtents = 1024
 
 /** Ready bytes of a chunk. */
 interface Segment {
@@ -127,7 +129,13 @@ interface Write {
 }
 
 /** The protocol with one client. */
-export class Connection {
+export class Connection implements Account, Share {
+  /** Of its turns. */
+  used = 0
+  bulk = false
+  waits = false
+  /** Of its chunks. */
+  bytes = 0
   readonly #service: Service
   readonly #wire: Wire
   readonly #startTls: ((clientFlags: number) => void) | undefined
@@ -166,6 +174,8 @@ export class Connection {
   #served: Served | undefined
   #inFlight = 0
   #stream: Stream | undefined
+  /** Requests that have slices left and wait for nothing else. */
+  #sliced: Ranged[] = []
   /** Replies that wait for the end of `#stream`. */
   #held: (() => void)[] = []
   #ending = false
@@ -185,10 +195,10 @@ export class Connection {
     this.#service = service
     this.#wire = wire
     this.#startTls = options.startTls?.bind(options)
-    this.#in = service.pool.take(false)
-    this.#negotiation = new Negotiation(service.exports, options.tls, options.startTls !== undefined, (bytes) =>
-      this.#append(bytes),
-    )
+    this.#in = service.pool.take(false, this)
+    const { tls, refusal } = options
+    const standing = { tls, refusal, canSecure: options.startTls !== undefined, admit: () => options.admit?.() }
+    this.#negotiation = new Negotiation(service.exports, standing, (bytes) => this.#append(bytes))
     if (options.clientFlags !== undefined) {
       this.#negotiation.clientFlags = options.clientFlags
       this.#phase = Phase.Options
@@ -214,6 +224,11 @@ export class Connection {
 
   get ended(): boolean {
     return this.#phase === Phase.Ended
+  }
+
+  /** The client was told that it needs TLS. */
+  get needsTls(): boolean {
+    return this.#negotiation.needsTls
   }
 
   /** Where the next bytes are to be received. */
@@ -267,6 +282,7 @@ export class Connection {
     const { pool } = this.#service
     this.#phase = Phase.Ended
     this.#holding = false
+    this.#service.turns.forget(this)
     if (this.#served !== undefined) this.#served.connections--
     pool.release(this.#in)
     this.#rest = undefined
@@ -274,7 +290,9 @@ export class Connection {
     for (const segment of this.#queue) pool.release(segment.chunk)
     this.#queue = []
     this.#stream = undefined
+    this.#sliced = []
     this.#endHeld()
+    this.#checkIdle()
   }
 
   #dropOut(): void {
@@ -324,7 +342,7 @@ export class Connection {
     }
     this.#wantsLarge = false
     // A device that holds on to what it gets pins whole chunks: those are better small.
-    const next = pool.take(larger || left + 2 * roomBytes > chunk.capacity)
+    const next = pool.take(larger || left + 2 * roomBytes > chunk.capacity, this)
     chunk.bytes.copy(next.bytes, 0, this.#start, this.#end)
     this.#start = 0
     this.#end = left
@@ -333,16 +351,31 @@ export class Connection {
   }
 
   #busy(): boolean {
-    if (this.#draining || this.#stream !== undefined || this.#ending) return true
+    if (this.waits || this.#draining || this.#stream !== undefined || this.#sliced.length > 0 || this.#ending)
+      return true
     if (this.#inFlight === 0) return false
-    const { requests, pool } = this.#service
-    return this.#inFlight >= requests || pool.used > pool.limitBytes
+    const { requests, together, pool } = this.#service
+    if (this.#inFlight >= requests || together.inFlight >= together.limit) return true
+    return pool.full || this.bytes > pool.shareBytes
   }
 
-  /** `busy`, remembered for `#run`. */
-  #waits(): boolean {
-    this.#blocked = this.#busy()
+  /** `busy`, or the turn is over; remembered for `#run`. */
+  #mustWait(): boolean {
+    this.#blocked = this.#busy() || this.#turnIsOver()
     return this.#blocked
+  }
+
+  /** The turn is over: it goes on in the next one. */
+  #turnIsOver(): boolean {
+    const { turns } = this.#service
+    if (!turns.over()) return false
+    turns.wait(this)
+    return true
+  }
+
+  /** Its turn has come: goes on where it stopped. */
+  turn(): void {
+    this.#wake()
   }
 
   /** Goes on after something that was waited for. */
@@ -351,7 +384,6 @@ export class Connection {
       this.#dropOut()
       return
     }
-    if (this.#stream !== undefined) this.#pump()
     this.#run()
     this.#checkIdle()
     if (!this.#stalled || this.ended || this.#busy()) return
@@ -364,19 +396,28 @@ export class Connection {
 
   /** Deals with what is there, as far as it may. */
   #run(): void {
+    const { turns } = this.#service
+    if (!turns.enter(this)) {
+      // Nobody has to wait for answers that are there.
+      this.#flush()
+      return
+    }
     do {
       this.#blocked = false
+      if (this.#stream !== undefined) this.#pump()
+      this.#goOn()
       this.#parse()
-      if (this.#mayHold()) return
+      if (this.#mayHold()) break
       this.#flush()
       // What was sent may have been what it had to wait for.
-    } while (this.#blocked && !this.#busy() && !this.ended)
+    } while (!this.ended && ((this.#blocked && !this.#busy()) || (this.#sliced.length > 0 && !this.waits)))
+    turns.leave(this)
   }
 
   /** Whether what is ready is held; then it will be sent by `turned`, or with what comes. */
   #mayHold(): boolean {
     const { hold } = this.#service
-    if (hold === undefined || this.#blocked || this.#ending || this.#inFlight > 0) return false
+    if (hold === undefined || this.#blocked || this.waits || this.#ending || this.#inFlight > 0) return false
     if (this.#phase < Phase.Requests || this.ended || this.#draining || !this.#pace.holds) return false
     // The rest of a large payload keeps coming for long; what is ready has nothing to do with that.
     if (this.#phase === Phase.Payload && this.#writeBytes >= heldBytes) return false
@@ -398,7 +439,7 @@ export class Connection {
           more = this.#payload()
           break
         case Phase.Options:
-          more = !this.#waits() && this.#option()
+          more = !this.#mustWait() && this.#option()
           break
         case Phase.Skip:
           more = this.#skipping()
@@ -494,7 +535,7 @@ export class Connection {
   /** Handles requests until one needs a payload (true) or nothing can go on (false). */
   #requests(): boolean {
     while (this.#end - this.#start >= REQUEST_BYTES) {
-      if (this.#waits()) return false
+      if (this.#mustWait()) return false
       const { data } = this.#in
       const at = this.#start
       if (data.getUint32(at) !== REQUEST_MAGIC) return this.#destroy()
@@ -633,7 +674,7 @@ export class Connection {
     const { device } = this.#served!
     while (stream.left > 0 && !stream.waiting) {
       this.#flush()
-      if (this.#draining || this.ended) return
+      if (this.#draining || this.ended || this.#turnIsOver()) return
       const header = stream.begun ? 0 : this.#structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
       this.#reserve(header + Math.min(stream.left, largeChunk - roomBytes))
       const chunk = this.#out!
@@ -658,8 +699,10 @@ export class Connection {
       chunk.holds++
       stream.waiting = true
       this.#inFlight++
+      this.#service.together.inFlight++
       const settled = (failure: number): void => {
         this.#inFlight--
+        this.#service.together.inFlight--
         stream.waiting = false
         if (!this.ended && (failure === 0 || this.#streamFailed(stream, failure)) && failure === 0)
           this.#streamed(stream, chunk, place, header, length)
@@ -724,8 +767,12 @@ export class Connection {
           const whole = count - (end % preferredBlockSize)
           count = whole > 0 ? whole : count - (end % blockSize)
         }
-        if (count <= 0 || this.#waits()) return false
+        if (count <= 0 || this.#mustWait()) return false
+        const slice = this.#served!.slices.write
+        count = slice.next(this.#writeAt, count)
+        const began = performance.now()
         this.#writePart(count)
+        slice.took(count, performance.now() - began)
       } else if (count === 0) return false
       this.#start += count
       this.#writeAt += count
@@ -785,8 +832,9 @@ export class Connection {
   /** Everything but READ, WRITE and DISC. */
   #command(type: number, flags: number, at: number, length: number, high: number, low: number): void {
     const served = this.#served!
-    const { device, counters } = served
+    const { device, counters, slices } = served
     const { FUA, NO_HOLE, REQ_ONE, FAST_ZERO } = CommandFlag
+    const answer = (failure: number): void => this.#done(failure, flags, high, low)
     let error: number
     switch (type) {
       case Command.FLUSH:
@@ -799,7 +847,8 @@ export class Connection {
         error = this.#judgeWrite(flags, FUA, at, length)
         // Over the end: ENOSPC belongs to what writes, EINVAL to a trim.
         if (error === Errno.ENOSPC) error = Errno.EINVAL
-        if (error === 0) this.#answer(() => sliced(at, length, (from, n) => device.discard(from, n)), flags, high, low)
+        if (error === 0)
+          this.#ranged(new Ranged(at, length, slices.discard, (from, n) => device.discard(from, n), answer))
         break
       case Command.WRITE_ZEROES: {
         counters.zeroes++
@@ -808,7 +857,7 @@ export class Connection {
         // Zeros that keep their room may be as slow as any other bytes; without it they are a discard.
         if (error === 0 && keep && (flags & FAST_ZERO) !== 0) error = Errno.ENOTSUP
         if (error === 0)
-          this.#answer(() => sliced(at, length, (from, n) => device.zero(from, n, keep)), flags, high, low)
+          this.#ranged(new Ranged(at, length, slices.zero, (from, n) => device.zero(from, n, keep), answer))
         break
       }
       case Command.CACHE:
@@ -856,31 +905,60 @@ export class Connection {
   }
 
   #blockStatus(one: boolean, at: number, length: number, high: number, low: number): void {
-    const extents: number[] = []
-    const states: number[] = []
-    try {
-      this.#served!.device.map(at, length, (run, allocated) => {
-        const state = allocated ? 0 : STATE_HOLE_ZERO
-        const last = extents.length - 1
-        if (last >= 0 && states[last] === state) extents[last]! += run
-        else if (last + 1 >= (one ? 1 : maximumExtents)) return false
-        else {
-          extents.push(run)
-          states.push(state)
-        }
-        return true
-      })
-    } catch (thrown) {
-      this.#fail(this.#errorOf(thrown), high, low)
-      return
+    const served = this.#served!
+    const { device } = served
+    const extents = new Extents(one)
+    // An answer need not reach to the end of what was asked for.
+    const map = (from: number, count: number): boolean => {
+      device.map(from, count, extents.report)
+      return extents.full
     }
-    const place = this.#chunk(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * extents.length)
+    this.#ranged(
+      new Ranged(at, length, served.slices.map, map, (error) => {
+        if (error !== 0) this.#fail(error, high, low)
+        else this.#extents(extents, high, low)
+      }),
+    )
+  }
+
+  #extents({ lengths, states }: Extents, high: number, low: number): void {
+    if (this.ended) return
+    const place = this.#chunk(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * lengths.length)
     const { data } = this.#out!
     data.setUint32(place, CONTEXT_ID)
-    for (let n = 0; n < extents.length; n++) {
-      data.setUint32(place + 4 + 8 * n, extents[n]!)
+    for (let n = 0; n < lengths.length; n++) {
+      data.setUint32(place + 4 + 8 * n, lengths[n]!)
       data.setUint32(place + 8 + 8 * n, states[n]!)
     }
+  }
+
+  // ---- requests in slices
+
+  /** Does the first slice. What is left is done in this connection's turns, before anything that comes after it is begun. */
+  #ranged(ranged: Ranged): void {
+    this.#step(ranged)
+    this.#goOn()
+  }
+
+  #goOn(): void {
+    while (this.#sliced.length > 0 && !this.ended && !this.#turnIsOver()) this.#step(this.#sliced.shift()!)
+  }
+
+  /** Does a slice; then, or when the device is done with it, the next one is on the list, or the answer is sent. */
+  #step(sliced: Ranged): void {
+    let completion: Completion
+    try {
+      completion = sliced.step()
+    } catch (thrown) {
+      sliced.answer(this.#errorOf(thrown))
+      return
+    }
+    const next = (failure: number): void => {
+      if (failure !== 0 || sliced.done) sliced.answer(failure)
+      else this.#sliced.push(sliced)
+    }
+    if (completion === undefined) next(0)
+    else this.#later(completion, next)
   }
 
   // ---- replies
@@ -894,21 +972,25 @@ export class Connection {
       this.#fail(this.#errorOf(thrown), high, low)
       return
     }
-    const flush = (flags & CommandFlag.FUA) !== 0
-    const done = (failure: number): void => {
-      if (failure !== 0) this.#fail(failure, high, low)
-      else if (flush) this.#answer(() => this.#served!.device.flush(), 0, high, low)
-      else this.#simple(0, high, low)
-    }
+    const done = (failure: number): void => this.#done(failure, flags, high, low)
     if (completion === undefined) done(0)
     else this.#later(completion, done)
+  }
+
+  /** Something was done on the device: with FUA a flush, then the answer. */
+  #done(failure: number, flags: number, high: number, low: number): void {
+    if (failure !== 0) this.#fail(failure, high, low)
+    else if ((flags & CommandFlag.FUA) !== 0) this.#answer(() => this.#served!.device.flush(), 0, high, low)
+    else this.#simple(0, high, low)
   }
 
   /** Waits for a device. `done` gets 0 or the protocol's number of the error; replies in it wait for a stream's end. */
   #later(completion: Promise<void>, done: (failure: number) => void): void {
     this.#inFlight++
+    this.#service.together.inFlight++
     const finish = (failure: number): void => {
       this.#inFlight--
+      this.#service.together.inFlight--
       if (this.#stream === undefined) done(failure)
       else this.#held.push(() => done(failure))
       this.#wake()
@@ -986,7 +1068,7 @@ export class Connection {
       }
     }
     if (this.#out === undefined) {
-      this.#out = pool.take(true)
+      this.#out = pool.take(true, this)
       this.#from = 0
       this.#to = 0
     }
@@ -1033,7 +1115,7 @@ export class Connection {
       return
     }
     this.#draining = true
-    this.#wire.send(new Uint8Array(chunk.bytes.buffer, from + sent, to - from - sent), () => {
+    this.#wire.send(chunk.bytes.subarray(from + sent, to), () => {
       pool.release(chunk)
       this.#draining = false
       this.#wake()
@@ -1055,7 +1137,7 @@ export class Connection {
   }
 
   #checkIdle(): void {
-    if (this.#inFlight > 0 || this.#whenIdle === undefined) return
+    if (this.#inFlight > 0 || this.#sliced.length > 0 || this.#whenIdle === undefined) return
     const resolve = this.#whenIdle
     this.#whenIdle = undefined
     resolve()
@@ -1094,21 +1176,4 @@ export function errnoOf(thrown: unknown): number {
   }
   // The size may have changed since the range was judged.
   return thrown instanceof RangeError && !(thrown instanceof TmemError) ? Errno.EINVAL : Errno.EIO
-}
-
-/** Long ranges in slices, with turns of others between them. */
-function sliced(at: number, length: number, operation: (from: number, count: number) => Completion): Completion {
-  return length <= sliceBytes ? operation(at, length) : inSlices(at, length, operation)
-}
-
-async function inSlices(
-  at: number,
-  length: number,
-  operation: (from: number, count: number) => Completion,
-): Promise<void> {
-  for (let done = 0; done < length; done += sliceBytes) {
-    const completion = operation(at + done, Math.min(sliceBytes, length - done))
-    if (completion !== undefined) await completion
-    await new Promise((resolve) => setImmediate(resolve))
-  }
 }

@@ -1,4 +1,5 @@
 /** Block devices over NBD. */
+export type { NbdRefusal, RefusalReason } from './door.ts'
 export { type MemoryDevice, type MemoryDeviceOptions, memoryDevice } from './memory-device.ts'
 export {
   type NbdAddress,
@@ -7,7 +8,7 @@ export {
   type NbdLimits,
   type NbdServer,
   type NbdServerOptions,
-  type NbdTls,
   nbdServer,
 } from './server.ts'
 export { listenAtPath } from './socket-path.ts'
+export type { NbdTls } from './tls.ts'

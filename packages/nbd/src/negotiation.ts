@@ -17,6 +17,7 @@ import {
   Option,
   Reply,
 } from './protocol.ts'
+import type { Slices } from './slices.ts'
 
 /** What is counted for each export. */
 export interface ExportCounters {
@@ -48,11 +49,23 @@ export interface Served {
   readonly isUsedElsewhere: () => boolean
   /** Connections in transmission. */
   connections: number
+  readonly slices: Slices
   readonly counters: ExportCounters
 }
 
 /** How a connection stands to TLS: not offered, offered, insisted upon, or in use. */
 export type TlsState = 'none' | 'optional' | 'required' | 'on'
+
+/** How a client stands to the server. */
+export interface Standing {
+  readonly tls: TlsState
+  /** TLS can begin on this connection. */
+  readonly canSecure: boolean
+  /** Why the client may not have anything, whatever it asks for: each option is answered with it. */
+  readonly refusal?: string | undefined
+  /** The client would send requests from now on. Answers why it may not. */
+  admit(): string | undefined
+}
 
 /** Longest option that is looked at: a name, and some queries. */
 export const MAXIMUM_OPTION: number = 2 * MAXIMUM_STRING
@@ -66,26 +79,32 @@ export type Next = 'more' | 'end' | 'broken' | 'tls' | Served
 /** What one client asks for and gets. */
 export class Negotiation {
   readonly #exports: ReadonlyMap<string, Served>
-  readonly #tls: TlsState
-  readonly #canSecure: boolean
+  readonly #standing: Standing
   readonly #send: (reply: Buffer) => void
   /** What the client said in its greeting. */
   clientFlags = 0
   structured = false
   /** Export for which `base:allocation` was selected. */
   contextOf: string | undefined
+  /** It was told that it needs TLS. */
+  needsTls = false
 
-  /** @param canSecure TLS can begin on this connection */
-  constructor(exports: ReadonlyMap<string, Served>, tls: TlsState, canSecure: boolean, send: (reply: Buffer) => void) {
+  constructor(exports: ReadonlyMap<string, Served>, standing: Standing, send: (reply: Buffer) => void) {
     this.#exports = exports
-    this.#tls = tls
-    this.#canSecure = canSecure
+    this.#standing = standing
     this.#send = send
   }
 
   /** Answers an option; STARTTLS, where it is possible, is to be answered by whoever can begin it. */
   option(option: number, body: Buffer): Next {
-    if (this.#tls === 'required' && option !== Option.STARTTLS && option !== Option.ABORT) {
+    const { tls, canSecure, refusal } = this.#standing
+    if (refusal !== undefined && option !== Option.ABORT) {
+      if (option === Option.EXPORT_NAME) return 'broken'
+      this.reply(option, Reply.ERR_POLICY, message(refusal))
+      return 'more'
+    }
+    if (tls === 'required' && option !== Option.STARTTLS && option !== Option.ABORT) {
+      this.needsTls = true
       if (option === Option.EXPORT_NAME) return 'broken'
       this.reply(option, Reply.ERR_TLS_REQD, message('TLS is required'))
       return 'more'
@@ -100,8 +119,8 @@ export class Negotiation {
         this.#list(body)
         return 'more'
       case Option.STARTTLS:
-        if (body.length > 0 || this.#tls === 'on') this.reply(Option.STARTTLS, Reply.ERR_INVALID)
-        else if (this.#tls !== 'none' && this.#canSecure) return 'tls'
+        if (body.length > 0 || tls === 'on') this.reply(Option.STARTTLS, Reply.ERR_INVALID)
+        else if (tls !== 'none' && canSecure) return 'tls'
         else this.reply(Option.STARTTLS, Reply.ERR_POLICY, message('TLS is not offered here'))
         return 'more'
       case Option.INFO:
@@ -143,7 +162,7 @@ export class Negotiation {
 
   #exportName(name: Buffer): Next {
     const served = this.#exports.get(name.toString())
-    if (served === undefined) return 'broken'
+    if (served === undefined || this.#standing.admit() !== undefined) return 'broken'
     const padding = (this.clientFlags & Handshake.NO_ZEROES) === 0 ? 124 : 0
     const answer = Buffer.alloc(10 + padding)
     answer.writeBigUInt64BE(BigInt(served.device.sizeBytes), 0)
@@ -177,6 +196,11 @@ export class Negotiation {
     const served = this.#exports.get(body.toString('utf8', 4, 4 + nameLength))
     if (served === undefined) {
       this.reply(option, Reply.ERR_UNKNOWN, message('there is no such export'))
+      return 'more'
+    }
+    const refusal = option === Option.GO ? this.#standing.admit() : undefined
+    if (refusal !== undefined) {
+      this.reply(option, Reply.ERR_POLICY, message(refusal))
       return 'more'
     }
     const { device, nameBytes, description } = served

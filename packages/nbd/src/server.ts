@@ -2,17 +2,22 @@
  * The server: exports, endpoints, limits, TLS. What is said on a connection is in connection.ts.
  *
  * A unix socket, or TCP without TLS, is received from into the connection's own chunks and sent to by direct system calls; where
- * the runtime does not allow that, and under TLS, through Node's streams. Both speak the same protocol.
+ * the runtime does not allow that, and under TLS, through Node's streams (wires.ts). Both speak the same protocol. Who may come in is
+ * decided in door.ts, who is served next in turns.ts.
  */
-import { writeSync } from 'node:fs'
-import { createServer, type Server, Socket, type SocketConstructorOpts } from 'node:net'
-import { createServer as createTlsServer, type TlsOptions, type Server as TlsServer } from 'node:tls'
+import { fstatSync } from 'node:fs'
+import { createServer, type Server, Socket } from 'node:net'
 import type { BlockDevice, StatsNode } from '@tmem/core'
-import { type Chunk, ChunkPool } from './chunks.ts'
-import { Connection, type Service, type Wire } from './connection.ts'
-import type { Served, TlsState } from './negotiation.ts'
+import { ChunkPool } from './chunks.ts'
+import { Connection, type ConnectionOptions, type Service } from './connection.ts'
+import { addressClass, Door, type Guest, type NbdRefusal } from './door.ts'
+import type { Served } from './negotiation.ts'
 import { MAXIMUM_STRING } from './protocol.ts'
+import { slicesOf } from './slices.ts'
 import { listenAtPath, listening } from './socket-path.ts'
+import { type NbdTls, Securing } from './tls.ts'
+import { Turns } from './turns.ts'
+import { type DirectOptions, DirectWire, handleOf, type SocketHandle, StreamWire } from './wires.ts'
 
 /** What clients see under one name. */
 export interface NbdExport {
@@ -31,23 +36,27 @@ export interface NbdExport {
 
 /** Bounds on what clients can make the server do. */
 export interface NbdLimits {
-  /** Connections at once (default 256); one more is closed at once. */
+  /** Clients that are served at once (default 256); as many more may be negotiating. One more is told so when it has negotiated. */
   readonly connections?: number
-  /** Requests that a connection may have at work in devices that have to wait (default 128). */
+  /** Of these, connections from one address on TCP: an IPv4 address, or a /64 network of IPv6 (default 64). */
+  readonly connectionsPerAddress?: number
+  /** Milliseconds that a client has to negotiate, TLS included (default 10,000). */
+  readonly handshakeMs?: number
+  /**
+   * Requests that a connection may have at work in devices that have to wait (default 128). All connections together: 32 times as many, and one
+   * for each.
+   */
   readonly requests?: number
   /**
-   * Bytes of buffers, over all connections (default 64 MiB). Beyond it each connection has one request in flight, and
-   * at most four buffers of 20 KiB.
+   * Bytes of buffers, over all connections (default 64 MiB), a quarter of them for each at most. Beyond it each connection has one
+   * request in flight, and at most four buffers of 20 KiB. All of it is reserved when the server is made.
    */
   readonly bytes?: number
-}
-
-/** TLS on a TCP endpoint: what clients are shown, and whom they have to be. */
-export interface NbdTls extends Pick<TlsOptions, 'key' | 'cert' | 'ca' | 'crl' | 'minVersion' | 'passphrase'> {
-  /** Clients must show a certificate that `ca` has signed. */
-  readonly verifyClients?: boolean
-  /** Clients may also go on without TLS. Only for a network that is trusted anyway. */
-  readonly optional?: boolean
+  /**
+   * Milliseconds of silence after which the system asks the peer of a TCP connection whether it is there (default 60,000); some ten seconds later one that does
+   * not answer is gone. 0: it is never asked.
+   */
+  readonly keepAliveMs?: number
 }
 
 /** Where the server listens. */
@@ -63,9 +72,19 @@ export type NbdEndpoint =
       readonly host?: string
       readonly tls?: NbdTls
     }
+  | {
+      /** A socket that listens already, by its descriptor: who started this process made it (socket activation). */
+      readonly fd: number
+      /** Only where it is TCP: a unix socket is not secured. */
+      readonly tls?: NbdTls
+    }
 
 /** Where the server listens, as it came to be. */
-export type NbdAddress = { readonly path: string } | { readonly host: string; readonly port: number }
+export type NbdAddress =
+  | { readonly path: string }
+  | { readonly host: string; readonly port: number }
+  /** A unix socket that was handed over. */
+  | { readonly fd: number }
 
 /** Settings of a server. */
 export interface NbdServerOptions {
@@ -73,6 +92,8 @@ export interface NbdServerOptions {
   readonly limits?: NbdLimits
   /** A device failed; the client has its answer already. */
   readonly onError?: (error: unknown, exportName: string) => void
+  /** A client was sent away; it is counted, and where the protocol lets it be told, it was. */
+  readonly onRefused?: (refusal: NbdRefusal) => void
   /**
    * How many turns the event loop makes without sleeping after bytes have come, as long as more often follow (default 50,
    * about a tenth of a millisecond). The next request is then answered sooner, for the price of a processor that does not
@@ -104,13 +125,26 @@ const restartBytes = 4096
 /** The loop stops turning after so many times in vain, and tries again at every so many-th arrival. */
 const patience = 8
 const retryAfter = 16
-const defaults = { connections: 256, requests: 128, bytes: 64 * 2 ** 20 }
+const defaults = {
+  connections: 256,
+  connectionsPerAddress: 64,
+  handshakeMs: 10_000,
+  requests: 128,
+  bytes: 64 * 2 ** 20,
+  keepAliveMs: 60_000,
+}
+/** Requests in flight on all connections, as a multiple of what one may have. */
+const togetherFactor = 32
+/** Largest delay of a timer. */
+const longestMs = 2 ** 31 - 1
 
 class NodeNbdServer implements NbdServer {
   readonly #service: Service
   readonly #served: readonly Served[]
   readonly #pool: ChunkPool
-  readonly #maximumConnections: number
+  readonly #door: Door
+  readonly #handshakeMs: number
+  readonly #keepAliveMs: number
   readonly #listeners = new Set<Server>()
   readonly #connections = new Set<Connection>()
   /** As they were accepted: also those in the middle of beginning TLS. */
@@ -124,28 +158,35 @@ class NodeNbdServer implements NbdServer {
   #arrivals = 0
   #inVain = 0
   #accepted = 0
-  #refused = 0
   #secured = 0
   #closing: Promise<void> | undefined
   #closed = false
 
-  constructor({ exports, limits = {}, onError, busyTurns = 50 }: NbdServerOptions) {
+  constructor({ exports, limits = {}, onError, onRefused, busyTurns = 50 }: NbdServerOptions) {
     this.#served = exports.map(servedOf)
     const byName = new Map(this.#served.map((served) => [served.name, served]))
     if (byName.size !== this.#served.length) throw new RangeError('two exports have the same name')
-    const { connections, requests, bytes } = { ...defaults, ...limits }
-    for (const [name, value] of Object.entries({ connections, requests, bytes }))
-      if (!Number.isSafeInteger(value) || value < 1)
-        throw new RangeError(`limits.${name} must be a positive integer, got ${value}`)
+    const all = { ...defaults, ...limits }
+    for (const [name, value] of Object.entries(all)) {
+      const least = name === 'keepAliveMs' ? 0 : 1
+      const most = name.endsWith('Ms') ? longestMs : Number.MAX_SAFE_INTEGER
+      if (!Number.isSafeInteger(value) || value < least || value > most)
+        throw new RangeError(`limits.${name} must be an integer from ${least} to ${most}, got ${value}`)
+    }
+    const { connections, requests, bytes } = all
     if (!Number.isSafeInteger(busyTurns) || busyTurns < 0)
       throw new RangeError(`busyTurns must not be negative, got ${busyTurns}`)
     this.#busyTurns = busyTurns
-    this.#maximumConnections = connections
-    this.#pool = new ChunkPool(bytes)
+    this.#handshakeMs = all.handshakeMs
+    this.#keepAliveMs = all.keepAliveMs
+    this.#door = new Door(all, (refusal) => onRefused?.(refusal))
+    this.#pool = new ChunkPool(bytes, 2 * connections)
     this.#service = {
       exports: byName,
       pool: this.#pool,
+      turns: new Turns(),
       requests,
+      together: { inFlight: 0, limit: togetherFactor * requests },
       failed: (error, { name }) => onError?.(error, name),
       ...(busyTurns > 0 ? { hold: (connection) => this.#hold(connection) } : {}),
     }
@@ -154,23 +195,19 @@ class NodeNbdServer implements NbdServer {
   async listen(endpoint: NbdEndpoint): Promise<NbdAddress> {
     if (this.#closed) throw new TypeError('the server was closed')
     const tls = 'tls' in endpoint ? endpoint.tls : undefined
-    const securing = tls === undefined ? undefined : new Securing(tls, (socket, flags) => this.#secure(socket, flags))
-    const server = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => {
-      if (this.#sockets.size >= this.#maximumConnections || this.#closed) {
-        this.#refused++
-        socket.destroy()
-        return
-      }
-      this.#accepted++
-      this.#accept(socket, securing)
+    const securing = tls === undefined ? undefined : new Securing(tls, this.#handshakeMs)
+    const keepAlive = { keepAlive: this.#keepAliveMs > 0, keepAliveInitialDelay: this.#keepAliveMs }
+    const server = createServer({ noDelay: true, pauseOnConnect: true, ...keepAlive }, (socket) => {
+      if (this.#closed) socket.destroy()
+      else this.#accept(socket, securing)
     })
     if ('path' in endpoint) await listenAtPath(server, endpoint.path)
+    else if ('fd' in endpoint) await listening(server, socketOf(endpoint.fd))
     else await listening(server, { port: endpoint.port, host: endpoint.host ?? '127.0.0.1' })
     this.#listeners.add(server)
     const address = server.address()
-    return typeof address === 'string' || address === null
-      ? { path: String(address) }
-      : { host: address.address, port: address.port }
+    if (typeof address === 'object' && address !== null) return { host: address.address, port: address.port }
+    return 'fd' in endpoint ? { fd: endpoint.fd } : { path: String(address) }
   }
 
   stats(): StatsNode {
@@ -179,10 +216,13 @@ class NodeNbdServer implements NbdServer {
       counters: {
         connections: this.#connections.size,
         accepted: this.#accepted,
-        refused: this.#refused,
+        negotiating: this.#door.standing,
+        refused: Object.values(this.#door.counts).reduce((sum, count) => sum + count, 0),
+        ...Object.fromEntries(Object.entries(this.#door.counts).map(([reason, count]) => [`refused_${reason}`, count])),
         secured: this.#secured,
         buffer_bytes: this.#pool.used,
         peak_buffer_bytes: this.#pool.peak,
+        reserved_buffer_bytes: this.#pool.reservedBytes,
       },
       children: this.#served.map(({ name, connections, counters }) => ({
         name: name === '' ? 'default' : name,
@@ -206,30 +246,50 @@ class NodeNbdServer implements NbdServer {
     await Promise.all(stopped)
   }
 
-  #accept(socket: Socket, securing: Securing | undefined): void {
+  #accept(socket: Socket, secures: Securing | undefined): void {
+    const { remoteAddress, remotePort } = socket
+    const securing = remoteAddress === undefined ? undefined : secures
+    const guest: Guest = {
+      peer: remoteAddress === undefined ? 'a unix socket' : `${remoteAddress}:${remotePort}`,
+      address: addressClass(remoteAddress),
+      // Until it is served by something else, which is a socket around the same handle.
+      close: () => socket.destroy(),
+    }
+    socket.on('error', ignoreReset)
+    if (!this.#door.enter(guest)) return
+    this.#accepted++
     const handle = securing === undefined ? handleOf(socket) : undefined
-    if (handle !== undefined) this.#direct(socket, handle)
+    if (handle !== undefined) this.#direct(socket, handle, guest)
     else {
-      this.#open(socket)
+      this.#open(socket, guest)
       const tls = securing === undefined ? 'none' : securing.optional ? 'optional' : 'required'
-      this.#stream(socket, tls, (clientFlags) => securing?.begin(socket, clientFlags))
+      const startTls = (clientFlags: number): void =>
+        securing?.begin(socket, {
+          secured: (secured, refusal) => this.#secure(secured, guest, clientFlags, refusal),
+          failed: (reason) => this.#door.refuse(guest, 'tls', `TLS failed: ${reason}`),
+        })
+      this.#stream(socket, guest, { tls, ...(securing === undefined ? {} : { startTls }) })
     }
   }
 
-  #secure(socket: Socket, clientFlags: number): void {
-    this.#secured++
+  #secure(socket: Socket, guest: Guest, clientFlags: number, refusal: string | undefined): void {
     socket.on('error', ignoreReset)
-    this.#stream(socket, 'on', () => {}, clientFlags)
+    if (refusal === undefined) this.#secured++
+    else this.#door.tell(guest, 'tls', refusal)
+    this.#stream(socket, guest, { tls: 'on', clientFlags, refusal })
   }
 
-  #open(socket: Socket): void {
+  #open(socket: Socket, guest: Guest): void {
     this.#sockets.add(socket)
     socket.on('error', ignoreReset)
-    socket.on('close', () => this.#sockets.delete(socket))
+    socket.on('close', () => {
+      this.#sockets.delete(socket)
+      this.#door.leave(guest)
+    })
   }
 
-  /** Serves a connection through Node's stream; `clientFlags` when it begins secured. */
-  #stream(socket: Socket, tls: TlsState, startTls: (clientFlags: number) => void, clientFlags?: number): void {
+  /** Serves a connection through Node's stream. */
+  #stream(socket: Socket, guest: Guest, options: ConnectionOptions): void {
     const wire = new StreamWire(socket)
     const take = (bytes: Buffer): void => {
       const more = connection.feed(bytes)
@@ -237,31 +297,33 @@ class NodeNbdServer implements NbdServer {
       this.#busy(more)
     }
     const over = (): void => {
+      if (connection.needsTls) this.#door.tell(guest, 'tls', 'it does not use TLS')
       connection.closed()
       this.#connections.delete(connection)
     }
+    const begin = (flags: number): void => {
+      socket.off('data', take)
+      socket.off('close', over)
+      socket.pause()
+      this.#connections.delete(connection)
+      options.startTls?.(flags)
+    }
     const connection = new Connection(this.#service, wire, {
-      tls,
-      startTls: (flags) => {
-        socket.off('data', take)
-        socket.off('close', over)
-        socket.pause()
-        this.#connections.delete(connection)
-        startTls(flags)
-      },
-      ...(clientFlags === undefined ? {} : { clientFlags }),
+      ...options,
+      admit: () => this.#door.admit(guest),
+      ...(options.startTls === undefined ? {} : { startTls: begin }),
     })
     this.#connections.add(connection)
     socket.on('data', take)
     socket.on('close', over)
-    if (clientFlags === undefined) connection.greet()
+    if (options.clientFlags === undefined) connection.greet()
     socket.resume()
   }
 
   /** Serves a connection with as little as possible between it and the system. */
-  #direct(accepted: Socket, handle: SocketHandle): void {
+  #direct(accepted: Socket, handle: SocketHandle, guest: Guest): void {
     const wire = new DirectWire(handle.fd)
-    const connection = new Connection(this.#service, wire, { tls: 'none' })
+    const connection = new Connection(this.#service, wire, { tls: 'none', admit: () => this.#door.admit(guest) })
     let room: Uint8Array | undefined
     const options: DirectOptions = {
       handle,
@@ -286,7 +348,8 @@ class NodeNbdServer implements NbdServer {
     const socket = new Socket(options)
     wire.socket = socket
     this.#connections.add(connection)
-    this.#open(socket)
+    this.#open(socket, guest)
+    guest.close = () => socket.destroy()
     socket.on('end', () => socket.destroy())
     socket.on('close', () => {
       connection.closed()
@@ -342,128 +405,14 @@ class NodeNbdServer implements NbdServer {
   }
 }
 
-/** What Node has behind a socket. Not part of its documented interface: used where it is there. */
-interface SocketHandle {
-  readonly fd: number
-}
-interface DirectOptions extends SocketConstructorOpts {
-  handle: SocketHandle
-  pauseOnCreate: boolean
-  onread: { buffer: () => Uint8Array; callback: (count: number, bytes: Uint8Array) => boolean }
-}
-
-/** Takes the handle out of a socket that has received nothing yet. */
-function handleOf(socket: Socket): SocketHandle | undefined {
-  const inside = socket as unknown as { _handle?: (SocketHandle & { useUserBuffer?: unknown }) | null }
-  const handle = inside._handle
-  if (!handle || typeof handle.useUserBuffer !== 'function' || !(handle.fd >= 0)) return undefined
-  inside._handle = null
-  return handle
-}
-
-/** More than this goes through the socket. */
-const directBytes = 128 * 1024
-
-/** Sends by system calls what the system takes at once, the rest through the socket. */
-class DirectWire implements Wire {
-  socket!: Socket
-  readonly #fd: number
-
-  constructor(fd: number) {
-    this.#fd = fd
-  }
-
-  sendNow(chunk: Chunk, at: number, length: number): number {
-    if (this.socket.destroyed) return -1
-    // Hardly ever taken at once, and an exception each time that nothing is.
-    if (length > directBytes) return 0
-    try {
-      return writeSync(this.#fd, chunk.bytes, at, length)
-    } catch (error) {
-      return (error as NodeJS.ErrnoException).code === 'EAGAIN' ? 0 : -1
-    }
-  }
-
-  send(bytes: Uint8Array, done: () => void): void {
-    this.socket.write(bytes, done)
-  }
-
-  resume(): void {
-    this.socket.resume()
-  }
-
-  end(): void {
-    this.socket.end(() => this.socket.destroy())
-  }
-
-  destroy(): void {
-    this.socket.destroy()
-  }
-}
-
-/** Sends through a stream. */
-class StreamWire implements Wire {
-  readonly #socket: Socket
-
-  constructor(socket: Socket) {
-    this.#socket = socket
-  }
-
-  sendNow(): number {
-    return this.#socket.destroyed ? -1 : 0
-  }
-
-  send(bytes: Uint8Array, done: () => void): void {
-    this.#socket.write(bytes, done)
-  }
-
-  resume(): void {
-    this.#socket.resume()
-  }
-
-  end(): void {
-    this.#socket.end(() => this.#socket.destroy())
-  }
-
-  destroy(): void {
-    this.#socket.destroy()
-  }
-}
-
-/** Turns connections into secured ones. */
-class Securing {
-  readonly optional: boolean
-  readonly #server: TlsServer
-  /** What clients said in their greeting, by address: a secured socket does not tell from which one it was made. */
-  readonly #flags = new Map<string, number>()
-
-  constructor(tls: NbdTls, secured: (socket: Socket, clientFlags: number) => void) {
-    const { verifyClients = false, optional = false, ...context } = tls
-    if (verifyClients && context.ca === undefined) throw new TypeError('verifyClients needs ca: who signs for clients')
-    this.optional = optional
-    this.#server = createTlsServer({
-      minVersion: 'TLSv1.2',
-      ...context,
-      requestCert: verifyClients,
-      rejectUnauthorized: verifyClients,
-    })
-    this.#server.on('secureConnection', (socket) => secured(socket, this.#flags.get(addressOf(socket)) ?? 0))
-    this.#server.on('tlsClientError', (_, socket) => socket.destroy())
-  }
-
-  /** Begins TLS on a connection whose client was told to. */
-  begin(socket: Socket, clientFlags: number): void {
-    const address = addressOf(socket)
-    this.#flags.set(address, clientFlags)
-    socket.on('close', () => this.#flags.delete(address))
-    this.#server.emit('connection', socket)
-  }
-}
-
-const addressOf = ({ remoteAddress, remotePort }: Socket): string => `${remoteAddress} ${remotePort}`
-
 /** A client that vanishes is nobody's error: `close` follows, and everything is ended there. */
 const ignoreReset = (): void => {}
+
+/** A descriptor that was handed over. Throws for what is no socket. */
+function socketOf(fd: number): { fd: number } {
+  if (!fstatSync(fd).isSocket()) throw new TypeError(`descriptor ${fd} is no socket`)
+  return { fd }
+}
 
 /** Judges an export: what connections need of it. Throws `RangeError` or `TypeError`. */
 export function servedOf(given: NbdExport): Served {
@@ -489,6 +438,7 @@ export function servedOf(given: NbdExport): Served {
     resizable,
     isUsedElsewhere,
     connections: 0,
+    slices: slicesOf(device),
     counters: {
       reads: 0,
       writes: 0,

@@ -18,6 +18,7 @@ import {
 } from '../src/index.ts'
 import { Command, Handshake, IHAVEOPT, OPTION_REPLY, Option, Reply } from '../src/protocol.ts'
 import { servedOf } from '../src/server.ts'
+import { Turns } from '../src/turns.ts'
 
 /** Everything that a test opened is closed after it, also when it failed. */
 const cleanups: (() => unknown)[] = []
@@ -70,8 +71,16 @@ export function bareConnection({ hold }: Pick<Service, 'hold'>): {
   pool: ChunkPool
 } {
   const served = servedOf({ device: memoryDevice({ sizeBytes: 2 ** 20 }) })
-  const pool = new ChunkPool(2 ** 24)
-  const service = { exports: new Map([['', served]]), pool, requests: 16, failed: () => undefined }
+  const pool = new ChunkPool(2 ** 24, 4)
+  const service: Service = {
+    exports: new Map([['', served]]),
+    pool,
+    // A clock that stands: no turn is ever over.
+    turns: new Turns(() => 0),
+    requests: 16,
+    together: { inFlight: 0, limit: 512 },
+    failed: () => undefined,
+  }
   const wire = new BareWire()
   const options = { tls: 'none', clientFlags: Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES } as const
   const connection = new Connection(hold === undefined ? service : { ...service, hold }, wire, options)
@@ -128,6 +137,7 @@ export class Client {
 
   /** Connected; nothing was read yet. */
   static async raw(address: NbdAddress): Promise<Client> {
+    if ('fd' in address) throw new Error('of a socket that was handed over only its maker knows the address')
     const socket = 'path' in address ? connect(address.path) : connect(address.port, address.host)
     const client = new Client(socket)
     later(() => client.socket.destroy())
@@ -158,11 +168,14 @@ export class Client {
     return client
   }
 
-  async secure(options: TlsConnectionOptions): Promise<void> {
+  /** `session` gets what the server hands out for resuming. */
+  async secure(options: TlsConnectionOptions, session: (given: Buffer) => void = () => {}): Promise<void> {
     const plain = this.socket
     plain.removeAllListeners('data')
     plain.removeAllListeners('close')
-    this.socket = tlsConnect({ ...options, socket: plain })
+    const secured = tlsConnect({ ...options, socket: plain })
+    secured.on('session', session)
+    this.socket = secured
     this.#listen()
     await new Promise<void>((resolve, reject) => {
       this.socket.once('secureConnect', resolve)

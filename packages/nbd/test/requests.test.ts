@@ -237,7 +237,7 @@ test('a trim of gigabytes lets others take their turns', async () => {
   expect((await other.read(0, 512)).error).toBe(0)
   expect(over).toBe(false)
   expect((await trimmed).error).toBe(0)
-  expect(device.calls.filter((name) => name === 'discard').length).toBe(48)
+  expect(device.calls.filter((name) => name === 'discard').length).toBeGreaterThan(100)
 })
 
 describe('block status', () => {

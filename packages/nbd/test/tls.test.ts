@@ -3,9 +3,9 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
-import { memoryDevice, type NbdAddress, type NbdServer, type NbdTls } from '../src/index.ts'
+import { memoryDevice, type NbdAddress, type NbdRefusal, type NbdServer, type NbdTls } from '../src/index.ts'
 import { Option, Reply } from '../src/protocol.ts'
-import { bytesOf, Client, Gone, infoBytes, optionBytes, serve, testFolder, until } from './client.ts'
+import { bytesOf, Client, infoBytes, optionBytes, serve, testFolder, until } from './client.ts'
 
 interface Keys {
   readonly ca: Buffer
@@ -58,9 +58,12 @@ describe('TLS', () => {
     }
   })
 
-  const start = async (tls: Partial<NbdTls> = {}): Promise<{ address: NbdAddress; server: NbdServer }> =>
+  const start = async (
+    tls: Partial<NbdTls> = {},
+    onRefused: (refusal: NbdRefusal) => void = () => {},
+  ): Promise<{ address: NbdAddress; server: NbdServer }> =>
     serve(
-      { exports: [{ device: memoryDevice({ sizeBytes: 2 ** 22 }) }] },
+      { exports: [{ device: memoryDevice({ sizeBytes: 2 ** 22 }) }], onRefused },
       { port: 0, tls: { ...keys.server, ca: keys.ca, ...tls } },
     )
   const checks = { ca: (): Buffer => keys.ca }
@@ -113,21 +116,68 @@ describe('TLS', () => {
 
   test('clients that have to show a certificate', async (ctx) => {
     requires(ctx, { commands: ['openssl'] })
-    const { address, server } = await start({ verifyClients: true })
+    const refused: NbdRefusal[] = []
+    const { address, server } = await start({ verifyClients: true }, (refusal) => refused.push(refusal))
     const known = await Client.greeted(address)
     await known.option(Option.STARTTLS)
     await known.secure({ ca: checks.ca(), host: 'localhost', ...keys.client })
     await known.go()
     expect((await known.read(0, 16)).error).toBe(0)
-    for (const credentials of [{}, keys.stranger]) {
+    for (const [credentials, reason] of [
+      [{}, 'it showed no certificate'],
+      [keys.stranger, 'its certificate is not accepted: DEPTH_ZERO_SELF_SIGNED_CERT'],
+    ] as const) {
       const unknown = await Client.greeted(address)
       await unknown.option(Option.STARTTLS)
-      // With TLS 1.3 the refusal may come only after the client believes to be done.
-      await unknown.secure({ ca: checks.ca(), host: 'localhost', ...credentials }).catch(() => {})
-      await expect(unknown.option(Option.LIST)).rejects.toBeInstanceOf(Gone)
+      await unknown.secure({ ca: checks.ca(), host: 'localhost', ...credentials })
+      for (const option of [Option.STRUCTURED_REPLY, Option.LIST, Option.INFO, Option.GO]) {
+        const [answer] = await unknown.option(option, option < Option.INFO ? Buffer.alloc(0) : infoBytes(''))
+        expect(answer).toMatchObject({ type: Reply.ERR_POLICY, payload: Buffer.from(reason) })
+      }
+      expect(refused.splice(0)).toEqual([
+        { reason: 'tls', peer: expect.stringMatching(/^127\.0\.0\.1:\d+$/), message: reason },
+      ])
+      unknown.send(optionBytes(Option.EXPORT_NAME))
+      expect(await unknown.closed).toBe(true)
     }
-    expect(server.stats().counters).toMatchObject({ secured: 1 })
+    expect(server.stats().counters).toMatchObject({ secured: 1, refused: 2, refused_tls: 2 })
     expect((await known.read(0, 16)).error).toBe(0)
+  })
+
+  test('a session that began without a certificate is not resumed as one that had one', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    for (const version of ['TLSv1.2', 'TLSv1.3'] as const) {
+      const { address } = await start({ verifyClients: true })
+      let session: Buffer | undefined
+      for (let round = 0; round < 3; round++) {
+        const unknown = await Client.greeted(address)
+        await unknown.option(Option.STARTTLS)
+        const options = { ca: checks.ca(), host: 'localhost', minVersion: version, maxVersion: version }
+        const keep = (given: Buffer): void => {
+          session = given
+        }
+        await unknown.secure({ ...options, ...(session === undefined ? {} : { session }) }, keep)
+        const [answer] = await unknown.option(Option.GO, infoBytes(''))
+        expect(answer!.type).toBe(Reply.ERR_POLICY)
+        unknown.socket.destroy()
+      }
+    }
+  })
+
+  test('whoever does not begin TLS, or fails in it, is counted', async (ctx) => {
+    requires(ctx, { commands: ['openssl'] })
+    const refused: string[] = []
+    const { address, server } = await start({}, ({ reason, message }) => refused.push(`${reason}: ${message}`))
+    const plain = await Client.greeted(address)
+    await plain.option(Option.LIST)
+    plain.socket.destroy()
+    await until(() => refused.length === 1)
+    const garbage = await Client.greeted(address)
+    await garbage.option(Option.STARTTLS)
+    garbage.send(bytesOf(1, 1000))
+    expect(await garbage.closed).toBe(true)
+    expect(refused).toEqual(['tls: it does not use TLS', expect.stringContaining('tls: TLS failed: ')])
+    expect(server.stats().counters).toMatchObject({ refused: 2, refused_tls: 2, negotiating: 0 })
   })
 
   test('bytes in the clear behind STARTTLS end the connection', async (ctx) => {

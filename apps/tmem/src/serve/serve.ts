@@ -21,7 +21,7 @@ import {
 } from '@tmem/core'
 import { type FuseNode, type FuseServer, fuseServer, namedApart, type Place, placeOf, statisticsTree } from '@tmem/fuse'
 import { mappedAllocator } from '@tmem/memory'
-import { type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
+import { type NbdAddress, type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
@@ -361,12 +361,17 @@ async function listenAll(
   for (const endpoint of endpoints) {
     try {
       const address = await server.listen(endpoint)
-      addresses.push('path' in address ? `unix:${address.path}` : `tcp:${address.host}:${address.port}`)
+      addresses.push(addressText(address))
     } catch (error) {
       throw new Failed(`cannot listen for NBD: ${(error as Error).message}`)
     }
   }
   return addresses
+}
+
+function addressText(address: NbdAddress): string {
+  if ('path' in address) return `unix:${address.path}`
+  return 'fd' in address ? `fd:${address.fd}` : `tcp:${address.host}:${address.port}`
 }
 
 function rootOf(
