@@ -36,7 +36,7 @@ export async function listenAtPath(server: Server, path: string, mode?: number):
 }
 
 /** Resolves once the server listens; rejects with the system's error when it cannot. */
-export function listening(server: Server, options: ListenOptions): Promise<void> {
+export function listening(server: Server, options: ListenOptions | { readonly fd: number }): Promise<void> {
   return new Promise((settle, reject) => {
     server.once('error', reject)
     server.listen(options, () => {
