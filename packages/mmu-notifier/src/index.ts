@@ -4,6 +4,7 @@ import { gupRules } from './scenarios/gup.ts'
 import { intervalRules } from './scenarios/interval.ts'
 import { listRules } from './scenarios/list.ts'
 import { mappingRules } from './scenarios/mapping.ts'
+import { tlbRules } from './scenarios/tlb.ts'
 import { xipRules } from './scenarios/xip.ts'
 
 export * from './clients.ts'
@@ -17,6 +18,7 @@ export const pageMappingRules: readonly RuleEntry[] = [
   ...mappingRules,
   ...xipRules,
   ...gupRules,
+  ...tlbRules,
 ]
 
 /**

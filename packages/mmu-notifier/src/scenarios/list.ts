@@ -85,29 +85,29 @@ const SEED = from('mail "mmu notifier #v13", A. Arcangeli, 22 April 2008', '2.6.
 const MODERN = from('mm/mmu_notifier.c', '5.5')
 
 /** A rule whose mutant is the same scenario, edited. */
-export function editedRule(
+export function editedRule<S extends object = World>(
   name: string,
   rule: string,
   origin: Origin,
-  scenario: () => Scenario<World>,
+  scenario: () => Scenario<NoInfer<S>>,
   breaks: string,
   caughtAs: string,
-  ...edits: readonly Edit<World>[]
-): RuleEntry<World> {
+  ...edits: readonly Edit<NoInfer<S>>[]
+): RuleEntry<S> {
   return { name, rule, ...origin, scenario, mutant: { breaks, caughtAs, scenario: () => edited(scenario(), ...edits) } }
 }
 
 /** A rule whose mutant is built by the same function with another argument. */
-export function switchedRule<T>(
+export function switchedRule<T, S extends object = World>(
   name: string,
   rule: string,
   origin: Origin,
-  scenario: (part: T) => Scenario<World>,
+  scenario: (part: T) => Scenario<NoInfer<S>>,
   right: T,
   breaks: string,
   caughtAs: string,
   wrong: T,
-): RuleEntry<World> {
+): RuleEntry<S> {
   return {
     name,
     rule,

@@ -18,6 +18,7 @@ import {
   dropMapped,
   fault,
   frameOf,
+  type Machine,
   type MachineOptions,
   mmap,
   spaceOf,
@@ -222,7 +223,10 @@ export const noDangling: Check<World> = {
 export const noStale: Check<World> = { name: 'no stale spte', check: (state) => staleSptes(state)[0] ?? null }
 
 /** When all is quiet, references, reverse map and rss balance, and no entry was found bad. */
-export const balanced: Check<World> = { name: 'balance', check: ({ machine }) => auditMachine(machine)[0] ?? null }
+export const balanced: Check<{ machine: Machine }> = {
+  name: 'balance',
+  check: ({ machine }) => auditMachine(machine)[0] ?? null,
+}
 
 /** When all is quiet, every mapping of a file shows the file. */
 export const fileShown: Check<World> = { name: 'mappings show the file', check: (state) => auditXip(state)[0] ?? null }
