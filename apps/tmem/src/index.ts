@@ -144,7 +144,7 @@ function program(terminal: Terminal): Command {
       'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
       list,
     )
-    .option('--nbd <address>', 'serve over NBD: unix:PATH or tcp:HOST:PORT (repeat for more)', list)
+    .option('--nbd <address>', 'serve over NBD: unix:PATH[,mode=660] or tcp:HOST:PORT (repeat for more)', list)
     .option('--tls-certificates <directory>', 'TLS on TCP: server-cert.pem, server-key.pem, ca-cert.pem')
     .option('--tls-verify-peer', 'let in only clients whose certificate ca-cert.pem has signed')
     .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')

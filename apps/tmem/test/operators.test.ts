@@ -3,11 +3,13 @@
  * test/system.
  */
 import { execFile } from 'node:child_process'
+import { readdirSync, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { expect, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
-import { type Serving, serving } from './serving.ts'
-import { tmem } from './tmem.ts'
+import { type Serving, serving, servingIn } from './serving.ts'
+import { temporaryDirectory, tmem } from './tmem.ts'
 
 const run = promisify(execFile)
 const needs = { commands: ['nbdsh'], paths: ['/usr/bin/python3'] }
@@ -144,4 +146,25 @@ test('each knob that is turned is said, by whom; and each refusal', { timeout: 6
     msg: expect.stringContaining('backing store'),
   })
   expect(more).toEqual([])
+})
+
+test('what holds pages or steers the server is its owner\u2019s alone, unless said otherwise', async () => {
+  const folder = temporaryDirectory()
+  const device = ['--device', 'name=a,size=1MiB,snapshot=FOLDER/a.raw', '--nbd', `unix:${folder}/open.sock,mode=666`]
+  // Nothing is left to the mask that it is started with.
+  const before = process.umask(0)
+  const starting = servingIn(folder, 'memory(limit=8MiB) > frontswap(file=FOLDER/{name}.img,size={size})', ...device)
+  process.umask(before)
+  const server = await starting
+  const modes = readdirSync(folder).map((name) => [name, (statSync(join(folder, name)).mode & 0o777).toString(8)])
+  expect(Object.fromEntries(modes)).toEqual({
+    'a.img': '600',
+    'a.raw': '600',
+    'control.sock': '600',
+    'control.sock.record': '600',
+    'nbd.sock': '600',
+    'open.sock': '666',
+  })
+  expect(server.info.nbd).toEqual([`unix:${folder}/nbd.sock`, `unix:${folder}/open.sock`])
+  expect(await server.stop()).toEqual({ code: 0, stderr: '' })
 })

@@ -853,14 +853,15 @@ function accessOf(node: FuseNode): number {
   return isWritable ? R_OK | W_OK : R_OK
 }
 
+/** The mount is its owner's: nobody else is let in by the kernel, and modes say so. */
 function modeOf(node: FuseNode): number {
   switch (node.kind) {
     case 'directory':
-      return 0o40555
+      return 0o40500
     case 'device':
       return node.device.readOnly ? 0o100400 : 0o100600
     case 'text':
-      return node.write === undefined ? 0o100444 : 0o100644
+      return node.write === undefined ? 0o100400 : 0o100600
   }
 }
 

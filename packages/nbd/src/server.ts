@@ -64,6 +64,8 @@ export type NbdEndpoint =
   | {
       /** Path of a unix socket. A socket of this user that nobody listens on is replaced. */
       readonly path: string
+      /** Its permissions (default 0600: who is not its owner, or root, cannot connect). */
+      readonly mode?: number
     }
   | {
       /** 0: any free one. The protocol's own port is 10809. */
@@ -201,7 +203,7 @@ class NodeNbdServer implements NbdServer {
       if (this.#closed) socket.destroy()
       else this.#accept(socket, securing)
     })
-    if ('path' in endpoint) await listenAtPath(server, endpoint.path)
+    if ('path' in endpoint) await listenAtPath(server, endpoint.path, endpoint.mode)
     else if ('fd' in endpoint) await listening(server, socketOf(endpoint.fd))
     else await listening(server, { port: endpoint.port, host: endpoint.host ?? '127.0.0.1' })
     this.#listeners.add(server)

@@ -7,10 +7,11 @@
  *
  * Source: unix(7). Servers in different network namespaces have different such names.
  */
-import { lstat, rm, stat } from 'node:fs/promises'
+import { chmod, lstat, rm, stat } from 'node:fs/promises'
 import { connect, createServer, type ListenOptions, type Server } from 'node:net'
 import { basename, dirname, resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
+import { isMainThread } from 'node:worker_threads'
 
 /** How often, and how many milliseconds apart, the name is asked for. */
 const tries = 100
@@ -18,18 +19,20 @@ const tryMs = 10
 
 /**
  * Has a server listen at the path of a unix socket. A socket there that nobody listens on is replaced, if it is this
- * user's. `mode`: its permissions from its first moment on (main thread only; default: what the umask leaves of 0777).
- * Rejects with the system's error: `EADDRINUSE` when there is anything else.
+ * user's. `mode`: its permissions, whatever the umask is (default 0600: nobody but its user and root can connect). They
+ * are its own from its first moment on, but for other threads than the main one, which cannot change the umask. Rejects
+ * with the system's error: `EADDRINUSE` when there is anything else.
  */
-export async function listenAtPath(server: Server, path: string, mode?: number): Promise<void> {
+export async function listenAtPath(server: Server, path: string, mode = 0o600): Promise<void> {
   const claim = await claimPath(path)
   try {
     if (claim !== undefined) await removeDead(path)
     // The socket is made in this turn.
-    const mask = mode === undefined ? undefined : process.umask(0o777 & ~mode)
+    const mask = isMainThread ? process.umask(0o777 & ~mode) : undefined
     const begun = listening(server, { path })
     if (mask !== undefined) process.umask(mask)
     await begun
+    if (mask === undefined) await chmod(path, mode)
   } finally {
     claim?.close()
   }

@@ -8,7 +8,7 @@ import { connect, createServer, type Server } from 'node:net'
 import type { StatsNode } from '@tmem/core'
 import { listenAtPath } from '@tmem/nbd'
 import { Failed } from '../ending.ts'
-import { isTrusted, peerUser } from './peer.ts'
+import { isTrusted, type Peer, peerOf } from './peer.ts'
 
 /** Where it is unless said otherwise. */
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
@@ -27,8 +27,6 @@ interface Named {
 
 /** The knobs of a device; with a name that one; with a value it is turned. */
 export interface KnobsRequest extends Named {
-  /** Who asks, as it says itself: nobody but the server's own user and root can ask at all. */
-  readonly by?: { readonly pid: number; readonly uid: number }
   readonly name?: string
   readonly value?: string
 }
@@ -61,6 +59,9 @@ export interface Answers {
   readonly knobs: Readonly<Record<string, string>>
 }
 
+/** Answers what is asked; `peer`: who asks. Throws, or rejects, for what it does not know or cannot do. */
+export type Answer = (request: Request, peer: () => Peer | undefined) => object | Promise<object>
+
 const maxRequest = 4096
 const patienceMs = 10_000
 
@@ -68,11 +69,7 @@ const patienceMs = 10_000
  * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects with
  * `Failed` when the socket cannot be had.
  */
-export async function serveControl(
-  path: string,
-  answer: (request: Request) => object | Promise<object>,
-  refused: (error: Error) => void,
-): Promise<Server> {
+export async function serveControl(path: string, answer: Answer, refused: (error: Error) => void): Promise<Server> {
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     let text = ''
     socket.setEncoding('utf8')
@@ -86,8 +83,8 @@ export async function serveControl(
       socket.removeAllListeners('data')
       // A knob may take its time.
       socket.setTimeout(0)
-      void reply(text.slice(0, Math.max(end, 0)), answer, refused).then((said) =>
-        socket.end(`${JSON.stringify(said)}\n`),
+      void reply(text.slice(0, Math.max(end, 0)), (request) => answer(request, () => peerOf(socket)), refused).then(
+        (said) => socket.end(`${JSON.stringify(said)}\n`),
       )
     })
   })
@@ -124,7 +121,7 @@ export function ask<Kind extends Request['do']>(
     socket.setEncoding('utf8')
     if (kind !== 'knobs') socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
     socket.on('connect', () => {
-      const user = peerUser(socket) ?? statSync(path).uid
+      const user = peerOf(socket)?.uid ?? statSync(path).uid
       if (isTrusted(user)) socket.write(`${JSON.stringify({ do: kind, ...details })}\n`)
       else {
         reject(new Failed(`the server at ${path} is user ${user}'s, and is not asked: what it says could be anything`))

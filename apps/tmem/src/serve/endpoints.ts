@@ -74,8 +74,11 @@ function assertOwnFolder(path: string): void {
 const sticky = 0o1000
 
 function endpointOf(text: string, tls: NbdTls | undefined): NbdEndpoint {
-  const unix = /^unix:(.+)$/.exec(text)
-  if (unix !== null) return { path: socketPath(unix[1]!) }
+  const unix = /^unix:(.+?)(?:,mode=([0-7]{3,4}))?$/.exec(text)
+  if (unix !== null) {
+    const path = socketPath(unix[1]!)
+    return unix[2] === undefined ? { path } : { path, mode: Number.parseInt(unix[2], 8) & 0o777 }
+  }
   const tcp = /^tcp:(.+):(\d+)$/.exec(text)
   if (tcp === null || Number(tcp[2]) > 65535)
     throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)

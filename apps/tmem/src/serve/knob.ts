@@ -14,7 +14,6 @@ export async function knob(
     device,
     ...(name === undefined ? {} : { name }),
     ...(words.length === 0 ? {} : { value: words.join(' ') }),
-    by: { pid: process.pid, uid: process.getuid?.() ?? 0 },
   })
   if (options.json === true) terminal.print(JSON.stringify(knobs))
   else terminal.print(tableOf(['knob', 'value'], Object.entries(knobs), ['left', 'left']))

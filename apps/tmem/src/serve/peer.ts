@@ -1,5 +1,6 @@
 /**
- * Who is at the other end of a unix socket: the user whose process listens there, as the kernel noted when it began to.
+ * Who is at the other end of a unix socket: the process that listens there, or connected, and its user, as the kernel
+ * noted when it did.
  * Whose file the socket is says less: a folder in which others may write can have anything under that name.
  *
  * Source: unix(7), SO_PEERCRED; getsockopt(2).
@@ -14,8 +15,14 @@ const socketLevel = 1
 const peerCredentials = 17
 const architectures: ReadonlySet<string> = new Set(['x64', 'ia32', 'arm', 'arm64', 'riscv64', 'loong64', 's390x'])
 
-/** Number of the user at the other end of a connected socket; `undefined` where the system or koffi does not tell. */
-export function peerUser(socket: Socket): number | undefined {
+/** A process at the other end, and its user. The process may have ended meanwhile. */
+export interface Peer {
+  readonly pid: number
+  readonly uid: number
+}
+
+/** Who is at the other end of a connected socket; `undefined` where the system or koffi does not tell. */
+export function peerOf(socket: Socket): Peer | undefined {
   if (process.platform !== 'linux' || !architectures.has(process.arch)) return undefined
   // Not part of the runtime's documented interface: used where it is there.
   const { _handle: handle } = socket as unknown as { _handle?: { readonly fd?: number } | null }
@@ -32,7 +39,8 @@ export function peerUser(socket: Socket): number | undefined {
   const credentials = new Uint32Array(3)
   const length = new Uint32Array([credentials.byteLength])
   const done = getsockopt(descriptor, socketLevel, peerCredentials, credentials, length) as number
-  return done === 0 && length[0] === credentials.byteLength ? credentials[1] : undefined
+  if (done !== 0 || length[0] !== credentials.byteLength) return undefined
+  return { pid: credentials[0]!, uid: credentials[1]! }
 }
 
 /** Whether what a user's process says may be acted upon: the own user's, or root's, who may do anything anyway. */

@@ -32,6 +32,7 @@ import { aheadMemory, drain, endingOf, type LoopUse, loopsOver, loopsOverDead, u
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
+import type { Peer } from './peer.ts'
 import { PlaceWatch } from './place-watch.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
@@ -217,7 +218,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     })
     const control = await serveControl(
       controlPath,
-      (request) => answerTo(request, info, devices, servers, log),
+      (request, peer) => answerTo(request, peer, info, devices, servers, log),
       refused,
     )
     undo.push(() => {
@@ -477,6 +478,7 @@ async function turn(
 
 async function answerTo(
   request: Request,
+  peer: () => Peer | undefined,
   info: Info,
   devices: readonly Opened[],
   servers: readonly { stats(): StatsNode }[],
@@ -504,7 +506,7 @@ async function answerTo(
           `there is no knob ${name}; ${knobsElsewhere.get(name) ?? `there are ${[...knobs.keys()].join(', ')}`}`,
         )
       if (value === undefined) return { [name]: knob.read() }
-      const turner = { ...request.by, through: 'the control socket' } as const
+      const turner = { ...peer(), through: 'the control socket' } as const
       return { [name]: await turn(device.served.name, name, knob, value, turner, log) }
     }
     default:
