@@ -126,13 +126,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   const goOn = (): void => throwIfInterrupted(terminal.signal)
   try {
     for (const line of record.judge(options.fresh === true)) log.warn('server.before', line)
-    if (options.fuse !== undefined) {
-      const protection = await protect()
-      const { measures } = protection
-      undo.push(() => protection.undo())
-      for (const { name, done, note } of measures)
-        if (!done) log.warn('server.protection', `not protected by ${name}: ${note}`)
-    }
+    const protection = options.fuse === undefined ? undefined : await protect()
+    undo.push(() => protection?.undo())
     const devices: Opened[] = []
     // From then on somebody may have written.
     let keeps = false
@@ -165,6 +160,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       goOn()
     }
     memory?.settle()
+    for (const { name, done, note } of protection?.measures ?? [])
+      if (!done) log.warn('server.protection', `not protected by ${name}: ${note}`)
     record.keep(requests.map((request) => ({ name: request.name, survives: survivalOf(request) })))
     keeps = true
     const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
