@@ -12,9 +12,11 @@
 import { spawn, spawnSync } from 'node:child_process'
 import {
   accessSync,
+  closeSync,
   constants,
   existsSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmdirSync,
@@ -87,9 +89,11 @@ async function fuseRows(bench: Bench): Promise<Row[]> {
   const trouble = sweep() ?? lacking()
   if (trouble !== undefined) return skipped(names, trouble)
   let server: Started | undefined
+  // Not what somebody else may have put there, in a folder where all may: that stays, and this fails.
+  mkdirSync(folder, { mode: 0o700 })
   writeFileSync(note, `${process.pid}\n`)
   try {
-    mkdirSync(mountPoint, { recursive: true })
+    mkdirSync(mountPoint)
     const program = fileURLToPath(new URL('./fuse-server.js', import.meta.url))
     server = await started(process.execPath, [program, String(deviceBytes), mountPoint], join(mountPoint, 'times'))
     writeFileSync(note, `${process.pid} ${server.pid}\n`)
@@ -139,6 +143,8 @@ const direct = (path: string, half: boolean): FioTarget => ({
 
 async function fileRows(bench: Bench): Promise<Row[]> {
   const tmpfs = { ...direct(tmpfsFile, false), words: ['--ioengine=libaio', `--filename=${tmpfsFile}`] }
+  // Nothing is there, and no link is followed.
+  closeSync(openSync(tmpfsFile, 'wx', 0o600))
   try {
     const both = { ours: direct(join(mountPoint, 'plain'), false), theirs: tmpfs }
     return await comparedByFio(bench, { ...both, reference: 'tmpfs file', loads: fileLoads, rounds: roundsOf(bench) })
