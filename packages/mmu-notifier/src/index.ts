@@ -1,5 +1,6 @@
 /** MMU notifiers as an executable model, and the catalogue of page-mapping rules. See the README. */
 import { type Catalogue, catalogue, type RuleEntry } from '@tmem/interleave'
+import { cowRules } from './scenarios/cow.ts'
 import { gupRules } from './scenarios/gup.ts'
 import { intervalRules } from './scenarios/interval.ts'
 import { listRules } from './scenarios/list.ts'
@@ -18,6 +19,7 @@ export const pageMappingRules: readonly RuleEntry[] = [
   ...mappingRules,
   ...xipRules,
   ...gupRules,
+  ...cowRules,
   ...tlbRules,
 ]
 

@@ -22,12 +22,15 @@ import {
   type FaultOutcome,
   fault,
   findVma,
+  handleFault,
+  isCow,
   type Machine,
   mustUnshare,
   readPte,
   readTable,
   spaceOf,
   unsharePage,
+  type Vma,
   vmNormalHugePage,
   vmNormalPage,
 } from './mapping.ts'
@@ -97,15 +100,10 @@ function slowPage(
   if (vma === undefined || (access === 'write' && !vma.write)) return null
   // A fault may map read-only first and copy at the second try; more than two are never needed.
   for (let tries = 0; ; tries++) {
-    const huge = directoryEntry(space, vpn)
-    if (huge?.kind === 'huge' && (access === 'read' || huge.writable)) {
-      return vmNormalHugePage(machine, vma, huge).kind === 'page' ? huge.pfn + (vpn % HUGE_PAGES) : null
-    }
-    const pte = readPte(machine, space, vpn)
-    if (pte !== null && (access === 'read' || pte.writable)) {
-      const normal = vmNormalPage(machine, vma, vpn, pte)
-      if (normal.kind !== 'page') return null
-      if (pte.writable || !mustUnshare(machine, normal.pfn)) return normal.pfn
+    const found = followPage(machine, space, vma, vpn, { write: access === 'write', copied: false })
+    if (found.kind === 'page') return found.pfn
+    if (found.kind === 'no-page') return null
+    if (found.kind === 'unshare') {
       if (unsharePage(machine, space, vma, vpn) === 'oom') return null
       continue
     }
@@ -123,6 +121,110 @@ function slowPage(
         break
     }
   }
+}
+
+/** What the walk of the slow path finds at an address. */
+type Followed = { kind: 'page'; pfn: number } | { kind: 'no-page' } | { kind: 'fault' } | { kind: 'unshare' }
+
+/**
+ * follow_page: under the page-table lock.
+ * @param want.copied the caller forces a store to an area that is read-only, and the fault has copied the page for it:
+ * a dirty entry will do, though it is not writable (FOLL_COW).
+ */
+function followPage(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  want: { readonly write: boolean; readonly copied: boolean },
+): Followed {
+  const huge = directoryEntry(space, vpn)
+  if (huge?.kind === 'huge' && (!want.write || huge.writable)) {
+    const normal = vmNormalHugePage(machine, vma, huge)
+    return normal.kind === 'page' ? { kind: 'page', pfn: huge.pfn + (vpn % HUGE_PAGES) } : { kind: 'no-page' }
+  }
+  const pte = readPte(machine, space, vpn)
+  if (pte === null || !(!want.write || pte.writable || (want.copied && pte.dirty))) return { kind: 'fault' }
+  const normal = vmNormalPage(machine, vma, vpn, pte)
+  if (normal.kind !== 'page') return { kind: 'no-page' }
+  if (!want.write && !pte.writable && mustUnshare(machine, normal.pfn)) return { kind: 'unshare' }
+  return { kind: 'page', pfn: normal.pfn }
+}
+
+export interface SlowGupRegisters {
+  /** The frame that has been pinned, -1 for none. */
+  pfn: number
+  /** A writable entry is asked for. */
+  write: boolean
+  /** The fault has made a copy for a forced store. */
+  copied: boolean
+  result: '' | 'page' | '-EFAULT'
+}
+
+export function slowGupRegisters(): SlowGupRegisters {
+  return { pfn: -1, write: false, copied: false, result: '' }
+}
+
+/**
+ * What the slow path does when a fault has copied a page for a store to an area that stays read-only.
+ * - remembers-the-copy: it asks for a dirty entry from now on (commit 19be0eaffa3a, 4.9).
+ * - forgets-the-write: it asks for any entry (2.6.22 to 4.8).
+ */
+export type ForcedWrite = 'remembers-the-copy' | 'forgets-the-write'
+
+/**
+ * The slow path for one page as a program: it holds mmap_sem for reading all the time, so whoever holds it for reading as
+ * well may come between two steps. A store is forced: a debugger may store to a private area that is read-only.
+ */
+export function gupSlowProgram(
+  { space: id, vpn, access }: Omit<GupRequest, 'pages'>,
+  forced: ForcedWrite = 'remembers-the-copy',
+): ProgramStep<{ machine: Machine }, SlowGupRegisters>[] {
+  const areaOf = (machine: Machine): Vma | undefined => findVma(spaceOf(machine, id), vpn)
+  return [
+    {
+      label: 'may the area be accessed?',
+      touches: { reads: ['machine.spaces'] },
+      run: ({ machine }, me) => {
+        const vma = areaOf(machine)
+        me.write = access === 'write'
+        if (vma === undefined || (me.write && !vma.write && !isCow(vma))) me.result = '-EFAULT'
+      },
+      jump: { to: 'end', if: (_, { result }) => result !== '' },
+    },
+    {
+      label: 'follow the page, take a reference',
+      at: 'again',
+      touches: { writes: ['machine'] },
+      run: ({ machine }, me) => {
+        const found = followPage(machine, spaceOf(machine, id), areaOf(machine) as Vma, vpn, me)
+        if (found.kind === 'no-page') me.result = '-EFAULT'
+        if (found.kind !== 'page') return
+        getPage(machine, pageOf(machine, found.pfn).head, 'pin')
+        Object.assign(me, { pfn: found.pfn, result: 'page' })
+      },
+      shows: (_, { pfn, result }) => (result === 'page' ? `frame ${pfn}` : result === '' ? 'fault' : result),
+      jump: { to: 'end', if: (_, { result }) => result !== '' },
+    },
+    {
+      label: 'fault it in',
+      touches: { writes: ['machine'] },
+      run: ({ machine }, me) => {
+        const [space, vma] = [spaceOf(machine, id), areaOf(machine) as Vma]
+        if (followPage(machine, space, vma, vpn, me).kind === 'unshare') {
+          if (unsharePage(machine, space, vma, vpn) === 'oom') me.result = '-EFAULT'
+          return
+        }
+        const outcome = handleFault(machine, space, vma, vpn, me.write ? 'write' : 'read')
+        if (outcome === 'sigbus' || outcome === 'oom' || outcome === 'sigsegv') me.result = '-EFAULT'
+        if ((outcome !== 'copied' && outcome !== 'reused') || vma.write) return
+        if (forced === 'remembers-the-copy') me.copied = true
+        else me.write = false
+      },
+      shows: (_, { write, copied, result }) => result || (copied ? 'copied' : write ? 'for a store' : 'for a load'),
+      jump: { to: 'again', if: (_, { result }) => result === '' },
+    },
+  ]
 }
 
 /** Gives the references of a result back. */

@@ -77,8 +77,15 @@ export interface HugeEntry {
  */
 export type CowKernel = '2.6.31' | '5.9' | '5.19'
 
-/** What stands behind an area, and answers its faults. */
-export type Backing = { kind: 'anonymous' } | { kind: 'device' } | { kind: 'xip'; file: number }
+/**
+ * What stands behind an area, and answers its faults. `file`: pages of the page cache by their offset in the file;
+ * beyond them is its end.
+ */
+export type Backing =
+  | { kind: 'anonymous' }
+  | { kind: 'device' }
+  | { kind: 'xip'; file: number }
+  | { kind: 'file'; pages: number[] }
 
 export interface VmaFlags {
   write: boolean
@@ -574,8 +581,8 @@ export type Access = 'read' | 'write'
 export type FaultOutcome = 'mapped' | 'already' | 'copied' | 'reused' | 'made-writable' | 'sigsegv' | 'sigbus' | 'oom'
 
 /**
- * A page fault in an anonymous or device area. An area unmapped during the fault is answered with "sigsegv": the fault
- * looks its area up again under the lock. XIP areas: xipFault() of xip.ts.
+ * A page fault in an anonymous, file or device area. An area unmapped during the fault is answered with "sigsegv": the
+ * fault looks its area up again under the lock. XIP areas: xipFault() of xip.ts.
  * @throws RangeError for an XIP area.
  */
 export function fault(
@@ -587,12 +594,39 @@ export function fault(
 ): FaultOutcome {
   const vma = findVma(space, vpn)
   if (vma === undefined || (access === 'write' && !vma.write)) return 'sigsegv'
+  return handleFault(machine, space, vma, vpn, access, secondary)
+}
+
+/**
+ * The part of a fault that does not ask whether the access is allowed (handle_mm_fault): a debugger may store to a
+ * private area that is read-only. What it stores to is a copy, whose entry stays read-only.
+ * @throws RangeError for an XIP area.
+ */
+export function handleFault(
+  machine: Machine,
+  space: AddressSpace,
+  vma: Vma,
+  vpn: number,
+  access: Access,
+  secondary: SecondaryMmus = NO_SECONDARY_MMUS,
+): FaultOutcome {
   if (vma.backing.kind === 'xip') throw new RangeError(`page ${vpn} is of an XIP file; use xipFault()`)
   const present = resolvePresent(machine, space, vma, vpn, access, secondary)
   if (present !== 'absent') return present
   if (vma.backing.kind === 'device') return 'sigbus'
+  const cached = vma.backing.kind === 'file' ? vma.backing.pages[offsetOf(vma, vpn)] : null
+  if (cached === undefined) return 'sigbus'
+  if (cached !== null && (access === 'read' || vma.shared)) {
+    const writable = directlyWritable(vma) && access === 'write'
+    const outcome = setPte(machine, space, vpn, { pfn: cached, special: false, writable, dirty: access === 'write' })
+    if (outcome === '-ENOMEM') return 'oom'
+    getPage(machine, cached, 'mapping')
+    space.rssFile++
+    return 'mapped'
+  }
   const allocated = allocatePage(machine, 'anonymous')
   if (allocated.kind === 'no-memory') return 'oom'
+  if (cached !== null) copyFrame(machine, cached, allocated.pfn)
   const pte = { pfn: allocated.pfn, special: false, writable: vma.write, dirty: access === 'write' }
   if (setPte(machine, space, vpn, pte) === '-ENOMEM') {
     putPage(machine, allocated.pfn, 'owner')
@@ -866,7 +900,7 @@ export function fork(
   pinned: (pfn: number) => boolean = (pfn) => pageOf(machine, pfn).pins > 0,
 ): { kind: 'forked'; child: AddressSpace } | { kind: '-ENOMEM' } {
   const child = createSpace(machine)
-  child.vmas = parent.vmas.map((vma) => ({ ...vma, backing: { ...vma.backing } }))
+  child.vmas = parent.vmas.map((vma) => ({ ...vma, backing: copyBacking(vma.backing) }))
   for (const vma of parent.vmas) {
     const failed: number[] = []
     const copy = (): void => {
@@ -882,6 +916,10 @@ export function fork(
     }
   }
   return { kind: 'forked', child }
+}
+
+function copyBacking(backing: Backing): Backing {
+  return backing.kind === 'file' ? { ...backing, pages: [...backing.pages] } : { ...backing }
 }
 
 function copyEntry(

@@ -14,6 +14,7 @@ import {
   getUserPages,
   getUserPagesFast,
   getUserPagesFastOnly,
+  gupSlowProgram,
   leaveSwapCache,
   type Machine,
   mmap,
@@ -21,6 +22,9 @@ import {
   pageOf,
   putUserPages,
   readPte,
+  runProgram,
+  slowGupRegisters,
+  takePage,
   translate,
   vmInsertHugePfn,
   vmNormalHugePage,
@@ -186,4 +190,63 @@ test('a special huge entry has no page for anybody, and is counted by nobody', (
   const older = createMachine({ ...options, memory: { ...options.memory } })
   expect(() => vmInsertHugePfn(older, createSpace(older), area, 0, 0)).toThrow(/no special bit/)
   expect(() => createMachine({ ...options, pteSpecial: false, hugeSpecial: true })).toThrow(/needs pteSpecial/)
+})
+
+describe('a private file mapping', () => {
+  /** Page 0 of the file is frame 3 and holds 7; the area has two pages, the file one. */
+  function mapped(flags: { write: boolean; shared?: boolean; mayWrite?: boolean }) {
+    const machine = createMachine({ memory: { kind: 'flat', frames: 4 }, frames: 4, pteSpecial: true })
+    takePage(machine, 3, 'file')
+    frameOf(machine, 3).content = 7
+    const space = createSpace(machine)
+    const vma = mmap(space, { first: 0, pages: 2, backing: { kind: 'file', pages: [3] }, ...flags })
+    return { machine, space, vma }
+  }
+
+  test('shows the page cache until the first store, which copies', () => {
+    const { machine, space } = mapped({ write: true })
+    expect(fault(machine, space, 0, 'read')).toBe('mapped')
+    expect([translate(machine, space, 0, 'read'), translate(machine, space, 0, 'write')]).toEqual([3, null])
+    expect(fault(machine, space, 0, 'write')).toBe('copied')
+    expect(frameOf(machine, translate(machine, space, 0, 'write')!).content).toBe(7)
+    expect(fault(machine, space, 1, 'read')).toBe('sigbus')
+    expect(auditMachine(machine)).toEqual([])
+    munmap(machine, space, 0, 2)
+    expect(pageOf(machine, 3).count).toBe(1)
+    expect(fault(machine, space, 0, 'write')).toBe('sigsegv')
+    expect(auditMachine(machine)).toEqual([])
+  })
+
+  test('a store to a page that is not there copies at once, a shared one does not', () => {
+    const own = mapped({ write: true })
+    expect(fault(own.machine, own.space, 0, 'write')).toBe('mapped')
+    expect(translate(own.machine, own.space, 0, 'write')).toBe(0)
+    const shared = mapped({ write: true, shared: true })
+    expect(fault(shared.machine, shared.space, 0, 'write')).toBe('mapped')
+    expect(translate(shared.machine, shared.space, 0, 'write')).toBe(3)
+    expect([auditMachine(own.machine), auditMachine(shared.machine)]).toEqual([[], []])
+  })
+
+  test.each(['remembers-the-copy', 'forgets-the-write'] as const)(
+    'a forced store to a read-only area gets a copy if nobody interferes: %s',
+    (forced) => {
+      const { machine, space } = mapped({ write: false, mayWrite: true })
+      const request = { space: 0, vpn: 0, access: 'write' } as const
+      const got = runProgram(gupSlowProgram(request, forced), { machine }, slowGupRegisters())
+      expect(got).toMatchObject({ result: 'page', pfn: 0 })
+      expect(translate(machine, space, 0, 'write')).toBe(null)
+      putUserPages(machine, [0])
+      expect(auditMachine(machine)).toEqual([])
+      for (const vpn of [1, 2]) {
+        const none = runProgram(gupSlowProgram({ ...request, vpn }, forced), { machine }, slowGupRegisters())
+        expect(none.result).toBe('-EFAULT')
+      }
+    },
+  )
+
+  test('a shared read-only area cannot be forced', () => {
+    const { machine } = mapped({ write: false, shared: true })
+    const got = runProgram(gupSlowProgram({ space: 0, vpn: 0, access: 'write' }), { machine }, slowGupRegisters())
+    expect(got.result).toBe('-EFAULT')
+  })
 })

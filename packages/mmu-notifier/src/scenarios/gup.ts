@@ -1,5 +1,5 @@
 /** Rules of lockless get_user_pages, with their mutants. */
-import { type Actor, actor, type Check, type RuleEntry, requireRule, type Scenario } from '@tmem/interleave'
+import { type Actor, actor, type Check, type RuleEntry, requireRule, type Scenario, type Step } from '@tmem/interleave'
 import {
   allocatePage,
   clearPte,
@@ -143,7 +143,7 @@ function rawHugeWorld(): World {
 /**
  * Page 0 is mapped by a huge entry. Of its 512 frames only the first exists: states stay small, and only page 0 is used.
  */
-function mapOneHuge({ machine }: World, pfn: number): void {
+export function mapOneHuge({ machine }: World, pfn: number): void {
   const space = spaceOf(machine, 0)
   space.directory[0] = { kind: 'huge', pfn, special: false, writable: true, dirty: false }
   handOver(machine, pfn, 'owner', 'mapping')
@@ -151,7 +151,7 @@ function mapOneHuge({ machine }: World, pfn: number): void {
 }
 
 /** Gives an address to everybody who pinned it: the frame that the process has there. */
-const pinIsMapped: Check<World> = {
+export const pinIsMapped: Check<World> = {
   name: 'pin and process agree',
   check: ({ machine, marks }) => {
     const [pinned, mapped] = [marks['pinned'] ?? -1, translate(machine, spaceOf(machine, 0), 0, 'read')]
@@ -159,12 +159,12 @@ const pinIsMapped: Check<World> = {
   },
 }
 
-const keepPin = step<GupRegisters>('keep the pin', (state, { pfns }) => {
+export const keepPin: Step<World, GupRegisters> = step<GupRegisters>('keep the pin', (state, { pfns }) => {
   state.marks['pinned'] = pfns[0] ?? -1
 })
 
 /** khugepaged takes the page table away, and moves its one page to the huge page at frame 3. */
-const collapse: VmStep[] = [
+export const collapse: VmStep[] = [
   step('clear the directory entry, flush', (state) => {
     delete space0(state).directory[0]
   }),
