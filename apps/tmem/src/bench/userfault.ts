@@ -77,6 +77,8 @@ async function faultRows(bench: Bench): Promise<Row[]> {
     for (let page = 0; page < work.pages; page++) fillPage(words, page)
     const round = faultRound(memory, words, work)
     const measure = async (swap: ZramSwap | undefined): Promise<void> => {
+      // What an attempt before has measured has nothing beside it.
+      ours.length = kernel.length = 0
       for (let n = 0; n <= rounds; n++) {
         const times = round()
         const swapped = await swap?.round()

@@ -99,11 +99,33 @@ export interface ZramSwap {
   round(): Promise<FaultTimes>
 }
 
-/** Sets everything up, hands it to `use`, and undoes it. Answers in words why it cannot be had here; then `use` was not called. */
+/** How often the program is tried: now and then the kernel finds nothing to swap out in time, and kills it. */
+const attempts = 3
+
+/** The kernel has killed the program because its group had no memory left. */
+class Starved extends Error {}
+
+/**
+ * Sets everything up, hands it to `use`, and undoes it. When the kernel kills the program for want of memory in its group
+ * meanwhile, all of that is done again. Answers in words why it cannot be had here: what `use` has measured then is none.
+ */
 export async function withZramSwap(
   work: FaultWork,
   use: (swap: ZramSwap) => Promise<void>,
 ): Promise<string | undefined> {
+  let why = ''
+  for (let attempt = 0; attempt < attempts; attempt++) {
+    try {
+      return await attempted(work, use)
+    } catch (error) {
+      if (!(error instanceof Starved)) throw error
+      why = error.message
+    }
+  }
+  return `${attempts} times ${why}`
+}
+
+async function attempted(work: FaultWork, use: (swap: ZramSwap) => Promise<void>): Promise<string | undefined> {
   const trouble = sweep() ?? lacking()
   if (trouble !== undefined) return trouble
   const folder = mkdtempSync(join(tmpdir(), 'tmem-zram-'))
@@ -124,8 +146,7 @@ export async function withZramSwap(
     const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
     const next = async (): Promise<string> => {
       const line = await lines.next()
-      if (line.done === true)
-        throw new Failed(`bench userfault: the swapped program ended: ${await howItEnded(running)}`)
+      if (line.done === true) throw await endOf(running)
       return line.value
     }
     await next()
@@ -150,11 +171,13 @@ export async function withZramSwap(
   }
 }
 
-/** Its output ends a moment before the program does. Being killed here mostly means that the group's limit left it no memory. */
-async function howItEnded(child: ChildProcessWithoutNullStreams): Promise<string> {
+/** Why the program ended, whose output ends a moment before it does. */
+async function endOf(child: ChildProcessWithoutNullStreams): Promise<Error> {
   if (child.exitCode === null && child.signalCode === null) await once(child, 'exit')
-  const kills = /oom_kill (\d+)/.exec(readFileSync(`${group}/memory.oom_control`, 'utf8'))?.[1] ?? 'unknown'
-  return `${child.signalCode ?? `status ${child.exitCode}`} (times that the kernel killed for want of memory in its group: ${kills})`
+  const kills = Number(/oom_kill (\d+)/.exec(readFileSync(`${group}/memory.oom_control`, 'utf8'))?.[1] ?? 0)
+  if (child.signalCode === 'SIGKILL' && kills > 0)
+    return new Starved('the kernel has killed the swapped program, for want of memory in its group')
+  return new Failed(`bench userfault: the swapped program ended: ${child.signalCode ?? `status ${child.exitCode}`}`)
 }
 
 function lacking(): string | undefined {

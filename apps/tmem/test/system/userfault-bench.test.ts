@@ -1,5 +1,6 @@
 /** The bench that swaps to zram: it changes the machine, and has to undo that however it ends. */
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
@@ -59,5 +60,32 @@ test('interrupted: nothing is left', { timeout: 120_000 }, async (ctx) => {
     },
   })
   expect({ code, stdout }).toEqual({ code: 130, stdout: '' })
+  expect(traces()).toEqual(clean)
+})
+
+test('a reference that its own group leaves no memory is tried again, and then skipped with the reason', {
+  timeout: 180_000,
+}, async (ctx) => {
+  requires(ctx, { ...needs, paths: [...needs.paths, '/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes'] })
+  if (swapping()) ctx.skip('needs /dev/zram0 for itself')
+  const { code, stdout } = await tmem(['bench', 'userfault', '--quick', '--json'], {
+    during: async (running) => {
+      while (running.exitCode === null) {
+        try {
+          // Memory and swap together: the program does not fit.
+          writeFileSync(join(group, 'memory.memsw.limit_in_bytes'), `${64 * 2 ** 20}`)
+        } catch {
+          // The group is not there, or has more already.
+        }
+        await setTimeout(5)
+      }
+    },
+  })
+  expect(code).toBe(0)
+  const { rows } = JSON.parse(stdout) as { rows: { name: string; skipped?: string; value?: number }[] }
+  expect(rows.find(({ name }) => name === 'fault-zcache-median')!.skipped).toBe(
+    'the reference cannot be had: 3 times the kernel has killed the swapped program, for want of memory in its group',
+  )
+  expect(rows.find(({ name }) => name === 'fault-zcache-p99')).toMatchObject({ value: expect.any(Number) })
   expect(traces()).toEqual(clean)
 })
