@@ -104,7 +104,9 @@ function npmTest(name, world, { cwd, through = [], path }, seconds) {
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (bytes) => said.push(bytes))
     const alive = setInterval(() => console.log(`${name}: ${seconds()} s`), 60_000)
     // All that it has started, and nothing else.
-    const end = () => process.kill(-child.pid, 'SIGTERM')
+    const end = () => {
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGTERM')
+    }
     stopped.signal.addEventListener('abort', end, { once: true })
     child.on('error', reject)
     child.on('close', (status) => {
