@@ -272,6 +272,37 @@ test('SIGTERM with --drain drains what was turned on through a link or a bind mo
   expect(loops()).toEqual([])
 })
 
+test('a file that lies where the mount was is not the device', { timeout: 60_000 }, async () => {
+  const server = await serve(link)
+  await must('mount', '-t', 'tmpfs', 'other', real)
+  await must('sh', '-c', 'echo "somebody else" >"$1" && truncate -s 64M "$1"', 'sh', join(real, 'd'))
+  const before = await must('cksum', join(real, 'd'))
+  for (const words of [['on'], ['status'], ['off']])
+    expect(await said('swap', ...words)).toMatch(/real\/d is not the server's: something else is mounted there/)
+  expect([await must('cksum', join(real, 'd')), loops()]).toEqual([before, []])
+  server.child.kill('SIGTERM')
+  while (!server.notes().includes('something is mounted over')) await setTimeout(50)
+  await must('umount', real)
+  server.child.kill('SIGTERM')
+  expect(await server.ended).toBe(0)
+})
+
+test('a copy of the mount in another namespace keeps no server from ending', { timeout: 60_000 }, async (ctx) => {
+  requires(ctx, { commands: ['unshare'] })
+  const server = await serve(link)
+  const copy = spawn('unshare', ['-m', 'sh', '-c', 'echo there; exec sleep 60'], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  })
+  await new Promise((resolve) => copy.stdout.once('data', resolve))
+  try {
+    server.child.kill('SIGTERM')
+    expect(await server.ended).toBe(0)
+  } finally {
+    copy.kill('SIGKILL')
+  }
+  expect(mountedThere()).toEqual([])
+})
+
 test('SIGTERM with --drain leaves a file system alone, and says what to do', { timeout: 60_000 }, async () => {
   const server = await serve(link, '--drain')
   const end = await users['mounted file system']!(join(link, 'd'))
