@@ -108,7 +108,7 @@ export interface SwapFileRequest extends Pick<SwapFileOptions, 'file' | 'existin
  */
 export function openSwapFile(
   request: SwapFileRequest,
-  { allocator, io }: Pick<LayerContext, 'allocator' | 'io'>,
+  { allocator, io, onProgress }: Pick<LayerContext, 'allocator' | 'io' | 'onProgress'>,
 ): PageFile {
   const { file: path, bytes, header, existing = false, keep = false, files } = request
   const content = { name: 'tmem swap file', ...(header === undefined ? {} : { header }) }
@@ -125,7 +125,8 @@ export function openSwapFile(
   try {
     if (existing) checkArea(file, bytes)
     // Room now: a sparse file would find the disk full in the middle of a swap-out. A device has its blocks.
-    if (file.isFile) file.fillNow()
+    // At once, but where the file system has no call for that: there each block is written.
+    if (file.isFile) file.fillNow((done, total) => onProgress?.(`taking the room for ${path}`, done, total))
     return file
   } catch (error) {
     file.closeNow()

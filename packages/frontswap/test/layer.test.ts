@@ -26,6 +26,7 @@ import {
   TmemError,
 } from '@tmem/core'
 import { memory } from '@tmem/memory'
+import { systemFiles } from '@tmem/page-file'
 import { describe, expect, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { frontswap, frontswapFactory, type SwapFileOptions } from '../src/index.ts'
@@ -298,6 +299,27 @@ describe('an area made with mkswap', () => {
     await store.close()
     expect(existsSync(device)).toBe(true)
   })
+})
+
+test('the room for all of a file is taken at once; where the system has no call for that, it is told how far that is', async () => {
+  const sizeBytes = 2 ** 22
+  for (const native of [true, false]) {
+    const file = folder.file()
+    const told: [what: string, done: number, total: number][] = []
+    const onProgress = (what: string, done: number, total: number): number => told.push([what, done, total])
+    const store = compose([frontswap({ file, sizeBytes, files: systemFiles({ native }) })], { onProgress })
+    const { size, blocks } = statSync(file)
+    expect(blocks * 512).toBeGreaterThanOrEqual(size)
+    expect(new Set(told.map(([what, , total]) => `${what} ${total}`))).toEqual(
+      new Set([`taking the room for ${file} ${size}`]),
+    )
+    const steps = told.map(([, done]) => done)
+    expect(steps).toEqual([...steps].sort((a, b) => a - b))
+    expect(steps.at(-1)).toBe(size)
+    if (native) expect(steps.length).toBe(1)
+    else expect(steps.length).toBeGreaterThan(30)
+    await store.close()
+  }
 })
 
 describe('pages', () => {

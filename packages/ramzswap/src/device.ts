@@ -31,6 +31,7 @@ import {
   type Completion,
   GetOutcome,
   type Layer,
+  type OpenProgress,
   PageBatch,
   type Progress,
   PutOutcome,
@@ -67,6 +68,8 @@ export interface RamzswapOptions {
   readonly clock?: () => number
   /** Called when background work has come up: somebody should call `tick` soon (default: whoever has it ticks all the time). */
   readonly wake?: () => void
+  /** Told how far a place is that takes long to open, such as a file whose blocks have to be written. */
+  readonly onProgress?: OpenProgress
   /** Where memory comes from, for the device and its stack (default: the system). */
   readonly allocator?: Allocator
   /** As for `compose`; `model` is for tests. */
@@ -123,7 +126,16 @@ export class Ramzswap implements BlockDevice {
   #closing: Promise<void> | undefined
 
   constructor(options: RamzswapOptions) {
-    const { name, sizeBytes, stack, allocator = systemAllocator, check = 'arguments', clock, wake } = options
+    const {
+      name,
+      sizeBytes,
+      stack,
+      allocator = systemAllocator,
+      check = 'arguments',
+      clock,
+      wake,
+      onProgress,
+    } = options
     const { maxSizeBytes = sizeBytes, memlimitBytes = 0 } = options
     this.name = name
     this.maxSizeBytes = maxSizeBytes
@@ -139,7 +151,7 @@ export class Ramzswap implements BlockDevice {
     this.#scratch = new Uint8Array(pages, 0, pageBytes)
     this.#zeros = new Uint8Array(pages, pageBytes, pageBytes)
     for (let n = 2; n < waitingPages + 2; n++) this.#free.push(new Uint8Array(pages, n * pageBytes, pageBytes))
-    this.#stack = openStack({ name, layers: stack, sizeBytes, allocator, check, clock, wake })
+    this.#stack = openStack({ name, layers: stack, sizeBytes, allocator, check, clock, wake, onProgress })
     const { store } = this.#stack
     this.#moves = new Moves(name, this.#slots, this.#stack, () => this.#closing !== undefined)
     this.#statistics = new Statistics(() => store.usage())

@@ -12,6 +12,7 @@ import {
   type Allocator,
   compose,
   type Layer,
+  type OpenProgress,
   type PageStore,
   type Pool,
   PutOutcome,
@@ -71,6 +72,7 @@ export interface StackOptions {
   readonly check: 'arguments' | 'model'
   readonly clock: (() => number) | undefined
   readonly wake: (() => void) | undefined
+  readonly onProgress: OpenProgress | undefined
 }
 
 /**
@@ -78,7 +80,7 @@ export interface StackOptions {
  * or have no room for the whole device.
  */
 export function openStack(options: StackOptions): DeviceStack {
-  const { name, sizeBytes, allocator, check, clock, wake } = options
+  const { name, sizeBytes, allocator, check, clock, wake, onProgress } = options
   // A place that could be a store by itself is a place here, too: the device has to know where its pages are.
   const layers = options.layers.map((layer) =>
     layer.place === undefined ? layer : { name: layer.name, place: layer.place },
@@ -90,6 +92,7 @@ export function openStack(options: StackOptions): DeviceStack {
     check,
     ...(clock === undefined ? {} : { clock }),
     ...(wake === undefined ? {} : { wake }),
+    ...(onProgress === undefined ? {} : { onProgress }),
     requirement: { by: `device ${name}`, persistent: true, pageSize: pageBytes, reservedBytes: sizeBytes },
   }) as DeviceStack['store']
   const refuse = (code: 'TMEM_BAD_STACK' | 'TMEM_NO_MEMORY', reason: string): never => {

@@ -39,6 +39,7 @@ import type {
   Layer,
   LayerContext,
   ObjectId,
+  OpenProgress,
   PageBatch,
   PageStore,
   Pool,
@@ -86,6 +87,7 @@ export interface ComposeOptions {
   readonly clock?: () => number
   readonly wake?: () => void
   readonly io?: 'pool' | 'blocking'
+  readonly onProgress?: OpenProgress
 }
 
 const composeNames: OptionNames<ComposeOptions> = {
@@ -96,6 +98,7 @@ const composeNames: OptionNames<ComposeOptions> = {
   clock: true,
   wake: true,
   io: true,
+  onProgress: true,
 }
 
 /**
@@ -107,7 +110,7 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
   if (!Array.isArray(layers)) throw new TypeError('compose: expected a list of layers, the topmost one first')
   checkOptions('compose', options, composeNames)
   const { allocator = systemAllocator, accounts = createAccounts(), check = 'arguments', requirement } = options
-  const { clock, wake, io } = options
+  const { clock, wake, io, onProgress } = options
   const plans = judge(layers)
   if (requirement !== undefined) satisfy(requirement, layers, plans[0]!)
   const context: LayerContext = {
@@ -116,6 +119,7 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
     ...(clock === undefined ? {} : { clock }),
     ...(wake === undefined ? {} : { wake }),
     ...(io === undefined ? {} : { io }),
+    ...(onProgress === undefined ? {} : { onProgress }),
   }
   const filters = filtersOf(layers)
   let store: PageStore | undefined

@@ -346,7 +346,12 @@ export interface LayerContext {
    * (default: `pool`).
    */
   readonly io?: 'pool' | 'blocking'
+  /** Told how far a layer is with what takes long when it opens: what that is, for people, and how much of it is done. */
+  readonly onProgress?: OpenProgress
 }
+
+/** `done` of `total` bytes are done of what a layer does when it opens. */
+export type OpenProgress = (what: string, done: number, total: number) => void
 
 /**
  * A layer before it is opened: frozen data and functions, so that a stack can be judged before anything is allocated.

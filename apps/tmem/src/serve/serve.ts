@@ -14,6 +14,7 @@ import {
   formatBytes,
   type Layer,
   type LayerFactory,
+  type OpenProgress,
   parseBytes,
   parseStack,
   type StatsNode,
@@ -143,7 +144,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     for (const [n, request] of requests.entries()) {
       const context = { clock: () => nowMs, wake: () => tickings[n]?.wake(), allocator }
       const isVirtual = options.hypervisor !== undefined
-      const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, terminal)
+      const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, { terminal, log })
       const users = new Users(
         request.name,
         entrancesOf(device.served, () => ({ nbd, fuse })),
@@ -527,27 +528,46 @@ interface Context {
   readonly allocator: Allocator
 }
 
-async function opened(request: DeviceRequest, context: Context, terminal: Terminal): Promise<Omit<Opened, 'users'>> {
+async function opened(
+  request: DeviceRequest,
+  context: Context,
+  { terminal, log }: { readonly terminal: Terminal; readonly log: Log },
+): Promise<Omit<Opened, 'users'>> {
   const { snapshot: path, writethrough } = request
   const { allocator } = context
-  const device = deviceFor(request, context)
-  if (path === undefined) return { device, served: device }
   const begun = performance.now()
   let progress: Progress | undefined
-  const onProgress = (done: number, total: number): void => {
+  let shown: string | undefined
+  const onProgress = (what: string, done: number, total: number): void => {
     throwIfInterrupted(terminal.signal)
-    if (performance.now() - begun > patienceMs) progress ??= terminal.progress(`reading ${path}`)
+    if (performance.now() - begun <= patienceMs) return
+    if (shown !== what) {
+      progress?.end()
+      progress = terminal.progress(what)
+      shown = what
+      log.info(
+        'server.preparing',
+        `${what}: ${formatBytes(total)}, of which ${Math.floor((100 * done) / total)} % is done`,
+      )
+    }
     progress?.at(done, total)
   }
   try {
+    const device = deviceFor(request, { ...context, onProgress })
+    if (path === undefined) return { device, served: device }
     const { maxSizeBytes } = device
-    return { device, served: await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress, allocator }) }
+    const reading = (done: number, total: number): void => onProgress(`reading ${path}`, done, total)
+    const served = await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress: reading, allocator })
+    return { device, served }
   } finally {
     progress?.end()
   }
 }
 
-function deviceFor(request: DeviceRequest, { isVirtual, ...context }: Context): Ramzswap {
+function deviceFor(
+  request: DeviceRequest,
+  { isVirtual, ...context }: Context & { readonly onProgress: OpenProgress },
+): Ramzswap {
   try {
     return (isVirtual ? virtswap : ramzswap)({ ...request, ...context })
   } catch (error) {
