@@ -1,6 +1,15 @@
-/** `tmem explore`: rules of page mapping, each run through all interleavings of a small program, and once broken on purpose. */
+/**
+ * `tmem explore`: small concurrent programs, run through all interleavings. Rules of page mapping, each kept and once
+ * broken on purpose, and whatever a file of the user's says.
+ *
+ * A file's default export is a scenario, a rule (a scenario and a mutant of it), or a function that gets the functions
+ * of @tmem/interleave and returns either: so it needs no package where it lies. Its code runs in this process.
+ */
+import { basename, resolve } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
-import type { RuleReport, RuleSummary } from '@tmem/interleave'
+import { pathToFileURL } from 'node:url'
+import type { Exploration, RuleEntry, RuleReport, RuleSummary, Scenario } from '@tmem/interleave'
+import * as interleave from '@tmem/interleave'
 import { pageMapping } from '@tmem/mmu-notifier'
 import pc from 'picocolors'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
@@ -10,60 +19,221 @@ import { type Terminal, tableOf } from './terminal.ts'
 export interface ExploreOptions {
   readonly list?: true
   readonly json?: true
+  /** States that one exploration may visit. */
+  readonly states?: number
 }
 
-/** Explores one rule and prints the history of its mutant as a chart; or all, and prints a table. */
+/**
+ * Explores one rule and prints the history of its mutant as a chart; or all, and prints a table; or a file.
+ *
+ * Throws `Failed` unless everything holds, every mutant was caught, and no exploration was stopped by its bound.
+ */
 export async function explore(name: string | undefined, options: ExploreOptions, terminal: Terminal): Promise<void> {
   if (name !== undefined && options.list === true) throw new BadInput('give a name or --list, not both')
-  const json = options.json === true
-  const reports = name === undefined ? await exploreAll(json, terminal) : [exploreOne(name, json, terminal)]
-  const uncaught = reports.filter(({ mutantCaught }) => !mutantCaught)
-  if (uncaught.length > 0)
-    throw new Failed(`the broken rule was not caught: ${uncaught.map((report) => report.name).join(', ')}`)
+  if (name === undefined) return exploreAll(options, terminal)
+  if (isFile(name)) return exploreFile(name, options, terminal)
+  const entry = pageMapping.entries.find((one) => one.name === name)
+  const report = entry === undefined ? unknown(name) : await reportOn(entry, options, terminal)
+  printReport(report, options, terminal)
 }
 
-async function exploreAll(json: boolean, terminal: Terminal): Promise<RuleSummary[]> {
-  const scenarios: RuleSummary[] = []
+function unknown(name: string): never {
+  try {
+    pageMapping.explore(name)
+  } catch (error) {
+    // The message has the nearest names.
+    if (error instanceof RangeError) throw new BadInput(`${error.message}; tmem explore --list shows all`)
+    throw error
+  }
+  throw new BadInput(`no scenario "${name}"`)
+}
+
+async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<void> {
+  const reports: RuleReport[] = []
   const progress = terminal.progress('exploring')
   try {
     for (const entry of pageMapping.entries) {
-      const { name, rule, source, version, states, mutantCaught } = pageMapping.explore(entry.name)
-      scenarios.push({ name, rule, source, version, states, mutantCaught })
-      progress.at(scenarios.length, pageMapping.entries.length)
-      await setImmediate()
-      throwIfInterrupted(terminal.signal)
+      reports.push(await reportOn(entry, options, terminal))
+      progress.at(reports.length, pageMapping.entries.length)
     }
   } finally {
     progress.end()
   }
-  if (json) terminal.print(JSON.stringify({ scenarios }))
+  const scenarios: RuleSummary[] = reports.map(({ name, rule, source, version, states, mutantCaught, bounded }) => {
+    return { name, rule, source, version, states, mutantCaught, bounded }
+  })
+  if (options.json === true) terminal.print(JSON.stringify({ scenarios }))
   else {
-    const caught = (yes: boolean): string => (yes ? pc.green('yes') : pc.red('NO'))
-    const rows = scenarios.map(({ name, version, states, mutantCaught, rule, source }) => [
+    const rows = scenarios.map(({ name, version, states, mutantCaught, bounded, rule, source }) => [
       name,
       version,
       `${states}`,
-      caught(mutantCaught),
+      mutantCaught ? pc.green('yes') : pc.red(bounded ? 'bounded' : 'NO'),
       rule,
       source,
     ])
     const heads = ['scenario', 'kernel', 'states', 'mutant caught', 'rule', 'source']
     terminal.print(tableOf(heads, rows, ['left', 'left', 'right', 'left', 'left', 'left']))
-    terminal.print('\nAll interleavings of each were run. tmem explore NAME shows how its mutant breaks the rule.')
+    const all = scenarios.every(({ bounded }) => !bounded)
+    terminal.print(
+      `\n${all ? 'All interleavings of each were run.' : 'Where it says "bounded" not all interleavings were run.'} ` +
+        'tmem explore NAME shows how its mutant breaks the rule.',
+    )
   }
-  return scenarios
+  const wrong = reports.flatMap((report) => whyNot(report) ?? [])
+  if (wrong.length > 0) throw new Failed(wrong.join('; '))
 }
 
-function exploreOne(name: string, json: boolean, terminal: Terminal): RuleSummary {
-  let found: RuleReport
+async function reportOn(entry: RuleEntry, options: ExploreOptions, terminal: Terminal): Promise<RuleReport> {
+  const kept = await run(entry.scenario(), options, terminal)
+  const broken = await run(entry.mutant.scenario(), options, terminal)
+  return interleave.ruleReport(entry, kept, broken, { width: process.stdout.columns ?? 100 })
+}
+
+function run(scenario: Scenario<object>, { states }: ExploreOptions, terminal: Terminal): Promise<Exploration> {
+  return interleave.exploreWithPauses(scenario, states === undefined ? {} : { maxStates: states }, async () => {
+    await setImmediate()
+    throwIfInterrupted(terminal.signal)
+  })
+}
+
+function printReport(report: RuleReport, { json }: ExploreOptions, terminal: Terminal): void {
+  const { text, ...data } = report
+  terminal.print(json === true ? JSON.stringify(data) : text)
+  const wrong = whyNot(report)
+  if (wrong !== null) throw new Failed(wrong)
+}
+
+/** What keeps a report from showing its rule; null if nothing does. */
+function whyNot({ name, kept, broken, mutantCaught }: RuleReport): string | null {
+  if (mutantCaught) return null
+  if (kept.kind === 'violated') return `${name}: the rule does not hold where it is kept (${kept.name})`
+  for (const one of [kept, broken]) if (one.kind === 'bounded') return `${name}: ${boundedAt(one.states)}`
+  return broken.kind === 'violated'
+    ? `${name}: the broken rule was found as "${broken.name}", not as it should be`
+    : `${name}: the broken rule was not caught`
+}
+
+const boundedAt = (states: number): string =>
+  `bounded: stopped after ${states} states, which shows nothing about the rest; --states allows more`
+
+// ---------------------------------------------------------------------------------------------------------------
+// Files
+
+function isFile(name: string): boolean {
+  return /\.[cm]?js$/.test(name) || name.includes('/')
+}
+
+async function exploreFile(path: string, options: ExploreOptions, terminal: Terminal): Promise<void> {
+  const url = pathToFileURL(resolve(path)).href
+  const subject = await load(path, url)
   try {
-    found = pageMapping.explore(name, { width: process.stdout.columns ?? 100 })
+    if (isRule(subject)) {
+      printReport(await reportOn(subject, options, terminal), options, terminal)
+      return
+    }
+    const found = await run(subject, options, terminal)
+    const names = subject.actors.map(({ name }) => name)
+    const width = process.stdout.columns ?? 100
+    terminal.print(options.json === true ? JSON.stringify(found) : interleave.chartExploration(found, names, { width }))
+    if (found.kind === 'violated') throw new Failed(`${basename(path)}: violated: ${found.name}`)
+    if (found.kind === 'bounded') throw new Failed(`${basename(path)}: ${boundedAt(found.states)}`)
   } catch (error) {
-    // No rule has this name; the message has the nearest ones.
-    if (error instanceof RangeError) throw new BadInput(`${error.message}; tmem explore --list shows all`)
+    // What the file's own code throws, and what the explorer finds wrong with it, is bad input and no bug of ours.
+    if (inFile(error, url) || isExplorersWord(error)) throw new BadInput(`${path}: ${saying(error, url)}`)
     throw error
   }
-  const { text, ...report } = found
-  terminal.print(json ? JSON.stringify(report) : text)
-  return report
+}
+
+/** The scenario or rule that a file exports. Throws `BadInput`. */
+async function load(path: string, url: string): Promise<Scenario<object> | RuleEntry> {
+  let exported: { readonly default?: unknown }
+  try {
+    exported = (await import(url)) as typeof exported
+  } catch (error) {
+    throw new BadInput(`${path} cannot be loaded: ${saying(error, url)}`)
+  }
+  let subject = exported.default
+  try {
+    if (typeof subject === 'function') subject = await subject(interleave)
+    const wrong = whatIsWrong(subject)
+    if (wrong !== null) throw new BadInput(`${path}: ${wrong}`)
+  } catch (error) {
+    if (error instanceof BadInput) throw error
+    throw new BadInput(`${path}: ${saying(error, url)}`)
+  }
+  return subject as Scenario<object> | RuleEntry
+}
+
+function isRule(subject: object): subject is RuleEntry {
+  return 'mutant' in subject
+}
+
+/** What a file's export lacks to be a rule or a scenario; null if nothing. */
+function whatIsWrong(subject: unknown): string | null {
+  const fields = fieldsOf(subject)
+  if (fields === null || !('mutant' in fields || 'initial' in fields || 'actors' in fields)) {
+    return (
+      'the default export must be a scenario (initial, actors), a rule (name, rule, source, version, scenario, ' +
+      'mutant), or a function that returns one'
+    )
+  }
+  if (!('mutant' in fields)) return wrongScenario(fields, 'the scenario')
+  const mutant = fieldsOf(fields['mutant']) ?? {}
+  for (const key of ['name', 'rule', 'source', 'version']) {
+    if (typeof fields[key] !== 'string') return `the rule's ${key} must be a text`
+  }
+  for (const key of ['breaks', 'caughtAs']) {
+    if (typeof mutant[key] !== 'string') return `the mutant's ${key} must be a text`
+  }
+  for (const [what, of] of Object.entries({ rule: fields, mutant })) {
+    if (typeof of['scenario'] !== 'function') return `the ${what}'s scenario must be a function that returns one`
+    const wrong = wrongScenario(fieldsOf(of['scenario']()), `the ${what}'s scenario`)
+    if (wrong !== null) return wrong
+  }
+  return null
+}
+
+function wrongScenario(fields: Record<string, unknown> | null, what: string): string | null {
+  if (typeof fields?.['initial'] !== 'function') return `${what} needs initial, a function that returns the state`
+  const { actors } = fields
+  if (!Array.isArray(actors) || actors.length === 0) return `${what} needs actors, a list of at least one`
+  for (const one of actors.map(fieldsOf)) {
+    if (typeof one?.['name'] !== 'string') return `every actor of ${what} needs a name`
+    const { name, locals, steps } = one
+    if (fieldsOf(locals) === null) return `actor "${name}" needs locals, an object of its registers ({} for none)`
+    if (!Array.isArray(steps)) return `actor "${name}" needs steps, a list`
+    for (const [index, step] of steps.map(fieldsOf).entries()) {
+      if (typeof step?.['label'] !== 'string' || typeof step['run'] !== 'function') {
+        return `step ${index + 1} of actor "${name}" needs a label, and run, a function`
+      }
+    }
+  }
+  for (const key of ['invariants', 'atEnd']) {
+    const checks = fields[key] ?? []
+    const fine = (one: unknown): boolean => {
+      const check = fieldsOf(one)
+      return typeof check?.['name'] === 'string' && typeof check['check'] === 'function'
+    }
+    if (!Array.isArray(checks) || !checks.every(fine)) return `${key} of ${what} must be a list of { name, check }`
+  }
+  return null
+}
+
+function fieldsOf(value: unknown): Record<string, unknown> | null {
+  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : null
+}
+
+const inFile = (error: unknown, url: string): boolean => error instanceof Error && (error.stack ?? '').includes(url)
+
+/** The explorer's own refusals: state that is not plain, a jump to nowhere, an edit of a step that is not there. */
+const isExplorersWord = (error: unknown): boolean => error instanceof TypeError || error instanceof RangeError
+
+/** The first line of a message, and the line of the file that it comes from. */
+function saying(error: unknown, url: string): string {
+  const message = error instanceof Error ? error.message : String(error)
+  const stack = error instanceof Error ? (error.stack ?? '') : ''
+  const at = stack.indexOf(`${url}:`)
+  const [, line] = /^:(\d+)/.exec(at < 0 ? '' : stack.slice(at + url.length)) ?? []
+  return `${message.split('\n')[0]}${line === undefined ? '' : ` (line ${line})`}`
 }

@@ -100,8 +100,16 @@ function program(terminal: Terminal): Command {
   tmem
     .command('explore')
     .description('run small concurrent programs through all their interleavings, with a rule kept and broken')
-    .argument('[scenario]', 'the scenario to show (default: a table of all)')
+    .argument(
+      '[scenario]',
+      'the scenario to show, or a file (.mjs, .js) with one of your own (default: a table of all)',
+    )
     .option('--list', 'the table of all')
+    .option(
+      '--states <number>',
+      'visit so many states at most, and say so where there are more (default: 200000)',
+      states,
+    )
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 
@@ -224,6 +232,13 @@ function seed(text: string): number {
   const value = Number(text)
   if (!/^\d+$/.test(text) || value > 0xffffffff)
     throw new InvalidArgumentError('Expected an integer from 0 to 4294967295.')
+  return value
+}
+
+function states(text: string): number {
+  const value = Number(text)
+  if (!/^\d+$/.test(text) || value < 1 || value > 2 ** 24)
+    throw new InvalidArgumentError('Expected an integer from 1 to 16777216.')
   return value
 }
 

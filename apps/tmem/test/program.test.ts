@@ -50,6 +50,10 @@ describe('bad usage ends with exit code 2 and one line', () => {
     ],
     [['explore', 'x', '--list'], 'give a name or --list, not both'],
     [
+      ['explore', '--states', '0'],
+      /^tmem: option '--states <number>' argument '0' is invalid\. Expected an integer from 1/,
+    ],
+    [
       ['explore', 'nothing-like-it'],
       /^tmem: no scenario "nothing-like-it"; nearest: .*; tmem explore --list shows all\n$/,
     ],
@@ -117,6 +121,7 @@ describe('tmem explore', () => {
       version: z.string().regex(/^\d+\.\d+/),
       states: z.number().int().positive(),
       mutantCaught: z.literal(true),
+      bounded: z.literal(false),
     })
     const listed = await tmem(['explore', '--list', '--json'])
     expect(listed).toMatchObject({ code: 0, stderr: '' })

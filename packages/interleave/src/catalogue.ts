@@ -36,6 +36,8 @@ export interface RuleSummary {
   readonly states: number
   /** The scenario holds and its mutant was caught for the right reason. */
   readonly mutantCaught: boolean
+  /** A bound was reached in one of the two explorations: then nothing is shown, and `mutantCaught` may be false. */
+  readonly bounded: boolean
 }
 
 /** Both explorations of one rule. */
@@ -66,8 +68,8 @@ export function catalogue(entries: readonly RuleEntry[]): Catalogue {
     entries,
     listScenarios: (options = {}) => ({
       scenarios: entries.map((entry) => {
-        const { name, rule, source, version, states, mutantCaught } = reportOn(entry, options)
-        return { name, rule, source, version, states, mutantCaught }
+        const { name, rule, source, version, states, mutantCaught, bounded } = reportOn(entry, options)
+        return { name, rule, source, version, states, mutantCaught, bounded }
       }),
     }),
     explore: (name, options = {}) => {
@@ -81,11 +83,18 @@ export function catalogue(entries: readonly RuleEntry[]): Catalogue {
 }
 
 function reportOn(entry: RuleEntry, options: ExploreOptions & ChartOptions): RuleReport {
+  return ruleReport(entry, explore(entry.scenario(), options), explore(entry.mutant.scenario(), options), options)
+}
+
+/** The report on a rule whose scenario and mutant have been explored. */
+export function ruleReport(
+  entry: RuleEntry,
+  kept: Exploration,
+  broken: Exploration,
+  options: ChartOptions = {},
+): RuleReport {
   const { name, rule, source, version, mutant } = entry
-  const scenario = entry.scenario()
-  const mutated = mutant.scenario()
-  const kept = explore(scenario, options)
-  const broken = explore(mutated, options)
+  const [scenario, mutated] = [entry.scenario(), mutant.scenario()]
   const text = [
     `${name}: ${rule}`,
     `source: ${source} (${version})`,
@@ -95,7 +104,20 @@ function reportOn(entry: RuleEntry, options: ExploreOptions & ChartOptions): Rul
     `rule broken (${mutant.breaks}): ${chartExploration(broken, namesOf(mutated), options)}`,
   ].join('\n')
   const mutantCaught = kept.kind === 'holds' && broken.kind === 'violated' && broken.name === mutant.caughtAs
-  return { name, rule, source, version, states: kept.states, mutantCaught, breaks: mutant.breaks, kept, broken, text }
+  const bounded = kept.kind === 'bounded' || broken.kind === 'bounded'
+  return {
+    name,
+    rule,
+    source,
+    version,
+    states: kept.states,
+    mutantCaught,
+    bounded,
+    breaks: mutant.breaks,
+    kept,
+    broken,
+    text,
+  }
 }
 
 function namesOf(scenario: Scenario<object>): string[] {

@@ -41,8 +41,8 @@ export function chartExploration(result: Exploration, names: readonly string[], 
       const histories = result.histories === null ? 'with loops' : `${result.histories} complete histories`
       return `holds: ${size}, ${histories}`
     }
-    case 'unfinished':
-      return `unfinished (${result.bound} reached): ${size}`
+    case 'bounded':
+      return `bounded: nothing wrong in ${size}; there are more (${result.bound} reached), of which nothing is known`
     case 'violated': {
       const kind = result.shortest ? 'shortest history' : 'history'
       const how = result.what === result.name ? result.name : `${result.what} "${result.name}"`

@@ -51,7 +51,7 @@ export interface Counts {
   readonly depth: number
 }
 
-export type Exploration = Holds | Violated | Unfinished
+export type Exploration = Holds | Violated | Bounded
 
 /** Every reachable state was visited (or shown not to matter) and nothing was wrong. */
 export interface Holds extends Counts {
@@ -74,9 +74,12 @@ export interface Violated extends Counts {
   readonly shortest: boolean
 }
 
-/** A bound was reached before anything was found. */
-export interface Unfinished extends Counts {
-  readonly kind: 'unfinished'
+/**
+ * A bound was reached before anything was found. In the states that were visited nothing was wrong that a state or a
+ * step shows; nothing is known of the others, nor of ends that can no longer be reached.
+ */
+export interface Bounded extends Counts {
+  readonly kind: 'bounded'
   readonly bound: 'maxStates' | 'maxDepth'
 }
 
@@ -87,15 +90,40 @@ export interface Unfinished extends Counts {
  * throws.
  */
 export function explore<S extends object>(scenario: Scenario<S>, options: ExploreOptions = {}): Exploration {
+  const run = exploration(scenario, options)
+  let at = run.next()
+  while (at.done !== true) at = run.next()
+  return at.value
+}
+
+/**
+ * The same with a pause every 500 states, for programs that must answer signals or show progress meanwhile. What the
+ * pause throws ends the exploration.
+ */
+export async function exploreWithPauses<S extends object>(
+  scenario: Scenario<S>,
+  options: ExploreOptions,
+  pause: (counts: Counts) => Promise<void>,
+): Promise<Exploration> {
+  const run = exploration(scenario, options)
+  let at = run.next()
+  for (; at.done !== true; at = run.next()) await pause(at.value)
+  return at.value
+}
+
+function* exploration<S extends object>(
+  scenario: Scenario<S>,
+  options: ExploreOptions,
+): Generator<Counts, Exploration> {
   const maxStates = bound('maxStates', options.maxStates ?? 200_000)
   const maxDepth = bound('maxDepth', options.maxDepth ?? Number.POSITIVE_INFINITY)
   const reduced = (options.reduction ?? 'persistent-sets') === 'persistent-sets'
   const program = new Program(scenario)
   const audit = options.auditFootprints ?? false
-  const found = search(program, { reduced, maxStates, maxDepth, audit })
+  const found = yield* search(program, { reduced, maxStates, maxDepth, audit })
   if (found.kind !== 'violated' || !reduced) return found
   const deepest = found.what === 'livelock' ? maxDepth : found.history.length
-  const again = search(program, { reduced: false, maxStates, maxDepth: deepest, audit: false })
+  const again = yield* search(program, { reduced: false, maxStates, maxDepth: deepest, audit: false })
   const history = again.kind === 'violated' ? again : { ...found, shortest: false }
   return { ...history, states: found.states, transitions: found.transitions, depth: found.depth }
 }
@@ -293,6 +321,9 @@ function meet(some: readonly string[], others: readonly string[]): boolean {
   return some.some((one) => others.some((other) => overlaps(one, other)))
 }
 
+/** States expanded between two pauses: some ten milliseconds. */
+const PAUSE = 500
+
 interface Limits {
   readonly reduced: boolean
   readonly maxStates: number
@@ -309,7 +340,7 @@ interface Node<S> {
   readonly successors: number[]
 }
 
-function search<S extends object>(program: Program<S>, limits: Limits): Exploration {
+function* search<S extends object>(program: Program<S>, limits: Limits): Generator<Counts, Exploration> {
   const nodes: Node<S>[] = []
   const known = new Map<string, number>()
   const ends: number[] = []
@@ -343,6 +374,7 @@ function search<S extends object>(program: Program<S>, limits: Limits): Explorat
   if (wrong !== null) return violated(wrong, [])
 
   for (let index = 0; index < nodes.length; index++) {
+    if (index % PAUSE === PAUSE - 1) yield counts()
     const node = nodes[index] as Node<S>
     const point = node.point as Point<S>
     node.point = null
@@ -376,10 +408,13 @@ function search<S extends object>(program: Program<S>, limits: Limits): Explorat
       node.successors.push(to)
       const trouble = fresh ? program.invariant(next.state) : null
       if (trouble !== null) return violated(trouble, pathTo(to))
+      if (nodes.length > limits.maxStates) {
+        nodes.pop()
+        return { kind: 'bounded', bound: 'maxStates', ...counts() }
+      }
     }
-    if (nodes.length > limits.maxStates) return { kind: 'unfinished', bound: 'maxStates', ...counts() }
   }
-  if (tooDeep) return { kind: 'unfinished', bound: 'maxDepth', ...counts() }
+  if (tooDeep) return { kind: 'bounded', bound: 'maxDepth', ...counts() }
   const trapped = firstTrapped(nodes, ends)
   if (trapped >= 0) {
     const message = 'from here no end can be reached: somebody retries for ever'

@@ -1,15 +1,23 @@
 /** Explores all interleavings of small concurrent programs. See the README for an example. */
-export { type Catalogue, catalogue, type RuleEntry, type RuleReport, type RuleSummary } from './catalogue.ts'
+export {
+  type Catalogue,
+  catalogue,
+  type RuleEntry,
+  type RuleReport,
+  type RuleSummary,
+  ruleReport,
+} from './catalogue.ts'
 export { type ChartOptions, chartExploration, chartHistory } from './chart.ts'
 export {
+  type Bounded,
   type Counts,
   type Exploration,
   type ExploreOptions,
   explore,
+  exploreWithPauses,
   type HistoryStep,
   type Holds,
   replay,
-  type Unfinished,
   type Violated,
 } from './explore.ts'
 export {

@@ -36,6 +36,7 @@ test('the list says for each rule whether its mutant was caught, for the right r
     version: '1.0',
     states: 5,
     mutantCaught: true,
+    bounded: false,
   })
   expect(JSON.parse(JSON.stringify(list))).toEqual(list)
 })

@@ -162,8 +162,8 @@ describe('what is found', () => {
 
 describe('bounds and misuse', () => {
   test('a bound that is reached is said, never taken for success', () => {
-    expect(explore(counter(true, 4), { maxStates: 10 })).toMatchObject({ kind: 'unfinished', bound: 'maxStates' })
-    expect(explore(counter(true), { maxDepth: 3 })).toMatchObject({ kind: 'unfinished', bound: 'maxDepth' })
+    expect(explore(counter(true, 4), { maxStates: 10 })).toMatchObject({ kind: 'bounded', bound: 'maxStates' })
+    expect(explore(counter(true), { maxDepth: 3 })).toMatchObject({ kind: 'bounded', bound: 'maxDepth' })
     expect(() => explore(counter(true), { maxStates: 0 })).toThrow(RangeError)
     expect(() => explore(counter(true), { maxDepth: Number.NaN })).toThrow(RangeError)
   })
