@@ -155,6 +155,10 @@ function program(terminal: Terminal): Command {
     .option('--nbd <address>', 'serve over NBD: unix:PATH[,mode=660] or tcp:HOST:PORT (repeat for more)', list)
     .option('--tls-certificates <directory>', 'TLS on TCP: server-cert.pem, server-key.pem, ca-cert.pem')
     .option('--tls-verify-peer', 'let in only clients whose certificate ca-cert.pem has signed')
+    .option(
+      '--nbd-limits <name=value,…>',
+      'connections=256, per-address=64 (TCP), requests=128 (of each), bytes=64MiB, handshake=10, keepalive=60 (seconds)',
+    )
     .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
     .addOption(control())
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')

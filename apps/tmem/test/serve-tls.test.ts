@@ -50,6 +50,7 @@ describe('tmem serve over TLS', () => {
     requires(ctx, { commands: ['openssl', 'nbdinfo'] })
     makeCertificates(folder)
     const sizes = new Map<string, string>()
+    const said = new Map<string, string>()
     const options = ['--tls-certificates', join(folder, 'server'), '--tls-verify-peer']
     const { code, stderr } = await tmem(serve('--nbd', 'tcp:127.0.0.1:0', ...options), {
       during: async (running) => {
@@ -59,9 +60,10 @@ describe('tmem serve over TLS', () => {
           try {
             return execFileSync('nbdinfo', ['--size', uri], {
               encoding: 'utf8',
-              stdio: ['ignore', 'pipe', 'ignore'],
+              stdio: ['ignore', 'pipe', 'pipe'],
             }).trim()
-          } catch {
+          } catch (error) {
+            said.set(sizes.has('unknown') ? 'in the clear' : 'unknown', (error as { stderr: string }).stderr)
             return 'refused'
           }
         }
@@ -72,7 +74,25 @@ describe('tmem serve over TLS', () => {
       },
     })
     expect(Object.fromEntries(sizes)).toEqual({ client: '4194304', unknown: 'refused', 'in the clear': 'refused' })
-    expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+    expect(code).toBe(0)
+    // Each of them is told why, and so is whoever runs the server.
+    const told = stderr
+      .trimEnd()
+      .split('\n')
+      .map((line): unknown => JSON.parse(line))
+    expect(told).toEqual(
+      ['it showed no certificate', 'it does not use TLS'].map((reason) =>
+        expect.objectContaining({
+          level: 'warn',
+          event: 'client.refused',
+          reason: 'tls',
+          msg: expect.stringMatching(new RegExp(`^NBD client on .*:\\d+ refused: ${reason}$`)),
+        }),
+      ),
+    )
+    // It shows the words of the answer only where it is asked for more.
+    expect(said.get('unknown')).toContain('server policy prevents')
+    expect(said.get('in the clear')).toContain('TLS')
   })
 
   test('says what is wrong with its certificates before it serves', async (ctx) => {

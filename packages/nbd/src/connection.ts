@@ -526,7 +526,7 @@ export class Connection implements Account, Share {
     this.#served = served
     served.connections++
     this.#structured = this.#negotiation.structured
-    this.#status = this.#negotiation.contextOf === served.name
+    this.#status = this.#negotiation.contextOf === served
     this.#phase = Phase.Requests
   }
 

@@ -85,7 +85,7 @@ export class Negotiation {
   clientFlags = 0
   structured = false
   /** Export for which `base:allocation` was selected. */
-  contextOf: string | undefined
+  contextOf: Served | undefined
   /** It was told that it needs TLS. */
   needsTls = false
 
@@ -176,7 +176,8 @@ export class Negotiation {
       this.reply(Option.LIST, Reply.ERR_INVALID, message('the option has no data'))
       return
     }
-    for (const { nameBytes, description } of this.#exports.values()) {
+    // The default export is there under two names.
+    for (const { nameBytes, description } of new Set(this.#exports.values())) {
       const entry = Buffer.alloc(4 + nameBytes.length + (description?.length ?? 0))
       entry.writeUInt32BE(nameBytes.length, 0)
       nameBytes.copy(entry, 4)
@@ -244,7 +245,7 @@ export class Negotiation {
       answer.writeUInt32BE(setting ? CONTEXT_ID : 0, 0)
       contextName.copy(answer, 4)
       this.reply(option, Reply.META_CONTEXT, answer)
-      if (setting) this.contextOf = asked.name
+      if (setting) this.contextOf = this.#exports.get(asked.name)
     }
     this.reply(option, Reply.ACK)
   }

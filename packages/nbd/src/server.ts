@@ -23,6 +23,8 @@ import { type DirectOptions, DirectWire, handleOf, type SocketHandle, StreamWire
 export interface NbdExport {
   /** Up to 4096 bytes of UTF-8; the empty name (the default) is what a client gets that names none. */
   readonly name?: string
+  /** Also what a client gets that names none. At most one export is. */
+  readonly isDefault?: boolean
   /** For people; shown by `nbdinfo --list`. */
   readonly description?: string
   readonly device: BlockDevice
@@ -168,6 +170,13 @@ class NodeNbdServer implements NbdServer {
     this.#served = exports.map(servedOf)
     const byName = new Map(this.#served.map((served) => [served.name, served]))
     if (byName.size !== this.#served.length) throw new RangeError('two exports have the same name')
+    for (const [n, { isDefault }] of exports.entries())
+      if (isDefault === true) {
+        const served = this.#served[n]!
+        if (byName.has('') && byName.get('') !== served)
+          throw new RangeError('two exports are for clients that name none')
+        byName.set('', served)
+      }
     const all = { ...defaults, ...limits }
     for (const [name, value] of Object.entries(all)) {
       const least = name === 'keepAliveMs' ? 0 : 1

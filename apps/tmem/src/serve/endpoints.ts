@@ -7,7 +7,8 @@
 import { readFileSync, realpathSync, statSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { createSecureContext } from 'node:tls'
-import type { NbdEndpoint, NbdTls } from '@tmem/nbd'
+import { parseBytes } from '@tmem/core'
+import type { NbdEndpoint, NbdLimits, NbdTls } from '@tmem/nbd'
 import { BadInput } from '../ending.ts'
 
 /** What the command line says of NBD. */
@@ -17,14 +18,51 @@ export interface EndpointOptions {
   /** Directory with the server's certificate and key. */
   readonly tlsCertificates?: string
   readonly tlsVerifyPeer?: true
+  /** `NAME=VALUE,…`. */
+  readonly nbdLimits?: string
 }
 
-/** All endpoints. Throws `BadInput` for addresses, files or combinations that make no sense. */
-export function endpointsOf({ nbd = [], tlsCertificates, tlsVerifyPeer }: EndpointOptions): NbdEndpoint[] {
+/** What `--nbd-limits` can set: how each is called there, and read. */
+const limitNames = {
+  connections: ['connections', Number, 1],
+  'per-address': ['connectionsPerAddress', Number, 1],
+  requests: ['requests', Number, 1],
+  bytes: ['bytes', parseBytes, 1],
+  handshake: ['handshakeMs', (text: string) => Number(text) * 1000, 1],
+  keepalive: ['keepAliveMs', (text: string) => Number(text) * 1000, 0],
+} as const
+
+/** Limits on what clients can do. Throws `BadInput` for what is none. */
+export function limitsOf({ nbdLimits }: EndpointOptions): NbdLimits {
+  const limits: Record<string, number> = {}
+  for (const part of nbdLimits?.split(',') ?? []) {
+    const [name = '', text = ''] = part.split('=')
+    const known = limitNames[name as keyof typeof limitNames]
+    const [key, read, least] = known ?? []
+    const value = text === '' ? undefined : read?.(text)
+    if (key === undefined || value === undefined || !Number.isSafeInteger(value) || value < least! || value >= 2 ** 48)
+      throw new BadInput(
+        `bad --nbd-limits "${part}": expected ${Object.keys(limitNames).join('=…, ')}=…, with commas between; bytes as 64MiB, handshake and keepalive in seconds`,
+      )
+    limits[key] = value
+  }
+  const longest = 2 ** 31 - 1
+  if ((limits['handshakeMs'] ?? 0) > longest || (limits['keepAliveMs'] ?? 0) > longest)
+    throw new BadInput(`bad --nbd-limits "${nbdLimits}": handshake and keepalive are at most ${longest / 1000} seconds`)
+  return limits
+}
+
+/**
+ * All endpoints, `descriptors` of sockets that listen already among them. Throws `BadInput` for addresses, files or
+ * combinations that make no sense.
+ */
+export function endpointsOf(options: EndpointOptions, descriptors: readonly number[]): NbdEndpoint[] {
+  const { nbd = [], tlsCertificates, tlsVerifyPeer } = options
   if (tlsVerifyPeer === true && tlsCertificates === undefined)
     throw new BadInput('--tls-verify-peer needs --tls-certificates, the directory with ca-cert.pem')
   const tls = tlsCertificates === undefined ? undefined : tlsOf(tlsCertificates, tlsVerifyPeer === true)
-  const endpoints = nbd.map((text) => endpointOf(text, tls))
+  const endpoints: NbdEndpoint[] = nbd.map((text) => endpointOf(text, tls))
+  for (const fd of descriptors) endpoints.push(tls === undefined ? { fd } : { fd, tls })
   if (tls !== undefined && endpoints.every((endpoint) => 'path' in endpoint))
     throw new BadInput('--tls-certificates is for TCP: add --nbd tcp:HOST:PORT, or leave it out')
   return endpoints

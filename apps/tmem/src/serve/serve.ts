@@ -27,8 +27,9 @@ import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
+import { activatedDescriptors } from './activation.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
-import { type EndpointOptions, endpointsOf, socketPath } from './endpoints.ts'
+import { type EndpointOptions, endpointsOf, limitsOf, socketPath } from './endpoints.ts'
 import { aheadMemory, drain, endingOf, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
@@ -84,8 +85,11 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   const requests = options.device.map(deviceOf)
   for (const [n, { name }] of requests.entries())
     if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
-  const endpoints = endpointsOf(options)
-  if (endpoints.length === 0 && options.fuse === undefined) throw new BadInput('say how to serve: --nbd or --fuse')
+  const descriptors = activatedDescriptors(process.env, process.pid)
+  const endpoints = endpointsOf(options, descriptors)
+  if (endpoints.length === 0 && options.fuse === undefined)
+    throw new BadInput('say how to serve: --nbd or --fuse, or hand a socket over to this very process (LISTEN_FDS)')
+  const limits = limitsOf(options)
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
   const roles: Role[] = [
@@ -182,9 +186,14 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
         name: served.name,
         device: served,
         resizable: true,
+        // Who names none means the only one.
+        isDefault: devices.length === 1,
         isUsedElsewhere: () => users.hasFile,
       })),
       onError,
+      onRefused: ({ reason, peer, message }) =>
+        log.warn('client.refused', `NBD client on ${peer} refused: ${message}`, { reason, peer }),
+      limits,
       ...busy,
     })
     const addresses = await listenAll(nbd, endpoints, undo)
@@ -258,7 +267,8 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     goOn()
     serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
-    else terminal.print(described(info, controlPath))
+    // Standard output may be that of whoever started it and handed a socket over (`nbdinfo -- [ tmem serve … ]`).
+    else if (descriptors.length === 0) terminal.print(described(info, controlPath))
     await stopped(fuse, options.drain === true, terminal, log)
     mounted = undefined
     if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
