@@ -4,6 +4,7 @@
  * Plain memory is `memoryDevice` against nbdkit's memory plugin. Compressed is ramzswap over zcache against the same plugin with
  * `allocator=zstd`; fio then writes blocks of which about half is random and half is zeros. All devices are written once before
  * anything is measured, and fio's own figures are taken: its start is in none of them. Each server has a process of its own.
+ * How fair ours is to a client beside a hostile one is measured in nbd-fairness.ts.
  */
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -19,6 +20,7 @@ import { Failed, throwIfInterrupted } from '../ending.ts'
 import { comparedByFio, type FioTarget, type LoadRow, started } from './fio.ts'
 import { type Bench, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
 import { guestRows } from './guest.ts'
+import { fairnessRows } from './nbd-fairness.ts'
 import { zramBytes } from './zram-use.ts'
 
 /** The suite. */
@@ -47,7 +49,7 @@ const compressedLoads: readonly LoadRow[] = Object.freeze([
 ])
 
 async function nbdRows(bench: Bench): Promise<Row[]> {
-  return [...(await fioRows(bench)), ...(await guestRows(bench))]
+  return [...(await fioRows(bench)), ...(await fairnessRows(bench)), ...(await guestRows(bench))]
 }
 
 async function fioRows(bench: Bench): Promise<Row[]> {
