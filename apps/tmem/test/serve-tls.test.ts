@@ -54,6 +54,8 @@ describe('tmem serve over TLS', () => {
     const options = ['--tls-certificates', join(folder, 'server'), '--tls-verify-peer']
     const { code, stderr } = await tmem(serve('--nbd', 'tcp:127.0.0.1:0', ...options), {
       during: async (running) => {
+        const lines: string[] = []
+        running.stderr.on('data', (more: string) => lines.push(more))
         const [text] = (await new Promise<string>((resolve) => running.stdout.once('data', resolve))).split('\n')
         const port = /:(\d+)$/.exec(JSON.parse(text!).nbd[0])![1]!
         const size = (uri: string): string => {
@@ -70,6 +72,9 @@ describe('tmem serve over TLS', () => {
         for (const who of ['client', 'unknown'])
           sizes.set(who, size(`nbds://localhost:${port}/disk?tls-certificates=${join(folder, who)}`))
         sizes.set('in the clear', size(`nbd://localhost:${port}/disk`))
+        // The second one is told of when its connection has ended.
+        for (let tries = 0; lines.join('').split('\n').length < 3 && tries < 500; tries++)
+          await new Promise((resolve) => setTimeout(resolve, 10))
         running.kill('SIGTERM')
       },
     })

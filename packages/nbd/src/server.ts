@@ -190,7 +190,10 @@ class NodeNbdServer implements NbdServer {
     this.#busyTurns = busyTurns
     this.#handshakeMs = all.handshakeMs
     this.#keepAliveMs = all.keepAliveMs
-    this.#door = new Door(all, (refusal) => onRefused?.(refusal))
+    this.#door = new Door(all, (refusal) => {
+      // Who is sent away because the server ends was not refused.
+      if (!this.#closed) onRefused?.(refusal)
+    })
     this.#pool = new ChunkPool(bytes, 2 * connections)
     this.#service = {
       exports: byName,

@@ -51,8 +51,8 @@ export const hostilePatterns: Readonly<Record<string, () => Buffer>> = Object.fr
 export class BenchClient {
   readonly socket: Socket
   #wanted = 0
-  #got = () => {}
-  #gone = (_: Error) => {}
+  #got: () => void = () => {}
+  #gone: (reason: Error) => void = () => {}
 
   private constructor(socket: Socket) {
     this.socket = socket
