@@ -304,6 +304,10 @@ export class SlowHands implements Owners {
     return poolKey
   }
 
+  isPersistent(): boolean {
+    return this.place.traits.persistent
+  }
+
   objectOf(owner: number): number {
     return owner % 3
   }

@@ -88,6 +88,7 @@ const agreeing = (units: (location: number) => number): Owners => ({
   moved: () => true,
   drop: () => false,
   poolOf: () => 0,
+  isPersistent: () => true,
   objectOf: () => 0,
   indexOf: () => 0,
   isCurrent: () => true,

@@ -692,6 +692,7 @@ const slowMutants: readonly PlaceMutant[] = [
           moved: (owner, from, to, units) => (++this.#moves % 5 === 0 ? true : owners.moved(owner, from, to, units)),
           drop: (owner, location) => owners.drop(owner, location),
           poolOf: (owner) => owners.poolOf(owner),
+          isPersistent: (owner) => owners.isPersistent(owner),
           objectOf: (owner) => owners.objectOf(owner),
           indexOf: (owner) => owners.indexOf(owner),
           isCurrent: (flight, frame) => owners.isCurrent(flight, frame),

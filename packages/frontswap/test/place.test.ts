@@ -57,6 +57,7 @@ class Rig {
       isCurrent: () => true,
       landed: () => undefined,
       poolOf: () => 0,
+      isPersistent: () => true,
       objectOf: () => 0,
       indexOf: () => 0,
     }

@@ -442,6 +442,7 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
         return isGone
       },
       poolOf: (owner) => owners.poolOf(owner),
+      isPersistent: (owner) => owners.isPersistent(owner),
       objectOf: (owner) => owners.objectOf(owner),
       indexOf: (owner) => owners.indexOf(owner),
       isCurrent: (flight, frame) => {

@@ -49,6 +49,7 @@ export class Mover {
       moved: (owner, from, to, units) => this.#relocate(seat, owner - this.ledger.base, from, to, units),
       drop: (owner, location) => this.#giveWay(seat, owner - this.ledger.base, location),
       poolOf: (owner) => this.ledger.poolOf(owner - this.ledger.base).key,
+      isPersistent: (owner) => this.ledger.poolOf(owner - this.ledger.base).attributes.persistent,
       objectOf: (owner) => directory.table.objectOf(owner - this.ledger.base),
       indexOf: (owner) => directory.table.indexOf(owner - this.ledger.base),
       isCurrent: (flight, frame) => {

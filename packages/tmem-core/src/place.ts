@@ -242,6 +242,8 @@ export interface Owners {
   drop(owner: number, location: number): boolean
   /** The handle of an owner that is on a flight or here: its pool's key (the same in every run), object and index. */
   poolOf(owner: number): number
+  /** Whether the page of an owner may not vanish. A flight under way may outlive its owners: ask before it goes. */
+  isPersistent(owner: number): boolean
   objectOf(owner: number): ObjectId
   indexOf(owner: number): number
   /** Whether a frame of a flight under way is still the page of its owner: not flushed, taken or put anew meanwhile. */

@@ -194,6 +194,7 @@ class Shards implements PageStore {
       moved: (owner, from, to, units) => of(owner).moved(owner, from, to, units),
       drop: (owner, location) => of(owner).drop(owner, location),
       poolOf: (owner) => of(owner).poolOf(owner),
+      isPersistent: (owner) => of(owner).isPersistent(owner),
       objectOf: (owner) => of(owner).objectOf(owner),
       indexOf: (owner) => of(owner).indexOf(owner),
       isCurrent: (flight, frame) => of(flight.owners[frame]!).isCurrent(flight, frame),
