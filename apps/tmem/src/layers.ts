@@ -15,6 +15,7 @@ import {
 } from '@tmem/core'
 import { frontswapFactory } from '@tmem/frontswap'
 import { memoryFactory } from '@tmem/memory'
+import { ramsterFactory } from '@tmem/ramster'
 import { spillFactory } from '@tmem/spill'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
@@ -22,7 +23,13 @@ import { BadInput } from './ending.ts'
 import type { Terminal } from './terminal.ts'
 
 /** Every layer of this program. */
-export const layerFactories: readonly LayerFactory[] = [memoryFactory, zcacheFactory, frontswapFactory, spillFactory]
+export const layerFactories: readonly LayerFactory[] = [
+  memoryFactory,
+  zcacheFactory,
+  frontswapFactory,
+  spillFactory,
+  ramsterFactory,
+]
 
 /** The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken. */
 export async function layersWith(modules: readonly string[] = []): Promise<LayerFactory[]> {

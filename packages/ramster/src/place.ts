@@ -120,7 +120,9 @@ export class RamsterPlace implements SlowPlace {
   readonly #holders: Uint8Array
   readonly #states: Uint8Array
   readonly #free: Int32Array
-  #freeCount: number
+  #freeCount = 0
+  /** Locations that were ever in use: those from here on are free, and not on the stack. */
+  #watermark = 0
   #nextGeneration = 1
   #usedUnits = 0
   /** Blocks of pages that may not vanish that are on one machine only, and on none. */
@@ -157,7 +159,7 @@ export class RamsterPlace implements SlowPlace {
     healed_copies: 0,
   }
 
-  /** Begins to reach its machines. */
+  /** Begins to reach its machines. Throws what one of them cannot be borrowed for; then none is. */
   constructor({ traits, machines, sizeBytes, table }: RamsterPlaceOptions) {
     const { capacity } = traits
     this.traits = traits
@@ -170,20 +172,20 @@ export class RamsterPlace implements SlowPlace {
     this.#units = new Uint16Array(table, capacity * 16, capacity)
     this.#holders = new Uint8Array(table, capacity * 18, capacity)
     this.#states = new Uint8Array(table, capacity * 19, capacity)
-    for (let n = 0; n < capacity; n++) this.#free[n] = capacity - 1 - n
-    this.#freeCount = capacity
-    this.#machines = machines.map((plan, n) => {
-      const opened = (kept: boolean): void => this.#opened(machine, kept)
-      const machine: Machine = {
-        memory: plan.borrow({ persistent: traits.persistent, opened }),
-        bit: 1 << n,
-        lives: 0,
-        flushes: [],
-        draining: undefined,
-        blocks: 0,
+    const borrowed: Machine[] = []
+    try {
+      for (const [n, plan] of machines.entries()) {
+        const opened = (kept: boolean): void => this.#opened(machine, kept)
+        const memory = plan.borrow({ persistent: traits.persistent, opened })
+        const machine: Machine = { memory, bit: 1 << n, lives: 0, flushes: [], draining: undefined, blocks: 0 }
+        borrowed.push(machine)
       }
-      return machine
-    })
+    } catch (error) {
+      // A rejection of these surfaces as an unhandled one, beside the error that is thrown here.
+      for (const { memory } of borrowed) void memory.close()
+      throw error
+    }
+    this.#machines = borrowed
     const leases = this.#machines.map(({ memory }) => memory.leaseMs).filter((lease) => lease !== undefined)
     if (leases.length > 0)
       this.#leases = setInterval(
@@ -314,8 +316,9 @@ export class RamsterPlace implements SlowPlace {
 
   /** A location for so many units, or `none`. */
   #allot(units: number): number {
-    if (this.#freeCount === 0 || this.#usedUnits + units > this.#mostUnits) return none
-    const location = this.#free[--this.#freeCount]!
+    const isFull = this.#freeCount === 0 && this.#watermark === this.#capacity
+    if (isFull || this.#usedUnits + units > this.#mostUnits) return none
+    const location = this.#freeCount > 0 ? this.#free[--this.#freeCount]! : this.#watermark++
     this.#states[location] = LEAVING
     this.#units[location] = units
     this.#usedUnits += units
@@ -447,7 +450,7 @@ export class RamsterPlace implements SlowPlace {
     if (!kept) {
       machine.lives++
       machine.flushes.length = 0
-      for (let location = 0; location < this.#capacity; location++)
+      for (let location = 0; location < this.#watermark; location++)
         if ((this.#holders[location]! & machine.bit) !== 0)
           this.#setHolders(location, this.#holders[location]! & ~machine.bit)
     }
@@ -498,9 +501,9 @@ export class RamsterPlace implements SlowPlace {
     const open = this.#open()
     const batches = open.map((machine): Batch => ({ machine, life: machine.lives, keys: [], blocks: [], taken: [] }))
     const found: { readonly location: number; readonly generation: number; readonly batch: Batch }[] = []
-    for (let left = this.#capacity; left > 0 && found.length < healedAtOnce; left--) {
+    for (let left = this.#watermark; left > 0 && found.length < healedAtOnce; left--) {
       const location = this.#healHand
-      this.#healHand = location + 1 === this.#capacity ? 0 : location + 1
+      this.#healHand = location + 1 >= this.#watermark ? 0 : location + 1
       if (this.#states[location] !== PERSISTENT || countOf(this.#holders[location]!) !== 1) continue
       const mask = this.#holders[location]!
       const batch = batches.find(({ machine }) => (mask & machine.bit) === 0)
@@ -553,8 +556,8 @@ export class RamsterPlace implements SlowPlace {
   #renewPart(): void {
     if (this.#renewing !== undefined || this.#closed) return
     const first = this.#renewHand
-    const end = Math.min(this.#capacity, first + Math.ceil(this.#capacity / leaseParts))
-    this.#renewHand = end === this.#capacity ? 0 : end
+    const end = Math.min(this.#watermark, first + Math.ceil(this.#watermark / leaseParts))
+    this.#renewHand = end === this.#watermark ? 0 : end
     this.#renewing = Promise.all(this.#machines.map((machine) => this.#renew(machine, first, end))).then(() => {
       this.#renewing = undefined
       this.#healSoon()
@@ -641,7 +644,7 @@ export class RamsterPlace implements SlowPlace {
     }
     let kept = 0
     let leaving = 0
-    for (let location = 0; location < this.#capacity; location++) {
+    for (let location = 0; location < this.#watermark; location++) {
       const state = this.#states[location]!
       if (state === LEAVING) {
         leaving++
@@ -650,7 +653,7 @@ export class RamsterPlace implements SlowPlace {
     }
     if (kept !== blocks.length) throw new Error(`ramster: ${kept} blocks, ${blocks.length} are known`)
     if (units !== this.#usedUnits) throw new Error(`ramster: ${units} units, counted ${this.#usedUnits}`)
-    if (kept + leaving + this.#freeCount !== this.#capacity) throw new Error('ramster: a location is nobody’s')
+    if (kept + leaving + this.#freeCount !== this.#watermark) throw new Error('ramster: a location is nobody’s')
   }
 
   #unavailable(): TmemError {

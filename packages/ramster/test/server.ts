@@ -1,0 +1,173 @@
+/** A real server on loopback, which a test may stop, kill and start again; and a network before it that can fail. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { type AddressInfo, createServer, type Server, Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Valkey } from 'iovalkey'
+
+/** The program of Debian's redis-tools: it is the server when it is called so. */
+export const serverCommand = 'redis-check-rdb'
+
+/** A port that nobody listens on. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+export class RealServer {
+  readonly port: number
+  readonly #folder: string = mkdtempSync(join(tmpdir(), 'ramster-server-'))
+  readonly #options: readonly string[]
+  #process: ChildProcess | undefined
+
+  private constructor(port: number, options: readonly string[]) {
+    this.port = port
+    this.#options = options
+  }
+
+  /** Starts a server with these settings, e.g. `--maxmemory 32mb`. */
+  static async start(...options: string[]): Promise<RealServer> {
+    const server = new RealServer(await freePort(), options)
+    await server.start()
+    return server
+  }
+
+  async start(...more: string[]): Promise<void> {
+    const fixed = ['--port', `${this.port}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
+    this.#process = spawn(serverCommand, [...fixed, '--dir', this.#folder, ...this.#options, ...more], {
+      argv0: 'redis-server',
+      stdio: 'ignore',
+    })
+    for (let n = 0; n < 500; n++) {
+      if (await this.#answers()) return
+      await sleep(10)
+    }
+    throw new Error(`the server on port ${this.port} did not start`)
+  }
+
+  async #answers(): Promise<boolean> {
+    const socket = new Socket()
+    const connected = new Promise<boolean>((resolve) => {
+      socket.on('connect', () => resolve(true))
+      socket.on('error', () => resolve(false))
+    })
+    socket.connect(this.port, '127.0.0.1')
+    const answer = await connected
+    socket.destroy()
+    return answer
+  }
+
+  /** Ends it in the middle of whatever it does. */
+  async kill(): Promise<void> {
+    const ended = once(this.#process!, 'exit')
+    this.#process!.kill('SIGKILL')
+    await ended
+    this.#process = undefined
+  }
+
+  /** It does nothing any more, and does not say so. */
+  stall(): void {
+    this.#process!.kill('SIGSTOP')
+  }
+
+  resume(): void {
+    this.#process!.kill('SIGCONT')
+  }
+
+  /** Asks it something as its owner. */
+  async ask<Answer>(question: (client: Valkey) => Promise<Answer>, password?: string): Promise<Answer> {
+    const client = new Valkey({
+      host: '127.0.0.1',
+      port: this.port,
+      enableReadyCheck: false,
+      ...(password === undefined ? {} : { password }),
+    })
+    try {
+      return await question(client)
+    } finally {
+      client.disconnect()
+    }
+  }
+
+  keys(): Promise<number> {
+    return this.ask((client) => client.dbsize())
+  }
+
+  async stop(): Promise<void> {
+    if (this.#process !== undefined) await this.kill()
+    rmSync(this.#folder, { recursive: true, force: true })
+  }
+}
+
+/** A network before a server: it forwards, stands still, is slow, or is cut after so many bytes of an answer. */
+export class Network {
+  readonly port: number
+  readonly #server: Server
+  readonly #sockets: Set<Socket> = new Set()
+  mode: 'forwards' | 'stands' = 'forwards'
+  delayMs = 0
+  /** Bytes of answers that are let through before all connections are cut. */
+  cutAfter: number = Number.POSITIVE_INFINITY
+  /** Changes answers. */
+  alter: ((bytes: Buffer) => Buffer) | undefined
+
+  private constructor(server: Server, port: number) {
+    this.#server = server
+    this.port = port
+  }
+
+  static async before(target: RealServer): Promise<Network> {
+    const server = createServer().listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const network = new Network(server, (server.address() as AddressInfo).port)
+    server.on('connection', (near) => network.#connect(near, target.port))
+    return network
+  }
+
+  #connect(near: Socket, port: number): void {
+    const far = new Socket().connect(port, '127.0.0.1')
+    for (const socket of [near, far]) {
+      this.#sockets.add(socket)
+      // What fails ends; the other end with it.
+      socket.on('error', () => socket.destroy())
+      socket.on('close', () => {
+        this.#sockets.delete(socket)
+        if (this.mode === 'stands') return
+        near.destroy()
+        far.destroy()
+      })
+    }
+    near.on('data', (bytes) => void this.#forward(bytes, far, false))
+    far.on('data', (bytes) => void this.#forward(bytes, near, true))
+  }
+
+  async #forward(bytes: Buffer, to: Socket, isAnswer: boolean): Promise<void> {
+    if (this.mode === 'stands') return
+    if (this.delayMs > 0) await sleep(this.delayMs)
+    if (to.destroyed) return
+    if (!isAnswer) {
+      to.write(bytes)
+      return
+    }
+    const through = bytes.subarray(0, this.cutAfter)
+    this.cutAfter -= through.length
+    to.write(this.alter?.(through) ?? through)
+    if (this.cutAfter > 0) return
+    this.cutAfter = Number.POSITIVE_INFINITY
+    for (const socket of this.#sockets) socket.destroySoon()
+  }
+
+  async close(): Promise<void> {
+    this.mode = 'forwards'
+    for (const socket of this.#sockets) socket.destroy()
+    this.#server.close()
+    await once(this.#server, 'close')
+  }
+}
