@@ -28,3 +28,13 @@ test.each(mmu.WORKLOADS)('the row of the README for %s', (workload) => {
 test('the report of the README', () => {
   expect(readme).toContain(mmu.pageMapping.explore('page-lives-until-callback-returns').text)
 })
+
+test('the table of bugs', () => {
+  const rows = [...readme.matchAll(/^\| .* \| [0-9a-f]{12}, [\d.]+ \| `(.*)` \| (\d+) \| (\d+) \|$/gm)]
+  expect(rows.length).toBeGreaterThanOrEqual(10)
+  for (const [, name, steps, states] of rows) {
+    const { kept, broken, mutantCaught } = mmu.pageMapping.explore(name!)
+    const found = broken.kind === 'violated' ? broken.history.length : 0
+    expect([name, mutantCaught, found, kept.states]).toEqual([name, true, Number(steps), Number(states)])
+  }
+})
