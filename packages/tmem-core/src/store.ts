@@ -346,7 +346,9 @@ export interface LayerContext {
    * (default: `pool`).
    */
   readonly io?: 'pool' | 'blocking'
-  /** Told how far a layer is with what takes long when it opens: what that is, for people, and how much of it is done. */
+  /**
+   * Told how far a layer is with what takes long when it opens: what that is, for people, and how much of it is done.
+   */
   readonly onProgress?: OpenProgress
 }
 
