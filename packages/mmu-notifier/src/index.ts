@@ -1,6 +1,7 @@
 /** MMU notifiers as an executable model, and the catalogue of page-mapping rules. See the README. */
 import { type Catalogue, catalogue, type RuleEntry } from '@tmem/interleave'
 import { cowRules } from './scenarios/cow.ts'
+import { deviceRules } from './scenarios/devices.ts'
 import { gupRules } from './scenarios/gup.ts'
 import { intervalRules } from './scenarios/interval.ts'
 import { listRules } from './scenarios/list.ts'
@@ -21,6 +22,7 @@ export const pageMappingRules: readonly RuleEntry[] = [
   ...gupRules,
   ...cowRules,
   ...tlbRules,
+  ...deviceRules,
 ]
 
 /**
