@@ -38,6 +38,8 @@ export class Turns {
   /** What the one that was next had used: the least of all, when last that was asked. */
   #level = 0
   #beganMs = 0
+  /** Whether the turn is over was asked. */
+  #asked = false
   /** Of turns that followed each other without a pause, or since the sockets were looked at. */
   #spentMs = 0
   /** When the last turn ended. */
@@ -68,11 +70,16 @@ export class Turns {
     this.#called = undefined
     if (this.#waiting.length === 0) this.#level = account.used
     this.#beganMs = nowMs
+    this.#asked = false
     return true
   }
 
-  /** The turn that has begun is used up. */
+  /** The turn that has begun is used up. Never when it is first asked: each turn is good for something. */
   over(): boolean {
+    if (!this.#asked) {
+      this.#asked = true
+      return false
+    }
     return this.#now() - this.#beganMs >= turnMs
   }
 
