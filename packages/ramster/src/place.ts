@@ -266,7 +266,7 @@ export class RamsterPlace implements SlowPlace {
       const bytes = flight.bytes.subarray(at, at + units * unitBytes)
       const generation = this.#nextGeneration++
       this.#generations[location] = generation
-      this.#sums[location] = sumOf(bytes, generation)
+      this.#sums[location] = crc32(bytes)
       const copies = persistent ? copiesOfPersistent : 1
       // Blocks that are on one machine only take turns; of several copies the first are where there is most room.
       const first = copies === 1 ? generation % batches.length : 0
@@ -360,7 +360,7 @@ export class RamsterPlace implements SlowPlace {
       }
       // Freed meanwhile: nobody looks at what comes.
       if (this.#generations[location] !== generation) throw ioError('the block was given up while it was read')
-      if (bytes?.length === units * unitBytes && sumOf(bytes, generation) === this.#sums[location]) {
+      if (bytes?.length === units * unitBytes && crc32(bytes) === this.#sums[location]) {
         if (bad.length > 0 || failure !== undefined) this.#counters.second_copies_read++
         for (const one of bad) this.#setHolders(location, this.#holders[location]! & ~one.bit)
         if (bad.length > 0) this.#healSoon()
@@ -590,6 +590,8 @@ export class RamsterPlace implements SlowPlace {
 
   tick(_budget: Budget): Progress {
     this.#healSoon()
+    // What a machine did not take, although it could be reached.
+    this.#drainSoon()
     return idle
   }
 
@@ -680,9 +682,6 @@ export function openRamster(options: Omit<RamsterPlaceOptions, 'table'>, { alloc
     })
   return new RamsterPlace({ ...options, table })
 }
-
-/** Checksum of a block of a generation: that of another generation differs for the same bytes. */
-const sumOf = (bytes: Uint8Array, generation: number): number => crc32(bytes, generation % 2 ** 32)
 
 const countOf = (mask: number): number => {
   let count = 0

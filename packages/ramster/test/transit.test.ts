@@ -172,6 +172,19 @@ test('flushes wait for a machine that is away, and reach it when it is back', as
   await world.expectSoon(() => world.a.keys.size === 0)
 })
 
+test('flushes that a machine does not take are sent again', async () => {
+  const world = new World()
+  for (const index of range(4)) world.put(index)
+  await world.send(...range(4))
+  world.machines[0]!.fails = 'all'
+  world.pool.flushObject(1)
+  await world.expectSoon(() => world.b.keys.size === 0)
+  world.machines[0]!.fails = 'nothing'
+  world.store.tick({ pages: 16 })
+  await world.expectSoon(() => world.counter('pending_flushes') === 0)
+  expect(world.a.keys.size).toBe(0)
+})
+
 for (const [what, alter] of [
   ['cut', (bytes: Uint8Array) => bytes.subarray(0, bytes.length - 1)],
   ['altered', (bytes: Uint8Array) => bytes.with(bytes.length - 1, bytes.at(-1)! ^ 1)],
