@@ -9,6 +9,7 @@ import {
   type AddressSpace,
   auditMachine,
   auditXip,
+  type CowKernel,
   createMachine,
   createSpace,
   createXipFile,
@@ -60,9 +61,9 @@ const operation: fc.Arbitrary<Operation> = fc.record({
 })
 
 /** Frames 0 to 23 are memory, 24 to 29 blocks, 30 to 33 a device. */
-function createWorld(pteSpecial: boolean, blocksHaveDescriptors: boolean): XipWorld {
+function createWorld(pteSpecial: boolean, blocksHaveDescriptors: boolean, kernel: CowKernel): XipWorld {
   const memory = { kind: 'flat', frames: blocksHaveDescriptors ? 30 : 24 } as const
-  const machine = createMachine({ memory, frames: 34, pteSpecial, maxTables: 6 })
+  const machine = createMachine({ memory, frames: 34, pteSpecial, kernel, maxTables: 6 })
   const fs = createXipFilesystem(machine, { first: 24, blocks: 6 })
   createXipFile({ machine, fs }, 3 * 4096)
   return { machine, fs }
@@ -76,9 +77,9 @@ class Run {
   readonly done: Record<string, number>
   next = 100
 
-  constructor(pteSpecial: boolean, blocksHaveDescriptors: boolean, done: Record<string, number>) {
+  constructor(pteSpecial: boolean, blocksHaveDescriptors: boolean, kernel: CowKernel, done: Record<string, number>) {
     this.done = done
-    this.world = createWorld(pteSpecial, blocksHaveDescriptors)
+    this.world = createWorld(pteSpecial, blocksHaveDescriptors, kernel)
     for (let i = 0; i < 2; i++) createSpace(this.world.machine)
     for (let pfn = 30; pfn < 34; pfn++) frameOf(this.world.machine, pfn).content = pfn
   }
@@ -239,16 +240,17 @@ class Run {
 }
 
 test.each([
-  [true, false],
-  [true, true],
-  [false, false],
-  [false, true],
-])('pte_special %s, blocks with descriptors %s', (pteSpecial, blocksHaveDescriptors) => {
+  [true, false, '2.6.31'],
+  [true, true, '5.9'],
+  [true, false, '5.19'],
+  [false, false, '2.6.31'],
+  [false, true, '2.6.31'],
+] as const)('pte_special %s, blocks with descriptors %s, kernel %s', (pteSpecial, blocksHaveDescriptors, kernel) => {
   // How often each operation met a space with anonymous pages: a property that never gets there says nothing.
   const done: Record<string, number> = {}
   fc.assert(
     fc.property(fc.array(operation, { minLength: 60, maxLength: 120 }), (operations) => {
-      const run = new Run(pteSpecial, blocksHaveDescriptors, done)
+      const run = new Run(pteSpecial, blocksHaveDescriptors, kernel, done)
       for (const one of operations) {
         run.apply(one)
         expect(auditMachine(run.world.machine)).toEqual([])
