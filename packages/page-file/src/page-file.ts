@@ -218,6 +218,11 @@ export class PageFile {
       if (use !== undefined) throw failure(request, use)
       const before = judge(request, io, descriptor, identity, made)
       claim = io.claim(descriptor, identity, before.mark)
+      // The number of a file that was just removed may be this one's already, and its owner about to give up the claim.
+      for (let attempt = 1; claim === undefined && made && attempt < attempts; attempt++) {
+        io.pause(attempt)
+        claim = io.claim(descriptor, identity, before.mark)
+      }
       if (claim === undefined) {
         const user = userText(before.mark, io.lockedBy(identity))
         throw new Momentary(failure(request, `${user}; give each its own file`))

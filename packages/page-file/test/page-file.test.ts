@@ -394,6 +394,16 @@ describe('a file to be kept that is not left alone', () => {
   })
 })
 
+test.each(modes)('a claim that is just being given up keeps no file from being made: %s', (mode) => {
+  // As of a removed file whose number is that of the new one.
+  const files = systemFiles()
+  const claim = files.claim.bind(files)
+  let refusals = 3
+  files.claim = (...words) => (refusals-- > 0 ? undefined : claim(...words))
+  open({ mode, files, keep: false, ...(mode === 'plain' ? { content: undefined! } : {}) }).closeNow()
+  expect(refusals).toBeLessThan(0)
+})
+
 describe('nothing is left behind', () => {
   const failures = ['openDirect', 'syncNow', 'writeNow', 'resize', 'kernelUse', 'claim'] as const
   test.each(failures)('when %s fails, of what was made', (call) => {
