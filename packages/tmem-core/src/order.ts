@@ -125,30 +125,35 @@ export class Order {
   next(sizeOf: (entry: number) => number): number {
     const directory = this.#directory
     const place = this.#place
-    let flying = this.#residents
     for (let chances = maxChances; ; ) {
       const probation = directory.bytesOf(place, PROBATION)
       const total = probation + directory.bytesOf(place, MAIN)
       let queue: number = probation > total * this.share ? PROBATION : MAIN
-      let resident = directory.oldest(place, queue)
+      let resident = this.#oldest(queue)
       if (resident === none) {
         queue = MAIN + PROBATION - queue
-        resident = directory.oldest(place, queue)
+        resident = this.#oldest(queue)
         if (resident === none) return none
       }
       const entry = directory.entryOf(resident)
       const state = directory.stateOf(entry)
-      if (isFlying(state)) {
-        // It is on its way: behind all others, and when all are, there is none.
-        if (--flying < 0) return none
-        this.#move(resident, entry, queue, sizeOf(entry))
-        continue
-      }
       if ((state & REFERENCED) === 0 || chances === 0) return resident
       chances--
       directory.flag(entry, 0, REFERENCED)
       this.#move(resident, entry, MAIN, sizeOf(entry))
     }
+  }
+
+  /**
+   * The oldest resident of a queue that is not on a flight. What leaves by one is at the other end of its queue; what is
+   * only written ahead has stayed where it was: neither is more than a few flights.
+   */
+  #oldest(queue: number): number {
+    const directory = this.#directory
+    let resident = directory.oldest(this.#place, queue)
+    while (resident !== none && isFlying(directory.stateOf(directory.entryOf(resident))))
+      resident = directory.newer(resident)
+    return resident
   }
 
   #move(resident: number, entry: number, queue: number, bytes: number): void {
