@@ -112,7 +112,7 @@ describe('tmem demo', () => {
       'compression ratio',
       'CPU in tmem',
       ': 0 wrong bytes.',
-      'tmem demo --help',
+      ' demo --help ',
       'README.md',
     ])
       expect(stdout).toContain(part)

@@ -133,12 +133,16 @@ export function shown(report: DemoReport): string {
         ]),
     '',
     'How to go on:',
-    '  tmem demo --help          your own pages (--input), other sizes, another seed',
-    '  tmem bench core           what one put and one get cost',
-    '  tmem stack                the layers to build stacks of',
-    '  README.md                 "A stack in ten lines", "The packages"',
+    hint(`${tmem} demo --help`, 'your own pages (--input), other sizes, another seed'),
+    hint(`${tmem} bench core`, 'what one put and one get cost'),
+    hint(`${tmem} stack`, 'the layers to build stacks of'),
+    hint('README.md', '"A stack in ten lines", "The packages"'),
   ].join('\n')
 }
+
+/** How the program is started here: in a checkout it is on nobody's PATH. */
+const tmem = process.env['npm_package_name'] === 'tmem-workspace' ? 'npm run -s tmem --' : 'tmem'
+const hint = (what: string, why: string): string => `  ${what.padEnd(tmem.length + 16)}${why}`
 
 const count = (number: number): string => number.toLocaleString('en-US')
 
