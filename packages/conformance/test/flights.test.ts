@@ -78,6 +78,7 @@ class Toy implements SlowPlace {
   writeNow(flight: Flight): void {
     this.writes++
     const { filled } = flight
+    if (flight.count === 0) throw new Error('a flight with nothing in it')
     this.dirtyEnds += flight.bytes.subarray(filled, Math.ceil(filled / 4096) * 4096).filter((byte) => byte !== 0).length
     if (this.failure !== undefined) throw this.failure
     for (let n = 0; n < flight.count; n++) {
@@ -266,6 +267,49 @@ describe('writing ahead', () => {
     store.check?.()
     pool.flushObject(7)
     expect(toy.frames.size).toBe(0)
+    await store.close()
+  })
+
+  test('what is damaged is not written, and stays for a get to report', async () => {
+    const toy = new Toy('nothing')
+    let damage = false
+    const compressed = zcache({ limitBytes: 256 * 1024 }).place!
+    const damaging = (place: Place): Place =>
+      new Proxy(place, {
+        get: (target, property) => {
+          const value = Reflect.get(target, property)
+          if (typeof value !== 'function') return value
+          return (...args: unknown[]) => {
+            const answer = value.apply(target, args)
+            const [, block] = args as [number, { bytes: Uint8Array; at: number }]
+            if (property === 'get' && damage) block.bytes[block.at + 5]! ^= 1
+            return answer
+          }
+        },
+      })
+    const upper: Layer = {
+      name: 'zcache',
+      place: { traits: compressed.traits, open: (context) => damaging(compressed.open(context)) },
+    }
+    const store = compose([upper, toyLayer(toy)])
+    const pool = poolOf(store, true)
+    for (let index = 0; index < 100; index++) expect(pool.put(7, index, noise(index))).toBe(Stored)
+    const into = new Uint8Array(pageSize)
+    for (let n = 0; n < 300; n++) expect(await pool.fetch(7, (n * 7) % 100, into)).toBe(Hit)
+    const moves = (): number[] => countersOf(store, 'moves').map(({ cleaned, corrupt }) => cleaned! + corrupt!)
+    const [, before] = moves()
+    const writes = toy.writes
+    damage = true
+    for (let n = 0; n < 4; n++) store.tick({ pages: 16 })
+    damage = false
+    await new Promise((resolve) => setImmediate(resolve))
+    const [corrupt, cleaned] = moves()
+    expect(corrupt).toBeGreaterThan(0)
+    expect([cleaned, toy.writes]).toEqual([before, writes])
+    for (let index = 0; index < 100; index++) {
+      expect(await pool.fetch(7, index, into)).toBe(Hit)
+      expect(Buffer.compare(into, noise(index))).toBe(0)
+    }
     await store.close()
   })
 

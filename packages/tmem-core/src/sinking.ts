@@ -272,50 +272,6 @@ export class Sinking {
   }
 
   /**
-   * Writes pages ahead while the place below has nothing else to do: they stay, and go for nothing when their turn
-   * comes. Each page that went for nothing pays for one, each copy that was written or read in vain costs one: so a
-   * stack that is only read comes to an end of writing, and one that is mostly written to never begins. Returns the
-   * pages.
-   */
-  cleanAhead(seat: Seat, most: number): number {
-    const { directory } = this
-    const pages = Math.min(most, seat.savedWrites)
-    if (pages <= 0 || this.#waits) return 0
-    const target = this.#below(seat, true, false)
-    if (target?.slow === undefined || !target.keepsCopies || target.isBusy) return 0
-    const flight = this.#flights.open(target, false)
-    let done = 0
-    let resident = seat.cleanHand
-    for (let left = maxLooks; left > 0 && done < pages; left--) {
-      // The youngest may well be put anew before they are cold.
-      if (seat.cleanLeft-- <= 0 || !this.#isMain(seat, resident)) {
-        seat.cleanLeft = Math.ceil(directory.queued(seat.number, MAIN) * cleanShare)
-        resident = directory.oldest(seat.number, MAIN)
-        if (resident === none) break
-      }
-      const entry = directory.entryOf(resident)
-      const next = directory.newer(resident)
-      if (directory.copyOf(resident) === none && !isFlying(directory.stateOf(entry))) {
-        if (this.#flights.board(seat, target, flight, entry, resident, true) === false) break
-        done++
-      }
-      resident = next
-    }
-    seat.cleanHand = resident
-    seat.savedWrites -= done
-    return done === 0 ? 0 : this.#flights.launch(target, flight, false)
-  }
-
-  /** Whether a resident, which may have been given up since, is in the main queue of a place. */
-  #isMain(seat: Seat, resident: number): boolean {
-    const { directory } = this
-    if (resident === none) return false
-    const entry = directory.entryOf(resident)
-    if (!this.#ledger.isResident(entry, resident)) return false
-    return directory.placeOf(entry) === seat.number && directory.queueOf(entry) === MAIN
-  }
-
-  /**
    * The same for ephemeral pages, in the order in which they came; what no place below takes is dropped. Whoever needs
    * room `now` and has to write for it writes many at once.
    */
@@ -376,6 +332,52 @@ export class Sinking {
         if (!directory.isNowhere(entry) && directory.placeOf(entry) === seat.number) this.#ledger.evict(entry)
       }
     return pages
+  }
+
+  /**
+   * Writes pages ahead while the place below has nothing else to do: they stay, and go for nothing when their turn
+   * comes. Each page that went for nothing pays for one, each copy that was written or read in vain costs one: so a
+   * stack that is only read comes to an end of writing, and one that is mostly written to never begins. Returns the
+   * pages.
+   */
+  cleanAhead(seat: Seat, most: number): number {
+    const { directory } = this
+    const pages = Math.min(most, seat.savedWrites)
+    if (pages <= 0 || this.#waits) return 0
+    const target = this.#below(seat, true, false)
+    if (target?.slow === undefined || !target.keepsCopies || target.isBusy) return 0
+    const flight = this.#flights.open(target, false)
+    let done = 0
+    let resident = seat.cleanHand
+    for (let left = maxLooks; left > 0 && done < pages; left--) {
+      // The youngest may well be put anew before they are cold.
+      if (seat.cleanLeft-- <= 0 || !this.#isMain(seat, resident)) {
+        seat.cleanLeft = Math.ceil(directory.queued(seat.number, MAIN) * cleanShare)
+        resident = directory.oldest(seat.number, MAIN)
+        if (resident === none) break
+      }
+      const entry = directory.entryOf(resident)
+      const next = directory.newer(resident)
+      if (directory.copyOf(resident) === none && !isFlying(directory.stateOf(entry))) {
+        const boarded = this.#flights.board(seat, target, flight, entry, resident, true)
+        if (boarded === false) break
+        // A damaged one has stayed.
+        if (boarded) done++
+      }
+      resident = next
+    }
+    seat.cleanHand = resident
+    seat.savedWrites -= done
+    return done === 0 ? 0 : this.#flights.launch(target, flight, false)
+  }
+
+  /** Whether a resident, which may have been given up since, is in the main queue of a place. */
+  #isMain(seat: Seat, resident: number): boolean {
+    const { directory } = this
+    if (resident === none) return false
+    const entry = directory.entryOf(resident)
+    if (!this.#ledger.isResident(entry, resident)) return false
+    return directory.placeOf(entry) === seat.number && directory.queueOf(entry) === MAIN
   }
 
   /** The next place below that takes pages of that kind now. */
