@@ -235,6 +235,14 @@ export class RamsterPlace implements SlowPlace {
     if (this.#closed || open.length < this.#copies) throw this.#unavailable()
     const batches = open.map((machine): Batch => ({ machine, life: machine.lives, keys: [], blocks: [], taken: [] }))
     const leaving = this.#load(flight, batches)
+    const failure = await this.#put(batches)
+    const landed = this.#land(flight, batches, leaving)
+    if (failure === undefined || landed > 0) this.#failure = undefined
+    else throw this.#noted(failure)
+  }
+
+  /** Sends each machine what it is to have, and notes what it took. Answers the first failure. */
+  async #put(batches: readonly Batch[]): Promise<unknown> {
     let failure: unknown
     await Promise.all(
       batches
@@ -248,9 +256,7 @@ export class RamsterPlace implements SlowPlace {
           }
         }),
     )
-    const landed = this.#land(flight, batches, leaving)
-    if (failure === undefined || landed > 0) this.#failure = undefined
-    else throw this.#noted(failure)
+    return failure
   }
 
   /** Gives the frames of a flight locations and generations, and to each machine those that it is to have. */
@@ -523,18 +529,8 @@ export class RamsterPlace implements SlowPlace {
         }
       }),
     )
-    await Promise.all(
-      batches
-        .filter(({ keys }) => keys.length > 0)
-        .map(async (batch) => {
-          try {
-            batch.taken = await batch.machine.memory.put(batch.keys, batch.blocks)
-          } catch (error) {
-            batch.taken = undefined
-            this.#noted(error)
-          }
-        }),
-    )
+    const failure = await this.#put(batches)
+    if (failure !== undefined) this.#noted(failure)
     let healed = 0
     for (const { location, generation, batch } of sent) {
       const { machine, life, keys, taken } = batch
