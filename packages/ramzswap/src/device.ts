@@ -350,6 +350,11 @@ export class Ramzswap implements BlockDevice {
       .join('')
   }
 
+  /** Resolves when every place of the stack takes pages. Rejects with `TmemError` where one says that it cannot. */
+  ready(): Promise<void> {
+    return this.#stack.store.ready?.() ?? Promise.resolve()
+  }
+
   /** What rests in each place of the stack, and which of them fail. */
   usage(): StackUsage {
     return this.#stack.store.usage()

@@ -24,7 +24,7 @@ import { type FuseNode, type FuseServer, fuseServer, namedApart, type Place, pla
 import { mappedAllocator } from '@tmem/memory'
 import { type NbdAddress, type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
-import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
+import { BadInput, Failed, Interrupted, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { activatedDescriptors } from './activation.ts'
@@ -163,6 +163,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
         })
       })
       goOn()
+      await Promise.race([device.device.ready(), interrupted(terminal.signal)])
     }
     memory?.settle()
     for (const { name, done, note } of protection?.measures ?? [])
@@ -281,6 +282,12 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       `what it held of ${names} is lost, and clients had that open: end them, then start with --fresh; with a snapshot it would be there again`,
     )
 }
+
+/** Rejects with `Interrupted` when the signal is raised, and never resolves. */
+const interrupted = (signal: AbortSignal): Promise<never> =>
+  new Promise((_, reject) => {
+    signal.addEventListener('abort', () => reject(new Interrupted()), { once: true })
+  })
 
 /** Whether anything but zeros would be missed. */
 function holdsPages(device: Ramzswap): boolean {
