@@ -1,0 +1,147 @@
+/**
+ * Requests: what a program asks for, as far as that could be answered from a cache.
+ *
+ * Invariants: what is not known to change nothing of the answer is left to `fetch`; so is what is wrong with a request.
+ */
+
+/** How to talk to servers. */
+export type Fetch = typeof globalThis.fetch
+
+/** A GET that may be answered from the cache. */
+export interface Asked {
+  readonly key: string
+  readonly url: string
+  readonly headers: Headers
+  readonly cache: 'default' | 'no-cache' | 'reload'
+  readonly signal: AbortSignal | undefined
+  /** Sends it, with further headers. */
+  readonly send: (headers?: Readonly<Record<string, string>>) => Promise<Response>
+}
+
+/** Characters of a URL with the headers of the request; what has more is passed through. */
+const longestKey = 8192
+
+/** Undefined: nothing that could be answered from the cache. What is wrong with a request is said by `fetch` itself. */
+export function askedBy(
+  fetch: Fetch,
+  input: Parameters<Fetch>[0],
+  init: RequestInit | null | undefined,
+): Asked | undefined {
+  const request = input instanceof Request ? input : undefined
+  const url = addressOf(input)
+  if (url === undefined) return undefined
+  const settings: Record<string, unknown> = {}
+  // As `fetch` reads them: also what is inherited.
+  for (const name in init ?? {}) {
+    const value = (init as Record<string, unknown>)[name]
+    if (value === undefined) continue
+    if (!(name in harmless)) return undefined
+    settings[name] = value
+  }
+  const setting = (name: string): unknown => settings[name] ?? (request as Record<string, unknown> | undefined)?.[name]
+  for (const [name, values] of Object.entries(harmless)) {
+    const value = setting(name)
+    if (value !== undefined && values !== undefined && !values.includes(value)) return undefined
+  }
+  const signal = setting('signal') ?? undefined
+  if (signal !== undefined && !(signal instanceof AbortSignal)) return undefined
+  const method = setting('method') ?? 'GET'
+  const given = setting('headers') ?? {}
+  // What can be read once only is left to `fetch`.
+  if (typeof method !== 'string' || !/^get$/i.test(method) || !isReadable(given)) return undefined
+  let headers: Headers
+  try {
+    headers = new Headers(given as Headers)
+  } catch {
+    return undefined
+  }
+  const names = [...headers].filter(([name]) => !directives.has(name))
+  const key = names.length === 0 ? url : `${url} ${JSON.stringify(names)}`
+  if (key.length > longestKey || [...headers.keys()].some((name) => questions.has(name))) return undefined
+  if (/\b(no-store|only-if-cached)\b/i.test(headers.get('cache-control') ?? '')) return undefined
+  return {
+    key,
+    url,
+    headers,
+    cache: (setting('cache') as Asked['cache'] | undefined) ?? 'default',
+    signal,
+    send: (more) => {
+      if (more === undefined) return fetch(input, init ?? undefined)
+      const all = new Headers(headers)
+      for (const [name, value] of Object.entries(more)) all.set(name, value)
+      return fetch(input, { ...settings, ...asking, headers: all })
+    },
+  }
+}
+
+/** So that ranges and lengths are those of the file, not of a compressed form. */
+export const identity = { 'accept-encoding': 'identity' }
+/**
+ * With the default, `fetch` adds `Cache-Control: no-cache` to each question, and then there are servers that send the whole file; so it is
+ * `max-age=0`. The setting is known to the runtime, not to its types.
+ */
+export const asking: object = { cache: 'no-cache' }
+/** Headers that make a request a question of its own, or answers for one person. */
+const questions: ReadonlySet<string> = new Set([
+  'authorization',
+  'cookie',
+  'if-match',
+  'if-modified-since',
+  'if-none-match',
+  'if-range',
+  'if-unmodified-since',
+  'proxy-authorization',
+  'range',
+])
+/** Headers that say how to use a cache, not what is wanted. */
+const directives: ReadonlySet<string> = new Set(['cache-control', 'pragma'])
+/** Settings of a request that change nothing of the answer; undefined: any value. What is not here is not known to do no harm. */
+const harmless: Readonly<Record<string, readonly unknown[] | undefined>> = {
+  method: undefined,
+  headers: undefined,
+  signal: undefined,
+  duplex: undefined,
+  body: [null],
+  cache: ['default', 'no-cache', 'reload'],
+  credentials: ['same-origin'],
+  integrity: [''],
+  keepalive: [false],
+  mode: ['cors'],
+  redirect: ['follow'],
+  referrer: ['about:client'],
+  referrerPolicy: [''],
+  window: [null],
+}
+
+/** The address of a file on an HTTP server, without a fragment. */
+export function addressOf(input: Parameters<Fetch>[0]): string | undefined {
+  const text = input instanceof Request ? input.url : input
+  if (!(typeof text === 'string' || text instanceof URL) || !URL.canParse(String(text))) return undefined
+  const address = new URL(text)
+  // What has a name and a password is refused by `fetch`.
+  if (!/^https?:$/.test(address.protocol) || address.username !== '' || address.password !== '') return undefined
+  address.hash = ''
+  return address.href
+}
+
+/** Whether headers can be read more than once. */
+function isReadable(given: unknown): boolean {
+  if (given instanceof Headers || Array.isArray(given)) return true
+  return typeof given === 'object' && given !== null && !(Symbol.iterator in given)
+}
+
+/** The promise, or a rejection when the signal aborts before. */
+export async function abortable<Value>(promise: Promise<Value>, signal: AbortSignal | undefined): Promise<Value> {
+  if (signal === undefined) return promise
+  signal.throwIfAborted()
+  let aborted = (): void => undefined
+  const given = new Promise<never>((_resolve, reject) => {
+    aborted = () => reject(signal.reason as Error)
+    signal.addEventListener('abort', aborted, { once: true })
+  })
+  try {
+    return await Promise.race([promise, given])
+  } finally {
+    signal.removeEventListener('abort', aborted)
+  }
+}

@@ -1,0 +1,358 @@
+/**
+ * What is known of URLs: the files that are cached, where redirects led, and what cannot be cached.
+ *
+ * Invariants:
+ *  - An ETag names a version of one URL. After a redirect that is the URL where it ended: when it ends elsewhere that is another file.
+ *  - An entry is complete, or only good as a whole and on its way: then nobody but who asked for it reads it.
+ *  - What is remembered is bounded: files by number and by the length of their headers, and so are the URLs that are not cached.
+ *
+ * Source: RFC 9111 §3.1 (headers that are not kept), §4.3.4 (headers of a 304), §4.4 (invalidation).
+ */
+import { randomUUID } from 'node:crypto'
+import { isEncoded, isSame, isStrong, lengthOf, targetOf } from './answers.ts'
+import { Fill } from './body.ts'
+import type { Cookie, FsCache, Volume } from './cookies.ts'
+import { Freshness } from './freshness.ts'
+import type { Asked } from './request.ts'
+
+/** Counters. */
+export interface HttpFilesCounters {
+  /** Requests to servers: all; those answered 304; those for ranges, and the bytes that came for the cache. */
+  requests: number
+  notModified: number
+  ranges: number
+  bytesFetched: number
+  /** Pages answered from the cache, and those fetched. */
+  pagesCached: number
+  pagesFetched: number
+  /** Answers from the cache without a request: they were fresh. */
+  fresh: number
+  /** Answers passed through because they may not or cannot be cached. */
+  uncached: number
+  /** Answers that a plain client would not have got, each followed by a plain GET. */
+  surprises: number
+  /** Times that a server had another version. */
+  changes: number
+}
+
+/** A file that is only good as a whole is not kept when it is larger. */
+const largestWhole = 16 * 2 ** 20
+/** Bytes of URLs and headers that a file may have on average. */
+export const averageWeight = 4096
+
+/** What is known of a file on a server. */
+export interface Entry {
+  /** The URL, and the headers of the request. */
+  readonly key: string
+  readonly url: string
+  /** Where the redirects ended, if there were any; otherwise the URL. */
+  readonly target: string
+  readonly type: Response['type']
+  readonly volume: Volume
+  readonly cookie: Cookie
+  /** As the server sent it; the version of the cookie only with `parts`. */
+  readonly etag: string
+  /** True: it has a strong ETag, its length is known, and it is sent as it is. So parts of it may be asked for. */
+  readonly parts: boolean
+  /** False while a file that is only good as a whole is coming. */
+  complete: boolean
+  /** Status text and headers of the last full answer, with those of later ones that said that it is still good. */
+  statusText: string
+  headers: Headers
+  freshness: Freshness
+  /** Who has it open. */
+  users: number
+  /** Bytes of what is known of it, about. */
+  weight: number
+  /** Pages on their way, by index. */
+  readonly coming: Map<number, Promise<Uint8Array>>
+  /** The whole file, from a server that was asked for a part. */
+  fill: Fill | undefined
+}
+
+/** A question to a server, until it is answered. What is written meanwhile overtakes it: then the answer is not kept. */
+export interface Question {
+  readonly url: string
+  overtaken: boolean
+}
+
+/**
+ * What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. `broken`: the connection broke at a
+ * question, which may have been chance once.
+ */
+export type Note = 'alone' | 'broken' | 'plain'
+
+export class Table {
+  readonly #cache: FsCache
+  readonly #counters: HttpFilesCounters
+  readonly #limit: number
+  /** In the order of their last use. */
+  readonly #entries = new Map<string, Entry>()
+  readonly #notes = new Map<string, Note>()
+  /** Where redirects led the last time. */
+  readonly #targets = new Map<string, string>()
+  /** Versions that HEAD tells of files of which GET tells another. */
+  readonly #doubts = new Map<string, string>()
+  readonly #questions = new Set<Question>()
+  #weight = 0
+
+  constructor(cache: FsCache, counters: HttpFilesCounters, limit: number) {
+    this.#cache = cache
+    this.#counters = counters
+    this.#limit = limit
+  }
+
+  /** Forgets all. */
+  clear(): void {
+    for (const entry of this.#entries.values()) this.remove(entry)
+    this.#notes.clear()
+    this.#doubts.clear()
+    this.#targets.clear()
+  }
+
+  /** A file is closed by who had it open. */
+  release(entry: Entry): void {
+    entry.users--
+    if (entry.users === 0) void this.abandon(entry)
+    this.#trim()
+  }
+
+  /** Runs what asks a server about a URL, so that it can be overtaken. */
+  async during<Answer>(url: string, run: (question: Question) => Promise<Answer>): Promise<Answer> {
+    const question: Question = { url, overtaken: false }
+    this.#questions.add(question)
+    try {
+      return await run(question)
+    } finally {
+      this.#questions.delete(question)
+    }
+  }
+
+  /** What is known of a URL, good or not. */
+  get(key: string): Entry | undefined {
+    return this.#entries.get(key)
+  }
+
+  /** What is known of a file, as far as it can be used. */
+  known({ key }: Asked): Entry | undefined {
+    const entry = this.#entries.get(key)
+    if (entry === undefined || !entry.complete || !entry.cookie.enabled) return undefined
+    return this.used(entry)
+  }
+
+  /** It is used: it goes last. */
+  used(entry: Entry): Entry {
+    this.#entries.delete(entry.key)
+    this.#entries.set(entry.key, entry)
+    return entry
+  }
+
+  /** Whether a redirect has led there before: to an address that is used once there is no second time. */
+  settled(key: string, target: string): boolean {
+    const before = this.#targets.get(key)
+    this.#targets.delete(key)
+    this.#targets.set(key, target)
+    shorten(this.#targets, this.#limit)
+    return before === target
+  }
+
+  /** What is noted of a URL. */
+  noted(key: string): Note | undefined {
+    return this.#notes.get(key)
+  }
+
+  unnote(key: string): void {
+    this.#notes.delete(key)
+  }
+
+  note(key: string, note: Note): void {
+    this.#notes.delete(key)
+    this.#notes.set(key, note)
+    shorten(this.#notes, this.#limit)
+  }
+
+  /** Whether HEAD has told this version of a file of which GET told another. */
+  doubted(url: string, version: string): boolean {
+    return this.#doubts.get(url) === version
+  }
+
+  /** Remembers a file, before its first byte has come. What was known of it goes. */
+  keep(
+    { key, url, headers: wanted }: Pick<Asked, 'key' | 'url' | 'headers'>,
+    response: Pick<Response, 'headers' | 'statusText' | 'type' | 'url'>,
+    freshness: Freshness,
+  ): Entry {
+    const { headers, statusText, type } = response
+    const target = targetOf(response, url)
+    const version = headers.get('etag') ?? ''
+    const size = lengthOf(headers)
+    const parts = isStrong(version) && size !== undefined && !isEncoded(headers)
+    const known = this.#entries.get(key)
+    if (known !== undefined && parts && known.target === target && isSame(response, known)) {
+      known.statusText = statusText
+      this.#update(known, wanted, headers)
+      return known
+    }
+    if (known !== undefined) this.#counters.changes++
+    this.forget(key)
+    return this.#make({ key, url, target, type, parts, complete: parts, statusText, headers, freshness }, version, size)
+  }
+
+  #make(
+    what: Pick<
+      Entry,
+      'key' | 'url' | 'target' | 'type' | 'parts' | 'complete' | 'statusText' | 'headers' | 'freshness'
+    >,
+    version: string,
+    size: number | undefined,
+  ): Entry {
+    const { key, url, target, parts } = what
+    const volume = this.#cache.acquireVolume(new URL(target).origin, { shared: true })
+    // Several URLs may lead to one: each has its own pages of it.
+    const name = target === url ? key : `${key} ${target}`
+    const auxiliary = parts ? { version, size: size! } : { version: `${version} ${randomUUID()}`, size: 0 }
+    const cookie = volume.acquireCookie(name, auxiliary)
+    const headers = keptOf(what.headers)
+    const weight = weightOf(key, target, headers)
+    const more = { headers, volume, cookie, weight, etag: version, users: 0, coming: new Map(), fill: undefined }
+    const entry: Entry = { ...what, ...more }
+    this.#entries.set(key, entry)
+    this.#weight += weight
+    this.#trim(entry)
+    return entry
+  }
+
+  /** The body of an answer, from which the pages of a file are kept. */
+  fill(entry: Entry, body: ReadableStream<Uint8Array>, start: number, end: number | undefined, exact: boolean): Fill {
+    const { cookie, parts, url } = entry
+    const counters = this.#counters
+    return new Fill({
+      body,
+      cookie,
+      pageSize: this.#cache.pageSize,
+      start,
+      ...(end === undefined ? {} : { end }),
+      exact,
+      limit: parts ? Number.MAX_SAFE_INTEGER : largestWhole,
+      name: url,
+      received: (bytes: number, pages: number) => {
+        counters.bytesFetched += bytes
+        counters.pagesFetched += pages
+      },
+      ended: (size: number | undefined) => {
+        const mine = this.#entries.get(entry.key) === entry
+        if (!parts && size !== undefined && size <= largestWhole) entry.complete = true
+        // Another length than was said, or no use without its end.
+        else if (mine && (parts ? !exact && size !== undefined && size !== end : true)) this.forget(entry.key)
+      },
+    })
+  }
+
+  /** The server says that what is known is still good: with what it says of it now. */
+  renew({ headers: wanted }: Pick<Asked, 'headers'>, entry: Entry, response: Response): void {
+    const headers = new Headers(entry.headers)
+    for (const name of new Set(response.headers.keys())) {
+      // An ETag that is the same, but for being weak or not, is that of the compressed file or not.
+      if (ofBody.has(name) || (name === 'etag' && entry.etag !== '')) continue
+      if (name !== 'set-cookie') headers.set(name, response.headers.get(name)!)
+    }
+    const cookies = response.headers.getSetCookie()
+    if (cookies.length > 0) headers.delete('set-cookie')
+    for (const cookie of cookies) headers.append('set-cookie', cookie)
+    this.#update(entry, wanted, headers)
+  }
+
+  #update(entry: Entry, wanted: Headers, headers: Headers): void {
+    entry.headers = keptOf(headers)
+    entry.freshness = new Freshness(entry.url, wanted, entry.headers)
+    const weight = weightOf(entry.key, entry.target, entry.headers)
+    if (this.#entries.get(entry.key) !== entry) return
+    this.#weight += weight - entry.weight
+    entry.weight = weight
+    // It may have been told not to keep it.
+    if (entry.freshness.storable) this.#trim(entry)
+    else this.remove(entry, true)
+  }
+
+  /** The server has another version: nobody may be given the old one any more. */
+  changed(entry: Entry, version: string): void {
+    if (entry.cookie.version !== version) return
+    this.#counters.changes++
+    this.#doubts.delete(entry.url)
+    this.#doubts.set(entry.url, version)
+    shorten(this.#doubts, this.#limit)
+    this.forget(entry.key)
+  }
+
+  /** Something may have changed at a URL. */
+  wrote(url: string | undefined): void {
+    for (const question of this.#questions) if (question.url === url) question.overtaken = true
+    for (const entry of this.#entries.values()) if (entry.url === url || entry.target === url) this.forget(entry.key)
+  }
+
+  forget(key: string): void {
+    const entry = this.#entries.get(key)
+    if (entry !== undefined) this.remove(entry, true)
+  }
+
+  /** An entry goes; with `retire` its pages, too. */
+  remove(entry: Entry, retire = false): void {
+    this.#entries.delete(entry.key)
+    this.#weight -= entry.weight
+    entry.coming.clear()
+    // Open files hold on to a cookie without a version: their next read says that it is stale.
+    if (retire && entry.users > 0) entry.cookie.invalidate({ version: '', size: 0 })
+    entry.cookie.relinquish(retire)
+    entry.volume.relinquish()
+    void this.abandon(entry)
+  }
+
+  /** Nobody reads on. */
+  async abandon(entry: Entry): Promise<void> {
+    const { fill } = entry
+    entry.fill = undefined
+    await fill?.leave()
+  }
+
+  /** Files that nobody has open are forgotten, the ones longest unused first; their pages stay. */
+  #trim(keep?: Entry): void {
+    for (const entry of this.#entries.values()) {
+      if (this.#entries.size <= this.#limit && this.#weight <= this.#limit * averageWeight) return
+      if (entry.users > 0 || entry === keep) continue
+      this.remove(entry, !entry.complete)
+    }
+  }
+}
+
+/** Headers that describe a body: a 304 has none. */
+const ofBody: ReadonlySet<string> = new Set([
+  'content-length',
+  'content-encoding',
+  'content-md5',
+  'content-range',
+  'transfer-encoding',
+])
+/** Headers of a file, without those that are of the connection that it came over (RFC 9111 §3.1). */
+function keptOf(headers: Headers): Headers {
+  const kept = new Headers(headers)
+  for (const name of (headers.get('connection') ?? '').split(',')) {
+    const trimmed = name.trim().toLowerCase()
+    if (/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(trimmed) && trimmed !== 'keep-alive') kept.delete(trimmed)
+  }
+  return kept
+}
+
+/** The oldest go until few enough are left. */
+function shorten(map: Map<string, unknown>, limit: number): void {
+  for (const oldest of map.keys()) {
+    if (map.size <= limit) return
+    map.delete(oldest)
+  }
+}
+
+/** Bytes of what is remembered of an answer, about: names and values are kept twice. */
+export function weightOf(key: string, target: string, headers: Headers): number {
+  let length = 2 * key.length + target.length
+  for (const [name, value] of headers) length += 2 * (name.length + value.length)
+  return length
+}
