@@ -4,9 +4,12 @@
  *
  * Invariants:
  *  - A put has no result: whoever puts never learns whether the page was stored. `puts` counts attempts.
- *  - A file system that has not opted in, or a file without a key, reaches no backend and no counter.
+ *  - A file system that has no pool (not opted in, refused, waiting for a backend), or a file without a key, reaches no
+ *    backend and no counter.
  *  - A pool id is given to a file system only by the backend, and belongs to it until `invalidateFs`.
- *  - On registration all waiting file systems get their pools before the first page can reach the backend.
+ *  - On registration the backend is published first, then each waiting file system gets its pool; until it has one,
+ *    its pages reach nothing. (In Linux 3.10 all pools came first, and `puts` and `failed_gets` of waiting file systems
+ *    counted, because their fake pool ids were positive.)
  *
  * A page is locked by its owner for every call that names it (get, put, invalidate): two calls for one handle at the
  * same time have no defined order here. The caller says so with the `Locked` bit, which is asserted.
@@ -16,7 +19,7 @@
  * is no limit. DEVIATION: an access that the backend can only answer by waiting (`Deferred`) is not counted by
  * `getPage`; `fetchPage` counts it. No backend of the kernel could defer.
  *
- * Source: mm/cleancache.c of Linux 3.0 to 4.x as described in the reference notes, §1.
+ * Source: mm/cleancache.c of Linux 4.1 on (states, registration, counters) as described in the reference notes, §1.
  */
 import { assertPageSize, GetOutcome, type StatsNode } from '@tmem/core'
 import { type FileKey, keyOfHandle, keyOfInode } from './keys.ts'
@@ -65,9 +68,9 @@ export type Registration = (typeof Registration)[keyof typeof Registration]
 export interface CleancacheCounters {
   /** Gets that were hits. */
   succ_gets: number
-  /** Gets that were misses, also for want of a backend. */
+  /** Gets that reached the backend and were misses. */
   failed_gets: number
-  /** Puts that were attempted, also for want of a backend. */
+  /** Puts that reached the backend, whatever became of them. */
   puts: number
   /** Pages invalidated singly; those of files and file systems as a whole are not counted. */
   invalidates: number
@@ -121,8 +124,6 @@ class MountedSuperblock implements Superblock {
 export class Cleancache {
   readonly counters: CleancacheCounters = { succ_gets: 0, failed_gets: 0, puts: 0, invalidates: 0 }
   #backend: CleancacheBackend | undefined
-  /** There is a backend, or one is about to be: the first who comes has the place. */
-  #registering = false
   /** File systems that opted in and have not gone. */
   readonly #mounted = new Set<MountedSuperblock>()
 
@@ -133,11 +134,10 @@ export class Cleancache {
 
   /** Registers the backend, before or after file systems are mounted. There is no unregister. */
   register(backend: CleancacheBackend): Registration {
-    if (this.#registering) return Registration.Busy
-    this.#registering = true
-    for (const superblock of this.#mounted) init(backend, superblock)
-    // Published last: until here every operation finds no backend.
+    if (this.#backend !== undefined) return Registration.Busy
     this.#backend = backend
+    // One that is mounted from now on has its pool already.
+    for (const superblock of this.#mounted) if (superblock.waiting) init(backend, superblock)
     return Registration.Done
   }
 
@@ -173,9 +173,9 @@ export class Cleancache {
     state: number,
   ): GetOutcome {
     assertLocked(state)
-    const pool = this.#poolForGet(superblock as MountedSuperblock, key)
-    if (pool === noPool) return GetOutcome.Miss
-    const outcome = this.#backend!.getPage(pool, key!, index, into)
+    const { state: pool } = superblock as MountedSuperblock
+    if (this.#backend === undefined || pool < 0 || key === undefined) return GetOutcome.Miss
+    const outcome = this.#backend.getPage(pool, key, index, into)
     if (outcome !== GetOutcome.Deferred) this.#got(outcome)
     return outcome
   }
@@ -189,9 +189,9 @@ export class Cleancache {
     state: number,
   ): Promise<GetOutcome> {
     assertLocked(state)
-    const pool = this.#poolForGet(superblock as MountedSuperblock, key)
-    if (pool === noPool) return GetOutcome.Miss
-    const outcome = await this.#backend!.fetchPage(pool, key!, index, into)
+    const { state: pool } = superblock as MountedSuperblock
+    if (this.#backend === undefined || pool < 0 || key === undefined) return GetOutcome.Miss
+    const outcome = await this.#backend.fetchPage(pool, key, index, into)
     this.#got(outcome)
     return outcome
   }
@@ -199,14 +199,9 @@ export class Cleancache {
   /** Offers a page that is clean, up to date and mapped to disk. Nothing tells whether it was taken. */
   putPage(superblock: Superblock, key: FileKey | undefined, index: number, page: Uint8Array, state: number): void {
     assertLocked(state)
-    const mounted = superblock as MountedSuperblock
-    if (mounted.state === noPool) return
-    if (this.#backend === undefined) {
-      this.counters.puts++
-      return
-    }
-    if (mounted.state < 0 || key === undefined) return
-    this.#backend.putPage(mounted.state, key, index, page)
+    const { state: pool } = superblock as MountedSuperblock
+    if (this.#backend === undefined || pool < 0 || key === undefined) return
+    this.#backend.putPage(pool, key, index, page)
     this.counters.puts++
   }
 
@@ -274,16 +269,6 @@ export class Cleancache {
     if (this.#backend === undefined) superblock.state = uuid === undefined ? waitsForPrivate : waitsForShared
     else init(this.#backend, superblock)
     return superblock
-  }
-
-  /** The pool in which a page may be, or `noPool`. */
-  #poolForGet(superblock: MountedSuperblock, key: FileKey | undefined): number {
-    if (superblock.state === noPool) return noPool
-    if (this.#backend === undefined) {
-      this.counters.failed_gets++
-      return noPool
-    }
-    return superblock.state < 0 || key === undefined ? noPool : superblock.state
   }
 
   #got(outcome: GetOutcome): void {

@@ -37,7 +37,7 @@ export abstract class PassingPool implements Pool {
   constructor(next: Pool) {
     this.attributes = next.attributes
     this.next = next
-    for (const name of ['replace', 'replaceMany', 'release', 'whereIs', 'sink', 'recompress'] as const)
+    for (const name of ['replace', 'replaceMany', 'release', 'whereIs', 'sink', 'recompress', 'handOver'] as const)
       if (next[name] === undefined) this[name] = undefined as never
   }
 
@@ -99,6 +99,10 @@ export abstract class PassingPool implements Pool {
 
   recompress(object: ObjectId, indexes: Uint32Array, count: number): number {
     return this.next.recompress!(object, indexes, count)
+  }
+
+  handOver(client: number): boolean {
+    return this.next.handOver!(client)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {

@@ -1,10 +1,12 @@
 /**
- * Frontswap: a shadow in front of every swap area. A page on its way to a slot is first offered to a backend; whether
- * the backend or the slot on disk has it is known by one bit per slot, the frontswap map, and by nothing else.
+ * Frontswap: a shadow in front of every swap area. A page on its way to a slot is first offered to the backends, the
+ * one that registered last first; whether one of them or the slot on disk has it is known by one bit per slot, the
+ * frontswap map, and by nothing else.
  *
  * Invariants:
- *  - A bit is set exactly while the backend was told to keep the page of that slot and not yet told to drop it.
- *  - After a refused store the bit is clear and the backend has been told to drop whatever it held of that slot.
+ *  - A bit is set exactly while one backend was told to keep the page of that slot and not yet told to drop it.
+ *  - Before a slot is stored to again its bit is cleared, and every backend is told to drop what it holds of it: the
+ *    new page may go to another backend than the old one. So after a refused store nobody has a page of that slot.
  *  - The pages of a type are the bits set in its map.
  *
  * The kernel has one pool for all; here pages may belong to several owners (clients, page sizes) with a pool each, so
@@ -12,11 +14,11 @@
  *
  * DEVIATION: an exclusive load drops the backend's copy itself. The original trusted the backend to have done it and
  * leaked the page when it had not: later invalidates see a clear bit. DEVIATION: swapoff tells the backend before it
- * gives the map up. Linux 3.10 did it the other way round, so the backend was never told. DEVIATION: a second backend
- * is refused, as cleancache does from 4.1 on; the original put the new one in the place of the old, whose pages were
- * then lost.
+ * gives the map up. Linux 3.10 did it the other way round, so the backend was never told. DEVIATION: a backend that
+ * registers twice is refused; the kernel's list of them would become a ring.
  *
- * Source: mm/frontswap.c and mm/swapfile.c of Linux 3.5 to 3.10 as described in the reference notes.
+ * Source: mm/frontswap.c of Linux 4.2 on, which has several backends (commit d1dc6f1bcf1e), with writethrough and
+ * exclusive loads, which were dropped before 6.5; mm/swapfile.c. As described in the reference notes.
  */
 import {
   type Allocator,
@@ -115,9 +117,11 @@ interface SwapType {
 
 interface Owner {
   readonly attributes: PoolAttributes
-  /** Undefined while there is no backend, or when it does not keep such pages. */
-  pool: Pool | undefined
+  /** Of the backends that keep such pages, the last that registered first. */
+  readonly pools: Pool[]
 }
+
+const noPools: readonly Pool[] = []
 
 export class Frontswap {
   readonly counters: FrontswapCounters = { loads: 0, succ_stores: 0, failed_stores: 0, invalidates: 0 }
@@ -130,7 +134,8 @@ export class Frontswap {
   /** Types by priority, the highest first; of equal ones the next to be used first. */
   readonly #order: number[] = []
   readonly #owners: (Owner | undefined)[] = []
-  #backend: PageStore | undefined
+  /** The last that registered first. */
+  readonly #backends: PageStore[] = []
   /** Scratch: the entries of a batch that were offered. */
   readonly #offered: Uint16Array = new Uint16Array(largestBatch)
 
@@ -143,10 +148,10 @@ export class Frontswap {
 
   /** True when a backend is registered. */
   get enabled(): boolean {
-    return this.#backend !== undefined
+    return this.#backends.length > 0
   }
 
-  /** Pages in the backend: the sum over all types. */
+  /** Pages in the backends: the sum over all types. */
   get currPages(): number {
     let pages = 0
     for (const type of this.#types) pages += type?.pages ?? 0
@@ -158,42 +163,41 @@ export class Frontswap {
     return this.#types.map((type) => type?.area)
   }
 
-  /** Pages of a type that are in the backend. */
+  /** Pages of a type that are in the backends. */
   pagesOf(type: number): number {
     return this.#types[type]?.pages ?? 0
   }
 
   /**
-   * Registers the backend, before or after swapon: pools are made for the owners that wait, then stores begin. There is
-   * no unregister. Throws `TypeError` when there is one already.
+   * Registers a backend, before or after swapon: pools are made for the owners that there are, and from then on it is
+   * the first that pages are offered to. There is no unregister. Throws `TypeError` when it is registered already.
    */
   register(backend: PageStore): void {
-    if (this.#backend !== undefined) throw new TypeError(`frontswap has a backend already: ${this.#backend.name}`)
-    for (const owner of this.#owners) if (owner !== undefined) owner.pool = poolFor(backend, owner.attributes)
-    // Published last: a store never meets a backend that is not ready.
-    this.#backend = backend
+    if (this.#backends.includes(backend)) throw new TypeError(`frontswap has that backend already: ${backend.name}`)
+    for (const owner of this.#owners) owner?.pools.unshift(...poolsIn([backend], owner.attributes))
+    this.#backends.unshift(backend)
   }
 
   /**
-   * Adds an owner of pages, with a pool of its own in the backend. Its pages bypass frontswap when the backend has no
-   * pool for it. `attributes` must be persistent and private.
+   * Adds an owner of pages, with a pool of its own in each backend. Its pages bypass a backend that has no pool
+   * for it. `attributes` must be persistent and private.
    */
   addOwner(owner: number, attributes: PoolAttributes): void {
     if (this.#owners[owner] !== undefined) throw new RangeError(`frontswap has an owner ${owner} already`)
     const kept = checkedAttributes(attributes)
     if (!kept.persistent || kept.shared) throw new RangeError('frontswap keeps persistent private pages only')
-    this.#owners[owner] = { attributes: kept, pool: this.#backend && poolFor(this.#backend, kept) }
+    this.#owners[owner] = { attributes: kept, pools: poolsIn(this.#backends, kept) }
   }
 
-  /** Removes an owner, all of whose pages have been invalidated, and its pool. */
+  /** Removes an owner, all of whose pages have been invalidated, and its pools. */
   removeOwner(owner: number): void {
-    this.#owners[owner]?.pool?.destroy()
+    for (const pool of this.poolsOf(owner)) pool.destroy()
     this.#owners[owner] = undefined
   }
 
-  /** The pool of an owner in the backend, if there is one. */
-  poolOf(owner: number): Pool | undefined {
-    return this.#owners[owner]?.pool
+  /** The pools of an owner, that of the backend which registered last first. */
+  poolsOf(owner: number): readonly Pool[] {
+    return this.#owners[owner]?.pools ?? noPools
   }
 
   /**
@@ -236,13 +240,13 @@ export class Frontswap {
     return noEntry
   }
 
-  /** Frees the slot of a page that nobody needs any more, and tells the backend. */
+  /** Frees the slot of a page that nobody needs any more, and tells the backends. */
   swapFree(entry: number, owner = 0): void {
     this.invalidatePage(entry, owner)
     this.#type(entry).area.free(swapOffset(entry))
   }
 
-  /** Whether the backend has the page of that entry. */
+  /** Whether a backend has the page of that entry. */
   test(entry: number): boolean {
     const { map } = this.#type(entry)
     const offset = swapOffset(entry)
@@ -250,45 +254,69 @@ export class Frontswap {
   }
 
   /**
-   * Offers a page to the backend. `Stored`: no write is needed. Anything else: write it to its slot; the backend holds
-   * nothing of it, except in writethrough mode, where a page that was taken answers `Policy`.
+   * Offers a page to the backends, until one takes it. `Stored`: no write is needed. Anything else (the answer of the
+   * last one): write it to its slot; no backend holds anything of it, except in writethrough mode, where a page that
+   * was taken answers `Policy`.
    */
   store(entry: number, page: Uint8Array, owner = 0): PutOutcome {
     const type = this.#type(entry)
-    const pool = this.#owners[owner]?.pool
-    if (type.map === undefined || pool === undefined) return PutOutcome.Unavailable
-    const outcome = pool.put(swapObject(entry), swapIndex(entry), page)
-    return this.#stored(entry, outcome, pool)
+    const pools = this.poolsOf(owner)
+    let outcome: PutOutcome = PutOutcome.Unavailable
+    if (type.map === undefined || pools.length === 0) return outcome
+    this.#dropOld(type, entry, pools)
+    for (const pool of pools) {
+      outcome = pool.put(swapObject(entry), swapIndex(entry), page)
+      if (outcome === PutOutcome.Stored) break
+    }
+    return this.#stored(type, entry, outcome, pools)
   }
 
   /**
-   * Offers the pages of a batch whose outcomes are `Pending` in one call. The batch has them under `swapObject` and
-   * `swapIndex`; `entries` has the swap entry of each. The outcomes become those of `store`.
+   * Offers the pages of a batch whose outcomes are `Pending`, in one call for each backend. The batch has them under
+   * `swapObject` and `swapIndex`; `entries` has the swap entry of each. The outcomes become those of `store`.
    */
   storeMany(batch: PageBatch, entries: Uint32Array, owner = 0): void {
-    const pool = this.#owners[owner]?.pool
+    const pools = this.poolsOf(owner)
+    const { outcomes } = batch
     let offered = 0
     for (let n = 0; n < batch.length; n++) {
-      if (batch.outcomes[n] !== Pending) continue
-      if (pool === undefined || this.#type(entries[n]!).map === undefined) batch.outcomes[n] = PutOutcome.Unavailable
-      else this.#offered[offered++] = n
+      if (outcomes[n] !== Pending) continue
+      const type = this.#type(entries[n]!)
+      if (type.map === undefined || pools.length === 0) outcomes[n] = PutOutcome.Unavailable
+      else {
+        this.#dropOld(type, entries[n]!, pools)
+        this.#offered[offered++] = n
+      }
     }
-    if (pool === undefined || offered === 0) return
-    pool.putMany(batch)
-    for (let place = 0; place < offered; place++) {
-      const n = this.#offered[place]!
-      batch.outcomes[n] = this.#stored(entries[n]!, batch.outcomes[n] as PutOutcome, pool)
+    if (offered === 0) return
+    for (const [place, pool] of pools.entries()) {
+      // What the backends before have refused. What they took, the others are told to drop: they hold nothing of it.
+      if (place > 0)
+        for (let at = 0; at < offered; at++) {
+          const n = this.#offered[at]!
+          if (outcomes[n] !== PutOutcome.Stored) outcomes[n] = Pending
+        }
+      pool.putMany(batch)
+    }
+    for (let at = 0; at < offered; at++) {
+      const n = this.#offered[at]!
+      outcomes[n] = this.#stored(this.#type(entries[n]!), entries[n]!, outcomes[n] as PutOutcome, pools)
     }
   }
 
   /**
-   * Loads a page. `Miss`: read its slot. (A miss with the bit set, see `test`, means that the backend lost it: only in
+   * Loads a page. `Miss`: read its slot. (A miss with the bit set, see `test`, means that a backend lost it: only in
    * writethrough mode has the slot a copy.) `Deferred`: await `fetch`.
    */
   load(entry: number, into: Uint8Array, owner = 0): GetOutcome {
-    const pool = this.#owners[owner]?.pool
-    if (pool === undefined || !this.test(entry)) return GetOutcome.Miss
-    return this.#loaded(entry, pool.get(swapObject(entry), swapIndex(entry), into), pool)
+    if (!this.test(entry)) return GetOutcome.Miss
+    const pools = this.poolsOf(owner)
+    let outcome: GetOutcome = GetOutcome.Miss
+    for (const pool of pools) {
+      outcome = pool.get(swapObject(entry), swapIndex(entry), into)
+      if (outcome !== GetOutcome.Miss) break
+    }
+    return this.#loaded(entry, outcome, pools)
   }
 
   /**
@@ -296,31 +324,31 @@ export class Frontswap {
    * time.
    */
   async fetch(entry: number, into: Uint8Array, owner = 0): Promise<GetOutcome> {
-    const pool = this.#owners[owner]?.pool
-    if (pool === undefined || !this.test(entry)) return GetOutcome.Miss
-    return this.#loaded(entry, await pool.fetch(swapObject(entry), swapIndex(entry), into), pool)
+    if (!this.test(entry)) return GetOutcome.Miss
+    const pools = this.poolsOf(owner)
+    return this.#loaded(entry, await fetched(pools, entry, into), pools)
   }
 
-  /** Tells the backend to drop a page, if the bit says that it has it. */
+  /** Tells the backends to drop a page, if the bit says that one has it. */
   invalidatePage(entry: number, owner = 0): void {
     if (!this.test(entry)) return
-    this.#owners[owner]?.pool?.flushPage(swapObject(entry), swapIndex(entry))
-    this.#clear(this.#type(entry), entry)
+    this.#dropOld(this.#type(entry), entry, this.poolsOf(owner))
     this.counters.invalidates++
   }
 
-  /** Tells the backend to drop all pages of a type. */
+  /** Tells the backends to drop all pages of a type. */
   invalidateArea(type: number): void {
     const found = this.#types[type]
     if (found?.map === undefined) return
     for (const owner of this.#owners)
-      for (let low = 0; low <= swizzleMask; low++) owner?.pool?.flushObject((type << swizzleBits) | low)
+      for (const pool of owner?.pools ?? noPools)
+        for (let low = 0; low <= swizzleMask; low++) pool.flushObject((type << swizzleBits) | low)
     found.pages = 0
     found.map.fill(0)
   }
 
   /**
-   * Takes an area out of use: pulls all of its pages back, tells the backend, then gives the type free. False (and the
+   * Takes an area out of use: pulls all of its pages back, tells the backends, then gives the type free. False (and the
    * area in use again, with the pages that are left) when `unuse` has no memory. Rejects when a page cannot be read.
    * The area is not closed.
    */
@@ -344,7 +372,7 @@ export class Frontswap {
   }
 
   /**
-   * Partial swapoff: pulls pages out of the backend until `target` are left, but from one area only (the first, by
+   * Partial swapoff: pulls pages out of the backends until `target` are left, but from one area only (the first, by
    * priority, that may commit the memory); call again for more.
    */
   async shrink(target: number, unuse: Unuse): Promise<Shrunk> {
@@ -364,7 +392,7 @@ export class Frontswap {
     return { pages: 0, outOfMemory }
   }
 
-  /** Pulls pages of a type back: only those in the backend, or all; at most `limit`, 0 for no limit. */
+  /** Pulls pages of a type back: only those in the backends, or all; at most `limit`, 0 for no limit. */
   async #unuse(type: number, unuse: Unuse, onlyFrontswap: boolean, limit: number): Promise<Shrunk> {
     const { area } = this.#types[type]!
     let pages = 0
@@ -391,9 +419,7 @@ export class Frontswap {
   async #pull(entry: number, frame: Uint8Array, owner: number): Promise<boolean> {
     const { area } = this.#type(entry)
     if (!this.test(entry)) return area.read(swapOffset(entry), frame)
-    const pool = this.#owners[owner]?.pool
-    const outcome = await pool?.fetch(swapObject(entry), swapIndex(entry), frame)
-    if (outcome === GetOutcome.Hit) {
+    if ((await fetched(this.poolsOf(owner), entry, frame)) === GetOutcome.Hit) {
       this.counters.loads++
       return true
     }
@@ -404,29 +430,31 @@ export class Frontswap {
     return false
   }
 
-  #stored(entry: number, outcome: PutOutcome, pool: Pool): PutOutcome {
-    const type = this.#type(entry)
-    const duplicate = this.test(entry)
-    if (outcome === PutOutcome.Stored) {
-      this.counters.succ_stores++
-      if (!duplicate) this.#set(type, entry)
-      return this.writethrough ? PutOutcome.Policy : outcome
-    }
-    this.counters.failed_stores++
-    if (duplicate) {
-      this.#clear(type, entry)
-      pool.flushPage(swapObject(entry), swapIndex(entry))
-    }
-    return outcome
+  /** If a backend has a page of that entry: no longer. Not counted. */
+  #dropOld(type: SwapType, entry: number, pools: readonly Pool[]): void {
+    if (!this.test(entry)) return
+    this.#clear(type, entry)
+    for (const pool of pools) pool.flushPage(swapObject(entry), swapIndex(entry))
   }
 
-  #loaded(entry: number, outcome: GetOutcome, pool: Pool): GetOutcome {
+  #stored(type: SwapType, entry: number, outcome: PutOutcome, pools: readonly Pool[]): PutOutcome {
+    if (outcome !== PutOutcome.Stored) {
+      this.counters.failed_stores++
+      // A batch may name an entry twice.
+      this.#dropOld(type, entry, pools)
+      return outcome
+    }
+    this.counters.succ_stores++
+    if (!this.test(entry)) this.#set(type, entry)
+    return this.writethrough ? PutOutcome.Policy : outcome
+  }
+
+  #loaded(entry: number, outcome: GetOutcome, pools: readonly Pool[]): GetOutcome {
     if (outcome !== GetOutcome.Hit) return outcome
     this.counters.loads++
     if (this.exclusiveLoads && this.test(entry)) {
       this.#markDirty?.(entry)
-      pool.flushPage(swapObject(entry), swapIndex(entry))
-      this.#clear(this.#type(entry), entry)
+      this.#dropOld(this.#type(entry), entry, pools)
     }
     return outcome
   }
@@ -505,7 +533,14 @@ const lost = (entry: number): TmemError =>
     handle: `swap type ${swapType(entry)} offset ${swapOffset(entry)}`,
   })
 
-function poolFor(backend: PageStore, attributes: PoolAttributes): Pool | undefined {
-  const pool = backend.newPool(attributes)
-  return typeof pool === 'number' ? undefined : pool
+/** A new pool in each of the backends that keep such pages. */
+function poolsIn(backends: readonly PageStore[], attributes: PoolAttributes): Pool[] {
+  return backends.map((backend) => backend.newPool(attributes)).filter((pool) => typeof pool !== 'number')
+}
+
+/** Fetches a page from the first pool that has it. */
+async function fetched(pools: readonly Pool[], entry: number, into: Uint8Array): Promise<GetOutcome> {
+  for (const pool of pools)
+    if ((await pool.fetch(swapObject(entry), swapIndex(entry), into)) === GetOutcome.Hit) return GetOutcome.Hit
+  return GetOutcome.Miss
 }

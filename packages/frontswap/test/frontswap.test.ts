@@ -15,7 +15,7 @@ import {
 } from '@tmem/core'
 import { failingAllocator } from '@tmem/faults'
 import fc from 'fast-check'
-import { expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import {
   Frontswap,
   maxTypes,
@@ -51,6 +51,7 @@ class Backend implements PageStore {
   readonly pages = new Map<string, Uint8Array>()
   readonly log: string[] = []
   refusing = false
+  refuses = (): boolean => this.refusing
   deferring = false
   pools = 0
 
@@ -62,7 +63,7 @@ class Backend implements PageStore {
       attributes: wanted,
       put: (object, index, bytes) => {
         this.log.push(`put ${key(object, index)}`)
-        if (this.refusing) return PutOutcome.NoMemory
+        if (this.refuses()) return PutOutcome.NoMemory
         this.pages.set(key(object, index), bytes.slice())
         return PutOutcome.Stored
       },
@@ -177,15 +178,18 @@ test('store, step by step: the bit, the counters, the count', () => {
   const { swap, backend } = setting([8])
   const [entry] = stored(swap, [1]) as [number]
   expect([swap.test(entry), swap.currPages, swap.pagesOf(0)]).toEqual([true, 1, 1])
-  // A duplicate that is accepted counts as a store, not as a page.
+  // A duplicate is dropped before it is stored (not counted); accepted, it counts as a store, not as a page.
+  backend.log.length = 0
   expect(swap.store(entry, page(2))).toBe(PutOutcome.Stored)
   expect([swap.counters.succ_stores, swap.currPages]).toEqual([2, 1])
-  // A duplicate that is refused: bit clear, count down, and the backend is told, though it kept its copy.
+  const place = `0/${swapObject(entry)}/${swapIndex(entry)}`
+  expect(backend.log).toEqual([`flush ${place}`, `put ${place}`])
+  // A duplicate that is refused: bit clear, count down, and the backend was told, which would have kept its copy.
   backend.refusing = true
   expect(swap.store(entry, page(3))).toBe(PutOutcome.NoMemory)
   expect([swap.test(entry), swap.currPages, swap.counters.failed_stores]).toEqual([false, 0, 1])
   expect(backend.pages.size).toBe(0)
-  expect(backend.log.at(-1)).toBe(`flush 0/${swapObject(entry)}/${swapIndex(entry)}`)
+  expect(backend.log.slice(-2)).toEqual([`flush ${place}`, `put ${place}`])
   // A new page that is refused changes nothing but the counter.
   expect(swap.store(entry, page(4))).toBe(PutOutcome.NoMemory)
   expect(swap.counters).toEqual({ loads: 0, succ_stores: 2, failed_stores: 2, invalidates: 0 })
@@ -258,13 +262,91 @@ test('a backend that comes late: refused before, served after, for the areas and
   expect(swap.store(large, page(2, 8192), 1)).toBe(PutOutcome.Stored)
   // Each owner has a pool of its own.
   expect([...backend.pages.keys()].map((key) => key[0])).toEqual(['0', '1'])
-  expect(() => swap.register(new Backend())).toThrow(/has a backend already/)
+  expect(() => swap.register(backend)).toThrow(/has that backend already/)
+})
+
+describe('several backends', () => {
+  /** Two, of which the second registered last and is asked first. */
+  const two = () => {
+    const { swap, backend: first } = setting([64])
+    const second = new Backend()
+    swap.register(second)
+    return { swap, first, second }
+  }
+
+  test('a page is in one of them: the last that registered, or the next that takes it', async () => {
+    const { swap, first, second } = two()
+    const entries = [swap.getSwapPage(), swap.getSwapPage(), swap.getSwapPage()]
+    swap.store(entries[0]!, page(1))
+    second.refusing = true
+    swap.store(entries[1]!, page(2))
+    first.refusing = true
+    expect(swap.store(entries[2]!, page(3))).toBe(PutOutcome.NoMemory)
+    expect([first.pages.size, second.pages.size, swap.currPages]).toEqual([1, 1, 2])
+    expect(swap.counters).toMatchObject({ succ_stores: 2, failed_stores: 1 })
+    for (const [at, entry] of entries.slice(0, 2).entries()) {
+      const into = page(0)
+      expect(swap.load(entry, into)).toBe(GetOutcome.Hit)
+      expect(into).toEqual(page(at + 1))
+      expect(await swap.fetch(entry, into)).toBe(GetOutcome.Hit)
+    }
+    for (const entry of entries) swap.swapFree(entry)
+    expect([first.pages.size, second.pages.size, swap.currPages]).toEqual([0, 0, 0])
+  })
+
+  test('a duplicate is dropped everywhere before the store: the old page of one never hides the new one of another', () => {
+    const { swap, first, second } = two()
+    const entry = swap.getSwapPage()
+    swap.store(entry, page(1))
+    second.refusing = true
+    for (const backend of [first, second]) backend.log.length = 0
+    expect(swap.store(entry, page(2))).toBe(PutOutcome.Stored)
+    const place = `0/${swapObject(entry)}/${swapIndex(entry)}`
+    expect([first.log, second.log]).toEqual([
+      [`flush ${place}`, `put ${place}`],
+      [`flush ${place}`, `put ${place}`],
+    ])
+    const into = page(0)
+    swap.load(entry, into)
+    expect(into).toEqual(page(2))
+    expect(swap.counters).toMatchObject({ succ_stores: 2, failed_stores: 0, invalidates: 0 })
+    expect(swap.currPages).toBe(1)
+  })
+
+  test('a batch is offered to one after the other', () => {
+    const { swap, first, second } = two()
+    const batch = new PageBatch(4, 4096)
+    const entries = new Uint32Array(4)
+    for (let n = 0; n < 4; n++) {
+      entries[n] = swap.getSwapPage()
+      swap.store(entries[n]!, page(9))
+      batch.objects[n] = swapObject(entries[n]!)
+      batch.indexes[n] = swapIndex(entries[n]!)
+      batch.offsets[n] = n * 4096
+      batch.bytes.set(page(n + 1), n * 4096)
+      batch.outcomes[n] = Pending
+    }
+    batch.length = 4
+    // The second takes every other page.
+    let puts = 0
+    second.refuses = () => puts++ % 2 === 1
+    swap.storeMany(batch, entries)
+    expect([...batch.outcomes.subarray(0, 4)]).toEqual(Array(4).fill(PutOutcome.Stored))
+    expect([first.pages.size, second.pages.size, swap.currPages]).toEqual([2, 2, 4])
+    for (let n = 0; n < 4; n++) {
+      const into = page(0)
+      expect(swap.load(entries[n]!, into)).toBe(GetOutcome.Hit)
+      expect(into).toEqual(page(n + 1))
+    }
+    swap.invalidateArea(0)
+    expect([first.pages.size, second.pages.size, swap.currPages]).toEqual([0, 0, 0])
+  })
 })
 
 test('an owner that the backend does not serve, or that is not there, bypasses it', () => {
   const { swap, backend } = setting([8])
   swap.addOwner(3, { ...attributes, pageSize: 16384 })
-  expect(swap.poolOf(3)).toBeUndefined()
+  expect(swap.poolsOf(3)).toEqual([])
   expect(swap.store(swap.getSwapPage(4), page(1, 16384), 3)).toBe(PutOutcome.Unavailable)
   expect(swap.store(swap.getSwapPage(), page(1), 4)).toBe(PutOutcome.Unavailable)
   expect(backend.log).toEqual([])

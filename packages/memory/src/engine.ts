@@ -340,6 +340,34 @@ export class Engine {
     this.#pools[at + GENERATION] = this.#pools[at + GENERATION] + 1
   }
 
+  /**
+   * The pages of an ephemeral pool count as another client's, as its newest, in the order that they have. False, and
+   * nothing was done: all slots for clients are in use.
+   */
+  handOver(pool: number, client: number): boolean {
+    const at = pool * poolWords
+    const pools = this.#pools
+    if ((pools[at + FLAGS] & PERSISTENT) !== 0) throw new RangeError('a persistent pool cannot be handed over')
+    const from = pools[at + CLIENT]
+    const to = this.#openClient(client)
+    if (to === none) return false
+    this.#clients[from * clientWords + CLIENT_POOLS] = this.#clients[from * clientWords + CLIENT_POOLS] - 1
+    pools[at + CLIENT] = to
+    if (to === from) return true
+    for (let entry = this.#table.oldest(from); entry !== none; ) {
+      const next = this.#table.newer(entry)
+      if (this.#table.poolOf(entry) === pool) {
+        const frames = 1 << this.#frames.orderOf(entry)
+        this.#table.unlink(from, entry)
+        this.#table.append(to, entry)
+        this.#clients[from * clientWords + EPHEMERAL_FRAMES] -= frames
+        this.#clients[to * clientWords + EPHEMERAL_FRAMES] += frames
+      }
+      entry = next
+    }
+    return true
+  }
+
   /** Freezes or thaws a pool. */
   freeze(pool: number, frozen: boolean): void {
     const at = pool * poolWords + FLAGS

@@ -27,6 +27,7 @@ import type {
 } from '@tmem/core'
 import {
   assertBatch,
+  assertClient,
   assertIndex,
   assertPage,
   basePageSize,
@@ -255,6 +256,11 @@ export class MemoryPool implements Pool {
   split(): MemoryPool {
     const attributes = Object.freeze({ ...this.attributes, pageSize: basePageSize })
     return new MemoryPool(this.#engine, this.#number, attributes, this.#generation)
+  }
+
+  handOver(client: number): boolean {
+    assertClient(client)
+    return this.#gone() || this.#engine.handOver(this.#number, client)
   }
 
   freeze(): void {

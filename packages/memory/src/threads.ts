@@ -28,6 +28,7 @@ import type {
 } from '@tmem/core'
 import {
   assertBatch,
+  assertClient,
   assertEntries,
   assertIndex,
   assertObject,
@@ -535,6 +536,18 @@ export class SharedMemoryPool implements Pool {
       this.#wholeFrames,
       this.#generation,
     )
+  }
+
+  handOver(client: number): boolean {
+    assertClient(client)
+    let done = true
+    // Every shard has the same pools, hence the same room for clients.
+    this.#store.exclusively(() =>
+      this.#everywhere((engine) => {
+        done = engine.handOver(this.number, client) && done
+      }),
+    )
+    return done
   }
 
   freeze(): void {

@@ -152,6 +152,30 @@ describe('eviction', () => {
       expect(heldOf(pools[1], half)).toEqual(range(0, half))
     })
 
+    test('pages of a pool that was handed over are the newest of its new client, and count as its own', () => {
+      const { opened, pools, half } = halves([1, 1])
+      expect(pools[0].handOver(2)).toBe(true)
+      opened.store.check()
+      expect(pools[0].put(1, 0, pageOf(9, 1))).toBe(PutOutcome.Stored)
+      expect(heldOf(pools[0], half)).toEqual(range(0, half))
+      expect(heldOf(pools[1], opened.capacity - half)).toEqual(range(1, opened.capacity - half))
+      expect(pools[0].handOver(2)).toBe(true)
+      opened.store.check()
+    })
+
+    test('a pool is not handed over where there is no room for another client, or to no client, or a persistent one', () => {
+      const { store } = open(MiB)
+      const pools = Array.from({ length: 64 }, (_, client) => poolOf(store, 'shared', 4096, client))
+      poolOf(store, 'shared', 4096, 0)
+      expect(pools[0].handOver(64)).toBe(false)
+      expect(pools[0].handOver(63)).toBe(true)
+      expect(() => pools[0].handOver(65536)).toThrow(RangeError)
+      expect(() => poolOf(store, 'persistent', 4096, 5).handOver(6)).toThrow(RangeError)
+      pools[0].destroy()
+      expect(pools[0].handOver(64)).toBe(true)
+      store.check()
+    })
+
     test('a client within its quota does not: the one with the most pages per weight pays', () => {
       const { pools, half } = halves([1, 3])
       expect(pools[1].put(1, 0, pageOf(9, 1))).toBe(PutOutcome.Stored)

@@ -52,6 +52,7 @@ import type {
 } from './store.ts'
 import {
   assertBatch,
+  assertClient,
   assertEntries,
   assertIndex,
   assertObject,
@@ -405,6 +406,7 @@ class BoundaryPool implements Pool {
     // Whether a refusal leaves the page that is there is known by asking whether the pool has the method.
     if (pool.replace === undefined) this.replace = undefined as never
     if (pool.replaceMany === undefined) this.replaceMany = undefined as never
+    if (pool.handOver === undefined) this.handOver = undefined as never
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
@@ -675,6 +677,12 @@ class BoundaryPool implements Pool {
     if (parts.attributes.pageSize !== basePageSize)
       this.#state.break(`split gave pages of ${parts.attributes.pageSize} bytes`)
     return new BoundaryPool(parts, this.#state, this.#capabilities, this.#model?.parts())
+  }
+
+  handOver(client: number): boolean {
+    this.#state.assertWhole()
+    assertClient(client)
+    return this.#pool.handOver!(client)
   }
 
   freeze(): void {

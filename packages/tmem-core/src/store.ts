@@ -35,7 +35,7 @@ export const maxPageSize: number = 2 * 1024 * 1024
 
 /** What a pool is; fixed when it is made. */
 export interface PoolAttributes {
-  /** The owner: an integer from 0 to 65535. Persistent pages are charged to it. */
+  /** Who made it, and owns it until `Pool.handOver`: an integer from 0 to 65535. Persistent pages are charged to it. */
   readonly client: number
   /** True: what was stored stays until flushed. False (ephemeral): a page may vanish at any time. */
   readonly persistent: boolean
@@ -176,6 +176,13 @@ export interface Pool {
    * many take less now. Pages with a clean copy below are passed over: they can go at no price.
    */
   recompress?(object: ObjectId, indexes: Uint32Array, count: number): number
+  /**
+   * The pages of an ephemeral pool count as another client's from now on (0 to 65535): where memory is shared out by
+   * client and weight they are the newest of its pages. `attributes` stay as they are. False, and nothing was done:
+   * there is no room for another client. Absent: no client is told from another here. Throws `RangeError` for a
+   * persistent pool, whose pages its client has promised to pay for.
+   */
+  handOver?(client: number): boolean
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
   freeze(): void
   /** Ends `freeze`. */
@@ -569,11 +576,16 @@ export function assertEntries(batch: PageBatch): void {
   }
 }
 
+/** Throws `RangeError` unless it is the number of a client: an integer from 0 to 65535. */
+export function assertClient(client: number): void {
+  if (!Number.isInteger(client) || client < 0 || client > 0xffff)
+    throw new RangeError(`client must be an integer from 0 to 65535, got ${client}`)
+}
+
 /** Throws `RangeError` unless the attributes make sense; returns a frozen copy. */
 export function checkedAttributes(attributes: PoolAttributes): PoolAttributes {
   const { client, persistent, shared, pageSize } = attributes
-  if (!Number.isInteger(client) || client < 0 || client > 0xffff)
-    throw new RangeError(`client must be an integer from 0 to 65535, got ${client}`)
+  assertClient(client)
   if (typeof persistent !== 'boolean' || typeof shared !== 'boolean')
     throw new TypeError('pool attributes `persistent` and `shared` must be booleans')
   assertPageSize(pageSize)

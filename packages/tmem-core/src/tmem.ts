@@ -11,15 +11,15 @@
  * client, or one that gives the reserved uuid (all ones), asks for a shared pool and gets a refusal. Xen gave it a
  * private one and said nothing, so that it believed that it shared. DEVIATION: authorising a uuid twice takes one slot;
  * from Xen 4.9 on it took two, and withdrawing once left it permitted. DEVIATION: joining with another page size is
- * refused. Xen ignored what the joiner said. DEVIATION: a sharer that leaves takes no pages with it, and the pages stay
- * in the queue of the client under which they were put when the owner leaves. Xen dropped the objects that the leaver
- * had touched last, moved the *whole* ephemeral list of a leaving owner to the next one, and left the pool's pages
- * unevictable for ever.
+ * refused. Xen ignored what the joiner said. DEVIATION: a sharer that leaves takes no pages with it; when it was the
+ * owner, the pages of this pool, and no others, count as the next owner's from then on, so that a later client of the
+ * same number does not pay for them. Xen dropped the objects that the leaver had touched last, moved the *whole*
+ * ephemeral list of a leaving owner to the next one, and left the pool's pages unevictable for ever.
  */
 import type { PoolRefusal } from './outcomes.ts'
 import { GetOutcome, PutOutcome, PoolRefusal as Refusal } from './outcomes.ts'
 import type { Borrower, ObjectId, PageStore, Pool } from './store.ts'
-import { basePageSize, isPageSize } from './store.ts'
+import { assertClient, basePageSize, isPageSize } from './store.ts'
 
 /** Bits of the flags word of new_pool. */
 export const PoolFlag = {
@@ -36,8 +36,8 @@ const pageSizeMask = 0xf
 const versionShift = 24
 /** The only version of the specification that there is. */
 export const specificationVersion = 1
-/** Bits that must be zero: 3, which nobody ever named, and 8 to 23. */
-const reservedMask = 0x00ffff08
+/** Bits that must be zero: 8 to 23. Bit 3, which nobody ever named, is not among them: it is ignored, as in Xen. */
+const reservedMask = 0x00ffff00
 
 /** What a flags word says. */
 export interface PoolFlags {
@@ -109,6 +109,8 @@ interface Membership {
   readonly uuid: Uuid | undefined
   /** Users in the order in which they joined; the first is the owner. A client that joined twice is in it twice. */
   readonly users: number[]
+  /** Whose the pages are where memory is shared out by client: the owner, as soon as the store has room for it. */
+  charged: number
 }
 
 interface Client {
@@ -166,7 +168,7 @@ export class Tmem {
     }
     const pool = this.#store.newPool({ client, ...asked })
     if (typeof pool === 'number') return { refusal: pool }
-    const membership: Membership = { pool, uuid: asked.shared ? uuid : undefined, users: [client] }
+    const membership: Membership = { pool, uuid: asked.shared ? uuid : undefined, users: [client], charged: client }
     if (asked.shared) this.#shared.set(uuid, membership)
     if (state.frozen) pool.freeze()
     state.slots[poolId] = membership
@@ -189,6 +191,8 @@ export class Tmem {
       if (uuid !== undefined) this.#shared.delete(uuid)
       pool.destroy()
     } else if (users[0] !== owner) this.#applyFreeze(membership)
+    // Also those of other pools: with one pool less the store may have room for their owners.
+    for (const shared of this.#shared.values()) charge(shared)
   }
 
   /** Copies a page in; see `Pool.put`. `PoolGone` for an id that is not in use. */
@@ -303,9 +307,11 @@ export class Tmem {
   }
 }
 
-function assertClient(client: number): void {
-  if (!Number.isInteger(client) || client < 0 || client > 0xffff)
-    throw new RangeError(`client must be an integer from 0 to 65535, got ${client}`)
+/** Lets the owner of a shared pool have its pages. */
+function charge(membership: Membership): void {
+  const [owner] = membership.users
+  if (owner === membership.charged) return
+  if (membership.pool.handOver?.(owner) !== false) membership.charged = owner
 }
 
 function assertUuid(uuid: Uuid): void {

@@ -1,7 +1,8 @@
-import { memory } from '@tmem/memory'
+import { MemoryStore, memory, SharedMemoryStore } from '@tmem/memory'
 import { describe, expect, it } from 'vitest'
 import {
   Authorization,
+  ByteLimit,
   compose,
   createAccounts,
   decodePoolFlags,
@@ -9,6 +10,7 @@ import {
   GetOutcome,
   PoolRefusal,
   PutOutcome,
+  systemAllocator,
   Tmem,
 } from '../src/index.ts'
 
@@ -43,7 +45,8 @@ describe('the flags word', () => {
     expect(decodePoolFlags(0x010000f7)).toBe(PoolRefusal.SharedPersistent)
     expect(decodePoolFlags(0x010000a4)).toBe(PoolRefusal.BadPageSize)
     expect(decodePoolFlags(0x0100010c)).toBe(PoolRefusal.Precompressed)
-    for (const bit of [3, 8, 15, 23]) expect(decodePoolFlags(0x01000000 | (1 << bit))).toBe(PoolRefusal.ReservedBits)
+    expect(decodePoolFlags(0x01000008), 'bit 3 has no name and is ignored').toEqual(decodePoolFlags(0x01000000))
+    for (const bit of [8, 15, 23]) expect(decodePoolFlags(0x01000000 | (1 << bit))).toBe(PoolRefusal.ReservedBits)
   })
 })
 
@@ -204,6 +207,77 @@ describe('shared pools', () => {
     for (let index = 0; index < 2000; index++)
       expect(tmem.putPage(2, two, 8, index, page(7)), `page ${index}`).toBe(PutOutcome.Stored)
     expect(tmem.getPage(2, two, 3, 4, page(0)), 'the oldest page was evicted').toBe(GetOutcome.Miss)
+  })
+
+  for (const [kind, openStore] of [
+    [
+      'one thread',
+      () => {
+        const accounts = createAccounts()
+        return {
+          store: new MemoryStore(new ByteLimit(2 ** 20), { allocator: systemAllocator, accounts }),
+          weights: accounts,
+        }
+      },
+    ],
+    [
+      'several threads',
+      () => {
+        const store = SharedMemoryStore.create({ limitBytes: 2 ** 20, shards: 1 })
+        return { store, weights: store }
+      },
+    ],
+  ] as const)
+    it(`count as the next owner's when the owner has gone, not as those of a later client of its number (memory for ${kind})`, () => {
+      const { store, weights } = openStore()
+      for (const client of [1, 2]) weights.setWeight(client, 1)
+      const tmem = new Tmem(store)
+      const [, two] = share(tmem, 1, 2)
+      const trial = poolId(tmem.newPool(3, 0n, privateEphemeral))
+      let room = -1
+      for (; store.stats().counters['evicted_pages'] === 0; room++) tmem.putPage(3, trial, 1, room + 1, page(1))
+      tmem.destroyPool(3, trial)
+      const shared = Math.ceil(room * 0.6)
+      for (let index = 0; index < shared; index++)
+        expect(tmem.putPage(2, two, 1, index, page(1))).toBe(PutOutcome.Stored)
+      tmem.destroyClient(1)
+      const own = poolId(tmem.newPool(1, 0n, privateEphemeral))
+      for (let index = 0; index < room - shared; index++)
+        expect(tmem.putPage(1, own, 1, index, page(2))).toBe(PutOutcome.Stored)
+      // The pages of the later client are the oldest; who has more than its share pays all the same.
+      for (let index = 0; index < shared; index++) expect(tmem.getPage(2, two, 1, index, page(0))).toBe(GetOutcome.Hit)
+      expect(tmem.putPage(2, two, 2, 0, page(1))).toBe(PutOutcome.Stored)
+      expect(tmem.getPage(1, own, 1, 0, page(0)), 'the later client did not pay').toBe(GetOutcome.Hit)
+      expect(tmem.getPage(2, two, 1, 0, page(0))).toBe(GetOutcome.Miss)
+      store.check()
+    })
+
+  it('count as the next owner’s as soon as the store has room for one more client', () => {
+    const given: number[] = []
+    let room = false
+    class Handed extends MemoryStore {
+      override newPool(...args: Parameters<MemoryStore['newPool']>): ReturnType<MemoryStore['newPool']> {
+        const pool = super.newPool(...args)
+        if (typeof pool !== 'number')
+          pool.handOver = (client) => {
+            given.push(client)
+            return room
+          }
+        return pool
+      }
+    }
+    const tmem = new Tmem(
+      new Handed(new ByteLimit(2 ** 20), { allocator: systemAllocator, accounts: createAccounts() }),
+    )
+    const other = poolId(tmem.newPool(1, 0n, privateEphemeral))
+    const [one] = share(tmem, 1, 2)
+    tmem.destroyPool(1, one)
+    expect(given).toEqual([2])
+    room = true
+    tmem.destroyPool(1, other)
+    expect(given).toEqual([2, 2])
+    tmem.destroyPool(1, poolId(tmem.newPool(1, 0n, privateEphemeral)))
+    expect(given).toEqual([2, 2])
   })
 
   it('may be joined by one client more than once', () => {

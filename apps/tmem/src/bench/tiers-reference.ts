@@ -266,6 +266,7 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
     sink: unknown,
     recompress: nothing,
     split: unknown,
+    handOver: unknown,
     freeze: nothing,
     thaw: nothing,
     // The end: nothing is asked for afterwards.
