@@ -11,10 +11,12 @@ import type {
   Borrower,
   Budget,
   Capabilities,
+  Census,
   GetOutcome,
   ObjectId,
   PageBatch,
   PageStore,
+  PageVisitor,
   Place,
   Pool,
   PoolAttributes,
@@ -37,7 +39,17 @@ export abstract class PassingPool implements Pool {
   constructor(next: Pool) {
     this.attributes = next.attributes
     this.next = next
-    for (const name of ['replace', 'replaceMany', 'release', 'whereIs', 'sink', 'recompress', 'handOver'] as const)
+    for (const name of [
+      'replace',
+      'replaceMany',
+      'release',
+      'whereIs',
+      'sink',
+      'recompress',
+      'walk',
+      'census',
+      'handOver',
+    ] as const)
       if (next[name] === undefined) this[name] = undefined as never
   }
 
@@ -105,6 +117,14 @@ export abstract class PassingPool implements Pool {
     return this.next.handOver!(client)
   }
 
+  walk(visit: PageVisitor, object?: ObjectId): void {
+    this.next.walk!(visit, object)
+  }
+
+  census(): Census {
+    return this.next.census!()
+  }
+
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
     return this.next.lend(object, index, use)
   }
@@ -167,6 +187,14 @@ export abstract class PassingStore implements PageStore {
 
   compact(pages: number): number {
     return this.next.compact?.(pages) ?? 0
+  }
+
+  evict(client?: number): number {
+    return this.next.evict?.(client) ?? 0
+  }
+
+  ephemeralBytes(): number {
+    return this.next.ephemeralBytes?.() ?? 0
   }
 
   async ready(): Promise<void> {

@@ -26,9 +26,11 @@ import type {
   Allocator,
   Borrower,
   ByteLimit,
+  Census,
   HandleTableMemory,
   ObjectId,
   PageBatch,
+  PageVisitor,
   PoolAttributes,
   PoolRefusal,
 } from '@tmem/core'
@@ -614,6 +616,59 @@ export class Engine {
     return done + this.#makeReady(budget - done)
   }
 
+  /**
+   * Drops the ephemeral page of a client that came first (`undefined`: of the client whose turn it is); its bytes, 0:
+   * there is none.
+   */
+  evictOne(client: number | undefined): number {
+    let slot: number = none
+    if (client !== undefined) {
+      slot = this.#clientSlot(client)
+      if (slot === none) return 0
+    } else slot = this.#victim(none)
+    const entry = slot === none ? none : this.#table.oldest(slot)
+    if (entry === none) return 0
+    const bytes = basePageSize << this.#frames.orderOf(entry)
+    this.#counters[EVICTED]++
+    this.#drop(entry, this.#table.poolOf(entry) * poolWords)
+    return bytes
+  }
+
+  /** Bytes of ephemeral pages. */
+  ephemeralBytes(): number {
+    let frames = 0
+    for (let slot = 0; slot < maxClients; slot++) frames += this.#clients[slot * clientWords + EPHEMERAL_FRAMES]
+    return frames * basePageSize
+  }
+
+  /** Calls `visit` with each 4 KiB of a pool, or of an object of it, until it answers false. */
+  walk(pool: number, visit: PageVisitor, object: ObjectId | undefined): void {
+    const table = this.#table
+    let entry = object === undefined ? table.firstOfPool(pool) : table.firstOfObject(pool, object)
+    while (entry !== none) {
+      const first = table.indexOf(entry)
+      const parts = 1 << this.#frames.orderOf(entry)
+      for (let part = 0; part < parts; part++) if (!visit(table.objectOf(entry), first + part)) return
+      entry = object === undefined ? table.nextOfPool(entry) : table.nextOfObject(entry)
+    }
+  }
+
+  /** What a pool has, in pages of 4 KiB. */
+  census(pool: number): Census {
+    const objects = this.#table.objectsOf(pool)
+    if (this.#pools[pool * poolWords + ORDER] === 0) return { pages: this.#table.pagesOf(pool), objects }
+    let pages = 0
+    this.walk(
+      pool,
+      () => {
+        pages++
+        return true
+      },
+      undefined,
+    )
+    return { pages, objects }
+  }
+
   /** True while chunks or pages are held beyond the limit, or frames can still be made ready. */
   get pending(): boolean {
     return this.#frames.used > this.#allowed() || this.#chunkToEmpty() !== none || this.#behind()
@@ -1098,6 +1153,15 @@ export class Engine {
   /** Whether frames in use come near to those that were never touched. */
   #behind(): boolean {
     return this.#touched < Math.min(this.#allowed(), this.#frames.used + readyFrames)
+  }
+
+  /** The slot of a client that has pools, or `none`. */
+  #clientSlot(id: number): number {
+    for (let slot = 0; slot < maxClients; slot++) {
+      const at = slot * clientWords
+      if (this.#clients[at + CLIENT_ID] === id && this.#clients[at + CLIENT_POOLS] !== 0) return slot
+    }
+    return none
   }
 
   #openClient(id: number): number {

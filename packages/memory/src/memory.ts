@@ -12,12 +12,14 @@ import type {
   ByteAmount,
   ByteLimit,
   Capabilities,
+  Census,
   Layer,
   LayerContext,
   LayerFactory,
   ObjectId,
   PageBatch,
   PageStore,
+  PageVisitor,
   PlaceTraits,
   Pool,
   PoolAttributes,
@@ -146,6 +148,14 @@ export class MemoryStore implements PageStore {
     return { pages, pending: pages > 0 && this.#engine.pending }
   }
 
+  evict(client?: number): number {
+    return this.#closing === undefined ? this.#engine.evictOne(client) : 0
+  }
+
+  ephemeralBytes(): number {
+    return this.#engine.ephemeralBytes()
+  }
+
   stats(): StatsNode {
     return { name: this.name, counters: this.#engine.statistics(), children: [] }
   }
@@ -195,6 +205,10 @@ export class MemoryPool implements Pool {
     this.#pageSize = attributes.pageSize
     this.#order = orderOf(attributes.pageSize)
     this.#frames = 1 << this.#order
+    if (this.#order === 0) return
+    // Some of their pages may be here in parts only.
+    this.walk = undefined as never
+    this.census = undefined as never
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
@@ -251,6 +265,15 @@ export class MemoryPool implements Pool {
     assertIndex(index, this.#pageSize)
     if (this.#gone()) return GetOutcome.Miss
     return this.#engine.lend(this.#number, object, index * this.#frames, this.#order, use)
+  }
+
+  /** Absent for pages of more than 4 KiB, as is `census`. */
+  walk(visit: PageVisitor, object?: ObjectId): void {
+    if (!this.#gone()) this.#engine.walk(this.#number, visit, object)
+  }
+
+  census(): Census {
+    return this.#gone() ? { pages: 0, objects: 0 } : this.#engine.census(this.#number)
   }
 
   split(): MemoryPool {

@@ -199,7 +199,7 @@ export class Blocks {
     // place.
     if (!isKnown)
       do entry = directory.enter(pool.number, object, index)
-      while (entry === none && sinking.dropOne())
+      while (entry === none && sinking.dropOne() > 0)
     if (entry === none) return PutOutcome.NoMemory
     const as = (isKnown ? known : 0) | (isKept ? kept : 0)
     const outcome = this.#store(pool, entry, bytes, at, as, batchEntry, 0, PutOutcome.NoMemory)

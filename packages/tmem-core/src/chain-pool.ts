@@ -8,7 +8,18 @@ import type { BlockPool, Blocks } from './blocks.ts'
 import { none } from './handles.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome } from './outcomes.ts'
 import { maxBlockBytes } from './place.ts'
-import type { Account, Borrower, ObjectId, PageBatch, Pool, PoolAttributes, Sunk, Whereabouts } from './store.ts'
+import type {
+  Account,
+  Borrower,
+  Census,
+  ObjectId,
+  PageBatch,
+  PageVisitor,
+  Pool,
+  PoolAttributes,
+  Sunk,
+  Whereabouts,
+} from './store.ts'
 
 /** A fetch of a page in parts, and whether the page changed meanwhile. */
 interface Watch {
@@ -176,6 +187,24 @@ export class ChainPool implements Pool, BlockPool {
       if (entry !== none && sinking.recompress(entry) === 1) smaller++
     }
     return Math.floor(smaller / parts)
+  }
+
+  walk(visit: PageVisitor, object?: ObjectId): void {
+    if (this.gone) return
+    const { table } = this.#blocks.directory
+    let entry = object === undefined ? table.firstOfPool(this.number) : table.firstOfObject(this.number, object)
+    while (entry !== none) {
+      const part = table.indexOf(entry)
+      // A page in parts is here with all of them.
+      if (part % this.parts === 0 && !visit(table.objectOf(entry), part / this.parts)) return
+      entry = object === undefined ? table.nextOfPool(entry) : table.nextOfObject(entry)
+    }
+  }
+
+  census(): Census {
+    const { table } = this.#blocks.directory
+    if (this.gone) return { pages: 0, objects: 0 }
+    return { pages: table.pagesOf(this.number) / this.parts, objects: table.objectsOf(this.number) }
   }
 
   /** The entry of a block, or `none`. */

@@ -36,8 +36,9 @@ import type {
 } from './store.ts'
 import { idle } from './store.ts'
 
-/** Pools at once. */
-const maxPools = 256
+/** Pools at once, and those of them that are of one client, kind and page size. */
+const maxPools = 16_384
+const maxAlike = 256
 
 export class Chain implements PageStore {
   readonly name: string
@@ -131,10 +132,11 @@ export class Chain implements PageStore {
     if (!this.blocks.reserve(pageSize)) return PoolRefusal.NoMemory
     let number = 0
     while (this.pools[number] !== undefined) number++
-    if (number === maxPools) return PoolRefusal.NoSlot
+    const key = this.#keyFor(attributes)
+    if (number === maxPools || key === undefined) return PoolRefusal.NoSlot
     // Ephemeral pages are the host's: they can be taken away at any time.
     const account = persistent ? this.#context.accounts.of(client) : undefined
-    const pool = new ChainPool(this.blocks, number, this.#keyFor(attributes), attributes, account, () => {
+    const pool = new ChainPool(this.blocks, number, key, attributes, account, () => {
       this.pools[number] = undefined
     })
     this.pools[number] = pool
@@ -150,13 +152,16 @@ export class Chain implements PageStore {
     this.counters.recovered += this.mover.dropIncomplete(pool)
   }
 
-  /** Kind of a pool (27 bits: client, shared, persistent, size), and which one of those of its kind it is. */
-  #keyFor({ client, shared, persistent, pageSize }: PoolAttributes): number {
+  /**
+   * Kind of a pool (22 bits: client, shared, persistent, size), and which one of those of its kind it is. `undefined`:
+   * there are too many of them.
+   */
+  #keyFor({ client, shared, persistent, pageSize }: PoolAttributes): number | undefined {
     const kind =
-      (client | ((shared ? 1 : 0) << 16) | ((persistent ? 1 : 0) << 17) | (Math.log2(pageSize / 4096) << 18)) * maxPools
+      (client | ((shared ? 1 : 0) << 16) | ((persistent ? 1 : 0) << 17) | (Math.log2(pageSize / 4096) << 18)) * maxAlike
     let key = kind
     while (this.pools.some((pool) => pool?.key === key)) key++
-    return key
+    return key < kind + maxAlike ? key : undefined
   }
 
   tick(budget: Budget): Progress {
@@ -205,6 +210,14 @@ export class Chain implements PageStore {
     if (this.#closing !== undefined) return moved
     for (const seat of this.seats) moved += this.sinking.compact(seat, pages - moved)
     return moved
+  }
+
+  evict(client?: number): number {
+    return this.#closing === undefined ? this.sinking.dropOne(client) : 0
+  }
+
+  ephemeralBytes(): number {
+    return this.seats.reduce((sum, { number }) => sum + this.directory.bytesOf(number, EPHEMERAL), 0)
   }
 
   async ready(): Promise<void> {

@@ -36,12 +36,14 @@ import type {
   Borrower,
   Budget,
   Capabilities,
+  Census,
   Layer,
   LayerContext,
   ObjectId,
   OpenProgress,
   PageBatch,
   PageStore,
+  PageVisitor,
   Pool,
   PoolAttributes,
   Progress,
@@ -362,6 +364,15 @@ class Boundary implements PageStore {
     return this.#store.compact?.(pages) ?? 0
   }
 
+  evict(client?: number): number {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    return this.#store.evict?.(client) ?? 0
+  }
+
+  ephemeralBytes(): number {
+    return this.#store.ephemeralBytes?.() ?? 0
+  }
+
   async ready(): Promise<void> {
     await this.#store.ready?.()
   }
@@ -407,6 +418,9 @@ class BoundaryPool implements Pool {
     if (pool.replace === undefined) this.replace = undefined as never
     if (pool.replaceMany === undefined) this.replaceMany = undefined as never
     if (pool.handOver === undefined) this.handOver = undefined as never
+    // So is whether its pages can be listed.
+    if (pool.walk === undefined) this.walk = undefined as never
+    if (pool.census === undefined) this.census = undefined as never
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {
@@ -452,6 +466,17 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     return this.#pool.whereIs?.(object, index, into) ?? false
+  }
+
+  walk(visit: PageVisitor, object?: ObjectId): void {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    if (object !== undefined) assertObject(object)
+    this.#pool.walk!(visit, object)
+  }
+
+  census(): Census {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    return this.#pool.census!()
   }
 
   async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {

@@ -58,7 +58,7 @@ const topByte = 0xff000000 | 0
 const nil = numberMask
 const maxDistance = 127
 
-/** Words at the start of the state: the rest are three per queue, then one per pool. */
+/** Words at the start of the state: the rest are three per queue, then those of the pools: first object, pages, objects. */
 const FREE_ENTRY = 0
 const ENTRY_WATERMARK = 1
 const FREE_OBJECT = 2
@@ -68,6 +68,9 @@ const ENTRIES = 5
 /** Changes of the page slots, so that what a search remembers can be told to be out of date. */
 const VERSION = 6
 const stateWords = 8
+const poolWords = 3
+const POOL_PAGES = 1
+const POOL_OBJECTS = 2
 
 /** What a table is made for. */
 export interface HandleTableOptions {
@@ -251,7 +254,7 @@ export class HandleTable {
       capacity,
       queues,
       pools,
-      state: reserve('state', stateWords + queues * 3 + pools),
+      state: reserve('state', stateWords + queues * 3 + pools * poolWords),
       entries: reserve('entries', capacity * entryWords),
       slots: reserve('slots', slotsFor(capacity) * 2),
       objects: reserve('objects', capacity * objectWords),
@@ -264,7 +267,7 @@ export class HandleTable {
       state[stateWords + queue * 3] = none
       state[stateWords + queue * 3 + 1] = none
     }
-    state.fill(none, stateWords + queues * 3)
+    for (let pool = 0; pool < pools; pool++) state[stateWords + queues * 3 + pool * poolWords] = none
     return table
   }
 
@@ -362,6 +365,7 @@ export class HandleTable {
     objects[objectAt + FIRST_PAGE] = entry
     objects[objectAt + PAGES] = objects[objectAt + PAGES] + 1
     this.#state[ENTRIES] = this.#state[ENTRIES] + 1
+    this.#state[this.#poolAt(pool) + POOL_PAGES]++
     return true
   }
 
@@ -381,6 +385,7 @@ export class HandleTable {
     const pages = objects[objectAt + PAGES] - 1
     objects[objectAt + PAGES] = pages
     this.#state[ENTRIES] = this.#state[ENTRIES] - 1
+    this.#state[this.#poolAt(objects[objectAt + POOL]) + POOL_PAGES]--
     if (pages === 0) this.#removeObject(slot)
   }
 
@@ -437,7 +442,7 @@ export class HandleTable {
 
   /** Any page of a pool, or `none`: remove until there is none to empty it. */
   firstOfPool(pool: number): number {
-    const slot = this.#state[stateWords + this.queues * 3 + pool]
+    const slot = this.#state[this.#poolAt(pool)]
     return slot === none ? none : this.#objects[slot * objectWords + FIRST_PAGE]
   }
 
@@ -450,6 +455,26 @@ export class HandleTable {
     if (next !== nil) return next
     const object = this.#objects[this.#objectSlotOf(entry) * objectWords + NEXT_OBJECT]
     return object === none ? none : this.#objects[object * objectWords + FIRST_PAGE]
+  }
+
+  /** The page of its object that a walk from `firstOfObject` comes to after this one, or `none`; as `nextOfPool`. */
+  nextOfObject(entry: number): number {
+    return linked(this.#entries[entry * entryWords + NEXT_PAGE] & numberMask)
+  }
+
+  /** Entries of a pool. */
+  pagesOf(pool: number): number {
+    return this.#state[this.#poolAt(pool) + POOL_PAGES]
+  }
+
+  /** Objects of a pool with at least one page. */
+  objectsOf(pool: number): number {
+    return this.#state[this.#poolAt(pool) + POOL_OBJECTS]
+  }
+
+  /** Where the words of a pool are. */
+  #poolAt(pool: number): number {
+    return stateWords + this.queues * 3 + pool * poolWords
   }
 
   /** Links an entry in at the new end of a queue. */
@@ -723,12 +748,13 @@ export class HandleTable {
       state[FREE_OBJECT] = slot
       return none
     }
-    const poolAt = stateWords + this.queues * 3 + pool
+    const poolAt = this.#poolAt(pool)
     const first = state[poolAt]
     objects[at + PREVIOUS_OBJECT] = none
     objects[at + NEXT_OBJECT] = first
     if (first !== none) objects[first * objectWords + PREVIOUS_OBJECT] = slot
     state[poolAt] = slot
+    state[poolAt + POOL_OBJECTS]++
     state[OBJECTS] = state[OBJECTS] + 1
     this.#hint = slot
     return slot
@@ -741,7 +767,9 @@ export class HandleTable {
     this.#objectSlots.remove(this.#hashOfObject(slot), slot)
     const previous = objects[at + PREVIOUS_OBJECT]
     const next = objects[at + NEXT_OBJECT]
-    if (previous === none) state[stateWords + this.queues * 3 + objects[at + POOL]] = next
+    const poolAt = this.#poolAt(objects[at + POOL])
+    state[poolAt + POOL_OBJECTS]--
+    if (previous === none) state[poolAt] = next
     else objects[previous * objectWords + NEXT_OBJECT] = next
     if (next !== none) objects[next * objectWords + PREVIOUS_OBJECT] = previous
     objects[at + PAGES] = 0

@@ -16,10 +16,12 @@ import type {
   Borrower,
   Budget,
   Capabilities,
+  Census,
   LayerContext,
   ObjectId,
   PageBatch,
   PageStore,
+  PageVisitor,
   PlaceUsage,
   Pool,
   PoolAttributes,
@@ -127,6 +129,22 @@ class Shards implements PageStore {
     // Any chain compacts all of a place.
     if (this.#closing === undefined) moved = this.chains[0]!.compact(pages)
     return moved
+  }
+
+  /** The first page of the chain that has most: which of them came first over all, none of them knows. */
+  evict(client?: number): number {
+    const sizes = this.chains.map((chain) => chain.ephemeralBytes())
+    for (let left = sizes.length; left > 0; left--) {
+      const most = sizes.indexOf(Math.max(...sizes))
+      const freed = this.chains[most]!.evict(client)
+      if (freed > 0) return freed
+      sizes[most] = -1
+    }
+    return 0
+  }
+
+  ephemeralBytes(): number {
+    return this.chains.reduce((sum, chain) => sum + chain.ephemeralBytes(), 0)
   }
 
   usage(): StackUsage {
@@ -306,6 +324,26 @@ class ShardedPool implements Pool {
       pages += pool.recompress!(object, own, own.length)
     }
     return pages
+  }
+
+  walk(visit: PageVisitor, object?: ObjectId): void {
+    let goesOn = true
+    for (const pool of this.#pools)
+      pool.walk!((...page) => {
+        goesOn &&= visit(...page)
+        return goesOn
+      }, object)
+  }
+
+  census(): Census {
+    let pages = 0
+    let objects = 0
+    for (const pool of this.#pools) {
+      const own = pool.census!()
+      pages += own.pages
+      objects += own.objects
+    }
+    return { pages, objects }
   }
 
   freeze(): void {

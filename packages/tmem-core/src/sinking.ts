@@ -39,6 +39,8 @@ const maxVictims = 512
 const cleanShare = 0.75
 /** Pages that one call looks at for those to write ahead. */
 const maxLooks = 1024
+/** Pages that one call looks at for one of a client. */
+const maxSearched = 4096
 
 export class Sinking {
   readonly seats: readonly Seat[]
@@ -164,13 +166,25 @@ export class Sinking {
     return Math.min(forcedBytes, limitBytes / 16)
   }
 
-  /** Drops the oldest ephemeral page in memory. False: there is none. */
-  dropOne(): boolean {
+  /**
+   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had. 0: there
+   * is none, or none of that client among the first.
+   */
+  dropOne(client?: number): number {
     const { directory, seats } = this
-    const seat = seats.findLast(({ number }) => directory.queued(number, EPHEMERAL) > 0)
-    if (seat === undefined) return false
-    this.#ledger.evict(directory.entryOf(directory.oldest(seat.number, EPHEMERAL)))
-    return true
+    let left = maxSearched
+    // What came first has sunk furthest.
+    for (let number = seats.length - 1; number >= 0; number--) {
+      let resident = directory.oldest(number, EPHEMERAL)
+      for (; resident !== none && left > 0; resident = directory.newer(resident), left--) {
+        const entry = directory.entryOf(resident)
+        if (client !== undefined && this.#ledger.poolOf(entry).attributes.client !== client) continue
+        const bytes = lengthIn(directory.stateOf(entry))
+        this.#ledger.evict(entry)
+        return bytes
+      }
+    }
+    return 0
   }
 
   /**

@@ -183,6 +183,13 @@ export interface Pool {
    * persistent pool, whose pages its client has promised to pay for.
    */
   handOver?(client: number): boolean
+  /**
+   * Calls `visit` with each page, or each one of `object`, in an order that nothing is promised of, until it answers
+   * false. `visit` must not use the stack. Absent: the pages of the pool cannot be listed.
+   */
+  walk?(visit: PageVisitor, object?: ObjectId): void
+  /** How much is here now. Absent where `walk` is. */
+  census?(): Census
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
   freeze(): void
   /** Ends `freeze`. */
@@ -249,6 +256,16 @@ export interface StackUsage {
   readonly places: readonly PlaceUsage[]
 }
 
+/** Takes the name of a page; false ends the walk. */
+export type PageVisitor = (object: ObjectId, index: number) => boolean
+
+/** What a pool has. */
+export interface Census {
+  readonly pages: number
+  /** Objects with a page. In a stack of several chains (more than 2^24 pages) one counts in each that has a page of it. */
+  readonly objects: number
+}
+
 /** Where a page is, and in which form: filled by `Pool.whereIs`. One object serves for many pages. */
 export class Whereabouts {
   /** Number of its place in the stack, from the top; -1: it repeats one word, and takes no place. */
@@ -292,6 +309,13 @@ export interface PageStore {
    * Moves up to `pages` blocks together, so that memory becomes free; how many it moved, 0: there is nothing to gain.
    */
   compact?(pages: number): number
+  /**
+   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had; 0: there
+   * is none. (Of one client it is looked for among the first 4,096, and 0 says that it is not there.)
+   */
+  evict?(client?: number): number
+  /** Bytes of memory that ephemeral pages take. */
+  ephemeralBytes?(): number
   /** Resolves when every layer takes pages: those that must connect or recover have done so. Absent: it is ready. */
   ready?(): Promise<void>
   /**

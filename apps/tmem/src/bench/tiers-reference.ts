@@ -263,6 +263,8 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
       for (let n = 0; n < batch.length; n++) flush(batch.indexes[n])
     },
     whereIs: nothing,
+    walk: nothing,
+    census: nothing,
     sink: unknown,
     recompress: nothing,
     split: unknown,
