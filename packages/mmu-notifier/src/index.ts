@@ -2,6 +2,7 @@
 import { type Catalogue, catalogue, type RuleEntry } from '@tmem/interleave'
 import { cowRules } from './scenarios/cow.ts'
 import { deviceRules } from './scenarios/devices.ts'
+import { guestRules } from './scenarios/guests.ts'
 import { gupRules } from './scenarios/gup.ts'
 import { intervalRules } from './scenarios/interval.ts'
 import { listRules } from './scenarios/list.ts'
@@ -23,6 +24,7 @@ export const pageMappingRules: readonly RuleEntry[] = [
   ...cowRules,
   ...tlbRules,
   ...deviceRules,
+  ...guestRules,
 ]
 
 /**

@@ -1,97 +1,10 @@
 /**
- * Rules of memory that a device or a hypervisor shares with the kernel: DAX blocks, device-private pages (HMM), and the
- * private memory of guests (guest_memfd). With their mutants.
- *
- * The state is one page and what is known of it: only the order of actions and the locks are modelled here, not the page
- * tables, which are those of the other files.
+ * Rules of memory that a device shares with the kernel: the blocks of DAX files, and device-private pages (HMM). With
+ * their mutants.
  */
-import {
-  type Actor,
-  acquire,
-  actor,
-  edited,
-  type HasLocks,
-  type RuleEntry,
-  release,
-  requireRule,
-  type Scenario,
-  type Step,
-} from '@tmem/interleave'
-import { from, type Origin } from './world.ts'
-
-/** One page of a DAX file, of a device, or of a guest. */
-interface World extends HasLocks {
-  /** The page belongs to whoever the scenario is about; false: it was freed, and somebody else may have it. */
-  owned: boolean
-  /** Entries of processes that map it. */
-  mapped: number
-  /** References besides those of the entries (get_user_pages, a fault that is under way). */
-  pins: number
-  /** Where the process's data is. */
-  place: 'system' | 'device'
-  /** The guest's memory is private, or shared with its host. */
-  attribute: 'private' | 'shared'
-  /** Mapped into the guest, as what: '' for not. */
-  guest: '' | 'private' | 'shared'
-  /** Ranges between invalidate_begin and invalidate_end, and how many have ended. */
-  invalidating: number
-  sequence: number
-  /** The page descriptors of the device's memory exist. */
-  descriptors: boolean
-}
-
-interface Registers {
-  sequence: number
-  attribute: string
-  has: boolean
-}
-
-type DeviceStep = Step<World, Registers>
-
-const page = (more: Partial<World> = {}): World => ({
-  owned: true,
-  mapped: 0,
-  pins: 0,
-  place: 'system',
-  attribute: 'private',
-  guest: '',
-  invalidating: 0,
-  sequence: 0,
-  descriptors: true,
-  locks: { invalidate: '', mmu: '', page: '' },
-  ...more,
-})
-
-const thread = (name: string, steps: readonly DeviceStep[]): Actor<World> =>
-  actor<World, Registers>(name, { sequence: -1, attribute: '', has: false }, steps)
-
-const step = (
-  label: string,
-  run: (state: World, me: Registers) => void,
-  more: Partial<Omit<DeviceStep, 'label' | 'run'>> = {},
-): DeviceStep => ({ label, run, ...more })
-
-/** A rule: the steps that the mutant leaves out, moves or changes. */
-function rule(
-  name: string,
-  text: string,
-  origin: Origin,
-  scenario: () => Scenario<World>,
-  breaks: string,
-  caughtAs: string,
-  ...edits: Parameters<typeof edited<World>> extends [unknown, ...infer Edits] ? Edits : never
-): RuleEntry<World> {
-  return {
-    name,
-    rule: text,
-    ...origin,
-    scenario,
-    mutant: { breaks, caughtAs, scenario: () => edited(scenario(), ...edits) },
-  }
-}
-
-const usable = (state: World, who: string): void =>
-  requireRule(state.owned, 'use-after-free', `${who} uses a page that was freed`)
+import { type Actor, acquire, type RuleEntry, release, requireRule, type Scenario } from '@tmem/interleave'
+import { directIo, page, type Registers, rule, step, thread, type World } from './page.ts'
+import { from } from './world.ts'
 
 // ---------------------------------------------------------------------------------------------------------------
 // DAX: the pages of a file are the blocks of its device
@@ -111,23 +24,6 @@ const truncate = (): Actor<World> =>
       state.owned = false
     }),
     release('invalidate', 'truncate'),
-  ])
-
-/** Direct I/O pins the mapped block with the lockless walk, and lets a device write to it. */
-const directIo = (): Actor<World> =>
-  thread('direct I/O', [
-    step(
-      'pin the block, if it is mapped',
-      (state, me) => {
-        me.has = state.mapped > 0
-        if (me.has) state.pins++
-      },
-      { shows: (_, { has }) => (has ? 'pinned' : 'not mapped'), jump: { to: 'end', if: (_, { has }) => !has } },
-    ),
-    step('the device writes to it', (state) => usable(state, 'the device')),
-    step('unpin', (state) => {
-      state.pins--
-    }),
   ])
 
 const pinned = (): Scenario<World> => ({ initial: () => page({ mapped: 1 }), actors: [directIo(), truncate()] })
@@ -159,9 +55,12 @@ const faulting = (): Scenario<World> => ({
 // ---------------------------------------------------------------------------------------------------------------
 // Device-private pages
 
-const HMM = from('mm/memory.c (do_swap_page), mm/migrate_device.c', '4.14')
+const HMM = from(
+  'commits 5042db43cc26, 8763cb45ab96: mm/memory.c (do_swap_page), mm/migrate.c (5.18 on: mm/migrate_device.c)',
+  '4.14',
+)
 const RACE = from('commit 16ce101db85d, mm/memory.c', '6.1')
-const MEMREMAP = from('mm/memremap.c (memunmap_pages)', '4.5')
+const MEMREMAP = from('commit 5c2c2587b132: kernel/memremap.c (5.3 on: mm/memremap.c, memunmap_pages)', '4.5')
 const TAKE = 'under the page-table lock: a device-private entry? take a reference'
 const BUSY_CHECK = 'any other reference?'
 const DRAIN = 'wait until all references are gone'
@@ -261,127 +160,6 @@ const unplugging = (): Scenario<World> => ({
     {
       name: 'descriptors outlive references',
       check: ({ descriptors, pins }) => (descriptors || pins === 0 ? null : `${pins} references to no descriptor`),
-    },
-  ],
-})
-
-// ---------------------------------------------------------------------------------------------------------------
-// Private memory of guests
-
-const GMEM = from('virt/kvm/guest_memfd.c', '6.8')
-const ATTRIBUTES = from('virt/kvm/kvm_main.c (kvm_vm_set_mem_attributes)', '6.8')
-const CHECK = 'under mmu_lock: none active, sequence unchanged?'
-const ZAP = 'drop what the guest has mapped'
-const FREE = 'free the page of the file'
-const BEGIN = 'invalidate_begin'
-const FINISH = 'invalidate_end: the sequence, the count'
-
-/** A fault of the guest: which memory it is, the page, and the check before it is mapped. */
-const guestFault = (): Actor<World> =>
-  thread('vcpu', [
-    step(
-      'read the sequence',
-      (state, me) => {
-        me.sequence = state.sequence
-      },
-      { at: 'again' },
-    ),
-    step(
-      'private or shared? find the page',
-      (state, me) => {
-        me.attribute = state.attribute
-        me.has = state.owned
-      },
-      {
-        shows: (_, { attribute, has }) => (has ? attribute : 'no page'),
-        jump: { to: 'end', if: (_, { has }) => !has },
-      },
-    ),
-    acquire('mmu', 'vcpu'),
-    step(
-      CHECK,
-      (state, me) => {
-        me.has = state.invalidating === 0 && state.sequence === me.sequence
-      },
-      { shows: (_, { has }) => (has ? 'yes' : 'no: retry'), jump: { to: 'unlock', if: (_, { has }) => !has } },
-    ),
-    step('map it', (state, { attribute }) => {
-      state.guest = attribute === 'private' ? 'private' : 'shared'
-    }),
-    step(
-      'unlock mmu_lock',
-      (state) => {
-        state.locks['mmu'] = ''
-      },
-      { at: 'unlock', jump: { to: 'again', if: (_, { has }) => !has } },
-    ),
-  ])
-
-/** What changes memory under the guest, between invalidate_begin and invalidate_end. */
-const invalidating = (name: string, change: readonly DeviceStep[]): Actor<World> => {
-  const locked = { when: ({ locks }: Readonly<World>) => locks['mmu'] === '' }
-  return thread(name, [
-    step(
-      BEGIN,
-      (state) => {
-        state.invalidating++
-      },
-      locked,
-    ),
-    step(
-      ZAP,
-      (state) => {
-        state.guest = ''
-      },
-      locked,
-    ),
-    ...change,
-    step(
-      FINISH,
-      (state) => {
-        state.sequence++
-        state.invalidating--
-      },
-      locked,
-    ),
-  ])
-}
-
-const punching = (): Scenario<World> => ({
-  initial: () => page({ guest: 'private' }),
-  actors: [
-    guestFault(),
-    invalidating('punch a hole', [
-      step(FREE, (state) => {
-        state.owned = false
-      }),
-    ]),
-  ],
-  invariants: [
-    {
-      name: 'no free page in the guest',
-      check: ({ owned, guest }) => (owned || guest === '' ? null : 'the guest has a free page'),
-    },
-  ],
-})
-
-const CONVERT = 'the attribute becomes shared'
-
-const converting = (): Scenario<World> => ({
-  initial: () => page({ guest: 'private' }),
-  actors: [
-    guestFault(),
-    invalidating('convert', [
-      step(CONVERT, (state) => {
-        state.attribute = 'shared'
-      }),
-    ]),
-  ],
-  atEnd: [
-    {
-      name: 'the guest has what its attribute says',
-      check: ({ guest, attribute }) =>
-        guest === '' || guest === attribute ? null : `${guest} is mapped, ${attribute} is set`,
     },
   ],
 })
@@ -494,33 +272,6 @@ export const deviceRules: readonly RuleEntry<World>[] = [
     { actor: 'driver', without: [DRAIN] },
   ),
   rule(
-    'gmem-hole-is-dropped-before-it-is-freed',
-    'when a hole is punched the guest loses its mappings before the page is freed',
-    GMEM,
-    punching,
-    'the page is freed first',
-    'no free page in the guest',
-    { actor: 'punch a hole', move: { step: FREE, before: ZAP } },
-  ),
-  rule(
-    'gmem-fault-checks-before-it-maps',
-    'a fault of the guest maps what it found only if nothing was invalidated since',
-    GMEM,
-    punching,
-    'it does not look',
-    'no free page in the guest',
-    { actor: 'vcpu', change: { step: CHECK, to: { run: () => {}, jump: { to: 'unlock', if: () => false } } } },
-  ),
-  rule(
-    'gmem-attributes-change-inside-a-range',
-    'memory becomes shared between begin and end: a fault that saw it private must not map it so afterwards',
-    ATTRIBUTES,
-    converting,
-    'it becomes shared after the end',
-    'the guest has what its attribute says',
-    { actor: 'convert', move: { step: FINISH, before: CONVERT } },
-  ),
-  rule(
     'dax-truncate-keeps-its-lock-until-it-has-freed',
     'truncate holds its lock until the block is freed: a fault in between would map it again',
     from('fs/dax.c; mm/filemap.c (invalidate_lock)', '5.15'),
@@ -546,60 +297,5 @@ export const deviceRules: readonly RuleEntry<World>[] = [
     'it forgets to',
     'the page can be reached',
     { actor: 'migrate', change: { step: 'put the entry back', to: { run: () => {} } } },
-  ),
-  rule(
-    'gmem-begin-comes-before-the-drop',
-    'the range is active before the mappings are dropped: a fault in between would map the page again',
-    GMEM,
-    punching,
-    'the mappings are dropped first',
-    'no free page in the guest',
-    { actor: 'punch a hole', move: { step: ZAP, before: BEGIN } },
-  ),
-  rule(
-    'gmem-end-raises-the-sequence',
-    'the end of a range raises the sequence: a fault that found its page before the range must see it',
-    GMEM,
-    punching,
-    'only the count drops',
-    'no free page in the guest',
-    {
-      actor: 'punch a hole',
-      change: {
-        step: FINISH,
-        to: {
-          run: (state) => {
-            state.invalidating--
-          },
-        },
-      },
-    },
-  ),
-  rule(
-    'gmem-sequence-is-read-before-the-attribute',
-    'a fault reads the sequence before it asks whether memory is private: the answer may change after that',
-    ATTRIBUTES,
-    converting,
-    'it asks first',
-    'the guest has what its attribute says',
-    { actor: 'vcpu', move: { step: 'private or shared? find the page', before: 'read the sequence' } },
-  ),
-  rule(
-    'gmem-check-is-under-mmu-lock',
-    'count and sequence are checked under the lock under which the page is mapped',
-    GMEM,
-    punching,
-    'the lock is taken after that',
-    'no free page in the guest',
-    { actor: 'vcpu', move: { step: 'lock mmu', before: 'map it' } },
-  ),
-  rule(
-    'gmem-conversion-drops-what-is-mapped',
-    'a conversion drops what the guest has mapped: it would go on using private memory that is shared now',
-    ATTRIBUTES,
-    converting,
-    'it only changes the attribute',
-    'the guest has what its attribute says',
-    { actor: 'convert', without: [ZAP] },
   ),
 ]
