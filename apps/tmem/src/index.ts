@@ -126,6 +126,16 @@ function program(terminal: Terminal): Command {
     .action(async (options) => (await import('./simulate.ts')).simulate(options, terminal))
 
   tmem
+    .command('soak')
+    .description(
+      'run servers of this program under clients, knobs and kills, and compare all that is read with a model',
+    )
+    .option('--minutes <number>', 'how long, e.g. 0.5', minutes, 10)
+    .option('--seed <number>', 'what decides what everybody does (default: drawn)', seed)
+    .addOption(json())
+    .action(async (options) => (await import('./soak.ts')).soak(options, terminal))
+
+  tmem
     .command('stack')
     .description('list the layers that stacks are made of, or check a stack')
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')
@@ -236,6 +246,13 @@ function seed(text: string): number {
   const value = Number(text)
   if (!/^\d+$/.test(text) || value > 0xffffffff)
     throw new InvalidArgumentError('Expected an integer from 0 to 4294967295.')
+  return value
+}
+
+function minutes(text: string): number {
+  const value = Number(text)
+  if (!/^\d+(\.\d+)?$/.test(text) || value === 0 || value > 100_000)
+    throw new InvalidArgumentError('Expected minutes above 0, at most 100000.')
   return value
 }
 

@@ -1,4 +1,5 @@
 /** Whole stacks over a simulated disk and clock, under seeded faults, against a reference model. */
 export * from './history.ts'
+export { Random, scatter } from './random.ts'
 export * from './simulate.ts'
 export { type FaultCounts, type FaultKind, faultKinds } from './world.ts'
