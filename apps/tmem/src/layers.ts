@@ -16,6 +16,7 @@ import {
 import { frontswapFactory } from '@tmem/frontswap'
 import { memoryFactory } from '@tmem/memory'
 import { ramsterFactory } from '@tmem/ramster'
+import { sealFactory } from '@tmem/seal'
 import { spillFactory } from '@tmem/spill'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
@@ -29,6 +30,7 @@ export const layerFactories: readonly LayerFactory[] = [
   frontswapFactory,
   spillFactory,
   ramsterFactory,
+  sealFactory,
 ]
 
 /** The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken. */

@@ -23,7 +23,7 @@ async function server(): Promise<RealServer> {
 }
 
 const stackOver = (a: { readonly port: number }, b: { readonly port: number }): string =>
-  `zcache(limit=6MiB) > ramster(valkey=127.0.0.1:${a.port},valkey2=127.0.0.1:${b.port},size=64MiB) > frontswap(file=FOLDER/{name}.img,size={size})`
+  `zcache(limit=6MiB) > seal > ramster(valkey=127.0.0.1:${a.port},valkey2=127.0.0.1:${b.port},size=64MiB) > seal > frontswap(file=FOLDER/{name}.img,size={size})`
 
 /** Pages that shrink to about half. */
 function writeInput(path: string): string {

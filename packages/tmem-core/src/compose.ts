@@ -150,10 +150,13 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
 
 /** Layers above the first place: filters, or a store of its own. */
 function filtersOf(layers: readonly Layer[]): number {
-  const first = layers.findIndex(({ place }) => place !== undefined)
+  let first = layers.findIndex(({ place }) => place !== undefined)
   if (first < 0) return layers.length
   // A place that is a store by itself, and alone, is opened as that: it can do more (views in parts, threads).
-  return first === layers.length - 1 && layers[first]!.open !== undefined ? layers.length : first
+  if (first === layers.length - 1 && layers[first]!.open !== undefined) return layers.length
+  // What can only change blocks belongs to the place that follows it, also at the top.
+  while (first > 0 && layers[first - 1]!.open === undefined && layers[first - 1]!.wrapPlace !== undefined) first--
+  return first
 }
 
 /** Opens the places of a chain, from the bottom up, and the chain over them. `told`: each is checked. */
