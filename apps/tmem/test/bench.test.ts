@@ -1,7 +1,16 @@
 import { stripVTControlCharacters } from 'node:util'
 import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
-import { createBench, median, ratioRow, type Subject, type Suite, skippedRow, valueRow } from '../src/bench/frame.ts'
+import {
+  createBench,
+  median,
+  ratioRow,
+  type Subject,
+  type Suite,
+  shownPart,
+  skippedRow,
+  valueRow,
+} from '../src/bench/frame.ts'
 import { runSuite } from '../src/bench/suites.ts'
 import { Interrupted } from '../src/ending.ts'
 import { tableOf } from '../src/terminal.ts'
@@ -43,6 +52,34 @@ describe('measuring', () => {
     expect(await bench.measure('test', { wait }, { operations: 1 })).toEqual({ wait: 7e6 })
     interruption.abort()
     await expect(bench.measure('test', { wait }, { operations: 1 })).rejects.toBeInstanceOf(Interrupted)
+  })
+
+  test('each part that is done says what came of it, and one that fails only that it is over', async () => {
+    const said: (readonly [string, string | undefined])[] = []
+    const terminal = {
+      ...silentTerminal(),
+      progress: (label: string) => ({
+        at: () => undefined,
+        end: (result?: string) => void said.push([label, result]),
+      }),
+    }
+    let clock = 0
+    const bench = createBench(terminal, true, () => clock)
+    const run = (): void => {
+      clock += 7
+    }
+    await bench.measure('two', { a: { run }, b: { run } }, { operations: 1000 })
+    expect(await shownPart(bench, 'part', async () => [3, '3 of 4'])).toBe(3)
+    const failure = new Error('no more')
+    const failing = async (): Promise<never> => Promise.reject(failure)
+    await expect(shownPart(bench, 'failing', failing)).rejects.toBe(failure)
+    await expect(bench.measure('fails', { a: { run: failing } }, { operations: 1 })).rejects.toBe(failure)
+    expect(said).toEqual([
+      ['two', 'a 7000 ns, b 7000 ns'],
+      ['part', '3 of 4'],
+      ['failing', undefined],
+      ['fails', undefined],
+    ])
   })
 
   test('the median is the middle', () => {

@@ -49,6 +49,10 @@ export async function tmem(words: readonly string[], { through = [], during }: R
   return { code: await closed, stdout, stderr }
 }
 
+/** What a bench says besides a line with figures for each part that is done. */
+export const strangeLines = (stderr: string): string[] =>
+  stderr.split('\n').filter((line) => line !== '' && !/^[^:]+: (?:[a-z0-9]+: )?.*\d/.test(line))
+
 /** A new directory that goes away with the test. */
 export function temporaryDirectory(): string {
   const path = mkdtempSync(join(tmpdir(), 'tmem-test-'))

@@ -124,6 +124,7 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
         number[]
       >
       const progress = terminal.progress(label)
+      let result: string | undefined
       try {
         for (let round = 0; round < warmup + rounds; round++) {
           for (let turn = 0; turn < names.length; turn++) {
@@ -141,14 +142,33 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
             throwIfInterrupted(terminal.signal)
           }
         }
+        const medians = names.map((name) => [name, median(taken[name])] as const)
+        result = medians.map(([name, value]) => `${String(name)} ${rounded(value)} ns`).join(', ')
+        return Object.fromEntries(medians) as Record<keyof typeof subjects, number>
       } finally {
-        progress.end()
+        progress.end(result)
       }
-      return Object.fromEntries(names.map((name) => [name, median(taken[name])])) as Record<
-        keyof typeof subjects,
-        number
-      >
     },
+  }
+}
+
+/**
+ * Does a part of the work that is not measured in rounds, and shows how far it is. `act` gets what is told of that, and
+ * answers what the part came to, with that in a few words.
+ */
+export async function shownPart<Result>(
+  bench: Bench,
+  label: string,
+  act: (at: Progress['at']) => Promise<readonly [Result, string]>,
+): Promise<Result> {
+  const progress = bench.progress(label)
+  let result: string | undefined
+  try {
+    const [value, words] = await act((done, total) => progress.at(done, total))
+    result = words
+    return value
+  } finally {
+    progress.end(result)
   }
 }
 

@@ -30,7 +30,7 @@ import { processRuns } from '@tmem/core'
 import { compileHog } from '@tmem/guest'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { comparedByFio, type FioTarget, type LoadRow, type Started, started } from './fio.ts'
-import { type Bench, median, type Row, ratioRow, type Suite, skippedRow, valueRow } from './frame.ts'
+import { type Bench, median, type Row, ratioRow, type Suite, shownPart, skippedRow, valueRow } from './frame.ts'
 
 /** The suite. */
 export const fuse: Suite = {
@@ -169,21 +169,25 @@ async function hogRows(bench: Bench, loop: string): Promise<Row[]> {
   for (const area of [loop, zram]) command('mkswap', area)
   const ours: (HogRun & { readonly server: ServerTimes })[] = []
   const theirs: HogRun[] = []
-  const rounds = bench.quick ? 1 : 5
-  for (let round = 0; round < rounds; round++)
-    for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
-      const area = turn === 0 ? loop : zram
-      command('swapon', '--discard', '--priority', '32767', area)
-      const before = serverTimes()
-      const run = await hog(program, bench)
-      const after = serverTimes()
-      command('swapoff', area)
-      if (turn === 1) theirs.push(run)
-      else if (after.writes - before.writes === 0)
-        throw new Failed('bench fuse: nothing was swapped to the loop device')
-      else ours.push({ ...run, server: difference(after, before) })
-    }
   const walls = (runs: readonly HogRun[]): number => median(runs.map(({ wall }) => wall))
+  const rounds = bench.quick ? 1 : 5
+  await shownPart(bench, hogName, async (at) => {
+    for (let round = 0; round < rounds; round++)
+      for (const turn of round % 2 === 0 ? [0, 1] : [1, 0]) {
+        const area = turn === 0 ? loop : zram
+        command('swapon', '--discard', '--priority', '32767', area)
+        const before = serverTimes()
+        const run = await hog(program, bench)
+        const after = serverTimes()
+        command('swapoff', area)
+        if (turn === 1) theirs.push(run)
+        else if (after.writes - before.writes === 0)
+          throw new Failed('bench fuse: nothing was swapped to the loop device')
+        else ours.push({ ...run, server: difference(after, before) })
+        at(ours.length + theirs.length, 2 * rounds)
+      }
+    return [undefined, `${walls(ours).toFixed()} ms, zram ${walls(theirs).toFixed()}`]
+  })
   const share = (name: string, part: (run: (typeof ours)[number]) => number): Row =>
     valueRow(`hog-${name}`, '% of the run', median(ours.map((run) => (100 * part(run)) / run.wall)))
   return [

@@ -185,7 +185,7 @@ export async function guestRows(bench: Bench): Promise<Row[]> {
   const subjects: Record<string, Subject> = { ours: subject(ours), raw: subject(raw) }
   if (has('nbdkit')) subjects['nbdkit'] = subject(nbdkit)
   try {
-    const taken = await bench.measure(names.raw, subjects, { operations: 1, rounds: bench.quick ? 1 : 5, warmup: 0 })
+    const taken = await bench.measure(names.raw, subjects, { operations: 1, rounds: bench.quick ? 1 : 3, warmup: 0 })
     const seconds = (name: string): number => taken[name]! / 1e9
     return [
       ratioRow(names.raw, 's', seconds('ours'), 'raw file on tmpfs', seconds('raw'), 1.05),

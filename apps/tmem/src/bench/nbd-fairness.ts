@@ -1,6 +1,7 @@
 /**
  * How long a client that asks for little waits beside one that asks for all it can get: the 99th percentile of its 4 KiB
- * reads, one each millisecond, alone and beside each hostile pattern, in turns in the same run.
+ * reads, one each millisecond, alone and beside each hostile pattern, in turns in the same run: each round measures it
+ * alone once, and then beside each of them.
  *
  * Server, hostile client and the light one each have a process of their own. The device is ramzswap over zcache, 1 GiB,
  * of which the first 64 MiB are written. Where fewer processors are free than there are processes, the system's own
@@ -14,7 +15,7 @@ import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { started } from './fio.ts'
-import { type Bench, median, type Row, ratioRow } from './frame.ts'
+import { type Bench, median, type Row, ratioRow, shownPart } from './frame.ts'
 import { BenchClient, hostilePatterns } from './nbd-client.ts'
 
 const deviceBytes = 2 ** 30
@@ -36,16 +37,27 @@ export async function fairnessRows(bench: Bench): Promise<Row[]> {
     for (let at = 0; at < writtenBytes; at += page.length) await light.write(at, page)
     const reads = bench.quick ? 300 : 1000
     await latencies(light, reads)
-    const rows: Row[] = []
-    for (const pattern of Object.keys(hostilePatterns)) {
-      const taken = { alone: [] as number[], beside: [] as number[] }
-      for (let round = 0; round < (bench.quick ? 3 : 5); round++) {
-        taken.alone.push(await latencies(light, reads))
-        taken.beside.push(await beside(socket, pattern, () => latencies(light, reads)))
-        throwIfInterrupted(bench.signal)
+    const patterns = Object.keys(hostilePatterns)
+    const rounds = bench.quick ? 3 : 5
+    const rows = await shownPart(bench, 'fairness', async (at) => {
+      const alone: number[] = []
+      const besides = patterns.map((): number[] => [])
+      for (let round = 0; round < rounds; round++) {
+        alone.push(await latencies(light, reads))
+        for (const [n, pattern] of patterns.entries()) {
+          besides[n]!.push(await beside(socket, pattern, () => latencies(light, reads)))
+          at(round * patterns.length + n + 1, rounds * patterns.length)
+          throwIfInterrupted(bench.signal)
+        }
       }
-      rows.push(ratioRow(`fairness-${pattern}`, 'us p99', median(taken.beside), 'alone', median(taken.alone), goal))
-    }
+      const each = patterns.map((pattern, n) =>
+        ratioRow(`fairness-${pattern}`, 'us p99', median(besides[n]!), 'alone', median(alone), goal),
+      )
+      return [
+        each,
+        `alone ${median(alone).toFixed()} us p99, beside hostile ${each.map(({ value }) => value.toFixed()).join(', ')}`,
+      ]
+    })
     light.close()
     return rows
   } finally {

@@ -50,7 +50,7 @@ async function demoRow(bench: Bench): Promise<Row> {
     note: () => undefined,
     progress: (label) => {
       const progress = bench.progress(`tiers: the demo's ${label}`)
-      return { at: (done, total) => progress.at(done, total), end: () => progress.end() }
+      return { at: (done, total) => progress.at(done, total), end: (result) => progress.end(result) }
     },
   }
   const { machines } = await runDemo({ seed: 1, ...(bench.quick ? { size: 16 * mebibyte } : {}) }, silent)
