@@ -1,0 +1,1151 @@
+/**
+ * A cache of entries with keys: values of any size in the pages of a stack, found by a table without an object per entry.
+ *
+ * What is new is written into a page in the window, where it is read like any other. A full page goes into the stack;
+ * what is asked for comes back as a whole page, of which the window keeps a copy.
+ *
+ * Who goes when there is no room: pages that expired; else, as in S3-FIFO, the oldest page of what is new while that is
+ * more than a tenth, and the oldest page of what was used again. Of a page that goes, the entries that were used are
+ * written anew behind those that were used again, and the others are gone; so it is entries, not pages, that are judged.
+ * Places that keep only pages that may vanish judge by themselves; a page that vanished is a miss for each of its entries.
+ *
+ * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has some; a
+ * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders) runs
+ * before anything is changed, or after everything is.
+ *
+ * Source of the rule: Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023); of pages of one
+ * lifetime, Segcache (NSDI 2021).
+ */
+
+import { randomFillSync } from 'node:crypto'
+import { channel } from 'node:diagnostics_channel'
+import {
+  type ByteAmount,
+  type ByteLimit,
+  checkOptions,
+  GetOutcome,
+  type Layer,
+  type LayerFactory,
+  type OptionNames,
+  PutOutcome,
+  putOutcomeName,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
+import { KeyHash, type KeyKind } from './hash.ts'
+import { type Loader, Loads } from './loads.ts'
+import { emptyingFrame, isMainQueue, nestedFrame, none, PageBook, queueFor, queues, transferFrame } from './pages.ts'
+import {
+  EntryFacts,
+  headBytes,
+  maxKeyBytes,
+  maxSharedBytes,
+  maxTags,
+  maxWide,
+  offsetIn,
+  pageBytes,
+  RecordView,
+  recordBytes,
+  recordsIn,
+  setOffset,
+  stampIn,
+  writeHead,
+  writeRecord,
+} from './records.ts'
+import { type CacheFile, type CacheStack, openStack } from './stack.ts'
+import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refOf, usesOf, withUses } from './table.ts'
+import { Tags } from './tags.ts'
+import { readValue, type ValueCodec, ValueKind, ValueWriter } from './values.ts'
+
+/** A key: a string, or bytes. A string and its bytes are different keys. Up to 64 KiB (wide strings: two bytes a unit). */
+export type CacheKey = string | Uint8Array
+
+/** Settings of a cache. */
+export interface CacheOptions<V> {
+  /**
+   * Memory that it may use: keys, values, tables, everything; at least 2 MiB. Or a `ByteLimit` that can be changed while
+   * the cache is in use; what is above a lowered one goes with the next writes, and ticks. Over a `stack`, whose places
+   * have limits of their own, it bounds what the cache's own tables may take (default 64 MiB).
+   */
+  readonly memory?: ByteAmount | ByteLimit
+  /** A file beneath the memory: what is not used goes there, and a restart finds it again. */
+  readonly file?: CacheFile
+  /** A stack instead of the cache's own, as layers or as text. */
+  readonly stack?: string | readonly Layer[]
+  /** Layers by which that text may name others than `memory`, `zcache` and `spill`. */
+  readonly layers?: readonly LayerFactory[]
+  /**
+   * How values become strings or bytes (default: strings and bytes as they are, all else by structured clone). Example:
+   * `{ encode: JSON.stringify, decode: JSON.parse }`.
+   */
+  readonly codec?: ValueCodec<V, string> | ValueCodec<V, Uint8Array>
+  /** Milliseconds since 1970 (default: the time of the start, plus a clock that never jumps). */
+  readonly clock?: () => number
+}
+
+const optionNames: OptionNames<CacheOptions<unknown>> = {
+  memory: true,
+  file: true,
+  stack: true,
+  layers: true,
+  codec: true,
+  clock: true,
+}
+
+/** What is said of an entry that is set. */
+export interface SetOptions {
+  /** Milliseconds until it is gone: more than 0 (default: it stays until its room is needed). */
+  readonly ttl?: number | undefined
+  /** Names by which `deleteByTag` finds it: at most 255. */
+  readonly tags?: readonly string[] | undefined
+}
+
+const setNames: OptionNames<SetOptions> = { ttl: true, tags: true }
+
+/** What is said of a value that is fetched. */
+export interface FetchOptions extends SetOptions {
+  /**
+   * Milliseconds behind the end of its ttl during which the old value is answered at once, while a new one is loaded
+   * (default 0). Needs a ttl.
+   */
+  readonly grace?: number | undefined
+  /** Milliseconds that the loader has (default: any time). */
+  readonly timeout?: number | undefined
+  /** Milliseconds for which it is remembered that there is no value: that the loader gave `undefined` (default: not). */
+  readonly absentTtl?: number | undefined
+  /** Ends the wait of this caller. */
+  readonly signal?: AbortSignal | undefined
+}
+
+const fetchNames: OptionNames<FetchOptions> = {
+  ttl: true,
+  tags: true,
+  grace: true,
+  timeout: true,
+  absentTtl: true,
+  signal: true,
+}
+
+/** Why there was no value. */
+export const Miss = {
+  /** There is no such entry, as far as anybody remembers. */
+  Absent: 1,
+  /** Its room was needed. */
+  Evicted: 2,
+  /** Its time was over. */
+  Expired: 3,
+  /** It was deleted by a tag. */
+  Untagged: 4,
+  /** Another key has its hash. */
+  Collided: 5,
+  /** The stack has lost its page. */
+  Vanished: 6,
+  /** It is where one has to wait for it: `load`. */
+  Deferred: 7,
+} as const
+export type Miss = (typeof Miss)[keyof typeof Miss]
+
+const missNames = ['', 'absent', 'evicted', 'expired', 'untagged', 'collided', 'vanished', 'deferred'] as const
+const hit = 0
+/** It is there, but not fresh any more. */
+const stale = 100
+
+/** What was counted, and what rests where. */
+export interface CacheStats {
+  /** Entries that are known; some of them may have expired, vanished, or been deleted by a tag. */
+  readonly entries: number
+  readonly sets: number
+  /** Sets that found no room, by reason. */
+  readonly refused: Readonly<Record<string, number>>
+  readonly deletes: number
+  readonly hits: number
+  /** Values that `fetch` answered although they were not fresh any more. */
+  readonly stale: number
+  /** Loaders that `fetch` called, and those of them that failed. */
+  readonly loads: number
+  readonly loadFailures: number
+  readonly misses: Readonly<Record<Exclude<(typeof missNames)[number], ''>, number>>
+  /** Entries that went: their room was needed, they had expired, or the stack refused or lost their page. */
+  readonly evictions: {
+    readonly room: number
+    readonly expired: number
+    readonly refused: number
+    readonly vanished: number
+  }
+  /** Entries that were written again because they were used. */
+  readonly kept: number
+  /** Pages of the stack that were brought to the window, and that were written. */
+  readonly pagesRead: number
+  readonly pagesWritten: number
+  /** Bytes: the limit, all memory in use, and of that the table of entries, the tables of pages, and the window. */
+  readonly limitBytes: number
+  readonly memoryBytes: number
+  readonly tableBytes: number
+  readonly pageTableBytes: number
+  readonly windowBytes: number
+  /** By place: pages, bytes of them, and memory that the place uses. */
+  readonly places: readonly {
+    readonly name: string
+    readonly pages: number
+    readonly bytes: number
+    readonly usedBytes: number
+  }[]
+}
+
+/** What the channel `tmem:cache` tells of each operation, while somebody listens. */
+export interface CacheMessage {
+  readonly cache: Cache<never>
+  readonly operation: 'get' | 'set' | 'delete' | 'evict'
+  /** The key; of an eviction there is none. */
+  readonly key: CacheKey | undefined
+  /** `hit`, why it is a miss, `stored`, why it was refused, or how many entries went. */
+  readonly outcome: string | number
+}
+
+/** How often a write makes room before it gives up. */
+const attempts = 64
+/** Pages that a write lets go while more is used than the limit allows. */
+const excessPages = 4
+
+/** What the tables have to leave to the places. */
+const leastPlacesBytes = 512 * 1024
+/** Steps in which the places get their share of the limit. */
+const shareBytes = 64 * 1024
+
+/** Bytes of the window for each so many bytes of memory; and its smallest and largest number of pages. */
+const windowShare = 48
+const minFrames = 48
+const maxFrames = 16384
+
+/** A cache. See the head of the file. */
+export class Cache<V = unknown> {
+  readonly #loads: Loads<V> = new Loads()
+  readonly #codec: ValueCodec<unknown> | undefined
+  readonly #clock: () => number
+  readonly #channel = channel('tmem:cache')
+  readonly #stack: CacheStack
+  readonly #hash: KeyHash
+  readonly #table: EntryTable
+  readonly #ghosts: Ghosts
+  readonly #book: PageBook
+  readonly #tags: Tags = new Tags()
+  readonly #writer: ValueWriter = new ValueWriter()
+  readonly #facts: EntryFacts = new EntryFacts()
+  readonly #record: RecordView = new RecordView()
+  /** By queue: the page that is being filled, and the bytes of its records. */
+  readonly #open: Int32Array = new Int32Array(queues).fill(none)
+  readonly #filled: Int32Array = new Int32Array(queues)
+  /** A page on its way, and one that is being emptied: places in the window. */
+  readonly #transfer: Buffer
+  /** Records of a page that is being emptied which are written again: number, and uses. */
+  readonly #keeping: Uint8Array = new Uint8Array(maxRecords * 2)
+  #isEmptying = false
+  /** The stack has asked for a tick, or uses more than its limit. */
+  #isOver = false
+  #closed: Promise<void> | undefined
+  readonly #counts = {
+    sets: 0,
+    deletes: 0,
+    hits: 0,
+    stale: 0,
+    room: 0,
+    expired: 0,
+    refused: 0,
+    vanished: 0,
+    kept: 0,
+    pagesRead: 0,
+    pagesWritten: 0,
+  }
+  readonly #misses: Float64Array = new Float64Array(missNames.length)
+  readonly #refusals: Map<string, number> = new Map()
+
+  /** Throws `TypeError` and `RangeError` for options that make no sense, `TmemError` when the stack cannot be opened. */
+  constructor(options: CacheOptions<V>) {
+    checkOptions<CacheOptions<unknown>>('cache', options as CacheOptions<unknown>, optionNames)
+    const { codec, clock = monotonic() } = options
+    if (codec !== undefined && (typeof codec.encode !== 'function' || typeof codec.decode !== 'function'))
+      throw new TypeError('cache: codec has two functions, encode and decode')
+    this.#codec = codec as ValueCodec<unknown> | undefined
+    this.#clock = clock
+    const seeds = randomFillSync(new Int32Array(2))
+    this.#hash = new KeyHash(seeds[0]!, seeds[1]!)
+    this.#stack = openStack(options, () => {
+      this.#isOver = true
+    })
+    const { limit, capacity } = this.#stack
+    const frames = Math.floor(limit.maximumBytes / windowShare / pageBytes)
+    this.#book = new PageBook(capacity, Math.min(maxFrames, Math.max(minFrames, frames)), systemAllocator)
+    this.#table = new EntryTable(systemAllocator)
+    this.#ghosts = new Ghosts(2 ** Math.floor(Math.log2(limit.maximumBytes / 512)))
+    this.#transfer = this.#book.window.subarray(transferFrame * pageBytes, (transferFrame + 1) * pageBytes)
+    this.#shareLimit()
+    const least = this.#ownBytes() + this.#stack.taken.bytes + leastPlacesBytes
+    if (limit.bytes >= least || this.#stack.places === undefined) return
+    // A rejection of this close is not handled on purpose: it surfaces beside the error thrown here.
+    void this.close()
+    throw new RangeError(`cache: memory is at least ${least} bytes with these settings, got ${limit.bytes}`)
+  }
+
+  // ---- Reading ----------------------------------------------------------------------------------------------------
+
+  /**
+   * The value of a key; `undefined`: there is none, or it is where one has to wait for it (see `load`). A value is its
+   * caller's own.
+   */
+  get(key: CacheKey): V | undefined {
+    const hash = this.#hashOf('get', key)
+    const outcome = this.#find(key, hash)
+    return this.#answer(key, outcome)
+  }
+
+  /** As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be had. */
+  async load(key: CacheKey): Promise<V | undefined> {
+    const hash = this.#hashOf('load', key)
+    let outcome = this.#find(key, hash)
+    if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
+    return this.#answer(key, outcome)
+  }
+
+  /**
+   * The value of a key, which `loader` gives where there is none: one call for a key, however many callers wait (they
+   * get the loader's own value). Behind the end of its ttl, within `grace`, the old value is answered, and loaded anew
+   * behind it; if that fails, the next call tries again. Rejects with what the loader throws, with a `TimeoutError`, or
+   * with the reason of the signal; and with what `set` throws for a value that cannot be kept.
+   */
+  async fetch(key: CacheKey, loader: Loader<V>, options: FetchOptions = {}): Promise<V | undefined> {
+    const { ttl, grace, absentTtl, tags = noTags, timeout, signal } = checkedFetch(loader, options)
+    signal?.throwIfAborted()
+    const hash = this.#hashOf('fetch', key)
+    let outcome = this.#find(key, hash)
+    if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
+    const old = outcome === stale ? (this.#value() as V | undefined) : undefined
+    if (outcome !== stale) {
+      const isHit = outcome === hit
+      const value = this.#answer(key, outcome)
+      if (isHit) return value
+    }
+    const keep = (value: V | undefined): void => {
+      if (this.#closed !== undefined) return
+      if (value !== undefined) this.#writer.take('cache.fetch', value, this.#codec)
+      else if (absentTtl === undefined) return
+      else this.#writer.takeAbsent()
+      const fresh = value === undefined ? absentTtl! : ttl
+      this.#store('fetch', key, value === undefined ? fresh : fresh + grace, fresh, tags)
+    }
+    const load = this.#loads.of(key) ?? this.#loads.start(key, { loader, tags, timeout, keep })
+    if (outcome === stale) {
+      this.#counts.stale++
+      return old
+    }
+    return await this.#loads.wait(load, signal)
+  }
+
+  /** Values of several keys, as `get`. */
+  getMany(keys: Iterable<CacheKey>): (V | undefined)[] {
+    return Array.from(keys, (key) => this.get(key))
+  }
+
+  /**
+   * Whether there is a value. Counts neither as use nor as hit. Where one has to wait for it, the hash of the key is
+   * believed.
+   */
+  has(key: CacheKey): boolean {
+    const hash = this.#hashOf('has', key)
+    const outcome = this.#find(key, hash, false)
+    return outcome === Miss.Deferred || (outcome === hit && this.#record.valueKind !== ValueKind.Absent)
+  }
+
+  // ---- Writing ----------------------------------------------------------------------------------------------------
+
+  /**
+   * Sets the value of a key. False: there was no room for it, and the key has no value now. Throws `TypeError` for what
+   * is no key and for values that cannot be serialised, `RangeError` for keys of more than 64 KiB, values of more than
+   * 64 MiB and lifetimes that are none; then nothing has changed.
+   */
+  set(key: CacheKey, value: V, options: SetOptions = {}): boolean {
+    const lifetime = checkedSet(options)
+    const tags = options.tags ?? noTags
+    // Code of the user's runs here, and may use this cache: nothing is known of it before.
+    this.#writer.take('cache.set', value, this.#codec)
+    const stored = this.#store('set', key, lifetime, lifetime, tags)
+    this.#loads.supersede(key)
+    if (this.#channel.hasSubscribers) this.#tell('set', key, stored ? 'stored' : 'refused')
+    return stored
+  }
+
+  /** Sets several values: pairs of key and value. How many were stored; it stops at the first one that throws. */
+  setMany(entries: Iterable<readonly [CacheKey, V]>, options: SetOptions = {}): number {
+    let stored = 0
+    for (const [key, value] of entries) if (this.set(key, value, options)) stored++
+    return stored
+  }
+
+  /** Deletes a value. Whether there was one; where one would have to wait for it, the hash of the key is believed. */
+  delete(key: CacheKey): boolean {
+    const hash = this.#hashOf('delete', key)
+    const outcome = this.#find(key, hash, false)
+    this.#loads.supersede(key)
+    const isKnown = outcome === hit || outcome === stale || outcome === Miss.Deferred
+    const isThere = isKnown && (outcome === Miss.Deferred || this.#record.valueKind !== ValueKind.Absent)
+    if (isKnown) {
+      this.#remove(this.#table.find(hash))
+      this.#counts.deletes++
+    }
+    if (this.#channel.hasSubscribers) this.#tell('delete', key, isThere ? 'deleted' : 'absent')
+    return isThere
+  }
+
+  /** Deletes all entries with that tag. Costs the same however many there are; their memory is used again by and by. */
+  deleteByTag(tag: string): void {
+    if (typeof tag !== 'string') throw new TypeError(`cache.deleteByTag: a tag is a string, got ${typeof tag}`)
+    this.#assertOpen('deleteByTag')
+    this.#tags.delete(this.#hash.of(tag))
+    this.#loads.supersedeAll(tag)
+  }
+
+  /** Deletes everything. */
+  clear(): void {
+    this.#assertOpen('clear')
+    const { pool } = this.#stack
+    const book = this.#book
+    this.#loads.supersedeAll()
+    this.#table.clear()
+    this.#ghosts.clear()
+    this.#tags.clear()
+    this.#open.fill(none)
+    for (let page = 0; page < book.watermark; page++) if (book.spans[page] !== 0) pool.flushObject(page + 1)
+    pool.flushObject(0)
+    book.clear()
+    this.#shareLimit()
+  }
+
+  // ---- Upkeep -----------------------------------------------------------------------------------------------------
+
+  /**
+   * Does what is left to do, as far as so many pages: lets entries go while the limit was lowered, and the stack's own
+   * background work. Whether there is more. To be called when the limit was changed, and nothing is written.
+   */
+  tick(pages = 256): boolean {
+    this.#assertOpen('tick')
+    this.#shareLimit()
+    return this.#relieve(pages)
+  }
+
+  /** What was counted, and what rests where. */
+  stats(): CacheStats {
+    const { limit, store, taken } = this.#stack
+    const places = (store.usage?.().places ?? []).map(({ name, pages, bytes, usedBytes }) => ({
+      name,
+      pages,
+      bytes,
+      usedBytes,
+    }))
+    const {
+      sets,
+      deletes,
+      hits,
+      stale: old,
+      room,
+      expired,
+      refused,
+      vanished,
+      kept,
+      pagesRead,
+      pagesWritten,
+    } = this.#counts
+    const misses = Object.fromEntries(missNames.map((name, n) => [name, this.#misses[n]!]).slice(1))
+    return {
+      entries: this.#table.count,
+      sets,
+      refused: Object.fromEntries(this.#refusals),
+      deletes,
+      hits,
+      stale: old,
+      loads: this.#loads.started,
+      loadFailures: this.#loads.failed,
+      misses: misses as CacheStats['misses'],
+      evictions: { room, expired, refused, vanished },
+      kept,
+      pagesRead,
+      pagesWritten,
+      limitBytes: limit.bytes,
+      memoryBytes: this.#ownBytes() + taken.bytes + places.reduce((sum, { usedBytes }) => sum + usedBytes, 0),
+      tableBytes: this.#table.bytes,
+      pageTableBytes: this.#book.tableBytes,
+      windowBytes: this.#book.window.length,
+      places,
+    }
+  }
+
+  /** Throws an `Error` that names a broken invariant. For tests: it looks at every entry. */
+  check(): void {
+    const book = this.#book
+    const live = new Map<number, number>()
+    this.#table.forEach((hash, ref) => {
+      const page = pageOf(ref)
+      if (book.isGone(page)) return
+      live.set(page, (live.get(page) ?? 0) + 1)
+      if (this.#table.find(hash) === noSlot) throw new Error(`cache: an entry of page ${page} cannot be found`)
+    })
+    for (const [page, count] of live)
+      if (book.live[page] !== count)
+        throw new Error(`cache: page ${page} has ${count} entries, counted ${book.live[page]}`)
+    book.check((page) => live.has(page))
+    this.#stack.store.check?.()
+  }
+
+  /** Gives everything back; what is in a file stays there. Idempotent. */
+  close(): Promise<void> {
+    if (this.#closed === undefined) {
+      this.#closed = this.#stack.store.close()
+      this.#loads.abort(new TmemError('TMEM_CLOSED', 'cache.fetch: the cache is closed', { layer: 'cache' }))
+    }
+    return this.#closed
+  }
+
+  // ---- Finding ----------------------------------------------------------------------------------------------------
+
+  /** Looks for the entry of a key. On a hit, `#record` is it; and on `stale`. */
+  #find(key: CacheKey, hash: number, isUse = true): number {
+    const book = this.#book
+    const slot = this.#table.find(hash)
+    if (slot === noSlot) return this.#ghosts.has(hash) ? Miss.Evicted : Miss.Absent
+    const ref = this.#table.refAt(slot)
+    const page = pageOf(ref)
+    const { kind, length } = this.#hash
+    if (book.spans[page] === 0) {
+      let at = book.placeOf(page)
+      if (at === 0) {
+        const outcome = this.#fill(page)
+        if (outcome !== hit) return this.#lost(hash, page, outcome)
+        at = book.placeOf(page)
+      }
+      const offset = offsetIn(book.window, at, recordOf(ref))
+      if (!this.#record.read(book.window, at + offset, at + pageBytes)) return Miss.Collided
+    } else {
+      const whole = Buffer.allocUnsafeSlow(book.spans[page]! * pageBytes)
+      const outcome = this.#readSpan(page, whole)
+      if (outcome !== hit) return this.#lost(hash, page, outcome)
+      if (!this.#record.read(whole, headBytes, whole.length)) return Miss.Collided
+    }
+    return this.#judge(key, kind, length, hash, isUse)
+  }
+
+  /** Whether the record that was read is the one that was looked for, and still alive. */
+  #judge(key: CacheKey, kind: KeyKind, length: number, hash: number, isUse: boolean): number {
+    const record = this.#record
+    if (!record.isOf(key, kind, length)) return Miss.Collided
+    if (record.tagCount > 0 && this.#tags.hasDeleted(record)) {
+      this.#remove(this.#table.find(hash))
+      return Miss.Untagged
+    }
+    let outcome: number = hit
+    if (record.expiry !== Number.POSITIVE_INFINITY) {
+      const now = this.#clock()
+      if (now >= record.expiry) {
+        this.#remove(this.#table.find(hash))
+        this.#counts.expired++
+        return Miss.Expired
+      }
+      if (now >= record.fresh) outcome = stale
+    }
+    if (!isUse) return outcome
+    const slot = this.#table.find(hash)
+    const ref = this.#table.refAt(slot)
+    const uses = usesOf(ref)
+    if (uses < maxUses) this.#table.setRef(slot, withUses(ref, uses + 1))
+    return outcome
+  }
+
+  /** Brings a page to the window: `hit`, `Miss.Deferred`, or `Miss.Vanished`. */
+  #fill(page: number): number {
+    const outcome = this.#stack.pool.get(0, page, this.#transfer)
+    if (outcome === GetOutcome.Deferred) return Miss.Deferred
+    if (outcome !== GetOutcome.Hit) return Miss.Vanished
+    return this.#enter(page)
+  }
+
+  /** A page has come to the place for transfers. */
+  #enter(page: number): number {
+    const book = this.#book
+    const from = transferFrame * pageBytes
+    if (stampIn(book.window, from) !== book.stamps[page]) return Miss.Vanished
+    book.window.copyWithin(book.enter(page, false), from, from + pageBytes)
+    this.#counts.pagesRead++
+    return hit
+  }
+
+  /** Reads all pages of a record that has its own. */
+  #readSpan(page: number, into: Buffer): number {
+    const { pool } = this.#stack
+    for (let n = 0; n * pageBytes < into.length; n++) {
+      const outcome = pool.get(page + 1, n, into.subarray(n * pageBytes, (n + 1) * pageBytes))
+      if (outcome === GetOutcome.Deferred) return Miss.Deferred
+      if (outcome !== GetOutcome.Hit) return Miss.Vanished
+      if (n === 0 && stampIn(into, 0) !== this.#book.stamps[page]) return Miss.Vanished
+      this.#counts.pagesRead++
+    }
+    return hit
+  }
+
+  /** A page was not to be had for an entry: unless one only has to wait for it, it is gone. */
+  #lost(hash: number, page: number, outcome: number): number {
+    if (outcome === Miss.Deferred) return outcome
+    const book = this.#book
+    this.#table.removeAt(this.#table.find(hash))
+    this.#counts.vanished++
+    if (book.isGone(page)) return outcome
+    book.live[page]!--
+    book.unlink(page)
+    this.#drop(page)
+    return outcome
+  }
+
+  /** Waits for the page of a key, and looks again. */
+  async #bring(key: CacheKey, hash: number): Promise<number> {
+    const book = this.#book
+    const { pool } = this.#stack
+    for (;;) {
+      const slot = this.#table.find(hash)
+      if (slot === noSlot) return this.#find(key, hash)
+      const page = pageOf(this.#table.refAt(slot))
+      const stamp = book.stamps[page]!
+      const span = book.spans[page]!
+      const bytes = Buffer.allocUnsafeSlow(Math.max(1, span) * pageBytes)
+      let got: GetOutcome = GetOutcome.Hit
+      for (let n = 0; n * pageBytes < bytes.length && got === GetOutcome.Hit; n++) {
+        const into = bytes.subarray(n * pageBytes, (n + 1) * pageBytes)
+        got = span === 0 ? await pool.fetch(0, page, into) : await pool.fetch(page + 1, n, into)
+      }
+      this.#assertOpen('load')
+      const again = this.#table.find(hash)
+      if (again === noSlot) return this.#rehashed(key, hash)
+      if (pageOf(this.#table.refAt(again)) !== page || book.stamps[page] !== stamp) {
+        // Written anew meanwhile.
+        const outcome = this.#rehashed(key, hash)
+        if (outcome !== Miss.Deferred) return outcome
+        continue
+      }
+      if (got !== GetOutcome.Hit || stampIn(bytes, 0) !== stamp) return this.#lost(hash, page, Miss.Vanished)
+      this.#counts.pagesRead += Math.max(1, span)
+      this.#hash.of(key)
+      const { kind, length } = this.#hash
+      const ref = this.#table.refAt(again)
+      const at = span === 0 ? offsetIn(bytes, 0, recordOf(ref)) : headBytes
+      if (!this.#record.read(bytes, at, bytes.length)) return Miss.Collided
+      if (span === 0 && book.placeOf(page) === 0) bytes.copy(book.window, book.enter(page, false))
+      return this.#judge(key, kind, length, hash, true)
+    }
+  }
+
+  /** Looks for a key when other keys were hashed meanwhile. */
+  #rehashed(key: CacheKey, hash: number): number {
+    this.#hash.of(key)
+    return this.#find(key, hash)
+  }
+
+  /** The value of the record that was found. */
+  #value(): unknown {
+    const { bytes, valueAt, valueLength, valueKind } = this.#record
+    return readValue(bytes, valueAt, valueLength, valueKind, this.#codec)
+  }
+
+  /** What a get answers, counted and told. */
+  #answer(key: CacheKey, outcome: number): V | undefined {
+    let value: unknown
+    if (outcome === hit) {
+      this.#counts.hits++
+      value = this.#value()
+    } else this.#misses[outcome === stale ? Miss.Expired : outcome]!++
+    if (this.#channel.hasSubscribers) this.#tell('get', key, outcome === hit ? 'hit' : missName(outcome))
+    return value as V | undefined
+  }
+
+  // ---- Storing ----------------------------------------------------------------------------------------------------
+
+  /** Stores what the writer has under a key. `expiry` and `fresh`: milliseconds from now. */
+  #store(who: string, key: CacheKey, expiry: number, fresh: number, tags: readonly string[]): boolean {
+    const facts = this.#facts
+    const writer = this.#writer
+    this.#assertOpen(who)
+    facts.tags = tags.length === 0 ? noHashes : tags.map((tag) => this.#hash.of(tag))
+    if (tags.length > 0) facts.sequence = ++this.#tags.sequence
+    const hash = this.#hashOf(who, key)
+    const { kind, length } = this.#hash
+    const now = expiry === Number.POSITIVE_INFINITY ? 0 : this.#clock()
+    facts.expiry = timeOf(now + expiry)
+    facts.fresh = fresh < expiry ? timeOf(now + fresh) : Number.POSITIVE_INFINITY
+    this.#counts.sets++
+    const isMain = this.#replace(hash)
+    const bytes = recordBytes(facts, length, writer.length)
+    const queue = queueFor(expiry, isMain)
+    if (bytes > maxSharedBytes) return this.#storeSpan(key, kind, length, hash, bytes, queue)
+    const at = this.#reserve(queue, bytes, hash)
+    if (at === none) return this.#refused('no room')
+    const { window } = this.#book
+    writer.writeTo(window, writeRecord(window, at, facts, key, kind, length, writer.kind, writer.length))
+    return this.#noted(queue, at, bytes, hash, facts.expiry, 0)
+  }
+
+  /** Removes the entry of a hash, if there is one. Whether the next one has been here before, and was used. */
+  #replace(hash: number): boolean {
+    const slot = this.#table.find(hash)
+    if (slot === noSlot) {
+      const isBack = this.#ghosts.has(hash)
+      if (isBack) this.#ghosts.remove(hash)
+      return isBack
+    }
+    const ref = this.#table.refAt(slot)
+    const page = pageOf(ref)
+    const isMain = usesOf(ref) > 0 || (!this.#book.isFilling(page) && isMainQueue(this.#book.queueOf(page)))
+    this.#remove(slot)
+    return isMain
+  }
+
+  /**
+   * Makes room for a record in the page of a queue that is being filled, and in the table: where it goes in the window,
+   * or `none`. Nothing but the record may be written before `#noted`.
+   */
+  #reserve(queue: number, bytes: number, hash: number): number {
+    const book = this.#book
+    if (!this.#growTable(hash)) return none
+    let page = this.#open[queue]!
+    if (page !== none) {
+      const at = book.placeOf(page)
+      const records = recordsIn(book.window, at)
+      const filled = this.#filled[queue]!
+      if (records < maxRecords && filled + bytes + 2 * (records + 1) <= pageBytes) return at + filled
+      this.#seal(queue)
+    }
+    page = this.#takePage(0)
+    if (page === none) return none
+    // What made room may have begun one.
+    if (this.#open[queue] !== none) {
+      book.release(page)
+      return this.#reserve(queue, bytes, hash)
+    }
+    const at = book.enter(page, true)
+    book.window.fill(0, at, at + pageBytes)
+    writeHead(book.window, at, 0, book.stamps[page]!)
+    this.#open[queue] = page
+    this.#filled[queue] = headBytes
+    return at + headBytes
+  }
+
+  /** Notes the record that was written where `#reserve` said. */
+  #noted(queue: number, at: number, bytes: number, hash: number, expiry: number, uses: number): boolean {
+    const book = this.#book
+    const page = this.#open[queue]!
+    const from = book.placeOf(page)
+    const record = recordsIn(book.window, from)
+    setOffset(book.window, from, record, at - from)
+    writeHead(book.window, from, record + 1, book.stamps[page]!)
+    this.#filled[queue]! += bytes
+    if (expiry > book.expiry[page]!) book.expiry[page] = expiry
+    this.#table.add(hash, refOf(page, record, uses))
+    book.live[page]!++
+    return true
+  }
+
+  /** Stores a record in pages of its own. */
+  #storeSpan(key: CacheKey, kind: KeyKind, length: number, hash: number, recordLength: number, queue: number): boolean {
+    const { pool, largest, store } = this.#stack
+    const book = this.#book
+    const writer = this.#writer
+    const span = Math.ceil((headBytes + recordLength) / pageBytes)
+    const whole = span * pageBytes > largest ? undefined : systemAllocator.allocate(span * pageBytes, 'cache.value')
+    const page = whole === undefined || !this.#growTable(hash) ? none : this.#takePage(span)
+    if (whole === undefined || page === none) {
+      writer.takeAbsent()
+      return this.#refused(whole === undefined ? 'too large' : 'no room')
+    }
+    const { expiry } = this.#facts
+    const bytes = Buffer.from(whole, 0, span * pageBytes)
+    writeHead(bytes, 0, 1, book.stamps[page]!)
+    writer.writeTo(bytes, writeRecord(bytes, headBytes, this.#facts, key, kind, length, writer.kind, writer.length))
+    this.#shareLimit()
+    for (let n = 0; n < span; n++) {
+      const part = bytes.subarray(n * pageBytes, (n + 1) * pageBytes)
+      let outcome = pool.put(page + 1, n, part)
+      for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#evict(); tries++)
+        outcome = pool.put(page + 1, n, part)
+      if (outcome === PutOutcome.Stored) continue
+      pool.flushObject(page + 1)
+      book.release(page)
+      return this.#refused(
+        outcome === PutOutcome.Unavailable ? (store.failure?.message ?? 'Unavailable') : putOutcomeName(outcome),
+      )
+    }
+    this.#counts.pagesWritten += span
+    this.#table.add(hash, refOf(page, 0, 0))
+    book.live[page] = 1
+    book.expiry[page] = expiry
+    book.hashes[page] = hash
+    book.append(page, queue)
+    if (this.#isOver) this.#relieve(excessPages)
+    return true
+  }
+
+  /** The page of a queue that is being filled is full: it goes into the stack, or, where nothing helps, with its entries. */
+  #seal(queue: number): void {
+    const book = this.#book
+    const page = this.#open[queue]!
+    this.#open[queue] = none
+    if (book.live[page] === 0) {
+      book.release(page)
+      return
+    }
+    this.#shareLimit()
+    let outcome = this.#put(page)
+    for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#evict(); tries++)
+      outcome = this.#put(page)
+    if (outcome !== PutOutcome.Stored) {
+      this.#counts.refused += book.live[page]!
+      this.#forgetEntries(page, book.placeOf(page))
+      book.release(page)
+      return
+    }
+    this.#counts.pagesWritten++
+    book.filled(page)
+    book.append(page, queue)
+    if (this.#isOver) this.#relieve(excessPages)
+  }
+
+  #put(page: number): PutOutcome {
+    const from = this.#book.placeOf(page)
+    this.#book.window.copyWithin(transferFrame * pageBytes, from, from + pageBytes)
+    return this.#stack.pool.put(0, page, this.#transfer)
+  }
+
+  #refused(reason: string): false {
+    this.#refusals.set(reason, (this.#refusals.get(reason) ?? 0) + 1)
+    return false
+  }
+
+  /** A number for a page; those that are gone, and then the oldest, make room. */
+  #takePage(span: number): number {
+    const book = this.#book
+    if (book.gone > 64 && book.gone * 8 > book.used) this.#sweep()
+    let page = book.take(span)
+    if (page === none && book.gone > 0) {
+      this.#sweep()
+      page = book.take(span)
+    }
+    for (let tries = 0; page === none && tries < attempts && this.#evict(); tries++) page = book.take(span)
+    return page
+  }
+
+  /** Forgets the entries of pages that are gone. */
+  #sweep(): void {
+    const book = this.#book
+    this.#table.removeWhere((ref) => book.isGone(pageOf(ref)))
+    book.releaseGone()
+  }
+
+  /** Sees to it that a hash can be added to the table, within the limit. */
+  #growTable(hash: number): boolean {
+    const growth = this.#table.growthFor(hash)
+    if (growth === 0) return true
+    const { limit } = this.#stack
+    // Half of it at least is for what the table is about.
+    for (let tries = 0; this.#ownBytes() + growth > limit.bytes / 2; tries++) {
+      if (tries === attempts || !this.#evict()) return false
+      if (this.#table.growthFor(hash) === 0) return true
+    }
+    if (!this.#table.reserve(hash)) return false
+    this.#shareLimit()
+    return true
+  }
+
+  // ---- Removing ---------------------------------------------------------------------------------------------------
+
+  /** Removes the entry in the slot that was found last. */
+  #remove(slot: number): void {
+    const book = this.#book
+    const page = pageOf(this.#table.refAt(slot))
+    this.#table.removeAt(slot)
+    if (book.isGone(page)) return
+    book.live[page]!--
+    if (book.live[page] !== 0 || book.isFilling(page)) return
+    book.unlink(page)
+    this.#drop(page)
+  }
+
+  /** A page that is in no queue ends; its number, when no entry refers to it. */
+  #drop(page: number): void {
+    const book = this.#book
+    if (book.spans[page] === 0) this.#stack.pool.flushPage(0, page)
+    else this.#stack.pool.flushObject(page + 1)
+    if (book.live[page] === 0) book.release(page)
+    else book.setGone(page)
+  }
+
+  /** Removes all entries that refer to a shared page, which is at a place in the window. */
+  #forgetEntries(page: number, at: number): void {
+    const { window } = this.#book
+    const record = this.#record
+    for (let n = recordsIn(window, at) - 1; n >= 0; n--) {
+      if (!record.read(window, at + offsetIn(window, at, n), at + pageBytes)) continue
+      const slot = this.#slotOf(page, n)
+      if (slot !== noSlot) this.#table.removeAt(slot)
+    }
+    this.#book.live[page] = 0
+  }
+
+  /** The slot of the record that was read, if it is that of page and number. */
+  #slotOf(page: number, number: number): number {
+    const { bytes, keyAt, keyLength, keyKind } = this.#record
+    const slot = this.#table.find(this.#hash.bytes(bytes, keyAt, keyLength, keyKind))
+    if (slot === noSlot) return noSlot
+    const ref = this.#table.refAt(slot)
+    return pageOf(ref) === page && recordOf(ref) === number ? slot : noSlot
+  }
+
+  /** The page that goes next, or `none`. */
+  #victim(): number {
+    const book = this.#book
+    const now = this.#clock()
+    const small = this.#oldestOf(0, now)
+    // Expired.
+    if (small < none) return -2 - small
+    const main = this.#oldestOf(1, now)
+    if (main < none) return -2 - main
+    if (small === none) return main
+    return main === none || book.queued[0]! * 10 > book.queued[1]! ? small : main
+  }
+
+  /** The oldest page of the queues of a kind, or `none`; a page of which all has expired as -2 - page. */
+  #oldestOf(kind: number, now: number): number {
+    const book = this.#book
+    let oldest: number = none
+    for (let queue = kind; queue < queues; queue += 2) {
+      const page = book.oldest(queue)
+      if (page === none) continue
+      if (book.expiry[page]! <= now) return -2 - page
+      if (oldest === none || book.stamps[page]! < book.stamps[oldest]!) oldest = page
+    }
+    return oldest
+  }
+
+  /** Lets one page go: what is used of it is written anew. False: there is none. */
+  #evict(): boolean {
+    const page = this.#victim()
+    if (page === none) return false
+    const book = this.#book
+    const wasMain = isMainQueue(book.queueOf(page))
+    const before = this.#counts.room + this.#counts.expired
+    if (book.spans[page] === 0) this.#evictShared(page, wasMain)
+    else this.#evictSpan(page, wasMain)
+    if (this.#channel.hasSubscribers) this.#tell('evict', undefined, this.#counts.room + this.#counts.expired - before)
+    return true
+  }
+
+  #evictSpan(page: number, wasMain: boolean): void {
+    const book = this.#book
+    const hash = book.hashes[page]!
+    const slot = this.#table.find(hash)
+    const ref = this.#table.refAt(slot)
+    const now = this.#clock()
+    const queue = queueFor(book.expiry[page]! - now, true)
+    book.unlink(page)
+    if (usesOf(ref) > 0 && book.expiry[page]! > now && !this.#isEmptying) {
+      this.#table.setRef(slot, withUses(ref, wasMain ? usesOf(ref) - 1 : 0))
+      this.#counts.kept++
+      book.append(page, queue)
+      return
+    }
+    this.#table.removeAt(slot)
+    if (book.expiry[page]! > now) this.#went(hash, wasMain)
+    else this.#counts.expired++
+    book.live[page] = 0
+    this.#drop(page)
+  }
+
+  #evictShared(page: number, wasMain: boolean): void {
+    const book = this.#book
+    const { window } = book
+    const frame = (this.#isEmptying ? nestedFrame : emptyingFrame) * pageBytes
+    const at = book.placeOf(page)
+    book.unlink(page)
+    if (at !== 0) window.copyWithin(frame, at, at + pageBytes)
+    else {
+      const outcome = this.#stack.pool.get(0, page, this.#transfer)
+      const from = transferFrame * pageBytes
+      if (outcome !== GetOutcome.Hit || stampIn(window, from) !== book.stamps[page]) {
+        // Nobody waits for it here: what is on a disk goes as it is.
+        if (outcome === GetOutcome.Deferred) this.#counts.room += book.live[page]!
+        else this.#counts.vanished += book.live[page]!
+        this.#drop(page)
+        return
+      }
+      window.copyWithin(frame, from, from + pageBytes)
+    }
+    const isNested = this.#isEmptying
+    const now = book.expiry[page] === Number.POSITIVE_INFINITY ? 0 : this.#clock()
+    const record = this.#record
+    const keeping = this.#keeping
+    let kept = 0
+    for (let n = 0; n < recordsIn(window, frame); n++) {
+      if (!record.read(window, frame + offsetIn(window, frame, n), frame + pageBytes)) continue
+      const slot = this.#slotOf(page, n)
+      if (slot === noSlot) continue
+      const uses = usesOf(this.#table.refAt(slot))
+      this.#table.removeAt(slot)
+      const isOver = record.expiry <= (now || this.#clock())
+      if (isOver || this.#tags.hasDeleted(record)) {
+        if (isOver) this.#counts.expired++
+      } else if (uses > 0 && !isNested) {
+        keeping[kept * 2] = n
+        keeping[kept * 2 + 1] = wasMain ? uses - 1 : 0
+        kept++
+      } else this.#went(this.#hash.bytes(window, record.keyAt, record.keyLength, record.keyKind), wasMain)
+    }
+    book.live[page] = 0
+    this.#drop(page)
+    if (kept === 0) return
+    this.#isEmptying = true
+    try {
+      for (let n = 0; n < kept; n++) this.#keep(frame, keeping[n * 2]!, keeping[n * 2 + 1]!, now)
+    } finally {
+      this.#isEmptying = false
+    }
+  }
+
+  /** Writes a record of the page that is being emptied anew. */
+  #keep(frame: number, number: number, uses: number, now: number): void {
+    const { window } = this.#book
+    const record = this.#record
+    const from = frame + offsetIn(window, frame, number)
+    record.read(window, from, frame + pageBytes)
+    const bytes = record.end - from
+    const { expiry } = record
+    const hash = this.#hash.bytes(window, record.keyAt, record.keyLength, record.keyKind)
+    const queue = queueFor(expiry - now, true)
+    const at = this.#reserve(queue, bytes, hash)
+    if (at === none) {
+      this.#went(hash, true)
+      return
+    }
+    window.copyWithin(at, from, from + bytes)
+    if (this.#noted(queue, at, bytes, hash, expiry, uses)) this.#counts.kept++
+  }
+
+  /** An entry went because its room was needed. */
+  #went(hash: number, wasMain: boolean): void {
+    this.#counts.room++
+    if (!wasMain) this.#ghosts.add(hash)
+  }
+
+  // ---- The limit --------------------------------------------------------------------------------------------------
+
+  /** Bytes of the cache's own tables. */
+  #ownBytes(): number {
+    return this.#table.bytes + this.#ghosts.bytes + this.#book.bytes
+  }
+
+  /** Gives the places what the cache's own tables leave of the limit. */
+  #shareLimit(): void {
+    const { limit, places, taken } = this.#stack
+    if (places === undefined) return
+    const left = limit.bytes - this.#ownBytes() - taken.bytes
+    const bytes = Math.max(0, Math.floor(left / shareBytes) * shareBytes)
+    if (bytes < places.bytes) this.#isOver = true
+    places.bytes = bytes
+  }
+
+  /** Lets pages go while the places use more than they may, at most so many. Whether there is more to do. */
+  #relieve(pages: number): boolean {
+    const { places, store } = this.#stack
+    let left = pages
+    while (left > 0 && !this.#isEmptying) {
+      const { pending } = store.tick({ pages: 64 })
+      if (places === undefined || this.#usedBytes() <= places.bytes) {
+        this.#isOver = pending
+        return pending
+      }
+      for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#evict()) return false
+    }
+    return true
+  }
+
+  #usedBytes(): number {
+    let bytes = 0
+    for (const { usedBytes } of this.#stack.store.usage?.().places ?? []) bytes += usedBytes
+    return bytes
+  }
+
+  // ---- Arguments --------------------------------------------------------------------------------------------------
+
+  #assertOpen(who: string): void {
+    if (this.#closed !== undefined)
+      throw new TmemError('TMEM_CLOSED', `cache.${who}: the cache is closed`, { layer: 'cache' })
+  }
+
+  #hashOf(who: string, key: CacheKey): number {
+    this.#assertOpen(who)
+    if (typeof key !== 'string' && !(key instanceof Uint8Array))
+      throw new TypeError(`cache.${who}: a key is a string or a Uint8Array, got ${key === null ? 'null' : typeof key}`)
+    if (key.length <= maxKeyBytes) {
+      const hash = this.#hash.of(key)
+      if (this.#hash.length <= maxKeyBytes) return hash
+    }
+    throw new RangeError(`cache.${who}: a key has at most ${maxKeyBytes} bytes, this one has more: hash it`)
+  }
+
+  #tell(operation: CacheMessage['operation'], key: CacheKey | undefined, outcome: string | number): void {
+    this.#channel.publish({ cache: this, operation, key, outcome })
+  }
+}
+
+const noTags: readonly string[] = Object.freeze([])
+const noHashes: readonly number[] = Object.freeze([])
+
+const missName = (outcome: number): string => (outcome === stale ? 'expired' : missNames[outcome]!)
+
+/** A point in time as it is kept; what lies too far ahead is never. */
+const timeOf = (time: number): number => (time > maxWide ? Number.POSITIVE_INFINITY : Math.ceil(time))
+
+/** The lifetime that options say, in milliseconds. Throws `TypeError` or `RangeError`. */
+function checkedSet(options: SetOptions): number {
+  checkOptions('cache.set', options, setNames)
+  const { ttl = Number.POSITIVE_INFINITY, tags } = options
+  checkLifetime('cache.set', 'ttl', ttl)
+  checkTags('cache.set', tags)
+  return ttl
+}
+
+function checkedFetch(
+  loader: unknown,
+  options: FetchOptions,
+): FetchOptions & { readonly ttl: number; readonly grace: number } {
+  checkOptions('cache.fetch', options, fetchNames)
+  const { ttl = Number.POSITIVE_INFINITY, grace, timeout, absentTtl, tags, signal } = options
+  if (typeof loader !== 'function') throw new TypeError(`cache.fetch: loader is a function, got ${typeof loader}`)
+  checkLifetime('cache.fetch', 'ttl', ttl)
+  for (const [name, time] of Object.entries({ grace, timeout, absentTtl }))
+    if (time !== undefined) checkLifetime('cache.fetch', name, time)
+  if (grace !== undefined && ttl === Number.POSITIVE_INFINITY)
+    throw new RangeError('cache.fetch: grace is time behind the end of a ttl, and there is none')
+  checkTags('cache.fetch', tags)
+  if (signal !== undefined && !(signal instanceof AbortSignal))
+    throw new TypeError(`cache.fetch: signal is an AbortSignal, got ${typeof signal}`)
+  return { ...options, ttl, grace: grace ?? 0 }
+}
+
+function checkLifetime(who: string, name: string, lifetime: unknown): void {
+  if (typeof lifetime !== 'number')
+    throw new TypeError(`${who}: ${name} is a number of milliseconds, got ${typeof lifetime}`)
+  if (!(lifetime > 0)) throw new RangeError(`${who}: ${name} is a number of milliseconds above 0, got ${lifetime}`)
+}
+
+function checkTags(who: string, tags: readonly string[] | undefined): void {
+  if (tags === undefined) return
+  if (!Array.isArray(tags) || tags.some((tag) => typeof tag !== 'string'))
+    throw new TypeError(`${who}: tags are an array of strings`)
+  if (tags.length > maxTags) throw new RangeError(`${who}: an entry has at most ${maxTags} tags, got ${tags.length}`)
+}
+
+/** Milliseconds since 1970 that never jump: the time of the system at the start, and what has passed since. */
+function monotonic(): () => number {
+  return () => performance.timeOrigin + performance.now()
+}

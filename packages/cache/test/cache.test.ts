@@ -1,0 +1,512 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { isDeepStrictEqual } from 'node:util'
+import { ByteLimit, TmemError } from '@tmem/core'
+import { zcache } from '@tmem/zcache'
+import fc from 'fast-check'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { Cache, type CacheKey, type CacheOptions } from '../src/index.ts'
+
+const memory = '4MiB'
+let folder = ''
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'tmem-cache-'))
+})
+afterAll(() => {
+  rmSync(folder, { recursive: true })
+})
+
+/** Text that does not shrink much. */
+const letters = Buffer.from(randomBytesOf(2 ** 20).map((byte) => 33 + (byte % 90))).toString('latin1')
+
+function randomBytesOf(length: number): Uint8Array {
+  const bytes = new Uint8Array(length)
+  let state = 1
+  for (let n = 0; n < length; n++) {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0
+    bytes[n] = state >>> 16
+  }
+  return bytes
+}
+
+const noise = (length: number, seed: number): string => {
+  const at = (seed * 7919) % (letters.length - 2 ** 18)
+  return letters.slice(at, at + length)
+}
+
+async function using<V>(options: CacheOptions<V>, use: (cache: Cache<V>) => void | Promise<void>): Promise<void> {
+  const cache = new Cache<V>(options)
+  try {
+    await use(cache)
+    cache.check()
+  } finally {
+    await cache.close()
+  }
+}
+
+describe('values', () => {
+  const values: readonly unknown[] = [
+    '',
+    'text',
+    'größe',
+    'Ελλάδα',
+    'emoji 🦊',
+    'lone \ud83e',
+    '\udc00\ud800',
+    'x'.repeat(4070),
+    'x'.repeat(4080),
+    'y'.repeat(100_000),
+    'я'.repeat(70_000),
+    new Uint8Array(0),
+    new Uint8Array([1, 2, 3]),
+    Buffer.from('a buffer'),
+    Buffer.alloc(50_000, 'long '),
+    0,
+    -0,
+    Number.NaN,
+    12n,
+    true,
+    null,
+    { a: [1, { b: 'c' }], when: new Date(5), set: new Set([1]), map: new Map([['k', /x/g]]) },
+    [undefined, 1],
+    new Float64Array([1.5, -2]),
+    { view: new Uint16Array([1, 2]), long: 'z'.repeat(9000) },
+    new Error('an error'),
+  ]
+
+  test('come back as they were, each its own', async () => {
+    await using({ memory }, (cache) => {
+      for (const [n, value] of values.entries()) expect(cache.set(`key ${n}`, value)).toBe(true)
+      for (const [n, value] of values.entries()) expect(cache.get(`key ${n}`)).toStrictEqual(value)
+      // Again, when they have left the window.
+      for (let n = 0; n < 3000; n++) cache.set(`filler ${n}`, 'f'.repeat(300))
+      for (const [n, value] of values.entries()) {
+        const got = cache.get(`key ${n}`)
+        expect(got).toStrictEqual(value)
+        if (got instanceof Uint8Array) got.fill(9)
+        else if (ArrayBuffer.isView(got)) new Uint8Array(got.buffer, got.byteOffset, got.byteLength).fill(9)
+        else if (typeof got === 'object' && got !== null && 'view' in got) (got.view as Uint16Array).fill(9)
+        expect(cache.get(`key ${n}`)).toStrictEqual(value)
+      }
+    })
+  })
+
+  test('of 64 MiB are kept where there is room, and larger ones are an error', async () => {
+    await using<Uint8Array>({ memory: '192MiB' }, (cache) => {
+      const large = new Uint8Array(64 * 2 ** 20)
+      for (let n = 0; n < large.length; n += 1000) large[n] = n / 1000
+      expect(cache.set('large', large)).toBe(true)
+      expect(Buffer.compare(cache.get('large')!, large)).toBe(0)
+      expect(() => cache.set('large', new Uint8Array(64 * 2 ** 20 + 1))).toThrow(/at most 67108864 bytes/)
+      expect(cache.get('large')?.length).toBe(large.length)
+    })
+  })
+
+  test('go through a codec', async () => {
+    const codec = { encode: JSON.stringify, decode: JSON.parse } as const
+    await using<{ readonly name: string }>({ memory, codec }, (cache) => {
+      cache.set('a', { name: 'Ada' })
+      expect(cache.get('a')).toEqual({ name: 'Ada' })
+    })
+    const bytes = { encode: (value: number) => Uint8Array.of(value), decode: (value: Uint8Array) => value[0]! }
+    await using<number>({ memory, codec: bytes }, (cache) => {
+      cache.set('a', 7)
+      expect(cache.get('a')).toBe(7)
+    })
+  })
+})
+
+describe('keys', () => {
+  const keys: readonly CacheKey[] = [
+    '',
+    'a',
+    'A',
+    '__proto__',
+    'constructor',
+    'é',
+    'e\u0301',
+    '\ud800',
+    '\ud801',
+    '\ufffd',
+    'Ā',
+    'k'.repeat(64 * 1024),
+    'я'.repeat(32 * 1024),
+    new Uint8Array(0),
+    Buffer.from('a'),
+    Buffer.from('a', 'utf16le'),
+    new Uint8Array(64 * 1024),
+  ]
+
+  test('of every kind are different keys', async () => {
+    await using<string>({ memory }, (cache) => {
+      for (const [n, key] of keys.entries()) expect(cache.set(key, `value ${n}`)).toBe(true)
+      for (const [n, key] of keys.entries()) {
+        expect(cache.get(key)).toBe(`value ${n}`)
+        expect(cache.has(key)).toBe(true)
+      }
+      for (const key of keys) expect(cache.delete(key)).toBe(true)
+      for (const key of keys) {
+        expect(cache.get(key)).toBe(undefined)
+        expect(cache.delete(key)).toBe(false)
+      }
+      expect(cache.stats().entries).toBe(0)
+    })
+  })
+})
+
+describe('bad input', () => {
+  const cases: readonly (readonly [string, (cache: Cache<unknown>) => unknown, RegExp])[] = [
+    ['a number as key', (cache) => cache.get(5 as never), /cache\.get: a key is a string or a Uint8Array, got number/],
+    ['null as key', (cache) => cache.set(null as never, 1), /cache\.set: a key is .* got null/],
+    ['a key too long', (cache) => cache.set('k'.repeat(65537), 1), /a key has at most 65536 bytes/],
+    ['a wide key too long', (cache) => cache.has('я'.repeat(32769)), /a key has at most 65536 bytes/],
+    ['undefined', (cache) => cache.set('k', undefined), /undefined is what get answers/],
+    ['a function', (cache) => cache.set('k', () => 1), /the value cannot be serialised/],
+    ['a symbol inside', (cache) => cache.set('k', { s: Symbol('s') }), /the value cannot be serialised/],
+    [
+      'a getter that throws',
+      (cache) =>
+        cache.set('k', {
+          get bad() {
+            throw new Error('from the getter')
+          },
+        }),
+      /from the getter/,
+    ],
+    ['ttl 0', (cache) => cache.set('k', 1, { ttl: 0 }), /ttl is a number of milliseconds above 0, got 0/],
+    ['ttl below 0', (cache) => cache.set('k', 1, { ttl: -1 }), /above 0, got -1/],
+    ['ttl NaN', (cache) => cache.set('k', 1, { ttl: Number.NaN }), /above 0, got NaN/],
+    ['ttl as text', (cache) => cache.set('k', 1, { ttl: '5' as never }), /ttl is a number of milliseconds, got string/],
+    ['an unknown option', (cache) => cache.set('k', 1, { tll: 5 } as never), /has no option tll; did you mean ttl/],
+    ['tags that are none', (cache) => cache.set('k', 1, { tags: 'a' as never }), /tags are an array of strings/],
+    ['too many tags', (cache) => cache.set('k', 1, { tags: Array(256).fill('t') }), /at most 255 tags, got 256/],
+    ['a tag that is none', (cache) => cache.deleteByTag(1 as never), /a tag is a string, got number/],
+  ]
+
+  test.each(cases)('%s is one error, and changes nothing', async (_name, attempt, message) => {
+    await using<unknown>({ memory }, (cache) => {
+      cache.set('k', 'before')
+      cache.set('other', 'other')
+      expect(() => attempt(cache)).toThrow(message)
+      expect(cache.get('k')).toBe('before')
+      expect(cache.get('other')).toBe('other')
+    })
+  })
+
+  const options: readonly (readonly [string, unknown, RegExp])[] = [
+    ['none', undefined, /expected an object of options/],
+    ['no memory', {}, /memory is how much it may use/],
+    ['too little', { memory: '1MiB' }, /memory is at least 2097152 bytes, got 1048576/],
+    ['no amount', { memory: 'much' }, /memory is an amount of bytes/],
+    ['an unknown one', { memory, size: 1 }, /cache has no option size/],
+    ['half a codec', { memory, codec: { encode: JSON.stringify } }, /codec has two functions/],
+    ['a stack with an unknown layer', { stack: 'zcach(limit=1MiB)' }, /zcache/],
+  ]
+  test.each(options)('of options: %s', (_name, value, message) => {
+    expect(() => new Cache(value as never)).toThrow(message)
+  })
+
+  test('a file whose tables do not fit into the memory', () => {
+    const path = join(folder, 'too-large')
+    expect(() => new Cache({ memory: '2MiB', file: { path, size: '1MiB' } })).toThrow(
+      /memory is at least \d+ bytes with these settings, got 2097152/,
+    )
+  })
+
+  test('a cache that is closed says so, and closes once', async () => {
+    const cache = new Cache({ memory })
+    await cache.close()
+    await cache.close()
+    for (const use of [() => cache.get('k'), () => cache.set('k', 1), () => cache.delete('k'), () => cache.clear()])
+      expect(use).toThrow(expect.objectContaining({ code: 'TMEM_CLOSED' }))
+    await expect(cache.load('k')).rejects.toThrow(TmemError)
+  })
+
+  test('code of the user that uses the cache meanwhile', async () => {
+    await using<unknown>({ memory }, (cache) => {
+      const value = {
+        get inner() {
+          cache.set('inner', 'x'.repeat(5000))
+          cache.delete('outer')
+          return 'inner'
+        },
+      }
+      expect(cache.set('outer', value)).toBe(true)
+      expect(cache.get('outer')).toEqual({ inner: 'inner' })
+      expect(cache.get('inner')).toBe('x'.repeat(5000))
+    })
+  })
+})
+
+describe('lifetimes and tags', () => {
+  test('what has expired is gone, at the millisecond', async () => {
+    let now = 1000
+    await using<string>({ memory, clock: () => now }, (cache) => {
+      cache.set('short', 's', { ttl: 10 })
+      cache.set('long', 'l', { ttl: 1e9 })
+      cache.set('huge', 'h', { ttl: Number.MAX_VALUE })
+      cache.set('ever', 'e')
+      now += 9
+      expect(cache.getMany(['short', 'long', 'huge', 'ever'])).toEqual(['s', 'l', 'h', 'e'])
+      now += 1
+      expect(cache.getMany(['short', 'long', 'huge', 'ever'])).toEqual([undefined, 'l', 'h', 'e'])
+      expect(cache.stats().misses.expired).toBe(1)
+      // A clock that jumps back brings nothing back, and forward ends what has an end.
+      now = 0
+      expect(cache.has('short')).toBe(false)
+      expect(cache.get('long')).toBe('l')
+      now = 1e15
+      expect(cache.getMany(['long', 'huge', 'ever'])).toEqual([undefined, 'h', 'e'])
+    })
+  })
+
+  test('expired values go before others', async () => {
+    let now = 0
+    await using<string>({ memory, clock: () => now }, (cache) => {
+      for (let n = 0; n < 2000; n++) cache.set(`ever ${n}`, noise(500, n))
+      for (let n = 0; n < 2000; n++) cache.set(`short ${n}`, noise(500, n), { ttl: 1000 })
+      now = 5000
+      for (let n = 0; n < 3000; n++) cache.set(`new ${n}`, noise(500, n), { ttl: 1e6 })
+      const { evictions } = cache.stats()
+      expect(evictions.room).toBe(0)
+      expect(evictions.expired).toBeGreaterThan(500)
+      for (let n = 0; n < 2000; n++) expect(cache.has(`ever ${n}`)).toBe(true)
+    })
+  })
+
+  test('the default clock goes on', async () => {
+    await using<string>({ memory }, async (cache) => {
+      cache.set('k', 'v', { ttl: 20 })
+      expect(cache.get('k')).toBe('v')
+      await setTimeout(30)
+      expect(cache.get('k')).toBe(undefined)
+    })
+  })
+
+  test('a tag takes what has it, and nothing else', async () => {
+    await using<number>({ memory }, (cache) => {
+      cache.set('a', 1, { tags: ['x', 'y'] })
+      cache.set('b', 2, { tags: ['y'] })
+      cache.set('c', 3)
+      cache.deleteByTag('x')
+      expect(cache.getMany(['a', 'b', 'c'])).toEqual([undefined, 2, 3])
+      cache.set('a', 4, { tags: ['x'] })
+      expect(cache.get('a')).toBe(4)
+      cache.deleteByTag('y')
+      expect(cache.getMany(['a', 'b', 'c'])).toEqual([4, undefined, 3])
+      expect(cache.stats().misses.untagged).toBe(2)
+      // More tags than are remembered: entries with tags go, others do not.
+      for (let n = 0; n < 20_000; n++) cache.deleteByTag(`tag ${n}`)
+      expect(cache.getMany(['a', 'c'])).toEqual([undefined, 3])
+    })
+  })
+})
+
+describe('the limit', () => {
+  test('is kept whatever is written, and what is used stays', async () => {
+    await using<string>({ memory }, (cache) => {
+      for (let n = 0; n < 20_000; n++) {
+        cache.set(`key ${n}`, noise(20 + (n % 900), n))
+        if (n % 50 === 0) for (let hot = 0; hot < 100; hot++) if (n > 2000) cache.get(`key ${hot}`)
+      }
+      const { memoryBytes, entries, evictions } = cache.stats()
+      expect(memoryBytes).toBeLessThanOrEqual(4 * 2 ** 20)
+      expect(memoryBytes).toBeGreaterThan(3 * 2 ** 20)
+      expect(evictions.room).toBeGreaterThan(10_000)
+      expect(entries).toBeGreaterThan(3000)
+      const hot = Array.from({ length: 100 }, (_, n) => cache.get(`key ${n}`)).filter((value) => value !== undefined)
+      expect(hot.length).toBeGreaterThan(95)
+    })
+  })
+
+  test('can be lowered while the cache is full, and raised again', async () => {
+    const limit = new ByteLimit(8 * 2 ** 20)
+    await using<string>({ memory: limit }, (cache) => {
+      for (let n = 0; n < 12_000; n++) cache.set(`key ${n}`, noise(600, n))
+      expect(cache.stats().memoryBytes).toBeGreaterThan(6 * 2 ** 20)
+      limit.bytes = 4 * 2 ** 20
+      for (let n = 0; n < 1000 && cache.tick(); n++);
+      const lowered = cache.stats()
+      expect(lowered.memoryBytes).toBeLessThanOrEqual(4 * 2 ** 20)
+      expect(lowered.entries).toBeGreaterThan(2000)
+      let wrong = 0
+      for (let n = 0; n < 12_000; n++) {
+        const value = cache.get(`key ${n}`)
+        if (value !== undefined && value !== noise(600, n)) wrong++
+      }
+      expect(wrong).toBe(0)
+      limit.bytes = 8 * 2 ** 20
+      for (let n = 0; n < 12_000; n++) cache.set(`key ${n}`, noise(600, n))
+      expect(cache.stats().memoryBytes).toBeGreaterThan(6 * 2 ** 20)
+    })
+  })
+
+  test('a value that cannot fit is refused, and others stay', async () => {
+    await using<Uint8Array | string>({ memory }, (cache) => {
+      cache.set('small', 'small')
+      cache.set('large', 'before')
+      expect(cache.set('large', new Uint8Array(3 * 2 ** 20))).toBe(false)
+      expect(cache.get('large')).toBe(undefined)
+      expect(cache.get('small')).toBe('small')
+      expect(cache.stats().refused).toEqual({ 'too large': 1 })
+    })
+  })
+
+  test('a cache over a stack, in code and as text', async () => {
+    for (const stack of [[zcache({ limitBytes: '1MiB' })], 'zcache(limit=1MiB)', 'memory(limit=1MiB)'])
+      await using<string>({ stack }, (cache) => {
+        for (let n = 0; n < 3000; n++) expect(cache.set(`key ${n}`, noise(400, n))).toBe(true)
+        expect(cache.get('key 2999')).toBe(noise(400, 2999))
+        expect(cache.stats().places[0]!.usedBytes).toBeLessThanOrEqual(2 ** 20)
+        expect(cache.stats().evictions.room).toBeGreaterThan(100)
+      })
+  })
+})
+
+/** What an entry is in the model. */
+interface Wanted {
+  readonly value: unknown
+  readonly expiry: number
+  readonly tags: readonly string[]
+}
+
+const anyKey = fc.oneof(
+  fc.integer({ min: 0, max: 30 }).map((n) => `key ${n}`),
+  fc.integer({ min: 0, max: 3 }).map((n) => 'ж'.repeat(n)),
+  fc.integer({ min: 0, max: 3 }).map((n) => new Uint8Array(n)),
+)
+const anyValue = fc.oneof(
+  {
+    weight: 4,
+    arbitrary: fc.tuple(fc.integer({ min: 0, max: 1500 }), fc.nat(99)).map(([size, seed]) => noise(size, seed)),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.tuple(fc.integer({ min: 3900, max: 30_000 }), fc.nat(99)).map(([size, seed]) => noise(size, seed)),
+  },
+  { weight: 1, arbitrary: fc.uint8Array({ maxLength: 300 }) },
+  { weight: 1, arbitrary: fc.object({ maxDepth: 2 }).map((value) => JSON.parse(JSON.stringify(value)) as unknown) },
+)
+const anyStep = fc.oneof(
+  {
+    weight: 8,
+    arbitrary: fc.record({
+      type: fc.constant('set' as const),
+      key: anyKey,
+      value: anyValue,
+      ttl: fc.option(fc.constantFrom(1, 50, 5000, 1e6), { nil: undefined }),
+      tags: fc.subarray(['red', 'green', 'blue']),
+    }),
+  },
+  { weight: 8, arbitrary: fc.record({ type: fc.constant('get' as const), key: anyKey }) },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('delete' as const), key: anyKey }) },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('wait' as const), ms: fc.constantFrom(1, 49, 5000) }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constant('untag' as const), tag: fc.constantFrom('red', 'green') }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constant('press' as const), pages: fc.nat(400), seed: fc.nat(999) }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constant('clear' as const) }) },
+)
+const nameOf = (key: CacheKey): string => (typeof key === 'string' ? `s${key}` : `b${key.length}`)
+
+/** Pages of pressure that a cache of the smallest memory holds besides everything else. */
+const enough = 300
+
+const stores = [
+  ['memory', (): Partial<CacheOptions<unknown>> => ({ memory: '2MiB' })],
+  [
+    'memory and a file',
+    (): Partial<CacheOptions<unknown>> => ({ memory: '4MiB', file: { path: join(folder, 'file'), size: '1MiB' } }),
+  ],
+  ['a stack as text', (): Partial<CacheOptions<unknown>> => ({ stack: 'memory(limit=512KiB) > zcache(limit=1MiB)' })],
+] as const
+
+test.each(stores)('over %s a cache answers as a Map with expiry does, or has nothing', async (name, options) => {
+  // Elsewhere there is not so much memory, or pages vanish when they like.
+  const isExact = name === 'memory'
+  await fc.assert(
+    fc.asyncProperty(fc.array(anyStep, { maxLength: 120 }), async (steps) => {
+      let now = 1e6
+      let pressed = 0
+      const cache = new Cache({ ...options(), clock: () => now })
+      const model = new Map<string, Wanted>()
+      const wrong: unknown[] = []
+      const compare = (key: CacheKey, got: unknown, miss: unknown, wanted: unknown): void => {
+        const mayMiss = !isExact || pressed >= enough
+        if (!isDeepStrictEqual(got, wanted) && !(mayMiss && got === miss)) wrong.push({ key, got, wanted })
+      }
+      const wantedOf = (key: CacheKey): unknown => {
+        const wanted = model.get(nameOf(key))
+        return wanted === undefined || wanted.expiry <= now ? undefined : wanted.value
+      }
+      for (const step of steps) {
+        switch (step.type) {
+          case 'set': {
+            const { key, value, ttl, tags } = step
+            compare(key, cache.set(key, value, { ttl, tags }), false, true)
+            model.set(nameOf(key), { value, expiry: now + (ttl ?? Number.POSITIVE_INFINITY), tags })
+            break
+          }
+          case 'get': {
+            const got = cache.get(step.key)
+            compare(step.key, got, undefined, wantedOf(step.key))
+            compare(step.key, cache.has(step.key), false, wantedOf(step.key) !== undefined)
+            compare(step.key, await cache.load(step.key), undefined, wantedOf(step.key))
+            break
+          }
+          case 'delete':
+            compare(step.key, cache.delete(step.key), false, wantedOf(step.key) !== undefined)
+            model.delete(nameOf(step.key))
+            break
+          case 'wait':
+            now += step.ms
+            break
+          case 'untag':
+            cache.deleteByTag(step.tag)
+            for (const [key, { tags }] of model) if (tags.includes(step.tag)) model.delete(key)
+            break
+          case 'press':
+            pressed += step.pages
+            for (let n = 0; n < step.pages; n++) cache.set(`press ${step.seed} ${n}`, noise(2000, n))
+            break
+          case 'clear':
+            cache.clear()
+            model.clear()
+            pressed = 0
+            break
+        }
+      }
+      for (const key of model.keys()) {
+        const named = key.startsWith('s') ? key.slice(1) : new Uint8Array(Number(key.slice(1)))
+        compare(named, await cache.load(named), undefined, wantedOf(named))
+      }
+      cache.check()
+      await cache.close()
+      expect(wrong).toEqual([])
+    }),
+    { numRuns: 40 },
+  )
+})
+
+test('what memory has no room for is in the file, and has to be waited for', async () => {
+  await using<string>({ memory: '4MiB', file: { path: join(folder, 'file'), size: '16MiB' } }, async (cache) => {
+    for (let n = 0; n < 8000; n++) {
+      cache.set(`key ${n}`, noise(600, n))
+      // A disk wants its time.
+      if (n % 100 === 0) await setTimeout(1)
+    }
+    cache.set('large', noise(200_000, 1))
+    let waited = 0
+    let found = 0
+    for (let n = 0; n < 8000; n++) {
+      if (cache.get(`key ${n}`) !== undefined) continue
+      waited++
+      const value = await cache.load(`key ${n}`)
+      if (value !== undefined) found++
+      expect(value ?? noise(600, n)).toBe(noise(600, n))
+    }
+    expect(waited).toBeGreaterThan(500)
+    expect(found).toBeGreaterThan(waited / 2)
+    expect(await cache.load('large')).toBe(noise(200_000, 1))
+  })
+})

@@ -1,0 +1,166 @@
+import { setTimeout } from 'node:timers/promises'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { Cache } from '../src/index.ts'
+
+let now = 0
+let cache: Cache<string>
+beforeEach(() => {
+  now = 1e9
+  cache = new Cache({ memory: '2MiB', clock: () => now })
+})
+afterEach(async () => {
+  cache.check()
+  await cache.close()
+})
+
+describe('fetch', () => {
+  test('calls one loader for a thousand callers', async () => {
+    let calls = 0
+    const loader = async (): Promise<string> => {
+      calls++
+      await setTimeout(5)
+      return 'loaded'
+    }
+    const values = await Promise.all(Array.from({ length: 1000 }, () => cache.fetch('k', loader)))
+    expect(new Set(values)).toEqual(new Set(['loaded']))
+    expect(calls).toBe(1)
+    expect(await cache.fetch('k', loader)).toBe('loaded')
+    expect(calls).toBe(1)
+    expect(cache.stats()).toMatchObject({ loads: 1, loadFailures: 0, entries: 1 })
+  })
+
+  test('answers the old value within its grace, and loads a new one behind it', async () => {
+    let version = 0
+    const loader = (): Promise<string> => Promise.resolve(`version ${++version}`)
+    const options = { ttl: 100, grace: 1000 }
+    expect(await cache.fetch('k', loader, options)).toBe('version 1')
+    now += 99
+    expect(await cache.fetch('k', loader, options)).toBe('version 1')
+    now += 1
+    expect(cache.get('k')).toBe(undefined)
+    expect(cache.has('k')).toBe(false)
+    expect(await cache.fetch('k', loader, options)).toBe('version 1')
+    await setTimeout(1)
+    expect(await cache.fetch('k', loader, options)).toBe('version 2')
+    now += 1100
+    expect(await cache.fetch('k', loader, options)).toBe('version 3')
+    expect(cache.stats().stale).toBe(1)
+  })
+
+  test('a loader that fails within the grace is tried again, and its failure is counted', async () => {
+    const options = { ttl: 100, grace: 1000 }
+    await cache.fetch('k', () => 'old', options)
+    now += 500
+    const failing = (): never => {
+      throw new Error('down')
+    }
+    expect(await cache.fetch('k', failing, options)).toBe('old')
+    await setTimeout(1)
+    expect(await cache.fetch('k', failing, options)).toBe('old')
+    await setTimeout(1)
+    expect(cache.stats()).toMatchObject({ loads: 3, loadFailures: 2, stale: 2 })
+    now += 600
+    await expect(cache.fetch('k', failing, options)).rejects.toThrow('down')
+  })
+
+  test('a loader that fails is an error of all who wait, and nothing is kept', async () => {
+    const failing = async (): Promise<string> => {
+      await setTimeout(1)
+      throw new Error('down')
+    }
+    const ends = await Promise.allSettled([cache.fetch('k', failing), cache.fetch('k', failing)])
+    expect(ends.map(({ status }) => status)).toEqual(['rejected', 'rejected'])
+    expect(cache.stats()).toMatchObject({ loads: 1, loadFailures: 1, entries: 0 })
+    expect(await cache.fetch('k', () => 'up')).toBe('up')
+  })
+
+  test('that there is nothing is remembered by choice', async () => {
+    let calls = 0
+    const loader = (): undefined => {
+      calls++
+    }
+    await cache.fetch('k', loader)
+    await cache.fetch('k', loader)
+    expect(calls).toBe(2)
+    expect(await cache.fetch('k', loader, { absentTtl: 50 })).toBe(undefined)
+    expect(await cache.fetch('k', loader, { absentTtl: 50 })).toBe(undefined)
+    expect(calls).toBe(3)
+    expect(cache.has('k')).toBe(false)
+    now += 50
+    await cache.fetch('k', loader, { absentTtl: 50 })
+    expect(calls).toBe(4)
+  })
+
+  test('a loader has its time', async () => {
+    let reason: unknown
+    const slow = (_key: unknown, { signal }: { signal: AbortSignal }): Promise<string> =>
+      new Promise(() => {
+        signal.addEventListener('abort', () => {
+          reason = signal.reason
+        })
+      })
+    await expect(cache.fetch('k', slow, { timeout: 5 })).rejects.toMatchObject({ name: 'TimeoutError' })
+    expect(reason).toMatchObject({ name: 'TimeoutError' })
+    expect(await cache.fetch('k', () => 'next')).toBe('next')
+  })
+
+  test('a caller that goes ends its wait, and the last one the load', async () => {
+    const [one, two] = [new AbortController(), new AbortController()]
+    let aborted = false
+    const loader = (_key: unknown, { signal }: { signal: AbortSignal }): Promise<string> =>
+      new Promise(() => {
+        signal.addEventListener('abort', () => {
+          aborted = true
+        })
+      })
+    const first = cache.fetch('k', loader, { signal: one.signal })
+    const second = cache.fetch('k', loader, { signal: two.signal })
+    one.abort()
+    await expect(first).rejects.toMatchObject({ name: 'AbortError' })
+    expect(aborted).toBe(false)
+    two.abort()
+    await expect(second).rejects.toMatchObject({ name: 'AbortError' })
+    expect(aborted).toBe(true)
+    await expect(cache.fetch('k', loader, { signal: AbortSignal.abort() })).rejects.toMatchObject({
+      name: 'AbortError',
+    })
+  })
+
+  test.each([
+    ['set', () => cache.set('k', 'newer'), 'newer'],
+    ['delete', () => cache.delete('k'), undefined],
+    ['clear', () => cache.clear(), undefined],
+    ['deleteByTag', () => cache.deleteByTag('t'), undefined],
+  ])('%s while a loader runs is newer than what it gives', async (_name, change, wanted) => {
+    const value = cache.fetch(
+      'k',
+      async () => {
+        await setTimeout(5)
+        return 'older'
+      },
+      { tags: ['t'] },
+    )
+    await setTimeout(1)
+    change()
+    expect(await value).toBe('older')
+    expect(cache.get('k')).toBe(wanted)
+  })
+
+  test('what cannot be kept is an error, and closing ends all', async () => {
+    await expect(cache.fetch('k', () => (() => 1) as never)).rejects.toThrow(/cannot be serialised/)
+    const waiting = cache.fetch('k', () => new Promise<string>(() => undefined))
+    await cache.close()
+    await expect(waiting).rejects.toMatchObject({ code: 'TMEM_CLOSED' })
+    cache = new Cache({ memory: '2MiB' })
+  })
+
+  test.each([
+    ['no loader', () => cache.fetch('k', 'v' as never), /loader is a function, got string/],
+    ['grace without ttl', () => cache.fetch('k', () => 'v', { grace: 5 }), /grace is time behind the end of a ttl/],
+    ['a timeout below 0', () => cache.fetch('k', () => 'v', { timeout: -1 }), /timeout is a number .* above 0, got -1/],
+    ['an unknown option', () => cache.fetch('k', () => 'v', { timout: 1 } as never), /did you mean timeout/],
+    ['no signal', () => cache.fetch('k', () => 'v', { signal: {} as never }), /signal is an AbortSignal/],
+  ])('bad input: %s', async (_name, attempt, message) => {
+    await expect(attempt()).rejects.toThrow(message)
+  })
+})
