@@ -62,15 +62,23 @@ export interface Touched {
   readonly writes: Set<string>
 }
 
+export function touchedNothing(): Touched {
+  return { reads: new Set(), passes: new Set(), writes: new Set() }
+}
+
 /**
  * A view of a state that notes what is read and written through it. Passing through an object on the way to something
  * inside it is no read of everything in it; asking for its keys or its length is.
  */
 export function recording<T extends object>(root: T, touched: Touched): T {
   const originals = new WeakMap<object, object>()
+  const views = new WeakMap<object, object>()
   const original = (value: unknown): unknown =>
     typeof value === 'object' && value !== null ? (originals.get(value) ?? value) : value
   const view = (target: object, path: string): object => {
+    // One view for an object, so that comparing objects gives what it gives without views.
+    const known = views.get(target)
+    if (known !== undefined) return known
     const below = (key: string | symbol): string => (path === '' ? String(key) : `${path}.${String(key)}`)
     const proxy = new Proxy(target, {
       get: (inner, key) => {
@@ -105,6 +113,7 @@ export function recording<T extends object>(root: T, touched: Touched): T {
       },
     })
     originals.set(proxy, target)
+    views.set(target, proxy)
     return proxy
   }
   return view(root, '') as T

@@ -1,7 +1,25 @@
 import { readFileSync } from 'node:fs'
-import { explore } from '@tmem/interleave'
+import { type ExploreOptions, explore, type Scenario } from '@tmem/interleave'
 import { describe, expect, test } from 'vitest'
 import { pageMapping, pageMappingRules } from '../src/index.ts'
+
+type Reduction = NonNullable<ExploreOptions['reduction']>
+
+/** Verdict, states, and every state in which nobody could go on. */
+function outcome(scenario: Scenario<object>, reduction: Reduction) {
+  const ends = new Set<string>()
+  const collect = {
+    name: 'collect',
+    check: (state: object) => {
+      ends.add(JSON.stringify(state))
+      return null
+    },
+  }
+  const result = explore({ ...scenario, atEnd: [...(scenario.atEnd ?? []), collect] }, { reduction })
+  return { kind: result.kind, states: result.states, ends: [...ends].sort() }
+}
+
+let dynamicStates = 0
 
 describe('every rule', () => {
   test.each(pageMappingRules.map((entry) => [entry.name, entry] as const))('%s', (_, { mutant, ...entry }) => {
@@ -10,10 +28,21 @@ describe('every rule', () => {
     const broken = explore(mutant.scenario(), { auditFootprints: true })
     expect(kept).toMatchObject({ kind: 'holds' })
     expect(broken).toMatchObject({ kind: 'violated', name: mutant.caughtAs, shortest: true })
-    // The reduction hides nothing. (What it finds is searched again without it.)
-    const full = explore(entry.scenario(), { reduction: 'none' })
+    // The reductions hide nothing. (What they find is searched again without them.)
+    const full = outcome(entry.scenario(), 'none')
     expect(full.kind).toBe('holds')
-    expect(kept.states).toBeLessThanOrEqual(full.states)
+    for (const reduction of ['persistent-sets', 'dynamic'] as const) {
+      const reduced = outcome(entry.scenario(), reduction)
+      expect(reduced.kind).toBe('holds')
+      expect(reduced.ends).toEqual(full.ends)
+      expect(reduced.states).toBeLessThanOrEqual(full.states)
+      if (reduction === 'dynamic') dynamicStates += reduced.states
+    }
+    // What is found does not hang on declarations. (A mutant may break more than one thing.)
+    const watched = explore(mutant.scenario(), { reduction: 'dynamic' })
+    expect(watched).toMatchObject({ kind: 'violated', shortest: true })
+    if (watched.kind === 'violated' && broken.kind === 'violated')
+      expect(watched.history.length).toBeLessThanOrEqual(broken.history.length)
   })
 })
 
@@ -34,6 +63,7 @@ test('the table', { timeout: 60_000 }, () => {
   expect(readme).toContain(rows.join('\n'))
   expect(readme).toContain(`${scenarios.reduce((sum, { states }) => sum + states, 0).toLocaleString('en')} states`)
   expect(readme).toContain(`${scenarios.length} rules`)
+  expect(readme).toContain(`${dynamicStates.toLocaleString('en')} with`)
 })
 
 test('one rule as a chart', () => {
