@@ -153,6 +153,14 @@ export class MemoryFiles implements PageFileIo {
     return this.#describe({ file: there ?? this.#make(path), direct: false })
   }
 
+  makeUnnamed(): undefined {
+    return undefined
+  }
+
+  name(): 'none' {
+    return 'none'
+  }
+
   openDirect(descriptor: number): number | 'none' {
     return this.#direct ? this.#describe({ file: this.#open(descriptor).file, direct: true }) : 'none'
   }

@@ -7,6 +7,8 @@
  *    that another owner, in whichever process or thread, has claimed. Everything is judged before it is opened and once more
  *    when it is claimed: what does not pass is as it was.
  *  - When `open` throws, nothing is left behind: what was made is removed again.
+ *  - Where the system has files without a name, one that is made gets its name when it is claimed and marked: nobody
+ *    finds it before, and a process that is killed meanwhile leaves nothing.
  *  - Only the very file that was opened is removed (device and inode), and only when it was made here or its maker had said that nobody
  *    will want it.
  *  - A transfer moves the whole range or fails, with the system's error as cause. See transfers.ts for order, memory and late errors.
@@ -199,13 +201,15 @@ export class PageFile {
     }
   }
 
-  static #open(request: PageFileRequest, io: PageFileIo): PageFile {
+  /** @param named a file that is made has its name from the beginning */
+  static #open(request: PageFileRequest, io: PageFileIo, named = false): PageFile {
     const { path, mode } = request
     const there = io.identify(path, follows(request))
     if (there === undefined && (mode === 'existing' || mode === 'read'))
       throw failure(request, 'there is nothing of that name')
     if (there !== undefined) judgeKind(request, there)
-    const descriptor = openDescriptor(request, io, there)
+    const unnamed = there === undefined && !named ? io.makeUnnamed(path) : undefined
+    const descriptor = unnamed ?? openDescriptor(request, io, there)
     let identity: FileIdentity | undefined
     let claim: FileClaim | undefined
     let made = there === undefined
@@ -214,7 +218,7 @@ export class PageFile {
       identity = io.identifyOpen(descriptor)
       if (there !== undefined && identity.id !== there.id) throw new Momentary(failure(request, 'somebody replaces it'))
       if (mode === 'read') return new PageFile(request, { io, identity, descriptor, claim, found: 'other' })
-      const use = io.kernelUse(identity)
+      const use = unnamed === undefined ? io.kernelUse(identity) : undefined
       if (use !== undefined) throw failure(request, use)
       const before = judge(request, io, descriptor, identity, made)
       claim = io.claim(descriptor, identity, before.mark)
@@ -228,7 +232,7 @@ export class PageFile {
         throw new Momentary(failure(request, `${user}; give each its own file`))
       }
       // Once more, now that no other owner changes it: the last one may have removed it, or made something else of it.
-      if (io.identify(path, follows(request))?.id !== identity.id)
+      if (io.identify(path, follows(request))?.id !== (unnamed === undefined ? identity.id : undefined))
         throw new Momentary(failure(request, 'somebody removes it, or replaces it'))
       if (made && io.identifyOpen(descriptor).bytes > 0) {
         made = false
@@ -240,6 +244,12 @@ export class PageFile {
       found = now.found
       const opened: Opened = { io, identity, descriptor, claim, found }
       prepare(request, opened)
+      if (unnamed !== undefined) {
+        const outcome = io.name(descriptor, path)
+        if (outcome === 'none') throw new CannotName()
+        if (outcome === 'taken') throw new Momentary(failure(request, 'somebody makes it'))
+      }
+      if (found === 'nothing' && keepsOf(request, found)) io.syncFolder(path)
       return new PageFile(request, opened)
     } catch (error) {
       // Another owner that was quicker has what was made.
@@ -250,6 +260,7 @@ export class PageFile {
         io.close(descriptor)
         claim?.release()
       }
+      if (error instanceof CannotName) return PageFile.#open(request, io, true)
       throw error
     }
   }
@@ -681,6 +692,9 @@ class Momentary extends Error {
   }
 }
 
+/** The file system has files without a name, and gives them none. */
+class CannotName extends Error {}
+
 const layerOf = ({ layer = 'page-file' }: PageFileRequest): string => layer
 
 const failure = (request: PageFileRequest, what: string, cause?: unknown): TmemError =>
@@ -845,7 +859,6 @@ function prepare(request: PageFileRequest, { io, descriptor, found, identity, cl
     io.syncNow(descriptor)
     if (claim!.locks.length === 0) confirm(request, io, descriptor, mark)
   }
-  if (keep && found === 'nothing') io.syncFolder(request.path)
 }
 
 /** Without locks: of two who marked the file in turn the second one has it. */

@@ -8,7 +8,7 @@
  * Invariants: a descriptor stays node:fs's own, so the runtime closes it when the thread that opened it ends, after the
  * transfers under way.
  *
- * Source: open(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and
+ * Source: open(2), linkat(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and
  * /proc/locks; loop(4) for what is known of a loop device in /sys/block.
  */
 import {
@@ -77,6 +77,15 @@ export interface PageFileIo {
   identifyOpen(descriptor: number): FileIdentity
   open(path: string, how: OpenHow): number
   /**
+   * Makes a file without a name, in the folder of `path` and to be given that one by `name`, for reading and writing, with mode 0600: it
+   * is gone with its descriptor until then. `undefined` where that cannot be had.
+   */
+  makeUnnamed(path: string): number | undefined
+  /**
+   * Gives a file made by `makeUnnamed` its name. 'taken': there is something of that name; 'none': the file system cannot do that.
+   */
+  name(descriptor: number, path: string): 'named' | 'taken' | 'none'
+  /**
    * The same file once more, around the system's cache; transfers are then of whole blocks from and to aligned memory, else `EINVAL`.
    * `memory`: the file system keeps its files in memory, so nothing is gained, and nothing can fail later; `none`: it has no such way.
    */
@@ -119,7 +128,7 @@ export interface PageFileIo {
 const memoryFileSystems: ReadonlySet<number> = new Set([0x01021994, 0x858458f6])
 
 type Koffi = typeof import('koffi')
-type Call = (...args: readonly number[]) => number
+type Call = (...args: readonly (number | string)[]) => number
 
 /** What is used of the C library. A call that fails throws an error as node:fs would. */
 class Libc {
@@ -128,6 +137,7 @@ class Libc {
   /** Linux's alone, as they are used here. */
   readonly #fallocate: Call | undefined
   readonly #lseek: Call | undefined
+  readonly #linkat: Call | undefined
 
   /** Throws when koffi cannot be loaded, or the library lacks a function. */
   constructor() {
@@ -139,6 +149,20 @@ class Libc {
     if (process.platform !== 'linux' || this.#koffi.sizeof('long') !== 8) return
     this.#fallocate = libc.func('int fallocate(int, int, long, long)') as Call
     this.#lseek = libc.func('long lseek(int, long, int)') as Call
+    this.#linkat = libc.func('int linkat(int, str, int, str, int)') as Call
+  }
+
+  /** Whether files without a name can be given one. */
+  get links(): boolean {
+    return this.#linkat !== undefined
+  }
+
+  /** Gives an open file a name. */
+  link(descriptor: number, path: string): 'named' | 'taken' | 'none' {
+    const here = -100
+    const follow = 0x400
+    if (this.#linkat?.(here, `/proc/self/fd/${descriptor}`, here, path, follow) === 0) return 'named'
+    return this.#code() === 'EEXIST' ? 'taken' : 'none'
   }
 
   /** Locks the open file for this descriptor alone. False: another descriptor has it locked; `undefined`: no locks there. */
@@ -237,6 +261,23 @@ class SystemFiles implements PageFileIo {
     return openSync(path, flags | O_NONBLOCK | O_NOCTTY, 0o600)
   }
 
+  makeUnnamed(path: string): number | undefined {
+    if (this.#libc?.links !== true || !existsSync('/proc/self/fd')) return undefined
+    const { O_RDWR, O_DIRECTORY } = constants
+    // Node names it not. The same on all of Linux's architectures that Node runs on.
+    const unnamed = 0o20000000 | O_DIRECTORY
+    try {
+      return openSync(dirname(resolve(path)), O_RDWR | unnamed, 0o600)
+    } catch {
+      // File systems say in many ways that they have no such files; what else is wrong is told by making it with a name.
+      return undefined
+    }
+  }
+
+  name(descriptor: number, path: string): 'named' | 'taken' | 'none' {
+    return this.#libc!.link(descriptor, path)
+  }
+
   openDirect(descriptor: number, write: boolean): number | 'memory' | 'none' {
     // Without O_DIRECT in the constants the platform has none (macOS, Windows).
     const direct: number | undefined = constants.O_DIRECT
@@ -259,9 +300,14 @@ class SystemFiles implements PageFileIo {
   }
 
   kernelUse({ id }: FileIdentity): string | undefined {
-    const leadsHere = (path: string): boolean => {
+    const there = mountTable()
+    const leadsHere = (text: string): boolean => {
+      const path = Buffer.from(text, 'latin1').toString()
+      // A server of files that hangs would be waited for, in a call that nothing ends. Our own file's has just answered.
+      const mount = mountOf(path, there)
+      if (mount !== undefined && waitsForOthers(mount.type) && mount.device !== deviceOf(id)) return false
       try {
-        return this.identify(Buffer.from(path, 'latin1').toString(), true)?.id === id
+        return this.identify(path, true)?.id === id
       } catch {
         // Where nothing can be looked at (a mount whose server ends, a folder of somebody else) is no file that is open here.
         return false
@@ -269,11 +315,7 @@ class SystemFiles implements PageFileIo {
     }
     const [, ...areas] = contentOf('/proc/swaps')?.trim().split('\n') ?? []
     for (const area of areas) {
-      // Blanks and backslashes in a path are written in octal there.
-      const path = area
-        .split(/\s/)[0]!
-        .replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)))
-      if (leadsHere(path)) return 'the system swaps to it; run swapoff first'
+      if (leadsHere(unescaped(area.split(/\s/)[0]!))) return 'the system swaps to it; run swapoff first'
     }
     for (const name of existsSync('/sys/block') ? readdirSync('/sys/block') : []) {
       const file = contentOf(`/sys/block/${name}/loop/backing_file`)
@@ -414,6 +456,49 @@ function blockDeviceBytes(number: bigint): number {
   const { major, minor } = numbersOf(number)
   const sectors = contentOf(`/sys/dev/block/${major}:${minor}/size`)
   return sectors === undefined ? 0 : Number(sectors) * 512
+}
+
+/** Blanks and backslashes in a path are written in octal in the kernel's tables. */
+const unescaped = (path: string): string =>
+  path.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)))
+
+/** A line of /proc/self/mountinfo. Texts are bytes, as `latin1` has them. */
+interface MountLine {
+  /** `MAJOR:MINOR`. */
+  readonly device: string
+  readonly point: string
+  readonly type: string
+}
+
+function mountTable(): MountLine[] {
+  const lines = contentOf('/proc/self/mountinfo')?.trim().split('\n') ?? []
+  return lines.map((line) => {
+    const [, , device = '', , point = '', ...rest] = line.split(' ')
+    return { device, point: unescaped(point), type: rest[rest.indexOf('-') + 1] ?? '' }
+  })
+}
+
+/** The mount in which a path lies, by its text: of those on one directory the last. */
+function mountOf(path: string, table: readonly MountLine[]): MountLine | undefined {
+  const text = Buffer.from(path).toString('latin1')
+  let found: MountLine | undefined
+  for (const mount of table) {
+    const isIn = mount.point === '/' || text === mount.point || text.startsWith(`${mount.point}/`)
+    if (isIn && mount.point.length >= (found?.point.length ?? 0)) found = mount
+  }
+  return found
+}
+
+/** Whether files of that type are asked of a process or of another machine. */
+const waitsForOthers = (type: string): boolean =>
+  /^(fuse|fuseblk|nfs\d?|cifs|smb3|9p|ceph|afs|virtiofs)($|\.)/.test(type)
+
+/** The device of a file's `id`, as the kernel's tables have it. */
+function deviceOf(id: string): string | undefined {
+  const number = /^\d+/.exec(id)?.[0]
+  if (number === undefined) return undefined
+  const { major, minor } = numbersOf(BigInt(number))
+  return `${major}:${minor}`
 }
 
 /** A file of the system that may not be there. */

@@ -1,5 +1,5 @@
 /** What may be there, what becomes of it, and that nothing is touched which is not ours. */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import {
   chownSync,
   existsSync,
@@ -18,6 +18,7 @@ import {
 } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { MemoryFiles, PageFile, type PageFileRequest, systemFiles } from '../src/index.ts'
@@ -405,9 +406,11 @@ test.each(modes)('a claim that is just being given up keeps no file from being m
 })
 
 describe('nothing is left behind', () => {
-  const failures = ['openDirect', 'syncNow', 'writeNow', 'resize', 'kernelUse', 'claim'] as const
+  const failures = ['openDirect', 'syncNow', 'writeNow', 'resize', 'kernelUse', 'claim', 'name'] as const
   test.each(failures)('when %s fails, of what was made', (call) => {
     const files = systemFiles()
+    // Of a file that has had no name nothing is asked.
+    if (call === 'kernelUse') files.makeUnnamed = () => undefined
     files[call] = () => {
       throw Object.assign(new Error('EIO: it fails'), { code: 'EIO' })
     }
@@ -421,6 +424,51 @@ describe('nothing is left behind', () => {
     }
     // And the claim is given back.
     expect(found({ mode: 'make' })).toBe('nothing')
+  })
+
+  test('when a file system gives no name to what it has made, it is made with one', () => {
+    const files = systemFiles()
+    files.name = () => 'none'
+    open({ files, mode: 'make', keep: false }).closeNow()
+    expect(readdirSync(folder)).toEqual([])
+    expect(found({ files })).toBe('nothing')
+    expect(found()).toBe('ours')
+  })
+
+  test('what somebody has put there meanwhile stays', () => {
+    const files = systemFiles()
+    const name = files.name.bind(files)
+    files.name = (...words) => {
+      if (!existsSync(path)) writeFileSync(path, 'mine')
+      return name(...words)
+    }
+    expect(() => open({ files, mode: 'make' })).toThrow(/none of ours/)
+    expect(readFileSync(path, 'latin1')).toBe('mine')
+  })
+
+  test.for([
+    ['make', false],
+    ['ours', true],
+    ['plain', true],
+  ] as const)('by a process that is killed while it makes a file: %s', { timeout: 120_000 }, ([mode, keep]) => {
+    const how = { mode, keep, ...(mode === 'plain' ? { content: undefined! } : {}) }
+    // Before each of the calls that it makes, until it has made it.
+    let calls = 0
+    for (let isMade = false; !isMade; ) {
+      const { signal, status, stderr } = spawnSync(process.execPath, [
+        fileURLToPath(new URL('./killed.mjs', import.meta.url)),
+        JSON.stringify(request(how)),
+        `${++calls}`,
+      ])
+      expect([signal ?? status, stderr.toString()]).toEqual([expect.toBeOneOf(['SIGKILL', 0]), ''])
+      isMade = signal === null
+      // At once, and with nothing beside it.
+      const after = keep ? (mode === 'plain' ? 'other' : 'ours') : 'leftover'
+      expect(['nothing', after]).toContain(found(how))
+      expect(readdirSync(folder)).toEqual(keep ? ['pages'] : [])
+      rmSync(path, { force: true })
+    }
+    expect(calls).toBeGreaterThan(6)
   })
 
   test('when what is there cannot be used, it stays', async () => {

@@ -194,7 +194,9 @@ class Soak {
       await life.quiet(random)
     }
     this.#counts.lives++
-    await (isOver() ? this.#endQuietly(life, random) : random.chance(650) ? this.#kill(life) : this.#end(life, random))
+    if (isOver()) await this.#endQuietly(life, random, stack)
+    else if (random.chance(650)) await this.#kill(life)
+    else await this.#end(life, random, stack)
   }
 
   /** Seconds: mostly a few, as ends are what is tried; now and then so long that something could grow. */
@@ -263,9 +265,9 @@ class Soak {
   }
 
   /** SIGTERM, with clients connected or without. */
-  async #end(life: Life, random: Random): Promise<void> {
+  async #end(life: Life, random: Random, stack: Stack): Promise<void> {
     const connected = random.chance(500)
-    if (!connected) return this.#endQuietly(life, random)
+    if (!connected) return this.#endQuietly(life, random, stack)
     await life.endFiles()
     life.isEnding = true
     this.#note('SIGTERM under load')
@@ -282,7 +284,7 @@ class Soak {
   }
 
   /** SIGTERM when nobody is there: nothing is lost but what no image has, and nothing is left but images. */
-  async #endQuietly(life: Life, random: Random): Promise<void> {
+  async #endQuietly(life: Life, random: Random, stack: Stack): Promise<void> {
     await life.quiet(random)
     this.#note('SIGTERM')
     life.isEnding = true
@@ -290,8 +292,11 @@ class Soak {
     this.#counts.terminations++
     if (code !== 0) throw new Found('server', `SIGTERM with nobody connected: exit code ${code}`)
     for (const { model, left } of this.#devices) model.ended(left === 'nothing' ? 'nothing' : 'acknowledged')
-    const images = this.#devices.flatMap(({ model, image }) => (image === undefined ? [] : [`${model.name}.img`]))
-    const left = readdirSync(this.#folder).filter((name) => name !== 'mount' && !images.includes(name))
+    const known = this.#devices.flatMap(({ model, image }) => (image === undefined ? [] : [`${model.name}.img`]))
+    const left = readdirSync(this.#folder).filter(
+      // A stack without a file knows nothing of what a killed server with one has left.
+      (name) => name !== 'mount' && !known.includes(name) && (stack.waits || !name.endsWith('.swap')),
+    )
     if (left.length > 0) throw new Found('server', `a clean end has left ${left.join(', ')}`)
     if (isMounted(this.#mount)) throw new Found('server', 'a clean end has left the mount')
   }

@@ -1,5 +1,5 @@
 /** What this host's kernel does with the files of a mount: loop devices over them, and swap on those. */
-import { execFile } from 'node:child_process'
+import { type ChildProcess, execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
@@ -145,11 +145,30 @@ interface Loop {
   readonly inode: number | undefined
 }
 
+/** How long a loop device may take to say what it is over. */
+const loopPatienceMs = 5000
+const loopColumns = 'NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE'
+
+/**
+ * Each is asked by itself, as the file's own server is asked then: one that hangs is passed over, and keeps nobody
+ * waiting for others. That of the caller answers.
+ */
 async function loops(): Promise<Loop[]> {
-  const names = existsSync('/sys/block') ? readdirSync('/sys/block') : []
-  if (!names.some((name) => existsSync(`/sys/block/${name}/loop/backing_file`))) return []
-  const text = await tool('losetup', '--list', '--json', '--output', 'NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE')
-  if (text === '') return []
+  const names = namesIn('/sys/block').filter((name) => existsSync(`/sys/block/${name}/loop/backing_file`))
+  return (await Promise.all(names.map(loopOf))).flat()
+}
+
+async function loopOf(name: string): Promise<Loop[]> {
+  const path = join('/dev', name)
+  let text: string | undefined
+  try {
+    text = await toolWithin(loopPatienceMs, 'losetup', '--list', '--json', '--output', loopColumns, path)
+  } catch (error) {
+    // It may be taken away meanwhile.
+    if (!existsSync(`/sys/block/${name}/loop/backing_file`)) return []
+    throw error
+  }
+  if (text === undefined || text === '') return []
   const { loopdevices } = JSON.parse(text) as { loopdevices: readonly Record<string, string | number | null>[] }
   return loopdevices.map((one) => {
     const [device, inode] = [one['back-maj:min'], one['back-ino']]
@@ -219,15 +238,40 @@ export const endingOf = ({ loop, swap, mountedOn }: LoopUse): string[] => [
 /**
  * Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there.
  */
-export function tool(command: string, ...words: string[]): Promise<string> {
-  return new Promise((resolve, reject) => {
-    // Swap tools live where the PATH of a plain user does not look.
-    const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C' }
-    execFile(command, words, { env }, (error, stdout, stderr) => {
+export const tool = (command: string, ...words: string[]): Promise<string> => started(command, words).output
+
+/** The same; `undefined` when it takes longer than that. Then it is killed, and nobody waits for that. */
+async function toolWithin(ms: number, command: string, ...words: string[]): Promise<string | undefined> {
+  const { child, output } = started(command, words)
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => {
+      // In a call that cannot be interrupted it stays until whoever it waits for has ended.
+      child.kill('SIGKILL')
+      child.stdout?.destroy()
+      child.stderr?.destroy()
+      child.unref()
+      resolve(undefined)
+    }, ms)
+  })
+  try {
+    return await Promise.race([output, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+function started(command: string, words: readonly string[]): { child: ChildProcess; output: Promise<string> } {
+  // Swap tools live where the PATH of a plain user does not look.
+  const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C' }
+  let child: ChildProcess
+  const output = new Promise<string>((resolve, reject) => {
+    child = execFile(command, words, { env }, (error, stdout, stderr) => {
       if (error === null) resolve(stdout.trim())
       else reject(new Failed(`${[command, ...words].join(' ')} failed: ${stderr.trim() || error.message}`))
     })
   })
+  return { child: child!, output }
 }
 
 /**

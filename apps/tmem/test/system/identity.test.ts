@@ -12,6 +12,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { mounts } from '@tmem/fuse'
+import { PageFile } from '@tmem/page-file'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { Command } from '../../../../packages/nbd/src/protocol.ts'
 import { Client } from '../../../../packages/nbd/test/client.ts'
@@ -354,4 +355,41 @@ test('a program that has the file of a killed server open is waited for, not cut
   const next = await serve(link, '--fresh')
   next.child.kill('SIGTERM')
   expect(await next.ended).toBe(0)
+})
+
+test('a loop device over a mount whose server hangs keeps no other server waiting', { timeout: 120_000 }, async () => {
+  const server = await serve(real)
+  const loop = await must('losetup', '-f', '--show', join(real, 'd'))
+  // It takes requests no more: whoever asks for the file's attributes waits.
+  server.child.kill('SIGSTOP')
+  try {
+    const other = join(folder, 'other')
+    mkdirSync(other)
+    const second = spawn(
+      process.execPath,
+      [bin, 'serve', '--stack', `frontswap(file="${folder}/other.img",size=1MiB)`, '--device', 'name=o,size=1MiB']
+        .concat(['--fuse', other, '--control', join(folder, 'other.sock'), '--json'])
+        .concat(['--nbd', `unix:${join(folder, 'other.nbd')}`]),
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    )
+    running.add(second)
+    const ended = new Promise<number | null>((resolve) => {
+      second.once('exit', (code) => {
+        running.delete(second)
+        resolve(code)
+      })
+    })
+    await new Promise((resolve) => second.stdout.once('data', resolve))
+    second.kill('SIGTERM')
+    expect(await ended).toBe(0)
+    // An image that was there is asked for, too.
+    const file = join(folder, 'there.img')
+    await must('truncate', '-s', '1M', file)
+    PageFile.open({ path: file, mode: 'plain', bytes: 2 ** 20, keep: true }).closeNow()
+  } finally {
+    server.child.kill('SIGCONT')
+  }
+  await must('losetup', '-d', loop)
+  server.child.kill('SIGTERM')
+  expect(await server.ended).toBe(0)
 })
