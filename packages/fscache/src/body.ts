@@ -6,8 +6,10 @@
  *  - Nothing is read from a server before somebody wants it, and nothing is held that was read but the page that it ends in.
  *  - Pages are written in the order in which they come; the last one when the body has ended well.
  *  - A body hands on each byte once, in order, of one version; or it errors.
+ *  - What a body has promised to come from the cache was copied before its first byte: pages may disappear at any time.
  */
-import type { Cookie } from './cookies.ts'
+import { type Cookie, ReadOutcome } from './cookies.ts'
+import { abortable } from './request.ts'
 
 /** Bytes of a body from `at` on. */
 export interface Piece {
@@ -17,7 +19,8 @@ export interface Piece {
 
 /** What comes over one connection. */
 export interface FillOptions {
-  readonly body: ReadableStream<Uint8Array>
+  /** Whose body it is: one that has a body. A runtime breaks off the body of a response that nobody holds. */
+  readonly response: Response
   readonly cookie: Cookie
   readonly pageSize: number
   /** Where the body begins in the file: at the beginning of a page. */
@@ -46,7 +49,7 @@ export class Fill {
   /** Those who read it. When the last one leaves, the connection is given up. */
   users = 0
   readonly #options: FillOptions
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array>
+  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined
   /** The page that a piece ended in. */
   readonly #page: Uint8Array
   #coming: Promise<Piece | undefined> | undefined
@@ -58,7 +61,6 @@ export class Fill {
     this.end = options.end
     this.exact = options.exact
     this.position = options.start
-    this.#reader = options.body.getReader()
     this.#page = new Uint8Array(options.pageSize)
   }
 
@@ -85,12 +87,13 @@ export class Fill {
     if (this.users > 0 || this.#over) return
     this.#finish(undefined)
     // Nobody wants it any more, so nobody is told how it would have ended.
-    await this.#reader.cancel().catch(() => undefined)
+    await (this.#reader ?? this.#options.response.body!).cancel().catch(() => undefined)
   }
 
   async #read(): Promise<Piece | undefined> {
     const { exact, end, name } = this.#options
     try {
+      this.#reader ??= this.#options.response.body!.getReader()
       const { done, value } = await this.#reader.read()
       if (!done) {
         this.#coming = undefined
@@ -161,13 +164,50 @@ export class Fill {
 
 /** What of a file was found in the cache. */
 export interface Look {
-  /** Copies of the beginning of the file, in segments; zeros where there are holes. */
-  readonly segments: readonly Uint8Array[]
-  /** Bytes of a segment, but for the last one. */
-  readonly segmentBytes: number
+  /** A copy of the beginning of the file; zeros where there are holes. */
+  readonly bytes: Uint8Array<ArrayBuffer>
   /** Where holes begin and end; both are the size of the file when there is none. Between them there may be pages. */
   readonly first: number
   readonly last: number
+}
+
+/** How many pages are asked for at a time where the store has to wait. */
+const lookAtOnce = 64
+
+/** Reads what is there of a file, the first `copied` bytes of which are kept, and finds out what is not. */
+export async function lookAt(cookie: Cookie, pageSize: number, copied: number): Promise<Look> {
+  const { size, pages } = cookie
+  const bytes = new Uint8Array(copied)
+  // For pages of which no copy is kept, or of which only a part belongs to it: the last one has more bytes than the file.
+  let scratch: Uint8Array | undefined
+  let tail: Uint8Array | undefined
+  let [first, last] = [size, 0]
+  const note = (index: number, outcome: ReadOutcome): void => {
+    if (outcome === ReadOutcome.Data) return
+    first = Math.min(first, index * pageSize)
+    last = Math.max(last, Math.min(size, (index + 1) * pageSize))
+  }
+  for (let index = 0; index < pages; ) {
+    const waiting: Promise<void>[] = []
+    const until = Math.min(pages, index + lookAtOnce)
+    for (; index < until; index++) {
+      const at = index * pageSize
+      let into: Uint8Array
+      if (at + pageSize <= copied) into = bytes.subarray(at, at + pageSize)
+      else if (at < copied) into = tail ??= new Uint8Array(pageSize)
+      else into = scratch ??= new Uint8Array(pageSize)
+      const answer = cookie.read(index, into)
+      const page = index
+      if (typeof answer === 'number') note(page, answer)
+      else waiting.push(answer.then((outcome) => note(page, outcome)))
+    }
+    if (waiting.length > 0) await Promise.all(waiting)
+  }
+  if (tail !== undefined) {
+    const rest = copied % pageSize
+    bytes.set(tail.subarray(0, rest), copied - rest)
+  }
+  return { bytes, first, last: first === size ? size : last }
 }
 
 /** What a body is put together from. */
@@ -191,37 +231,37 @@ interface Controller {
   close(): void
 }
 
-/** The body of a `Response`, for a byte stream. */
+/** Bytes of a piece of a body that comes from the cache, at most, or a page when that is larger. */
+export const pieceBytes = 262_144
+/** Bytes that are made room for at once on a server's word. */
+const roomOnTrust = 16 * 2 ** 20
+
+/** The bytes of a body: piece by piece as the source of a byte stream, or all at once. */
 export class Source {
   readonly type = 'bytes' as const
   readonly #options: SourceOptions
-  readonly #segments: (Uint8Array | undefined)[]
+  #look: Look | undefined
   #size: number | undefined
   #fill: Fill | undefined
   #position = 0
   #over = false
+  #controller: Controller | undefined
+  /** Others may read the piece that was given last. */
+  #lent = false
   #forget: (() => void) | undefined
 
   constructor(options: SourceOptions) {
     this.#options = options
     this.#size = options.size
-    this.#segments = [...(options.look?.segments ?? [])]
+    this.#look = options.look
     if (options.fill !== undefined) this.#use(options.fill)
+    if (options.signal !== undefined) this.#heed(options.signal)
   }
 
   start(controller: Controller): void {
+    this.#controller = controller
     const { signal } = this.#options
-    if (signal === undefined) return
-    // A signal may live longer than all bodies that nobody reads to their end.
-    const weak = new WeakRef(this)
-    const aborted = (): void => {
-      const source = weak.deref()
-      if (source === undefined || source.#over) return
-      controller.error(signal.reason)
-      void source.#end()
-    }
-    signal.addEventListener('abort', aborted, { once: true })
-    this.#forget = () => signal.removeEventListener('abort', aborted)
+    if (signal?.aborted === true) controller.error(signal.reason)
   }
 
   async pull(controller: Controller): Promise<void> {
@@ -230,7 +270,9 @@ export class Source {
       if (this.#over) return
       if (bytes !== undefined) {
         this.#position += bytes.length
-        controller.enqueue(bytes as Uint8Array<ArrayBuffer>)
+        // A byte stream takes the whole buffer away.
+        const mine = bytes.length === bytes.buffer.byteLength && !this.#lent ? bytes : bytes.slice()
+        controller.enqueue(mine as Uint8Array<ArrayBuffer>)
         if (this.#position !== this.#size || this.#fill !== undefined) return
       }
       await this.#end()
@@ -247,10 +289,40 @@ export class Source {
     await this.#end()
   }
 
+  /** All bytes, for who has not begun with a stream of them. */
+  async all(): Promise<Uint8Array<ArrayBuffer>> {
+    const { signal } = this.#options
+    signal?.throwIfAborted()
+    const look = this.#look
+    try {
+      if (look !== undefined && look.first === look.last && look.bytes.length === this.#size) return look.bytes
+      const promised = this.#size ?? this.#fill?.end ?? 0
+      let into = new Uint8Array(Math.min(promised, roomOnTrust))
+      for (;;) {
+        const bytes = await abortable(this.#piece(), signal)
+        if (bytes === undefined) break
+        const at = this.#position
+        this.#position += bytes.length
+        if (this.#position > into.length) {
+          const more = new Uint8Array(Math.max(this.#position, Math.min(promised, 2 * into.length)))
+          more.set(into.subarray(0, at))
+          into = more
+        }
+        into.set(bytes, at)
+      }
+      return into.length === this.#position ? into : into.slice(0, this.#position)
+    } finally {
+      await this.#end()
+    }
+  }
+
+  /** The next bytes; undefined at the end. They are the caller's if nobody else is given their buffer. */
   async #piece(): Promise<Uint8Array | undefined> {
     for (;;) {
+      if (this.#over) return undefined
       const fill = this.#fill
       const position = this.#position
+      this.#lent = false
       // A part that has come is read to its end, so that the connection serves again, and one that is too long is found out.
       const passed = fill?.exact === true && position >= fill.end!
       const found = passed ? undefined : this.#found()
@@ -258,7 +330,10 @@ export class Source {
       if (fill === undefined && position === this.#size) return undefined
       if (fill === undefined || position < fill.position) {
         const begun = fill?.begun
-        if (begun !== undefined && begun.at <= position) return begun.bytes.slice(position - begun.at)
+        if (begun !== undefined && begun.at <= position) {
+          this.#lent = true
+          return begun.bytes.subarray(position - begun.at)
+        }
         const rest = await this.#options.rest(position)
         if (rest instanceof Uint8Array) return rest
         await this.#drop()
@@ -269,9 +344,8 @@ export class Source {
       if (piece === undefined) {
         if (this.#size === undefined) return undefined
       } else if (piece.at <= position && piece.at + piece.bytes.length > position) {
-        const bytes = piece.bytes.subarray(position - piece.at)
-        // A byte stream takes the whole buffer away.
-        return fill.users > 1 || bytes.length !== bytes.buffer.byteLength ? bytes.slice() : bytes
+        this.#lent = fill.users > 1
+        return piece.bytes.subarray(position - piece.at)
       }
     }
   }
@@ -289,20 +363,32 @@ export class Source {
 
   /** What was looked up, from the position on. */
   #found(): Uint8Array | undefined {
-    const { look } = this.#options
+    const look = this.#look
     if (look === undefined) return undefined
-    const { segmentBytes } = look
+    const { bytes, first, last } = look
     const position = this.#position
-    const segment = Math.floor(position / segmentBytes)
-    const bytes = this.#segments[segment]
-    if (bytes === undefined) return undefined
-    if (position >= look.first && position < look.last) return undefined
-    const from = position - segment * segmentBytes
-    const until = Math.min(bytes.length, (position < look.first ? look.first : this.#size!) - segment * segmentBytes)
-    if (from >= until) return undefined
-    if (from > 0 || until < bytes.length) return bytes.slice(from, until)
-    this.#segments[segment] = undefined
-    return bytes
+    if (position >= first && position < last) return undefined
+    const until = Math.min(bytes.length, position < first ? first : this.#size!, position + pieceBytes)
+    if (until === bytes.length) this.#look = undefined
+    return position < until ? bytes.subarray(position, until) : undefined
+  }
+
+  /** Ends with the signal, which may live longer than all bodies that nobody reads to their end. */
+  #heed(signal: AbortSignal): void {
+    const weak = new WeakRef(this)
+    const aborted = (): void => {
+      const source = weak.deref()
+      if (source !== undefined) source.#abort(signal)
+    }
+    signal.addEventListener('abort', aborted, { once: true })
+    this.#forget = () => signal.removeEventListener('abort', aborted)
+    if (signal.aborted) this.#abort(signal)
+  }
+
+  #abort(signal: AbortSignal): void {
+    if (this.#over) return
+    this.#controller?.error(signal.reason)
+    void this.#end()
   }
 
   #use(fill: Fill): void {
@@ -318,20 +404,8 @@ export class Source {
 
   async #end(): Promise<void> {
     this.#over = true
-    this.#segments.length = 0
+    this.#look = undefined
     this.#forget?.()
     await this.#drop()
   }
-}
-
-/** A response made here looks like one of `fetch`; so do its clones. */
-export function dressed(response: Response, like: Pick<Response, 'url' | 'redirected' | 'type'>): Response {
-  const { url, redirected, type } = like
-  const clone = response.clone.bind(response)
-  return Object.defineProperties(response, {
-    url: { value: url },
-    redirected: { value: redirected },
-    type: { value: type },
-    clone: { value: () => dressed(clone(), like) },
-  })
 }

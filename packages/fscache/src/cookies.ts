@@ -18,7 +18,7 @@
  *
  * Source: the FS-Cache contract as described in the reference notes, §4, and the kernel's FS-Cache documents (cookies, retire).
  */
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import {
   assertPageSize,
   basePageSize,
@@ -400,11 +400,8 @@ function assertSize(size: number): void {
 
 /** 24 bytes of SHA-256 over the three parts, each behind its length; never the reserved id. */
 function nameOf(volume: string, key: string, version: string): ObjectId {
-  const hash = createHash('sha256')
-  for (const part of [volume, key, version]) {
-    const bytes = Buffer.from(part)
-    hash.update(`${bytes.length}:`).update(bytes)
-  }
-  const name = BigInt(`0x${hash.digest('hex').slice(0, 48)}`)
+  let text = ''
+  for (const part of [volume, key, version]) text += `${Buffer.byteLength(part)}:${part}`
+  const name = BigInt(`0x${hash('sha256', text, 'hex').slice(0, 48)}`)
   return name === (1n << 192n) - 1n ? 0n : name
 }

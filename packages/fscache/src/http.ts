@@ -17,19 +17,22 @@
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */
 import { isEncoded, isMeant, isPart, isSame, isStrong, lengthOf, rangeOf, targetOf } from './answers.ts'
-import { dressed, type Fill, type Look, Source } from './body.ts'
+import { type Fill, type Look, lookAt, pieceBytes, Source } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
 import { Freshness } from './freshness.ts'
 import { HttpFile, Parts, stale } from './parts.ts'
 import { type Asked, abortable, addressOf, askedBy, asking, type Fetch, identity } from './request.ts'
+import { CachedResponse } from './response.ts'
 import {
   averageWeight,
   type Entry,
   type HttpFilesCounters,
+  largestWhole,
   type Note,
   type Question,
   Table,
   weightOf,
+  withAge,
 } from './table.ts'
 
 /** Settings of `HttpFiles`. */
@@ -42,14 +45,10 @@ export interface HttpFilesOptions {
   readonly files?: number
 }
 
-/** Bytes of a file that are copied before its first byte is delivered; of a file that is only good as a whole, all of it. */
-const ahead = 4 * 2 ** 20
-/** Bytes of a piece of a body that comes from the cache, or a page when that is larger. */
-const pieceBytes = 262_144
+/** Bytes of a file that are copied from the cache before the first one is delivered. */
+const ahead = largestWhole
 /** An answer of this size is rather taken than broken off: a new connection costs as much. */
 const smallBody = 65_536
-/** How many pages are asked for at a time where the store has to wait. */
-const lookAtOnce = 64
 /** Answers that a plain client would have got, too. */
 const settled: ReadonlySet<number> = new Set([404, 410, 429, 503])
 /** Answers to HEAD that a GET would get, too. */
@@ -231,7 +230,7 @@ export class HttpFiles {
     if (!whole && response.status === 206 && here && isPart(response, entry, look)) {
       this.#table.renew(asked, entry, response)
       land({ entry })
-      const fill = this.#table.fill(entry, response.body!, look.first, look.last, true)
+      const fill = this.#table.fill(entry, response, look.first, look.last, true)
       return this.#fromCache(asked, entry, look, fill, false)
     }
     if (response.status === 200 || settled.has(response.status)) return this.#take(asked, response, question, land)
@@ -292,12 +291,10 @@ export class HttpFiles {
         return this.#fromCache(asked, entry, look, undefined, false)
       }
     }
-    const fill = this.#table.fill(entry, body, 0, size, false)
+    const fill = this.#table.fill(entry, response, 0, size, false)
     if (entry.parts) land?.({ entry, fill })
-    const { statusText } = response
     const source = new Source({ fill, signal: asked.signal, rest: (at) => this.#rest(asked, entry, size ?? 0, at) })
-    const stream = new ReadableStream(source, { highWaterMark: 0 })
-    return dressed(new Response(stream, { status, statusText, headers }), response)
+    return new CachedResponse(source, response)
   }
 
   /** Whether the first page of a file is there. */
@@ -309,8 +306,7 @@ export class HttpFiles {
   #fromCache(asked: Asked, entry: Entry, look: Look | undefined, fill: Fill | undefined, aged: boolean): Response {
     const { cookie, target, statusText, type } = entry
     const { size } = cookie
-    const headers = new Headers(entry.headers)
-    if (aged) headers.set('age', String(entry.freshness.age))
+    const headers = aged ? withAge(entry.headers, entry.freshness.age) : entry.headers
     if (look !== undefined) this.counters.pagesCached += cookie.pages - this.#missing(look)
     const source = new Source({
       size,
@@ -319,54 +315,17 @@ export class HttpFiles {
       signal: asked.signal,
       rest: (at) => this.#rest(asked, entry, size, at),
     })
-    const stream = new ReadableStream(source, { highWaterMark: 0 })
-    const like = { url: target, redirected: target !== asked.url, type }
-    return dressed(new Response(stream, { status: 200, statusText, headers }), like)
+    const redirected = target !== asked.url
+    return new CachedResponse(source, { status: 200, statusText, headers, url: target, redirected, type })
   }
 
   #missing({ first, last }: Look): number {
     return Math.ceil((last - first) / this.cache.pageSize)
   }
 
-  /** Reads what is there of a file, and finds out what is not. */
-  async #look(entry: Entry): Promise<Look> {
-    const { cookie, parts } = entry
-    const { size, pages } = cookie
-    const { pageSize } = this.cache
-    const copied = parts ? Math.min(size, ahead) : size
-    const segmentBytes = Math.max(pieceBytes, pageSize)
-    const segments: Uint8Array[] = []
-    for (let at = 0; at < copied; at += segmentBytes) segments.push(new Uint8Array(Math.min(segmentBytes, size - at)))
-    const scratch = new Uint8Array(pageSize)
-    // The last page has more bytes than the file.
-    const tail = new Uint8Array(pageSize)
-    let [first, last] = [size, 0]
-    const note = (index: number, outcome: ReadOutcome): void => {
-      if (outcome === ReadOutcome.Data) return
-      first = Math.min(first, index * pageSize)
-      last = Math.max(last, Math.min(size, (index + 1) * pageSize))
-    }
-    for (let index = 0; index < pages; ) {
-      const waiting: Promise<void>[] = []
-      const until = Math.min(pages, index + lookAtOnce)
-      for (; index < until; index++) {
-        const at = index * pageSize
-        const segment = segments[Math.floor(at / segmentBytes)]
-        const place = at % segmentBytes
-        const part = segment !== undefined && place + pageSize > segment.length
-        const into = part ? tail : (segment?.subarray(place, place + pageSize) ?? scratch)
-        const answer = cookie.read(index, into)
-        const page = index
-        if (typeof answer === 'number') note(page, answer)
-        else waiting.push(answer.then((outcome) => note(page, outcome)))
-      }
-      if (waiting.length > 0) await Promise.all(waiting)
-    }
-    const end = segments.at(-1)
-    const rest = size % pageSize
-    if (end !== undefined && rest > 0 && segments.length * segmentBytes >= size)
-      end.set(tail.subarray(0, rest), end.length - rest)
-    return { segments, segmentBytes, first, last: first === size ? size : last }
+  /** What is there of a file. */
+  #look({ cookie }: Entry): Promise<Look> {
+    return lookAt(cookie, this.cache.pageSize, Math.min(cookie.size, ahead))
   }
 
   /** Pages of the cache from a position on; or, when there is none, what the server sends from there. */
@@ -391,10 +350,10 @@ export class HttpFiles {
     const part = { first: start, last: size }
     const response = await send(rangeOf(entry, part))
     const body = targetOf(response, url) === target ? response.body : null
-    if (body !== null && isPart(response, entry, part)) return this.#table.fill(entry, body, start, size, true)
+    if (body !== null && isPart(response, entry, part)) return this.#table.fill(entry, response, start, size, true)
     // A server that does not know ranges: what has been delivered already is passed over.
     if (body !== null && response.status === 200 && isSame(response, entry))
-      return this.#table.fill(entry, body, 0, size, true)
+      return this.#table.fill(entry, response, 0, size, true)
     await response.body?.cancel()
     throw stale(entry)
   }

@@ -52,7 +52,7 @@ export class Parts {
     const { pageSize } = this.cache
     const found: (Uint8Array | Promise<Uint8Array> | undefined)[] = []
     for (let index = first; index <= last; index++) {
-      const coming = entry.coming.get(index)
+      const coming = entry.coming?.get(index)
       if (coming !== undefined) {
         // Whoever asked for it first may have given up: that is no answer to us.
         found.push(coming.catch(async () => (await this.#range(entry, version, index, index, signal))[0]!))
@@ -62,7 +62,7 @@ export class Parts {
       const answer = cookie.read(index, page)
       // Awaited one by one: only a store that has to wait makes promises at all.
       const outcome = typeof answer === 'number' ? answer : await answer
-      found.push(outcome === ReadOutcome.Data ? page : entry.coming.get(index))
+      found.push(outcome === ReadOutcome.Data ? page : entry.coming?.get(index))
       if (outcome === ReadOutcome.Data) this.#counters.pagesCached++
     }
     if (cookie.version !== version) throw stale(entry)
@@ -84,9 +84,10 @@ export class Parts {
 
   /** Lets others wait for a page that is on its way, until it is here, or is not going to come. */
   #announce(entry: Entry, index: number, coming: Promise<Uint8Array>): void {
+    entry.coming ??= new Map()
     entry.coming.set(index, coming)
     const arrived = (): void => {
-      if (entry.coming.get(index) === coming) entry.coming.delete(index)
+      if (entry.coming?.get(index) === coming) entry.coming.delete(index)
     }
     // A failure is told to those who wait for the page.
     coming.then(arrived, arrived)
@@ -166,7 +167,7 @@ export class Parts {
       await response.body?.cancel()
       throw new Error(`${url}: asked for bytes ${start} to ${end - 1} of ${size}, the server answers ${wrong}`)
     }
-    if (whole && response.body !== null) return this.#whole(entry, version, response.body, start, end)
+    if (whole && response.body !== null) return this.#whole(entry, version, response, start, end)
     const pages = await this.#receive(response, end, start, end, url)
     for (let page = 0; page < pages.length; page++) {
       this.#counters.pagesFetched++
@@ -178,16 +179,10 @@ export class Parts {
   }
 
   /** A server that does not know ranges sends all of the file: its pages are kept, and what is asked for next may still come. */
-  async #whole(
-    entry: Entry,
-    version: string,
-    body: ReadableStream<Uint8Array>,
-    start: number,
-    end: number,
-  ): Promise<Uint8Array[]> {
+  async #whole(entry: Entry, version: string, response: Response, start: number, end: number): Promise<Uint8Array[]> {
     const { cookie, url } = entry
     const { size } = cookie
-    const fill = this.#table.fill(entry, body, 0, size, true)
+    const fill = this.#table.fill(entry, response, 0, size, true)
     fill.users = 1
     if (cookie.version === version && entry.users > 0) {
       await this.#table.abandon(entry)

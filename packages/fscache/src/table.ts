@@ -14,6 +14,7 @@ import { Fill } from './body.ts'
 import type { Cookie, FsCache, Volume } from './cookies.ts'
 import { Freshness } from './freshness.ts'
 import type { Asked } from './request.ts'
+import { FixedHeaders } from './response.ts'
 
 /** Counters. */
 export interface HttpFilesCounters {
@@ -36,9 +37,16 @@ export interface HttpFilesCounters {
 }
 
 /** A file that is only good as a whole is not kept when it is larger. */
-const largestWhole = 16 * 2 ** 20
+export const largestWhole: number = 16 * 2 ** 20
 /** Bytes of URLs and headers that a file may have on average. */
 export const averageWeight = 4096
+
+/** A server, while there are files of it. */
+interface Server {
+  readonly origin: string
+  readonly volume: Volume
+  files: number
+}
 
 /** What is known of a file on a server. */
 export interface Entry {
@@ -48,7 +56,7 @@ export interface Entry {
   /** Where the redirects ended, if there were any; otherwise the URL. */
   readonly target: string
   readonly type: Response['type']
-  readonly volume: Volume
+  readonly server: Server
   readonly cookie: Cookie
   /** As the server sent it; the version of the cookie only with `parts`. */
   readonly etag: string
@@ -58,14 +66,14 @@ export interface Entry {
   complete: boolean
   /** Status text and headers of the last full answer, with those of later ones that said that it is still good. */
   statusText: string
-  headers: Headers
+  headers: FixedHeaders
   freshness: Freshness
   /** Who has it open. */
   users: number
   /** Bytes of what is known of it, about. */
   weight: number
   /** Pages on their way, by index. */
-  readonly coming: Map<number, Promise<Uint8Array>>
+  coming: Map<number, Promise<Uint8Array>> | undefined
   /** The whole file, from a server that was asked for a part. */
   fill: Fill | undefined
 }
@@ -93,6 +101,7 @@ export class Table {
   readonly #targets = new Map<string, string>()
   /** Versions that HEAD tells of files of which GET tells another. */
   readonly #doubts = new Map<string, string>()
+  readonly #servers = new Map<string, Server>()
   readonly #questions = new Set<Question>()
   #weight = 0
 
@@ -195,39 +204,52 @@ export class Table {
     }
     if (known !== undefined) this.#counters.changes++
     this.forget(key)
-    return this.#make({ key, url, target, type, parts, complete: parts, statusText, headers, freshness }, version, size)
-  }
-
-  #make(
-    what: Pick<
-      Entry,
-      'key' | 'url' | 'target' | 'type' | 'parts' | 'complete' | 'statusText' | 'headers' | 'freshness'
-    >,
-    version: string,
-    size: number | undefined,
-  ): Entry {
-    const { key, url, target, parts } = what
-    const volume = this.#cache.acquireVolume(new URL(target).origin, { shared: true })
+    const server = this.#serverOf(new URL(target).origin)
     // Several URLs may lead to one: each has its own pages of it.
     const name = target === url ? key : `${key} ${target}`
-    const auxiliary = parts ? { version, size: size! } : { version: `${version} ${randomUUID()}`, size: 0 }
-    const cookie = volume.acquireCookie(name, auxiliary)
-    const headers = keptOf(what.headers)
-    const weight = weightOf(key, target, headers)
-    const more = { headers, volume, cookie, weight, etag: version, users: 0, coming: new Map(), fill: undefined }
-    const entry: Entry = { ...what, ...more }
+    const auxiliary = parts ? { version, size } : { version: `${version} ${randomUUID()}`, size: 0 }
+    const kept = keptOf(headers)
+    const weight = weightOf(key, target, kept)
+    const entry: Entry = {
+      key,
+      url,
+      target,
+      type,
+      server,
+      cookie: server.volume.acquireCookie(name, auxiliary),
+      etag: version,
+      parts,
+      complete: parts,
+      statusText,
+      headers: kept,
+      freshness,
+      users: 0,
+      weight,
+      coming: undefined,
+      fill: undefined,
+    }
     this.#entries.set(key, entry)
     this.#weight += weight
     this.#trim(entry)
     return entry
   }
 
+  #serverOf(origin: string): Server {
+    let server = this.#servers.get(origin)
+    if (server === undefined) {
+      server = { origin, volume: this.#cache.acquireVolume(origin, { shared: true }), files: 0 }
+      this.#servers.set(origin, server)
+    }
+    server.files++
+    return server
+  }
+
   /** The body of an answer, from which the pages of a file are kept. */
-  fill(entry: Entry, body: ReadableStream<Uint8Array>, start: number, end: number | undefined, exact: boolean): Fill {
+  fill(entry: Entry, response: Response, start: number, end: number | undefined, exact: boolean): Fill {
     const { cookie, parts, url } = entry
     const counters = this.#counters
     return new Fill({
-      body,
+      response,
       cookie,
       pageSize: this.#cache.pageSize,
       start,
@@ -299,12 +321,16 @@ export class Table {
   remove(entry: Entry, retire = false): void {
     this.#entries.delete(entry.key)
     this.#weight -= entry.weight
-    entry.coming.clear()
+    entry.coming?.clear()
     // Open files hold on to a cookie without a version: their next read says that it is stale.
     if (retire && entry.users > 0) entry.cookie.invalidate({ version: '', size: 0 })
     entry.cookie.relinquish(retire)
-    entry.volume.relinquish()
-    void this.abandon(entry)
+    const { server } = entry
+    if (--server.files === 0) {
+      this.#servers.delete(server.origin)
+      server.volume.relinquish()
+    }
+    if (entry.fill !== undefined) void this.abandon(entry)
   }
 
   /** Nobody reads on. */
@@ -333,13 +359,22 @@ const ofBody: ReadonlySet<string> = new Set([
   'transfer-encoding',
 ])
 /** Headers of a file, without those that are of the connection that it came over (RFC 9111 §3.1). */
-function keptOf(headers: Headers): Headers {
+function keptOf(headers: Headers): FixedHeaders {
+  const connection = headers.get('connection')
+  if (connection === null || /^(keep-alive|close)$/i.test(connection)) return new FixedHeaders(headers)
   const kept = new Headers(headers)
-  for (const name of (headers.get('connection') ?? '').split(',')) {
+  for (const name of connection.split(',')) {
     const trimmed = name.trim().toLowerCase()
     if (/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(trimmed) && trimmed !== 'keep-alive') kept.delete(trimmed)
   }
-  return kept
+  return new FixedHeaders(kept)
+}
+
+/** The headers of an answer that is so many seconds old. */
+export function withAge(headers: Headers, seconds: number): FixedHeaders {
+  const aged = new Headers(headers)
+  aged.set('age', String(seconds))
+  return new FixedHeaders(aged)
 }
 
 /** The oldest go until few enough are left. */

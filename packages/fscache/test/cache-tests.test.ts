@@ -16,11 +16,12 @@ import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
 import { FsCache, HttpFiles } from '../src/index.ts'
 
+type Kind = 'required' | 'optimal' | 'check'
 interface CacheTest {
   readonly id: string
   readonly name: string
   /** Without one it is required. */
-  readonly kind?: 'required' | 'optimal' | 'check'
+  readonly kind?: Kind
   readonly browser_skip?: boolean
 }
 interface Suite {
@@ -58,7 +59,7 @@ async function freePort(): Promise<number> {
   return port
 }
 
-test('required tests for HTTP caches', { timeout: 120_000 }, async () => {
+test('required tests for HTTP caches', { timeout: 240_000 }, async () => {
   const folder = mkdtempSync(join(tmpdir(), 'tmem-fscache-'))
   const port = await freePort()
   const program = fileURLToPath(import.meta.resolve('http-cache-tests/server/server.mjs'))
@@ -95,17 +96,26 @@ test('required tests for HTTP caches', { timeout: 120_000 }, async () => {
       getResults(): Results
     }
     await runner.runTests(suites, cached, true, `http://127.0.0.1:${port}`, 400)
+    const kindOf = ({ kind = 'required' }: CacheTest): Kind => kind
+    const all = suites.flatMap(({ tests }) => tests)
+    const failing = (): CacheTest[] => {
+      const results = runner.getResults()
+      return all.filter((one) => kindOf(one) === 'required' && ![true, undefined].includes(results[one.id] as true))
+    }
+    // They tell time by seconds, which go by where others work, too: what has failed is asked again, a few at a time.
+    const { makeCacheTest } = (await load('client/test.mjs')) as { makeCacheTest: (test: CacheTest) => Promise<void> }
+    for (let round = 0; round < 3; round++) {
+      const again = failing().filter(({ id }) => !(id in expected))
+      while (again.length > 0) await Promise.all(again.splice(0, 20 >> (2 * round)).map(makeCacheTest))
+    }
     const results = runner.getResults()
-    const failed: Record<string, string> = {}
     const passed = { required: 0, optimal: 0, check: 0 }
-    for (const { tests } of suites)
-      for (const { id, kind = 'required' } of tests) {
-        const result = results[id]
-        if (result === undefined) continue
-        if (result === true) passed[kind]++
-        else if (kind === 'required') failed[id] = result[1]
-      }
-    expect(Object.keys(failed).sort()).toEqual(Object.keys(expected).sort())
+    for (const one of all) if (results[one.id] === true) passed[kindOf(one)]++
+    expect(
+      failing()
+        .map(({ id }) => id)
+        .sort(),
+    ).toEqual(Object.keys(expected).sort())
     expect(passed).toMatchObject({ required: 140 })
   } finally {
     server.kill()
