@@ -18,6 +18,9 @@ import { type Terminal, tableOf } from './terminal.ts'
 /** Options of the command. */
 export interface ExploreOptions {
   readonly list?: true
+  /** Print the litmus test of a rule instead; and that of its mutant. */
+  readonly litmus?: true
+  readonly mutant?: true
   readonly json?: true
   /** States that one exploration may visit. */
   readonly states?: number
@@ -30,11 +33,29 @@ export interface ExploreOptions {
  */
 export async function explore(name: string | undefined, options: ExploreOptions, terminal: Terminal): Promise<void> {
   if (name !== undefined && options.list === true) throw new BadInput('give a name or --list, not both')
+  if (options.litmus === true) {
+    printLitmus(name, options, terminal)
+    return
+  }
+  if (options.mutant === true) throw new BadInput('--mutant says which litmus test: give --litmus, too')
   if (name === undefined) return exploreAll(options, terminal)
   if (isFile(name)) return exploreFile(name, options, terminal)
   const entry = pageMapping.entries.find((one) => one.name === name)
   const report = entry === undefined ? unknown(name) : await reportOn(entry, options, terminal)
   printReport(report, options, terminal)
+}
+
+function printLitmus(name: string | undefined, { mutant, json }: ExploreOptions, terminal: Terminal): void {
+  const those = pageMapping.entries.flatMap((entry) => (entry.litmus === undefined ? [] : [entry.name]))
+  if (name === undefined) throw new BadInput(`--litmus needs a rule: ${those.join(', ')}`)
+  const entry = pageMapping.entries.find((one) => one.name === name) ?? unknown(name)
+  if (entry.litmus === undefined)
+    throw new BadInput(
+      `${name} has no litmus test: it does not hang on the order of single accesses; these do: ${those.join(', ')}`,
+    )
+  const [kept, broken] = [entry.litmus.kept, entry.litmus.broken].map(interleave.litmusText)
+  if (json === true) terminal.print(JSON.stringify({ name, kept, broken }))
+  else terminal.print(((mutant === true ? broken : kept) ?? '').trimEnd())
 }
 
 function unknown(name: string): never {

@@ -110,6 +110,8 @@ function program(terminal: Terminal): Command {
       'visit so many states at most, and say so where there are more (default: 200000)',
       states,
     )
+    .option('--litmus', 'print the litmus test of a lockless rule, for herd7 and the memory model of the kernel')
+    .option('--mutant', 'that of its mutant')
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 

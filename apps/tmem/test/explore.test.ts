@@ -106,3 +106,27 @@ test('a file that is not there', async () => {
     stderr: expect.stringMatching(/^tmem: .\/not-there.mjs cannot be loaded: .*\n$/),
   })
 })
+
+test('a lockless rule and its mutant as litmus tests', async () => {
+  const printed = async (...words: string[]) => tmem(['explore', '--litmus', ...words])
+  const kept = await printed('gup-reads-the-directory-again')
+  expect(kept).toMatchObject({ code: 0, stderr: '' })
+  expect(kept.stdout).toMatch(/^C gup-reads-the-directory-again\n(.|\n)*exists \(0:found=1 \/\\ 1:seen=1\)\n$/)
+  const broken = await printed('gup-reads-the-directory-again', '--mutant')
+  expect(broken.stdout).toMatch(/^C gup-reads-the-directory-again-broken\n/)
+  const { stdout } = await printed('gup-reads-the-directory-again', '--json')
+  expect(`${JSON.parse(stdout).kept}${JSON.parse(stdout).broken}`).toBe(kept.stdout + broken.stdout)
+  for (const [words, message] of [
+    [
+      ['ranges-need-a-counter'],
+      /^tmem: ranges-need-a-counter has no litmus test: .*; these do: kvm-sequence-before-count/,
+    ],
+    [[], /^tmem: --litmus needs a rule: kvm-sequence-before-count, /],
+    [['gup-reads-the-dir'], /^tmem: no scenario "gup-reads-the-dir"; nearest: gup-reads-the-directory-again/],
+  ] as const) {
+    const refused = await printed(...words)
+    expect(refused).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(message) })
+    expect(refused.stderr.trimEnd().split('\n')).toHaveLength(1)
+  }
+  expect(await tmem(['explore', 'gup-reads-the-directory-again', '--mutant'])).toMatchObject({ code: 2, stdout: '' })
+})

@@ -4,6 +4,7 @@
  */
 import { type ChartOptions, chartExploration } from './chart.ts'
 import { type Exploration, type ExploreOptions, explore } from './explore.ts'
+import type { LitmusTest } from './litmus.ts'
 import type { Scenario } from './scenario.ts'
 
 /** One rule with the scenario and the mutant that test it. */
@@ -24,6 +25,8 @@ export interface RuleEntry<S extends object = object> {
     readonly caughtAs: string
     scenario(): Scenario<S>
   }
+  /** The accesses on which a lockless rule hangs, and the same with the rule broken. */
+  readonly litmus?: { readonly kept: LitmusTest; readonly broken: LitmusTest }
 }
 
 /** A rule as data, for `--list --json`. */

@@ -20,6 +20,7 @@ export {
   replay,
   type Violated,
 } from './explore.ts'
+export { type LitmusStep, type LitmusTest, type LitmusThread, litmusScenario, litmusText } from './litmus.ts'
 export {
   type Actor,
   acquire,

@@ -6,6 +6,7 @@ import { guestRules } from './scenarios/guests.ts'
 import { gupRules } from './scenarios/gup.ts'
 import { intervalRules } from './scenarios/interval.ts'
 import { listRules } from './scenarios/list.ts'
+import { litmusPairs } from './scenarios/litmus.ts'
 import { mappingRules } from './scenarios/mapping.ts'
 import { tlbRules } from './scenarios/tlb.ts'
 import { xipRules } from './scenarios/xip.ts'
@@ -14,8 +15,7 @@ export * from './clients.ts'
 export * from './notifier.ts'
 export * from './workload.ts'
 
-/** Every rule of page mapping with its scenario and its mutant. */
-export const pageMappingRules: readonly RuleEntry[] = [
+const rules: readonly RuleEntry[] = [
   ...listRules,
   ...intervalRules,
   ...mappingRules,
@@ -26,6 +26,12 @@ export const pageMappingRules: readonly RuleEntry[] = [
   ...deviceRules,
   ...guestRules,
 ]
+
+/** Every rule of page mapping with its scenario and its mutant; some with litmus tests. */
+export const pageMappingRules: readonly RuleEntry[] = rules.map((entry) => {
+  const litmus = litmusPairs[entry.name]
+  return litmus === undefined ? entry : { ...entry, litmus }
+})
 
 /**
  * The catalogue of all rules. `pageMapping.listScenarios()` explores them all (some seconds) and gives the table of rule,
