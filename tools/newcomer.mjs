@@ -9,9 +9,12 @@ import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const isRoot = process.getuid?.() === 0
-const user = 'tmem-newcomer'
+const user = `tmem-newcomer-${process.pid}`
 
-/** Each prepares its environment, and answers how `npm test` is started there; or why it cannot be. */
+/**
+ * Each prepares its environment, and answers how `npm test` is started there; or why it cannot be. Where root is not the
+ * point, a user without privileges runs it.
+ */
 const cases = {
   unprivileged: (world) => asUser(world, copyTo(world, 'checkout')),
   'closed-folder': (world) => {
@@ -20,21 +23,22 @@ const cases = {
     mkdirSync(folder, { mode: 0o700 })
     return { cwd: copyTo(world, 'closed/checkout') }
   },
-  'path-with-a-space': (world) => ({ cwd: copyTo(world, 'new comer/Prüfung/試験') }),
+  'path-with-a-space': (world) => asUser(world, copyTo(world, 'new comer/Prüfung/試験')),
   'node-22': (world) => withNode(world, 22),
   'node-24': (world) => withNode(world, 24),
   bare: (world) => {
-    const cwd = copyTo(world, 'tarball')
+    const { cwd, through = [] } = asUser(world, copyTo(world, 'tarball'))
     // Everything is fetched once; then there is no network.
-    const first = spawnSync('npm', ['run', '-s', 'build'], { cwd, encoding: 'utf8', env: environment(world) })
-    if (first.status !== 0) return `the first build failed: ${first.stderr}`
+    const [command, ...words] = [...through, 'npm', 'run', '-s', 'build']
+    const first = spawnSync(command, words, { cwd, encoding: 'utf8', env: environment(world) })
+    if (first.status !== 0) throw new Error(`the first build failed: ${first.error?.message ?? first.stderr}`)
     const bin = join(world.folder, 'bin')
     mkdirSync(bin)
     for (const name of ['pnpm', 'yarn'])
       writeFileSync(join(bin, name), '#!/bin/sh\necho "the wrong one"\nexit 1\n', { mode: 0o755 })
     chmodSync(world.home, 0o500)
     const offline = isRoot ? ['unshare', '--net', 'sh', '-c', 'ip link set lo up; exec "$@"', 'sh'] : []
-    return { cwd, through: offline, path: bin }
+    return { cwd, through: [...offline, ...through], path: bin }
   },
   'busy-temporary-folder': (world) => {
     const noise = setInterval(() => {
@@ -48,7 +52,7 @@ const cases = {
       clearInterval(noise)
       for (let n = 0; n < 20; n++) rmSync(join(tmpdir(), `newcomer-noise-${process.pid}-${n}`), { force: true })
     })
-    return { cwd: copyTo(world, 'checkout') }
+    return asUser(world, copyTo(world, 'checkout'))
   },
 }
 
@@ -140,6 +144,7 @@ function copyTo({ folder }, name) {
   return target
 }
 
+/** All that is there is given to a user made for this; nobody else's, who is not root, are the files of who runs this. */
 function asUser(world, cwd) {
   if (!isRoot) return { cwd }
   run('useradd', ['--no-create-home', '--home-dir', world.home, '--shell', '/bin/sh', user], root)
@@ -155,7 +160,7 @@ function withNode(world, major) {
   mkdirSync(folder)
   const done = spawnSync('npm', ['install', '--prefix', folder, '--no-save', `node@${major}`], { encoding: 'utf8' })
   if (done.status !== 0) return `Node ${major} cannot be had: ${done.stderr.split('\n')[0]}`
-  return { cwd: copyTo(world, 'checkout'), path: join(folder, 'node_modules/node/bin') }
+  return { ...asUser(world, copyTo(world, 'checkout')), path: join(folder, 'node_modules/node/bin') }
 }
 
 function run(name, words, cwd) {
