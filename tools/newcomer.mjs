@@ -121,9 +121,12 @@ function npmTest(name, world, { cwd, through = [], path }, seconds) {
   })
 }
 
-/** The environment of somebody who has just come: nothing of npm's, a home and a cache of their own. */
+/**
+ * The environment of somebody who has just come: nothing of npm's, a home and a cache of their own. Only the way to the
+ * registry is that of who runs this.
+ */
 function environment({ home, folder }, path) {
-  const kept = Object.entries(process.env).filter(([name]) => !/^(npm_|NODE_|NX_|XDG_|INIT_CWD$)/i.test(name))
+  const kept = Object.entries(process.env).filter(([name]) => !/^(npm_|NODE_(?!EXTRA)|NX_|XDG_|INIT_CWD$)/i.test(name))
   const own = process.env.PATH.split(delimiter).filter((entry) => !entry.startsWith(root))
   return {
     ...Object.fromEntries(kept),
