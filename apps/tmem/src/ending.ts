@@ -1,7 +1,8 @@
 /**
  * How a command ends: with an exit code, and with one line on standard error unless all went well.
  *
- * 0 done, 1 the thing asked for failed or data was wrong, 2 bad usage or bad input, 130 interrupted. Programs that call this one rely on it.
+ * 0 done, 1 the thing asked for failed or data was wrong, 2 bad usage or bad input, 3 somebody has to look first, 130
+ * interrupted. Programs that call this one rely on it.
  */
 import { TmemError } from '@tmem/core'
 import { CommanderError } from 'commander'
@@ -11,6 +12,12 @@ export class BadInput extends Error {}
 
 /** What was asked for failed, or data was wrong: exit code 1. The message is one line. */
 export class Failed extends Error {}
+
+/**
+ * Trying again does not help: somebody has to look at what a server has left, and consent. Exit code 3, which
+ * whoever starts servers again by itself must take as an end. The message is one line.
+ */
+export class LookFirst extends Error {}
 
 /** SIGINT or SIGTERM came: exit code 130. */
 export class Interrupted extends Error {
@@ -33,6 +40,7 @@ export function endingOf(error: unknown): { readonly code: number; readonly mess
   }
   if (error instanceof Interrupted) return { code: 130, message: error.message }
   if (error instanceof BadInput) return { code: 2, message: oneLine(error.message) }
+  if (error instanceof LookFirst) return { code: 3, message: oneLine(error.message) }
   if (error instanceof Failed) return { code: 1, message: oneLine(error.message) }
   if (error instanceof TmemError) {
     const input = error.code === 'TMEM_BAD_STACK' || error.code === 'TMEM_BAD_STACK_TEXT'

@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs'
 import { parseBytes } from '@tmem/core'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
-import { runSuite, suites } from './bench/suites.ts'
+import { runSuite, suiteOf, suites } from './bench/suites.ts'
 import { BadInput, endingOf } from './ending.ts'
 import { defaultControl } from './serve/control.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
@@ -68,7 +68,10 @@ function program(terminal: Terminal): Command {
     .exitOverride()
     // Mistakes are told once, in one line, by `run`.
     .configureOutput({ outputError: () => undefined })
-    .addHelpText('after', '\nExit codes: 0 done, 1 failed or wrong data, 2 bad usage or bad input, 130 interrupted.')
+    .addHelpText(
+      'after',
+      '\nExit codes: 0 done, 1 failed or wrong data, 2 bad usage or bad input, 130 interrupted;\n3: a server lost pages, or was killed and is in use still: look first, then serve --fresh.',
+    )
   const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
 
   const modules = (): Option =>
@@ -92,10 +95,12 @@ function program(terminal: Terminal): Command {
   tmem
     .command('bench')
     .description('measure tmem and a reference in the same run')
-    .addArgument(new Argument('<suite>', 'what to measure').choices(Object.keys(suites)))
+    .addArgument(new Argument('<suite>', 'what to measure').choices([...Object.keys(suites), 'stack']))
     .option('--quick', 'about a tenth of the work; figures are rougher')
+    .option('--stack <text>', 'bench stack: the stack whose puts, gets and flushes are measured')
+    .addOption(modules())
     .addOption(json())
-    .action(async (suite, options) => runSuite(await suites[suite]!(), options, terminal))
+    .action(async (suite, options) => runSuite(await suiteOf(suite, options), options, terminal))
 
   tmem
     .command('explore')
@@ -173,6 +178,8 @@ function program(terminal: Terminal): Command {
     )
     .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
     .addOption(control())
+    .option('--socket-mode <mode>', 'permissions of the control socket and of unix: sockets (default: 600)')
+    .option('--socket-group <group>', 'name or number of their group, which then may use them (mode 660)')
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
     .option('--fresh', 'serve also where a server before was killed and its pages are lost')
     .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
@@ -197,6 +204,7 @@ function program(terminal: Terminal): Command {
     .command('stat')
     .description('statistics of the devices of a server')
     .addOption(control())
+    .option('--wait <seconds>', 'wait so long for a server that is just being started', seed, 0)
     .option('--watch [seconds]', 'again and again (default: every second)')
     .addOption(json())
     .action(async (options) => (await import('./serve/stat.ts')).stat(options, terminal))

@@ -152,14 +152,14 @@ describe('an end that was asked for', () => {
     const to = await client(server)
     expect((await to.write(0, page(1))).error).toBe(0)
     expect(await server.stop()).toEqual({
-      code: 1,
+      code: 3,
       stderr: expect.stringMatching(/^tmem: what it held of a is lost, and clients had that open: .*--fresh/),
     })
     expect(readdirSync(server.folder)).toEqual(['control.sock.record'])
     const told = `process ${server.info.pid}, the server before, could not keep all when it ended: what it held of a is lost`
     for (let n = 0; n < 2; n++)
       expect(await refusal(server.folder, ...device)).toBe(
-        `exit code 1: tmem: ${told}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
+        `exit code 3: tmem: ${told}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
       )
     const next = await servingIn(server.folder, stack, ...device, '--fresh')
     expect(await next.stop()).toEqual({ code: 0, stderr: `tmem: ${told}\n` })

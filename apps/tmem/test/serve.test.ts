@@ -580,7 +580,7 @@ describe('a server that is killed', () => {
       '--control',
       first.control,
     ])
-    expect(again).toMatchObject({ code: 1, stdout: '' })
+    expect(again).toMatchObject({ code: 3, stdout: '' })
     expect(again.stderr).toBe(
       `tmem: ${what}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh\n`,
     )

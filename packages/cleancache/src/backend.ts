@@ -7,7 +7,7 @@
  *
  * Source: drivers/xen/tmem.c and zcache's cleancache operations as described in the reference notes, §1.1, §1.2 and §3.
  */
-import { encodePoolFlags, GetOutcome, type StatsNode, type Tmem, type Uuid } from '@tmem/core'
+import { checkOptions, encodePoolFlags, GetOutcome, type StatsNode, type Tmem, type Uuid } from '@tmem/core'
 import type { CleancacheBackend } from './cleancache.ts'
 
 /** Largest page index that a backend takes: 32 bits. Pages further on are not cached. */
@@ -24,6 +24,7 @@ export interface TmemBackendOptions {
  * and are authorised for a uuid share the pool of that uuid.
  */
 export function tmemBackend(tmem: Tmem, client: number, options: TmemBackendOptions = {}): CleancacheBackend {
+  checkOptions('tmemBackend', options, { stats: 'function?' })
   const newPool = (uuid: Uuid, shared: boolean, pageSize: number): number => {
     const made = tmem.newPool(client, uuid, encodePoolFlags({ persistent: false, shared, pageSize }))
     return 'poolId' in made ? made.poolId : -made.refusal

@@ -6,8 +6,19 @@
  * the stack does not open (`TMEM_NO_MEMORY`, and everything was given back), or the work is done and no byte is
  * lost: what the stack refused took the regular way.
  */
-import type { LayerContext, ObjectId, PageStore, Pool } from '@tmem/core'
-import { GetOutcome, PageBatch, Pending, PutOutcome, systemAllocator, TmemError } from '@tmem/core'
+import {
+  checkOptions,
+  GetOutcome,
+  type LayerContext,
+  type ObjectId,
+  PageBatch,
+  type PageStore,
+  Pending,
+  type Pool,
+  PutOutcome,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
 import { type FailurePlan, failingAllocator } from '@tmem/faults'
 import { keepsKind, kinds, Ledger } from './harness.ts'
 import { expect, expectSame, makePage, type PageKind } from './pages.ts'
@@ -54,6 +65,7 @@ export async function everyAllocation(
   workload: Workload = regularWay,
   options: EveryAllocationOptions = {},
 ): Promise<AllocationReport> {
+  checkOptions('everyAllocation', options, { afterRun: 'function?' })
   const run = async (plan: FailurePlan): Promise<Run> => {
     const result = await runOnce(open, workload, plan)
     await options.afterRun?.()

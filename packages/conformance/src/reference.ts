@@ -5,41 +5,42 @@
  * there when all of them are. It serves three ends: the model against which other stores are compared, the store on
  * which the suite itself is tested (by breaking one rule of it at a time), and something to compose in tests.
  */
-import type {
-  Accounts,
-  Allocator,
-  Borrower,
-  Capabilities,
-  Layer,
-  LayerContext,
-  ObjectId,
-  PageBatch,
-  PageStore,
-  Pool,
-  PoolAttributes,
-  Progress,
-  StatsNode,
-} from '@tmem/core'
 import {
+  type Accounts,
+  type Allocator,
   assertBatch,
   assertEntries,
   assertIndex,
   assertObject,
   assertPage,
+  type Borrower,
+  type ByteAmount,
   basePageSize,
+  bytesOf,
+  type Capabilities,
   checkedAttributes,
+  checkOptions,
   GetOutcome,
   idle,
+  type Layer,
+  type LayerContext,
   maxPageSize,
+  type ObjectId,
+  type PageBatch,
+  type PageStore,
   Pending,
+  type Pool,
+  type PoolAttributes,
   PoolRefusal,
+  type Progress,
   PutOutcome,
+  type StatsNode,
 } from '@tmem/core'
 
 /** Settings of the reference store. */
 export interface ReferenceOptions {
   /** Most bytes of pages (default: no limit). Ephemeral pages are evicted, oldest first, before a put is refused. */
-  readonly limitBytes?: number
+  readonly limitBytes?: ByteAmount
 }
 
 export const referenceCapabilities: Capabilities = Object.freeze({
@@ -55,10 +56,13 @@ export const referenceCapabilities: Capabilities = Object.freeze({
 
 /** The reference store as the last layer of a stack. */
 export function reference(options: ReferenceOptions = {}): Layer {
+  checkOptions('reference', options, { limitBytes: 'bytes?' })
+  const limitBytes =
+    options.limitBytes === undefined ? undefined : bytesOf('reference', 'limitBytes', options.limitBytes)
   return Object.freeze({
     name: 'reference',
     plan: (below: Capabilities | undefined) => (below === undefined ? referenceCapabilities : 'it passes nothing on'),
-    open: (_next: PageStore | undefined, context: LayerContext) => new ReferenceStore(context, options.limitBytes),
+    open: (_next: PageStore | undefined, context: LayerContext) => new ReferenceStore(context, limitBytes),
   })
 }
 

@@ -1,38 +1,39 @@
 /** The ends of stacks for tests: one that keeps nothing, and a place that may have to wait, in plain memory. */
-import type {
-  Borrower,
-  Capabilities,
-  Flight,
-  Layer,
-  LayerFactory,
-  ObjectId,
-  Owners,
-  PageBatch,
-  PageStore,
-  PlaceTraits,
-  Pool,
-  PoolAttributes,
-  Progress,
-  RecoverBlock,
-  SlowPlace,
-  StatsNode,
-} from '@tmem/core'
 import {
   assertBatch,
   assertEntries,
   assertIndex,
   assertObject,
   assertPage,
+  type Borrower,
+  type ByteAmount,
   basePageSize,
+  bytesOf,
+  type Capabilities,
   checkedAttributes,
+  checkOptions,
+  type Flight,
   GetOutcome,
   idle,
+  type Layer,
+  type LayerFactory,
   maxEntries,
   maxPageSize,
   none,
+  type ObjectId,
+  type Owners,
+  type PageBatch,
+  type PageStore,
   Pending,
+  type PlaceTraits,
+  type Pool,
+  type PoolAttributes,
   PoolRefusal,
+  type Progress,
   PutOutcome,
+  type RecoverBlock,
+  type SlowPlace,
+  type StatsNode,
   unitsOf,
 } from '@tmem/core'
 
@@ -50,11 +51,11 @@ export interface SlowFrame {
 /** Settings of `slowMemory`; each but the size has a default that fits. */
 export interface SlowMemoryOptions {
   /** Bytes of frames that it holds, at least 4096. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** Bytes of its unit: a power of two, 16 to 4096 (default 128). */
-  readonly unitBytes?: number
+  readonly unitBytes?: ByteAmount
   /** Bytes that one flight carries (default 128 KiB). */
-  readonly flightBytes?: number
+  readonly flightBytes?: ByteAmount
   /** Keeps persistent pages (default true), ephemeral ones (default false). */
   readonly persistent?: boolean
   readonly ephemeral?: boolean
@@ -78,7 +79,22 @@ export interface SlowMemoryOptions {
  * so that who reads too late finds another page there. Throws `RangeError` for settings that make no sense.
  */
 export function slowMemory(options: SlowMemoryOptions): Layer {
-  const { sizeBytes, unitBytes = 128, flightBytes = 128 * 1024, persistent = true, ephemeral = false } = options
+  checkOptions('slowMemory', options, {
+    sizeBytes: 'bytes',
+    unitBytes: 'bytes?',
+    flightBytes: 'bytes?',
+    persistent: 'flag?',
+    ephemeral: 'flag?',
+    rawOnly: 'flag?',
+    turn: 'function?',
+    now: 'flag?',
+    moves: 'number?',
+    frames: 'object?',
+  })
+  const sizeBytes = bytesOf('slowMemory', 'sizeBytes', options.sizeBytes)
+  const unitBytes = bytesOf('slowMemory', 'unitBytes', options.unitBytes ?? 128)
+  const flightBytes = bytesOf('slowMemory', 'flightBytes', options.flightBytes ?? 128 * 1024)
+  const { persistent = true, ephemeral = false } = options
   const { rawOnly = false, now = true, frames } = options
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes < basePageSize)
     throw new RangeError(`slow memory has at least ${basePageSize} bytes, got ${sizeBytes}`)
@@ -304,6 +320,7 @@ export interface DiscardOptions {
 
 /** The last layer of a stack that keeps nothing: for measuring the layers above, and as an end that does no harm. */
 export function discard(options: DiscardOptions = {}): Layer {
+  checkOptions('discard', options, { mode: 'text?' })
   const lose = options.mode === 'lose'
   const capabilities: Capabilities = Object.freeze({
     ephemeral: true,

@@ -9,36 +9,36 @@
  * of them in it passes the conformance suite; the exceptions are `corrupt` and `tear`, which lie, and which whatever
  * verifies must catch.
  */
-import type {
-  Allocator,
-  Block,
-  Borrower,
-  Capabilities,
-  Flight,
-  Layer,
-  LayerContext,
-  LayerFactory,
-  ObjectId,
-  PageBatch,
-  PageStore,
-  Place,
-  PlaceTraits,
-  Pool,
-  PoolAttributes,
-  Progress,
-  SlowPlace,
-  StatsNode,
-} from '@tmem/core'
 import {
+  type Allocator,
+  type Block,
+  type Borrower,
   basePageSize,
+  type Capabilities,
+  checkOptions,
+  type Flight,
   frameBytes,
   GetOutcome,
   HandleTable,
   isSlow,
+  type Layer,
+  type LayerContext,
+  type LayerFactory,
   none,
+  type ObjectId,
+  type OptionNames,
+  type PageBatch,
+  type PageStore,
   Pending,
+  type Place,
+  type PlaceTraits,
+  type Pool,
+  type PoolAttributes,
   PoolRefusal,
+  type Progress,
   PutOutcome,
+  type SlowPlace,
+  type StatsNode,
   TmemError,
 } from '@tmem/core'
 import type { BatchJudge } from './passing.ts'
@@ -76,6 +76,8 @@ export interface Occasion {
   /** Only while this answers true; what happens meanwhile is not counted (default: always). */
   readonly when?: () => boolean
 }
+
+const occasion: OptionNames<Occasion> = { every: 'number?', when: 'function?' }
 
 /** Counts occasions. */
 class Turns {
@@ -116,6 +118,7 @@ export interface RefuseOptions extends Occasion {
  * of their flight.
  */
 export function refuse(options: RefuseOptions): Layer {
+  checkOptions('refuse', options, { ...occasion, reason: 'number?' })
   const { reason = PutOutcome.Policy } = options
   if (reason === PutOutcome.Stored) throw new RangeError('the reason of a refusal cannot be Stored')
   assertPositive('every', options.every ?? 1)
@@ -276,6 +279,7 @@ const delayPools = 256
  * each other as the scheduler wants.
  */
 export function delay(options: DelayOptions): Layer {
+  checkOptions('delay', options, { turn: 'function', pages: 'number?' })
   const { turn, pages = 65_536 } = options
   const changes = { deferred: true, reservedBytes: 0 }
   assertPositive('pages', pages)
@@ -561,6 +565,7 @@ export interface CorruptOptions extends Occasion {
 
 /** Flips one bit in pages, or in blocks: what a verification above must catch. Never part of an honest stack. */
 export function corrupt(options: CorruptOptions): Layer {
+  checkOptions('corrupt', options, { ...occasion, seed: 'number?', what: 'text?' })
   const { every = 1, seed = 1, what = 'got' } = options
   assertPositive('every', every)
   if (!Number.isInteger(seed)) throw new RangeError(`seed must be an integer, got ${seed}`)
@@ -833,6 +838,7 @@ export interface FailOptions extends Occasion {
 
 /** Makes the transfers of a slow place fail with an error of the system, before they reach it. */
 export function fail(options: FailOptions): Layer {
+  checkOptions('fail', options, { ...occasion, what: 'list?', code: 'text?' })
   const { what = ['write', 'read', 'sync'], code = 'EIO' } = options
   assertPositive('every', options.every ?? 1)
   return Object.freeze({
@@ -904,6 +910,7 @@ export interface TearOptions extends Occasion {
  * reads as zeros.
  */
 export function tear(options: TearOptions): Layer {
+  checkOptions('tear', options, { ...occasion, kept: 'number?' })
   const { kept = 0.5 } = options
   assertPositive('every', options.every ?? 1)
   if (!(kept >= 0 && kept <= 1)) throw new RangeError(`kept must be from 0 to 1, got ${kept}`)

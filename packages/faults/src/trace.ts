@@ -7,31 +7,30 @@
  * (memory from the stack's allocator), and the list can be replayed; without, it keeps a checksum.
  */
 import { crc32 } from 'node:zlib'
-import type {
-  Allocator,
-  Block,
-  Borrower,
-  Budget,
-  Capabilities,
-  Flight,
-  Layer,
-  LayerContext,
-  LayerFactory,
-  ObjectId,
-  PageStore,
-  Place,
-  Pool,
-  PoolAttributes,
-  Progress,
-} from '@tmem/core'
 import {
+  type Allocator,
+  type Block,
+  type Borrower,
+  type Budget,
+  type Capabilities,
+  checkOptions,
+  type Flight,
   GetOutcome,
   getOutcomeName,
   isSlow,
+  type Layer,
+  type LayerContext,
+  type LayerFactory,
   none,
+  type ObjectId,
   PageBatch,
+  type PageStore,
   Pending,
+  type Place,
+  type Pool,
+  type PoolAttributes,
   type PoolRefusal,
+  type Progress,
   type PutOutcome,
   poolRefusalName,
   putOutcomeName,
@@ -126,6 +125,7 @@ export class TraceLog {
   #recorded = 0
 
   constructor(options: TraceLogOptions = {}) {
+    checkOptions('TraceLog', options, { operations: 'number?', pages: 'flag?' })
     const { operations = 1024, pages = false } = options
     if (!Number.isInteger(operations) || operations < 1 || operations > 2 ** 24)
       throw new RangeError(`operations must be an integer from 1 to ${2 ** 24}, got ${operations}`)
@@ -221,6 +221,7 @@ export interface TraceOptions {
 
 /** Writes down every operation that crosses it. */
 export function trace(options: TraceOptions): Layer {
+  checkOptions('trace', options, { log: 'object', label: 'text?' })
   const { log, label = 'trace' } = options
   return Object.freeze({
     name: 'trace',

@@ -23,6 +23,7 @@
 import {
   type Allocator,
   checkedAttributes,
+  checkOptions,
   GetOutcome,
   type PageBatch,
   type PageStore,
@@ -140,6 +141,12 @@ export class Frontswap {
   readonly #offered: Uint16Array = new Uint16Array(largestBatch)
 
   constructor(options: FrontswapOptions) {
+    checkOptions('Frontswap', options, {
+      allocator: 'object',
+      writethrough: 'flag?',
+      exclusiveLoads: 'flag?',
+      markDirty: 'function?',
+    })
     this.#allocator = options.allocator
     this.writethrough = options.writethrough ?? false
     this.exclusiveLoads = options.exclusiveLoads ?? false
@@ -508,7 +515,9 @@ export class SelfShrink {
   #left = 0
 
   /** Throws `RangeError` unless both are integers, `hysteresis` positive and `inertia` not negative. */
-  constructor({ hysteresis = 20, inertia = 3 }: SelfShrinkOptions = {}) {
+  constructor(options: SelfShrinkOptions = {}) {
+    checkOptions('SelfShrink', options, { hysteresis: 'number?', inertia: 'number?' })
+    const { hysteresis = 20, inertia = 3 } = options
     if (!Number.isInteger(hysteresis) || hysteresis < 1 || !Number.isInteger(inertia) || inertia < 0)
       throw new RangeError(`hysteresis and inertia must be counts, got ${hysteresis} and ${inertia}`)
     this.#hysteresis = hysteresis

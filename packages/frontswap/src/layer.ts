@@ -43,11 +43,11 @@ export interface SwapFileOptions {
 const names: OptionNames<SwapFileOptions> = {
   file: true,
   sizeBytes: true,
-  existing: true,
-  slots: true,
-  keep: true,
+  existing: 'flag?',
+  slots: 'flag?',
+  keep: 'flag?',
   bytesPerHour: true,
-  files: true,
+  files: 'object?',
 }
 
 /**

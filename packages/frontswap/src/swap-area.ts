@@ -17,7 +17,7 @@
  * as mkswap(8) writes it.
  */
 import { crc32 } from 'node:zlib'
-import { type Allocator, TmemError } from '@tmem/core'
+import { type Allocator, type ByteAmount, bytesOf, checkOptions, TmemError } from '@tmem/core'
 import type { PageFile, PageFileIo } from '@tmem/page-file'
 import { openSwapFile } from './layer.ts'
 import { slotBytes } from './place.ts'
@@ -33,7 +33,7 @@ export interface SwapAreaOptions {
   /** Path of the file or block device. */
   readonly file: string
   /** Bytes of pages that it holds: a multiple of 4096. The file has 4096 bytes more, for the header. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /**
    * True: use the file or device that is there, made with mkswap. Default false: make the file; it must not be there.
    */
@@ -64,8 +64,7 @@ export class SwapArea {
   #used = 0
   #closed = false
 
-  private constructor(options: SwapAreaOptions, allocator: Allocator) {
-    const { sizeBytes } = options
+  private constructor(options: SwapAreaOptions, sizeBytes: number, allocator: Allocator) {
     const slots = sizeBytes / slotBytes + 1
     this.priority = options.priority ?? 0
     this.frontswap = options.frontswap ?? true
@@ -93,7 +92,17 @@ export class SwapArea {
    * had (present already, foreign content, in use, disk full).
    */
   static open(options: SwapAreaOptions, allocator: Allocator): SwapArea {
-    const { sizeBytes, priority = 0 } = options
+    checkOptions('SwapArea.open', options, {
+      file: 'text',
+      sizeBytes: 'bytes',
+      existing: 'flag?',
+      keep: 'flag?',
+      priority: 'number?',
+      frontswap: 'flag?',
+      files: 'object?',
+    })
+    const { priority = 0 } = options
+    const sizeBytes = bytesOf('SwapArea.open', 'sizeBytes', options.sizeBytes)
     if (!Number.isSafeInteger(sizeBytes) || sizeBytes < slotBytes || sizeBytes % slotBytes !== 0)
       throw new RangeError(
         `the size of a swap area must be a positive multiple of ${slotBytes} bytes, got ${sizeBytes}`,
@@ -102,7 +111,7 @@ export class SwapArea {
       throw new RangeError(`a swap area holds at most ${(maxSlots - 1) * slotBytes} bytes of pages, got ${sizeBytes}`)
     if (!Number.isInteger(priority) || priority < -32768 || priority > 32767)
       throw new RangeError(`priority must be an integer from -32768 to 32767, got ${priority}`)
-    return new SwapArea(options, allocator)
+    return new SwapArea(options, sizeBytes, allocator)
   }
 
   get file(): string {

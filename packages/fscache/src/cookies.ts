@@ -21,7 +21,10 @@
 import { hash } from 'node:crypto'
 import {
   assertPageSize,
+  type ByteAmount,
   basePageSize,
+  bytesOf,
+  checkOptions,
   GetOutcome,
   type ObjectId,
   type PageStore,
@@ -58,7 +61,7 @@ export interface FsCacheOptions {
   /** Where pages rest: any stack with ephemeral pools. It is not closed with the cache. */
   readonly store: PageStore
   /** Bytes of a page (default 4096). */
-  readonly pageSize?: number
+  readonly pageSize?: ByteAmount
   /** To whom the pool belongs (default 0). */
   readonly client?: number
   /** Cookies that can be acquired at once (default 65,536); further ones are not cached. */
@@ -128,7 +131,9 @@ export class FsCache {
 
   /** Throws `TmemError` (`TMEM_BAD_STACK`) when the store keeps no ephemeral pool with such pages. */
   constructor(options: FsCacheOptions) {
-    const { store, pageSize = basePageSize, client = 0, cookies = 65_536 } = options
+    checkOptions('FsCache', options, { store: 'object', pageSize: 'bytes?', client: 'number?', cookies: 'number?' })
+    const { store, client = 0, cookies = 65_536 } = options
+    const pageSize = bytesOf('FsCache', 'pageSize', options.pageSize ?? basePageSize)
     assertPageSize(pageSize)
     if (!Number.isInteger(cookies) || cookies < 1)
       throw new RangeError(`cookies must be a positive integer, got ${cookies}`)

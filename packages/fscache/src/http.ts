@@ -16,6 +16,7 @@
  *
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */
+import { checkOptions } from '@tmem/core'
 import { isEncoded, isMeant, isPart, isSame, isStrong, lengthOf, rangeOf, targetOf } from './answers.ts'
 import { type Fill, type Look, lookAt, pieceBytes, Source } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
@@ -81,6 +82,7 @@ export class HttpFiles {
   readonly #flights = new Map<string, Promise<Found | undefined>>()
 
   constructor(options: HttpFilesOptions) {
+    checkOptions('HttpFiles', options, { cache: 'object', fetch: 'function?', files: 'number?' })
     const { cache, files = 1024, fetch = globalThis.fetch } = options
     if (!Number.isInteger(files) || files < 1) throw new RangeError(`files must be a positive integer, got ${files}`)
     this.cache = cache

@@ -25,7 +25,7 @@ import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { types } from 'node:util'
-import { type BlockDevice, type Completion, type StatsNode, TmemError } from '@tmem/core'
+import { type BlockDevice, type Completion, checkOptions, type StatsNode, TmemError } from '@tmem/core'
 import { type Mount, mounts, type Place, placeOf } from './mounts.ts'
 import { errorNumbers, System } from './system.ts'
 import { type FuseDevice, type FuseDirectory, type FuseNode, type FuseText, type FuseWriter, Inodes } from './tree.ts'
@@ -175,6 +175,12 @@ function newSlot(): Slot {
  * it cannot be mounted.
  */
 export async function fuseServer(options: FuseOptions): Promise<FuseServer> {
+  checkOptions('fuseServer', options, {
+    mountPoint: 'text',
+    root: 'object',
+    busyTurns: 'number?',
+    onError: 'function?',
+  })
   const system = await System.load()
   const open: number[] = []
   try {

@@ -5,8 +5,10 @@
  * The script runs once what the kernel has is mounted (/proc, /sys, /dev), its modules are loaded and the drives are there. When it ends, init
  * prints a line with its exit code (`runGuest` takes that away again) and turns the machine off.
  */
+
 import { readdirSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
+import { checkOptions } from '@tmem/core'
 import { type CpioEntry, cpio } from './cpio.ts'
 
 /** A kernel and those of its modules that a guest loads. */
@@ -100,7 +102,9 @@ poweroff -f
 `
 
 /** The root directory, as `runGuest` takes it. */
-export function initramfs({ kernel, busybox, script, files = [] }: InitramfsOptions): Uint8Array {
+export function initramfs(options: InitramfsOptions): Uint8Array {
+  checkOptions('initramfs', options, { kernel: 'object', busybox: 'text', script: 'text', files: 'list?' })
+  const { kernel, busybox, script, files = [] } = options
   return cpio([
     { path: 'init', data: init, mode: 0o755 },
     { path: 'script', data: script },

@@ -4,10 +4,12 @@
  * Whatever happens nothing is left: QEMU is killed when the time is over, when the signal aborts, and by the kernel when the thread
  * that called has died; the file with the root directory goes away with it.
  */
+
 import { spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
+import { type ByteAmount, bytesOf, checkOptions } from '@tmem/core'
 import type { Kernel } from './initramfs.ts'
 
 /** A block device of the guest. Discards go through. */
@@ -24,7 +26,7 @@ export interface GuestOptions {
   readonly kernel: Kernel
   /** From `initramfs`. */
   readonly initramfs: Uint8Array
-  readonly memoryBytes: number
+  readonly memoryBytes: ByteAmount
   readonly drives?: readonly GuestDrive[]
   /** Default: 2 minutes. */
   readonly timeoutMs?: number
@@ -47,6 +49,14 @@ const qemu = 'qemu-system-x86_64'
  * QEMU does not do what it is asked.
  */
 export async function runGuest(options: GuestOptions): Promise<GuestRun> {
+  checkOptions('runGuest', options, {
+    kernel: 'object',
+    initramfs: 'object',
+    memoryBytes: 'bytes',
+    drives: 'list?',
+    timeoutMs: 'number?',
+    signal: 'object?',
+  })
   const { initramfs, timeoutMs = 120_000, signal } = options
   signal?.throwIfAborted()
   const folder = mkdtempSync(join(tmpdir(), 'tmem-guest-'))
@@ -96,7 +106,18 @@ export async function runGuest(options: GuestOptions): Promise<GuestRun> {
 }
 
 function wordsOf({ kernel, memoryBytes, drives = [] }: GuestOptions, root: string): string[] {
-  const machine = ['-accel', 'tcg', '-cpu', 'max', '-machine', 'q35', '-smp', '1', '-m', `size=${memoryBytes}B`]
+  const machine = [
+    '-accel',
+    'tcg',
+    '-cpu',
+    'max',
+    '-machine',
+    'q35',
+    '-smp',
+    '1',
+    '-m',
+    `size=${bytesOf('runGuest', 'memoryBytes', memoryBytes)}B`,
+  ]
   const console = ['-nodefaults', '-no-user-config', '-display', 'none', '-serial', 'stdio', '-no-reboot']
   // A panic reboots at once, which ends QEMU.
   const append = `console=ttyS0 quiet panic=-1 guest_drives=${drives.length}`

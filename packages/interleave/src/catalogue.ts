@@ -86,7 +86,9 @@ export function catalogue(entries: readonly RuleEntry[]): Catalogue {
 }
 
 function reportOn(entry: RuleEntry, options: ExploreOptions & ChartOptions): RuleReport {
-  return ruleReport(entry, explore(entry.scenario(), options), explore(entry.mutant.scenario(), options), options)
+  const { width, ...bounds } = options
+  const chart = width === undefined ? {} : { width }
+  return ruleReport(entry, explore(entry.scenario(), bounds), explore(entry.mutant.scenario(), bounds), chart)
 }
 
 /** The report on a rule whose scenario and mutant have been explored. */

@@ -1,4 +1,5 @@
 /** Histories as text: one column per actor, one row per step. */
+import { checkOptions } from '@tmem/core'
 import type { Exploration, HistoryStep } from './explore.ts'
 
 export interface ChartOptions {
@@ -12,6 +13,7 @@ export function chartHistory(
   names: readonly string[],
   options: ChartOptions = {},
 ): string {
+  checkOptions('chartHistory', options, { width: 'number?' })
   const cells = history.map(({ label, shows }) => (shows === '' ? label : `${label} -> ${shows}`))
   const number = Math.max(2, String(history.length).length)
   const room = Math.floor(((options.width ?? 100) - number - 1) / names.length) - 3
@@ -35,6 +37,7 @@ export function chartHistory(
 
 /** One exploration as text: what was found and, if something is wrong, the history that leads to it. */
 export function chartExploration(result: Exploration, names: readonly string[], options: ChartOptions = {}): string {
+  checkOptions('chartExploration', options, { width: 'number?' })
   const size = `${result.states} states, ${result.transitions} steps between them, at most ${result.depth} deep`
   switch (result.kind) {
     case 'holds': {

@@ -17,6 +17,7 @@
  * programs and on every scenario of the catalogue. A reduced history need not be the shortest, so whatever was found is
  * searched again without reduction, no deeper than it.
  */
+import { checkOptions } from '@tmem/core'
 import { encodePlain, touchedNothing } from './plain.ts'
 import { type Point, Program, type Trouble } from './program.ts'
 import { Declared, Observed, type Reduction } from './reduction.ts'
@@ -119,6 +120,12 @@ function* exploration<S extends object>(
   scenario: Scenario<S>,
   options: ExploreOptions,
 ): Generator<Counts, Exploration> {
+  checkOptions('explore', options, {
+    reduction: 'text?',
+    maxStates: 'number?',
+    maxDepth: 'number?',
+    auditFootprints: 'flag?',
+  })
   const maxStates = bound('maxStates', options.maxStates ?? 200_000)
   const maxDepth = bound('maxDepth', options.maxDepth ?? Number.POSITIVE_INFINITY)
   const program = new Program(scenario)

@@ -11,36 +11,37 @@
  *
  * A thread that is ended in the middle of an operation leaves its shard locked: end workers between operations.
  */
-import type {
-  Account,
-  Accounts,
-  Borrower,
-  Budget,
-  Capabilities,
-  ObjectId,
-  PageBatch,
-  PageStore,
-  Pool,
-  PoolAttributes,
-  PoolRefusal,
-  Progress,
-  StatsNode,
-} from '@tmem/core'
 import {
+  type Account,
+  type Accounts,
   assertBatch,
   assertClient,
   assertEntries,
   assertIndex,
   assertObject,
   assertPage,
+  type Borrower,
+  type Budget,
+  type ByteAmount,
   ByteLimit,
   basePageSize,
+  bytesOf,
+  type Capabilities,
   checkedAttributes,
+  checkOptions,
   GetOutcome,
   idle,
+  type ObjectId,
+  type PageBatch,
+  type PageStore,
   Pending,
+  type Pool,
+  type PoolAttributes,
+  type PoolRefusal,
+  type Progress,
   PutOutcome,
   PoolRefusal as Refusal,
+  type StatsNode,
   sharedAllocator,
   systemAllocator,
   TmemError,
@@ -54,7 +55,7 @@ export interface SharedMemoryOptions {
    * Budget in bytes, pages and metadata together, shared out evenly among the shards. (768 KiB of accounts come on top,
    * touched only where there are clients.)
    */
-  readonly limitBytes: number
+  readonly limitBytes: ByteAmount
   /** Shards: a power of two from 1 to 256 (default: 16, or fewer so that each has at least 4 MiB). */
   readonly shards?: number
 }
@@ -193,7 +194,9 @@ export class SharedMemoryStore implements PageStore {
 
   /** Makes a store. Throws `RangeError` for impossible settings, `TmemError` (`TMEM_NO_MEMORY`) without memory. */
   static create(options: SharedMemoryOptions): SharedMemoryStore {
-    const { limitBytes, shards = defaultShards(limitBytes) } = options
+    checkOptions('SharedMemoryStore.create', options, { limitBytes: 'bytes', shards: 'number?' })
+    const limitBytes = bytesOf('SharedMemoryStore.create', 'limitBytes', options.limitBytes)
+    const { shards = defaultShards(limitBytes) } = options
     if (!Number.isInteger(shards) || shards < 1 || shards > 256 || (shards & (shards - 1)) !== 0)
       throw new RangeError(`shards must be a power of two from 1 to 256, got ${shards}`)
     const reserve = (bytes: number, site: string): ArrayBufferLike => {

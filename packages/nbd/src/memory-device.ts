@@ -9,6 +9,9 @@ import {
   type Allocator,
   assertBlockRange,
   type BlockDevice,
+  type ByteAmount,
+  bytesOf,
+  checkOptions,
   type StatsNode,
   systemAllocator,
   TmemError,
@@ -17,9 +20,9 @@ import {
 /** Settings of a device of plain memory. */
 export interface MemoryDeviceOptions {
   /** Bytes; a multiple of `blockSize`. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** Smallest unit of a request: a power of two from 1 (the default) to 4096. */
-  readonly blockSize?: number
+  readonly blockSize?: ByteAmount
   readonly readOnly?: boolean
   readonly name?: string
   readonly allocator?: Allocator
@@ -41,7 +44,14 @@ const pieceBytes = 64 * 2 ** 20
 
 /** Makes a device of plain memory. Throws `TMEM_NO_MEMORY` when its size is not to be had. */
 export function memoryDevice(options: MemoryDeviceOptions): MemoryDevice {
-  const { blockSize = 1 } = options
+  checkOptions('memoryDevice', options, {
+    sizeBytes: 'bytes',
+    blockSize: 'bytes?',
+    readOnly: 'flag?',
+    name: 'text?',
+    allocator: 'object?',
+  })
+  const blockSize = bytesOf('memoryDevice', 'blockSize', options.blockSize ?? 1)
   if (!Number.isInteger(blockSize) || blockSize < 1 || blockSize > pageSize || (blockSize & (blockSize - 1)) !== 0)
     throw new RangeError(`blockSize must be a power of two from 1 to ${pageSize}, got ${blockSize}`)
   return new PlainMemory(options, blockSize)
@@ -65,7 +75,7 @@ class PlainMemory implements MemoryDevice {
     this.blockSize = blockSize
     this.readOnly = options.readOnly ?? false
     this.#allocator = options.allocator ?? systemAllocator
-    this.resize(options.sizeBytes)
+    this.resize(bytesOf('memoryDevice', 'sizeBytes', options.sizeBytes))
   }
 
   get sizeBytes(): number {

@@ -7,7 +7,7 @@
  */
 import { fstatSync } from 'node:fs'
 import { createServer, type Server, Socket } from 'node:net'
-import type { BlockDevice, StatsNode } from '@tmem/core'
+import { type BlockDevice, type ByteAmount, bytesOf, checkOptions, type OptionNames, type StatsNode } from '@tmem/core'
 import { ChunkPool } from './chunks.ts'
 import { Connection, type ConnectionOptions, type Service } from './connection.ts'
 import { addressClass, Door, type Guest, type NbdRefusal } from './door.ts'
@@ -53,7 +53,7 @@ export interface NbdLimits {
    * Bytes of buffers, over all connections (default 64 MiB), a quarter of them for each at most. Beyond it each connection has one
    * request in flight, and at most four buffers of 20 KiB. All of it is reserved when the server is made.
    */
-  readonly bytes?: number
+  readonly bytes?: ByteAmount
   /**
    * Milliseconds of silence after which the system asks the peer of a TCP connection whether it is there (default 60,000); some ten seconds later one that does
    * not answer is gone. 0: it is never asked.
@@ -68,6 +68,8 @@ export type NbdEndpoint =
       readonly path: string
       /** Its permissions (default 0600: who is not its owner, or root, cannot connect). */
       readonly mode?: number
+      /** Number of its group (default: that of this process, or of the folder). Has to be one of this user's. */
+      readonly gid?: number
     }
   | {
       /** 0: any free one. The protocol's own port is 10809. */
@@ -121,6 +123,14 @@ export interface NbdServer {
 
 /** Makes a server for these exports. Throws `RangeError` or `TypeError` for what cannot be served. */
 export function nbdServer(options: NbdServerOptions): NbdServer {
+  checkOptions('nbdServer', options, {
+    exports: 'list',
+    limits: 'object?',
+    onError: 'function?',
+    onRefused: 'function?',
+    busyTurns: 'number?',
+  })
+  for (const given of options.exports) checkOptions('an export of nbdServer', given, exportNames)
   return new NodeNbdServer(options)
 }
 
@@ -129,6 +139,23 @@ const restartBytes = 4096
 /** The loop stops turning after so many times in vain, and tries again at every so many-th arrival. */
 const patience = 8
 const retryAfter = 16
+const exportNames: OptionNames<NbdExport> = {
+  name: true,
+  isDefault: 'flag?',
+  description: true,
+  device: 'object',
+  readOnly: 'flag?',
+  resizable: 'flag?',
+  isUsedElsewhere: 'function?',
+}
+const limitNames: OptionNames<NbdLimits> = {
+  connections: 'number?',
+  connectionsPerAddress: 'number?',
+  handshakeMs: 'number?',
+  requests: 'number?',
+  bytes: 'bytes?',
+  keepAliveMs: 'number?',
+}
 const defaults = {
   connections: 256,
   connectionsPerAddress: 64,
@@ -177,7 +204,12 @@ class NodeNbdServer implements NbdServer {
           throw new RangeError('two exports are for clients that name none')
         byName.set('', served)
       }
-    const all = { ...defaults, ...limits }
+    checkOptions('limits of nbdServer', limits, limitNames)
+    const all = {
+      ...defaults,
+      ...limits,
+      bytes: bytesOf('limits of nbdServer', 'bytes', limits.bytes ?? defaults.bytes),
+    }
     for (const [name, value] of Object.entries(all)) {
       const least = name === 'keepAliveMs' ? 0 : 1
       const most = name.endsWith('Ms') ? longestMs : Number.MAX_SAFE_INTEGER
@@ -208,6 +240,7 @@ class NodeNbdServer implements NbdServer {
 
   async listen(endpoint: NbdEndpoint): Promise<NbdAddress> {
     if (this.#closed) throw new TypeError('the server was closed')
+    checkEndpoint(endpoint)
     const tls = 'tls' in endpoint ? endpoint.tls : undefined
     const securing = tls === undefined ? undefined : new Securing(tls, this.#handshakeMs)
     const keepAlive = { keepAlive: this.#keepAliveMs > 0, keepAliveInitialDelay: this.#keepAliveMs }
@@ -215,7 +248,7 @@ class NodeNbdServer implements NbdServer {
       if (this.#closed) socket.destroy()
       else this.#accept(socket, securing)
     })
-    if ('path' in endpoint) await listenAtPath(server, endpoint.path, endpoint.mode)
+    if ('path' in endpoint) await listenAtPath(server, endpoint.path, endpoint.mode, endpoint.gid)
     else if ('fd' in endpoint) await listening(server, socketOf(endpoint.fd))
     else await listening(server, { port: endpoint.port, host: endpoint.host ?? '127.0.0.1' })
     this.#listeners.add(server)
@@ -467,6 +500,31 @@ export function servedOf(given: NbdExport): Served {
       errors: 0,
     },
   }
+}
+
+function checkEndpoint(endpoint: NbdEndpoint): void {
+  const who = 'an endpoint of nbdServer'
+  // Only to have anything else told: an object with the names of all three kinds.
+  checkOptions<{ path?: string; mode?: number; gid?: number; port?: number; host?: string; fd?: number; tls?: NbdTls }>(
+    who,
+    endpoint,
+    {
+      path: 'text?',
+      mode: 'number?',
+      gid: 'number?',
+      port: 'number?',
+      host: 'text?',
+      fd: 'number?',
+      tls: 'object?',
+    },
+  )
+  const kinds = ['path', 'port', 'fd'].filter((name) => endpoint[name as keyof NbdEndpoint] !== undefined)
+  if (kinds.length !== 1)
+    throw new TypeError(`${who} has a path, a port or an fd; this has ${kinds.join(' and ') || 'none of them'}`)
+  if ('path' in endpoint)
+    checkOptions(`${who} with a path`, endpoint, { path: 'text', mode: 'number?', gid: 'number?' })
+  else if ('fd' in endpoint) checkOptions(`${who} with an fd`, endpoint, { fd: 'number', tls: 'object?' })
+  else checkOptions(`${who} with a port`, endpoint, { port: 'number', host: 'text?', tls: 'object?' })
 }
 
 const nobody = (): boolean => false

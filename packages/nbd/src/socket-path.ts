@@ -7,7 +7,7 @@
  *
  * Source: unix(7). Servers in different network namespaces have different such names.
  */
-import { chmod, lstat, rm, stat } from 'node:fs/promises'
+import { chmod, chown, lstat, rm, stat } from 'node:fs/promises'
 import { connect, createServer, type ListenOptions, type Server } from 'node:net'
 import { basename, dirname, resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -20,19 +20,29 @@ const tryMs = 10
 /**
  * Has a server listen at the path of a unix socket. A socket there that nobody listens on is replaced, if it is this
  * user's. `mode`: its permissions, whatever the umask is (default 0600: nobody but its user and root can connect). They
- * are its own from its first moment on, but for other threads than the main one, which cannot change the umask. Rejects
- * with the system's error: `EADDRINUSE` when there is anything else.
+ * are its own from its first moment on, but for other threads than the main one, which cannot change the umask. `gid`:
+ * the group that it is for (default: that of this process, or of the folder); until it is that group's, nobody but its
+ * user can connect. Rejects with the system's error: `EADDRINUSE` when there is anything else, `EPERM` when the group
+ * is not this user's to give.
  */
-export async function listenAtPath(server: Server, path: string, mode = 0o600): Promise<void> {
+export async function listenAtPath(server: Server, path: string, mode = 0o600, gid?: number): Promise<void> {
   const claim = await claimPath(path)
   try {
     if (claim !== undefined) await removeDead(path)
     // The socket is made in this turn.
-    const mask = isMainThread ? process.umask(0o777 & ~mode) : undefined
+    const first = gid === undefined ? mode : mode & 0o700
+    const mask = isMainThread ? process.umask(0o777 & ~first) : undefined
     const begun = listening(server, { path })
     if (mask !== undefined) process.umask(mask)
     await begun
-    if (mask === undefined) await chmod(path, mode)
+    try {
+      if (gid !== undefined) await chown(path, -1, gid)
+      if (mask === undefined || first !== mode) await chmod(path, mode)
+    } catch (error) {
+      // Closing removes the socket.
+      server.close()
+      throw error
+    }
   } finally {
     claim?.close()
   }

@@ -5,9 +5,11 @@
  * handed on with the reason, and may hear that and nothing else (see negotiation.ts). So sessions are never resumed: of a resumed one the runtime
  * says that it was authorized, whoever began it.
  */
+
 import { constants } from 'node:crypto'
 import type { Socket } from 'node:net'
 import { createServer, type TLSSocket, type TlsOptions, type Server as TlsServer } from 'node:tls'
+import { checkOptions, type OptionNames } from '@tmem/core'
 
 /** TLS on a TCP endpoint: what clients are shown, and whom they have to be. */
 export interface NbdTls extends Pick<TlsOptions, 'key' | 'cert' | 'ca' | 'crl' | 'minVersion' | 'passphrase'> {
@@ -15,6 +17,17 @@ export interface NbdTls extends Pick<TlsOptions, 'key' | 'cert' | 'ca' | 'crl' |
   readonly verifyClients?: boolean
   /** Clients may also go on without TLS. Only for a network that is trusted anyway. */
   readonly optional?: boolean
+}
+
+const tlsNames: OptionNames<NbdTls> = {
+  key: 'any?',
+  cert: 'any?',
+  ca: 'any?',
+  crl: 'any?',
+  minVersion: 'any?',
+  passphrase: 'any?',
+  verifyClients: 'flag?',
+  optional: 'flag?',
 }
 
 /** What becomes of a connection that began TLS. */
@@ -35,6 +48,7 @@ export class Securing {
 
   /** Throws for keys, certificates or settings that cannot be. */
   constructor(tls: NbdTls, handshakeMs: number) {
+    checkOptions('tls of nbdServer', tls, tlsNames)
     const { verifyClients = false, optional = false, ...context } = tls
     if (verifyClients && context.ca === undefined) throw new TypeError('verifyClients needs ca: who signs for clients')
     this.optional = optional

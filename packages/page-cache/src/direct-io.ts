@@ -18,7 +18,7 @@
  */
 import { constants, type Mode, type PathLike, type TimeLike } from 'node:fs'
 import { types } from 'node:util'
-import { type Allocator, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
+import { type Allocator, checkOptions, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
 import { type FileIo, nodeFileIo } from './file-io.ts'
 
 /** Settings of direct reading. */
@@ -74,7 +74,9 @@ export class DirectReads implements FileIo {
   readonly #free: DirectBuffer[]
   readonly #waiting: ((buffer: DirectBuffer) => void)[] = []
 
-  constructor({ allocator = systemAllocator, io = nodeFileIo }: DirectReadsOptions = {}) {
+  constructor(options: DirectReadsOptions = {}) {
+    checkOptions('DirectReads', options, { allocator: 'object?', io: 'object?' })
+    const { allocator = systemAllocator, io = nodeFileIo } = options
     this.#io = io
     const each = bufferBytes + blockBytes
     const memory = allocator.allocate(each * buffers, 'page-cache.direct')

@@ -13,7 +13,17 @@
  */
 import { constants, type Mode, type PathLike } from 'node:fs'
 import { Cleancache } from '@tmem/cleancache'
-import { type Allocator, assertPageSize, basePageSize, type StatsNode, systemAllocator, TmemError } from '@tmem/core'
+import {
+  type Allocator,
+  assertPageSize,
+  type ByteAmount,
+  basePageSize,
+  bytesOf,
+  checkOptions,
+  type StatsNode,
+  systemAllocator,
+  TmemError,
+} from '@tmem/core'
 import { CachedFile, type FileParts } from './cached-file.ts'
 import { type PageCacheCounters, zeroCounters } from './counters.ts'
 import { type FileIo, type FileSystemKind, flagsOf, localDisks, nodeFileIo, type OptIn } from './file-io.ts'
@@ -26,9 +36,9 @@ import { Writer } from './writer.ts'
 /** Settings of a page cache. */
 export interface PageCacheOptions {
   /** Bytes of pages in the first level: at least 16 pages. Tables take about 100 bytes more per page. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** Bytes of a page (default 4096). Cleancache wants it to be the file system's block size. */
-  readonly pageSize?: number
+  readonly pageSize?: ByteAmount
   /** Where clean pages go that fall out (default: nowhere). */
   readonly cleancache?: Cleancache
   /** Files remembered while nobody has them open (default 65,536). */
@@ -69,7 +79,20 @@ export class PageCache {
    * little.
    */
   constructor(options: PageCacheOptions) {
-    const { sizeBytes, pageSize = basePageSize, inodes = 65_536, timestampGranularityMs = 20 } = options
+    checkOptions('PageCache', options, {
+      sizeBytes: 'bytes',
+      pageSize: 'bytes?',
+      cleancache: 'object?',
+      inodes: 'number?',
+      optIn: 'function?',
+      timestampGranularityMs: 'number?',
+      now: 'function?',
+      allocator: 'object?',
+      io: 'object?',
+    })
+    const sizeBytes = bytesOf('PageCache', 'sizeBytes', options.sizeBytes)
+    const pageSize = bytesOf('PageCache', 'pageSize', options.pageSize ?? basePageSize)
+    const { inodes = 65_536, timestampGranularityMs = 20 } = options
     assertPageSize(pageSize)
     const frames = Math.floor(sizeBytes / pageSize)
     if (!(frames >= minFrames && frames <= 2 ** 24 - 1))

@@ -7,6 +7,7 @@
  *
  * Invariants: no clock, no random numbers, nothing of this machine. Errors carry the codes of a real system.
  */
+import { type ByteAmount, bytesOf, checkOptions } from '@tmem/core'
 import type { FileClaim } from './claim.ts'
 import type { FileIdentity, OpenHow, PageFileIo } from './system.ts'
 
@@ -44,7 +45,7 @@ export interface MemoryFilesOptions {
    */
   readonly direct?: boolean
   /** Bytes that all files together can have (default: no limit). */
-  readonly roomBytes?: number
+  readonly roomBytes?: ByteAmount
 }
 
 /** A change since the last sync. */
@@ -80,11 +81,10 @@ export class MemoryFiles implements PageFileIo {
   readonly #descriptors: Map<number, Descriptor> = new Map()
   #next = 1
 
-  constructor({
-    fault = () => undefined,
-    direct = true,
-    roomBytes = Number.POSITIVE_INFINITY,
-  }: MemoryFilesOptions = {}) {
+  constructor(options: MemoryFilesOptions = {}) {
+    checkOptions('MemoryFiles', options, { fault: 'function?', direct: 'flag?', roomBytes: 'bytes?' })
+    const { fault = () => undefined, direct = true } = options
+    const roomBytes = bytesOf('MemoryFiles', 'roomBytes', options.roomBytes ?? Number.POSITIVE_INFINITY)
     this.fault = fault
     this.#direct = direct
     this.#roomBytes = roomBytes

@@ -18,7 +18,7 @@
  * Source: open(2), swapon(2), mkswap(8) for what a swap area must look like; the rest is our own.
  */
 import { types } from 'node:util'
-import { type Allocator, systemAllocator, TmemError } from '@tmem/core'
+import { type Allocator, type ByteAmount, bytesOf, checkOptions, systemAllocator, TmemError } from '@tmem/core'
 import {
   blockBytes,
   type FileClaim,
@@ -79,7 +79,7 @@ export interface PageFileRequest {
   readonly path: string
   readonly mode: PageFileMode
   /** Length of a file that is made or emptied, a multiple of 4096. What was there keeps its length until `resize`. */
-  readonly bytes?: number
+  readonly bytes?: ByteAmount
   /** What it holds: required with `make` and `ours`, possible with `existing`. */
   readonly content?: PageFileContent
   /** Leave the file in place when it is closed (default: false; what was there with another mark than that of a leftover always stays). */
@@ -715,7 +715,27 @@ function checkBytes(bytes: number | undefined, least: number): void {
     )
 }
 
-function checkRequest({ path, mode, bytes, content, blockDevice = false }: PageFileRequest): void {
+/** The length that is asked for, if one is. */
+const lengthOf = ({ bytes }: PageFileRequest): number | undefined =>
+  bytes === undefined ? undefined : bytesOf('PageFile.open', 'bytes', bytes)
+
+function checkRequest(request: PageFileRequest): void {
+  checkOptions('PageFile.open', request, {
+    path: true,
+    mode: true,
+    bytes: 'bytes?',
+    content: 'object?',
+    keep: 'flag?',
+    blockDevice: 'flag?',
+    through: 'text?',
+    io: 'text?',
+    allocator: 'object?',
+    buffers: 'object?',
+    layer: 'text?',
+    files: 'object?',
+  })
+  const { path, mode, content, blockDevice = false } = request
+  const bytes = lengthOf(request)
   if (!modes.includes(mode)) throw new TypeError(`mode must be one of ${modes.join(', ')}, got ${String(mode)}`)
   if (typeof path !== 'string' || path === '' || path.includes('\0'))
     throw new TypeError(`the path of a file must be a text without NUL, got ${JSON.stringify(path)}`)
@@ -840,7 +860,8 @@ function writeMark(io: PageFileIo, descriptor: number, mark: Mark): void {
 
 /** Makes a claimed file what was asked for: its length, its mark. */
 function prepare(request: PageFileRequest, { io, descriptor, found, identity, claim }: Opened): void {
-  const { bytes, content } = request
+  const { content } = request
+  const bytes = lengthOf(request)
   const file = identity.kind === 'file'
   if (file && found === 'leftover') io.resize(descriptor, 0)
   if (file && isBlank(found)) io.resize(descriptor, bytes!)

@@ -11,6 +11,7 @@
  * Source: open(2), linkat(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and
  * /proc/locks; loop(4) for what is known of a loop device in /sys/block.
  */
+
 import {
   type BigIntStats,
   closeSync,
@@ -36,6 +37,7 @@ import {
 import { createRequire } from 'node:module'
 import { dirname, resolve } from 'node:path'
 import { types } from 'node:util'
+import { checkOptions } from '@tmem/core'
 import { claimDescriptor, type FileClaim, hasCode, type Mark } from './claim.ts'
 
 /** What a name or a descriptor leads to. */
@@ -216,7 +218,9 @@ export interface SystemFilesOptions {
 }
 
 /** The files of this machine. */
-export function systemFiles({ native = true }: SystemFilesOptions = {}): PageFileIo {
+export function systemFiles(options: SystemFilesOptions = {}): PageFileIo {
+  checkOptions('systemFiles', options, { native: 'flag?' })
+  const { native = true } = options
   if (!native) return new SystemFiles(undefined, 'calls of the C library were not asked for')
   if (process.platform === 'win32') return new SystemFiles(undefined, 'this system has no such calls')
   let libc: Libc

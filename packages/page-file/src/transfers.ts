@@ -18,14 +18,14 @@
  *
  * Source: open(2), NOTES on O_DIRECT; fdatasync(2), and what a failed one leaves: pages that count as clean.
  */
-import { type Allocator, systemAllocator, TmemError } from '@tmem/core'
+import { type Allocator, type ByteAmount, bytesOf, checkOptions, systemAllocator, TmemError } from '@tmem/core'
 import { blockBytes, hasCode } from './claim.ts'
 import type { PageFileIo } from './system.ts'
 
 /** Settings of `TransferBuffers`. */
 export interface TransferBuffersOptions {
   /** Bytes of each: the largest direct transfer, a multiple of 4096 (default: 128 KiB). */
-  readonly bytes?: number
+  readonly bytes?: ByteAmount
   /** How many transfers there can be at the same time: 1 to 1024 (default: 4). Those that block have one more buffer of their own. */
   readonly count?: number
   readonly allocator?: Allocator
@@ -45,7 +45,10 @@ export class TransferBuffers {
   readonly #waiting: ((buffer: Uint8Array) => void)[] = []
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`) when there is none. */
-  constructor({ bytes = 128 * 1024, count = 4, allocator = systemAllocator }: TransferBuffersOptions = {}) {
+  constructor(options: TransferBuffersOptions = {}) {
+    checkOptions('TransferBuffers', options, { bytes: 'bytes?', count: 'number?', allocator: 'object?' })
+    const { count = 4, allocator = systemAllocator } = options
+    const bytes = bytesOf('TransferBuffers', 'bytes', options.bytes ?? 128 * 1024)
     if (!Number.isSafeInteger(bytes) || bytes < blockBytes || bytes % blockBytes !== 0)
       throw new RangeError(`the size of a transfer buffer must be a positive multiple of ${blockBytes}, got ${bytes}`)
     if (!Number.isInteger(count) || count < 1 || count > 1024)

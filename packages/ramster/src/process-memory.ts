@@ -21,7 +21,7 @@ export interface ProcessMemoryOptions {
 
 /** Memory of this process that can be borrowed as another machine's. Throws `RangeError` for a limit that makes no sense. */
 export function processMemory(options: ProcessMemoryOptions): RemotePlan {
-  checkOptions('processMemory', options, { limitBytes: true, name: true })
+  checkOptions('processMemory', options, { limitBytes: true, name: 'text?' })
   const limitBytes = bytesOf('processMemory', 'limitBytes', options.limitBytes)
   if (!Number.isSafeInteger(limitBytes) || limitBytes <= 0)
     throw new RangeError(`processMemory: limitBytes is a positive number of bytes, got ${limitBytes}`)

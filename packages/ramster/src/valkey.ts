@@ -54,16 +54,16 @@ export interface ValkeyOptions {
 
 const names: OptionNames<ValkeyOptions> = {
   host: true,
-  port: true,
-  username: true,
-  password: true,
-  passwordFile: true,
-  tls: true,
-  caFile: true,
-  prefix: true,
-  leaseMs: true,
-  deadlineMs: true,
-  connectMs: true,
+  port: 'number?',
+  username: 'text?',
+  password: 'text?',
+  passwordFile: 'text?',
+  tls: 'flag?',
+  caFile: 'text?',
+  prefix: 'text?',
+  leaseMs: 'number?',
+  deadlineMs: 'number?',
+  connectMs: 'number?',
 }
 
 /** What does not pass by itself. */

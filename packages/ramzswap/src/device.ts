@@ -28,10 +28,14 @@ import {
   assertBlockRange,
   type BlockDevice,
   type Budget,
+  type ByteAmount,
+  bytesOf,
   type Completion,
+  checkOptions,
   GetOutcome,
   type Layer,
   type OpenProgress,
+  type OptionNames,
   PageBatch,
   type Progress,
   PutOutcome,
@@ -51,9 +55,9 @@ export interface RamzswapOptions {
   /** Name in messages and statistics, e.g. `ramzswap0`. */
   readonly name: string
   /** Size (disksize): a positive multiple of 4096. */
-  readonly sizeBytes: number
+  readonly sizeBytes: ByteAmount
   /** Largest size that `resize` will be asked for (default: `sizeBytes`). A table is reserved for it. */
-  readonly maxSizeBytes?: number
+  readonly maxSizeBytes?: ByteAmount
   /**
    * Where pages rest, as `compose` takes it, e.g. `[zcache({ limitBytes }), frontswap({ file, sizeBytes })]`. Must be sure to have room for the whole
    * device, which opens it for itself.
@@ -63,7 +67,7 @@ export interface RamzswapOptions {
    * Largest amount of memory for pages, as it is charged to a client; what is over it goes to the places below that wait. Default: what the places' own
    * limits allow.
    */
-  readonly memlimitBytes?: number
+  readonly memlimitBytes?: ByteAmount
   /** Milliseconds, from any start, never going back: `idle` knows how long a page was not touched, and places have budgets of wear. Default: neither. */
   readonly clock?: () => number
   /** Called when background work has come up: somebody should call `tick` soon (default: whoever has it ticks all the time). */
@@ -74,6 +78,19 @@ export interface RamzswapOptions {
   readonly allocator?: Allocator
   /** As for `compose`; `model` is for tests. */
   readonly check?: 'arguments' | 'model'
+}
+
+const names: OptionNames<RamzswapOptions> = {
+  name: 'text',
+  sizeBytes: 'bytes',
+  maxSizeBytes: 'bytes?',
+  stack: 'list',
+  memlimitBytes: 'bytes?',
+  clock: 'function?',
+  wake: 'function?',
+  onProgress: 'function?',
+  allocator: 'object?',
+  check: 'text?',
 }
 
 const sectorBytes = 512
@@ -101,6 +118,7 @@ export function ramzswap(options: RamzswapOptions): Ramzswap {
 
 /** Makes a virtswap: a device whose stack begins with memory of a hypervisor, which may be small, and which may be wanted back (`recall`). */
 export function virtswap(options: RamzswapOptions): Ramzswap {
+  checkOptions('virtswap', options, names)
   return new Ramzswap({ ...options, stack: lent(options.stack) })
 }
 
@@ -126,17 +144,11 @@ export class Ramzswap implements BlockDevice {
   #closing: Promise<void> | undefined
 
   constructor(options: RamzswapOptions) {
-    const {
-      name,
-      sizeBytes,
-      stack,
-      allocator = systemAllocator,
-      check = 'arguments',
-      clock,
-      wake,
-      onProgress,
-    } = options
-    const { maxSizeBytes = sizeBytes, memlimitBytes = 0 } = options
+    checkOptions('ramzswap', options, names)
+    const { name, stack, allocator = systemAllocator, check = 'arguments', clock, wake, onProgress } = options
+    const sizeBytes = bytesOf('ramzswap', 'sizeBytes', options.sizeBytes)
+    const maxSizeBytes = bytesOf('ramzswap', 'maxSizeBytes', options.maxSizeBytes ?? sizeBytes)
+    const memlimitBytes = bytesOf('ramzswap', 'memlimitBytes', options.memlimitBytes ?? 0)
     this.name = name
     this.maxSizeBytes = maxSizeBytes
     assertSize('the size', sizeBytes)

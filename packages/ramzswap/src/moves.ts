@@ -9,25 +9,33 @@
  *
  * Source: zram's documentation (writeback, idle, recompress), virtswap's callback to a guest (December 2009).
  */
-import { type PlaceUsage, TmemError, Whereabouts } from '@tmem/core'
+import { type ByteAmount, bytesOf, checkOptions, type PlaceUsage, TmemError, Whereabouts } from '@tmem/core'
 import type { Slots } from './slots.ts'
 import { closedError, type DeviceStack, object, pageError } from './stack.ts'
 
 /** Which pages `recompress` and `writeback` look at. */
 export type PageKind = 'huge' | 'idle' | 'huge_idle' | 'incompressible'
 
-/** What `writeback` moves: all pages of a kind, or the page of one slot, or those of all slots up to a last one. */
-export type WritebackRequest = PageKind | { readonly pageIndex: number; readonly lastPageIndex?: number }
+/** The page of one slot, or those of all slots up to a last one. */
+interface SlotsRequest {
+  readonly pageIndex: number
+  readonly lastPageIndex?: number
+}
+
+/** What `writeback` moves: all pages of a kind, or those of some slots. */
+export type WritebackRequest = PageKind | SlotsRequest
 
 /** What `recompress` tries. */
 export interface RecompressRequest {
   /** Default: all pages in memory. `incompressible` pages are never tried again. */
   readonly type?: Exclude<PageKind, 'incompressible'>
   /** Only pages that take at least so many bytes (default 0). */
-  readonly thresholdBytes?: number
+  readonly thresholdBytes?: ByteAmount
   /** At most so many pages are tried (default: all). */
   readonly maxPages?: number
 }
+
+const pageKinds: ReadonlySet<string> = new Set<PageKind>(['huge', 'idle', 'huge_idle', 'incompressible'])
 
 /** Slots, the last included. */
 interface Range {
@@ -70,6 +78,8 @@ export class Moves {
 
   /** See `Ramzswap.writeback`. */
   async writeback(request: WritebackRequest, maxPages: number): Promise<number> {
+    if (typeof request !== 'string' || !pageKinds.has(request))
+      checkOptions('writeback', request as SlotsRequest, { pageIndex: 'number', lastPageIndex: 'number?' })
     const { size } = this.#slots
     if (!this.#places.some(({ waits }) => waits)) throw this.#unsupported('writeback needs a backing store')
     let range: Range | undefined
@@ -105,11 +115,10 @@ export class Moves {
   }
 
   /** See `Ramzswap.recompress`. */
-  async recompress({
-    type,
-    thresholdBytes = 0,
-    maxPages = Number.POSITIVE_INFINITY,
-  }: RecompressRequest): Promise<number> {
+  async recompress(request: RecompressRequest): Promise<number> {
+    checkOptions('recompress', request, { type: 'text?', thresholdBytes: 'bytes?', maxPages: 'number?' })
+    const { type, maxPages = Number.POSITIVE_INFINITY } = request
+    const thresholdBytes = bytesOf('recompress', 'thresholdBytes', request.thresholdBytes ?? 0)
     if (!this.#places.some(({ recompresses }) => recompresses))
       throw this.#unsupported('recompress needs a place with a codec for it, e.g. zcache(limit=64MiB,recompress=zstd)')
     let tried = 0

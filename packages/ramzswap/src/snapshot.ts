@@ -26,7 +26,10 @@ import { lstatSync, realpathSync } from 'node:fs'
 import {
   type Allocator,
   type BlockDevice,
+  type ByteAmount,
+  bytesOf,
   type Completion,
+  checkOptions,
   type StatsNode,
   systemAllocator,
   TmemError,
@@ -44,7 +47,7 @@ export interface SnapshotOptions {
   /** Acknowledge a write only when it survives the process (default: when it is flushed). */
   readonly writethrough?: boolean
   /** Largest size that `resize` will be asked for (default: the device's size). Half a byte is reserved for each page. */
-  readonly maxSizeBytes?: number
+  readonly maxSizeBytes?: ByteAmount
   /** Told how many bytes of the image are in the device. */
   readonly onProgress?: (done: number, total: number) => void
   readonly allocator?: Allocator
@@ -156,9 +159,17 @@ export class Snapshot implements BlockDevice {
   #failures = 0
 
   constructor(device: BlockDevice, options: SnapshotOptions) {
+    checkOptions('openSnapshot', options, {
+      path: 'text',
+      writethrough: 'flag?',
+      maxSizeBytes: 'bytes?',
+      onProgress: 'function?',
+      allocator: 'object?',
+      files: 'object?',
+    })
     const { path, writethrough = false, allocator = systemAllocator, files } = options
     const { sizeBytes, name } = device
-    const maxSizeBytes = options.maxSizeBytes ?? sizeBytes
+    const maxSizeBytes = bytesOf('openSnapshot', 'maxSizeBytes', options.maxSizeBytes ?? sizeBytes)
     if (sizeBytes % pageBytes !== 0 || maxSizeBytes % pageBytes !== 0 || maxSizeBytes < sizeBytes)
       throw new RangeError(
         `the sizes of ${name} must be whole pages of ${pageBytes} bytes, the largest one not the smaller`,

@@ -41,7 +41,7 @@ async function contentOf(device: Ramzswap, at = 0, length = device.sizeBytes): P
   return bytes
 }
 
-function withFile(more: Partial<RamzswapOptions> = {}) {
+function withFile(more: Partial<RamzswapOptions> & { readonly maxSizeBytes?: number } = {}) {
   const { layers, file } = backingFile(more.maxSizeBytes === undefined ? pages : more.maxSizeBytes / 4096)
   const device = ramzswap({
     name: 'dev',

@@ -17,6 +17,7 @@
 import {
   type BlockCodec,
   type ClientAccounts,
+  checkOptions,
   createAccounts,
   GetOutcome,
   maxBlockBytes,
@@ -181,6 +182,7 @@ export interface HistoryOptions {
  * wrong, and with whatever is thrown when the simulator itself is.
  */
 export async function runHistory(seed: number, history: number, options: HistoryOptions = {}): Promise<HistoryReport> {
+  checkOptions('runHistory', options, { workshop: 'object?', trace: 'function?' })
   const { workshop = new Workshop(), trace } = options
   const run = new History(seed, history, workshop, trace)
   try {

@@ -1,4 +1,5 @@
 /** Many histories, one after the other, until one finds a wrong answer or there is no more time. */
+import { checkOptions } from '@tmem/core'
 import { HistoryFailure, runHistory, Workshop } from './history.ts'
 import { type FaultCounts, type FaultKind, noFaults } from './world.ts'
 
@@ -51,6 +52,15 @@ export interface SimulationReport {
  * wrong answer of the history that is running.
  */
 export async function simulate(options: SimulationOptions): Promise<SimulationReport> {
+  checkOptions('simulate', options, {
+    seed: 'number',
+    first: 'number?',
+    histories: 'number?',
+    seconds: 'number?',
+    trace: 'function?',
+    signal: 'object?',
+    onProgress: 'function?',
+  })
   const { seed, first = 0, histories = Number.POSITIVE_INFINITY, seconds = Number.POSITIVE_INFINITY } = options
   const { trace, signal, onProgress } = options
   const begun = performance.now()

@@ -79,7 +79,7 @@ const unitsPerBlock = blockBytes / unitBytes
  * sense.
  */
 export function spill(options: SpillOptions): Layer {
-  checkOptions('spill', options, { file: true, sizeBytes: true, files: true, boot: true })
+  checkOptions('spill', options, { file: true, sizeBytes: true, files: 'object?', boot: 'any?' })
   const { file, files, boot } = options
   const sizeBytes = bytesOf('spill', 'sizeBytes', options.sizeBytes)
   if (typeof file !== 'string' || file === '') throw new TypeError('spill: file is the path of the file; it is missing')

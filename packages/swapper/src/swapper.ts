@@ -22,7 +22,10 @@
 import {
   type Allocator,
   assertPageSize,
+  type ByteAmount,
   basePageSize,
+  bytesOf,
+  checkOptions,
   GetOutcome,
   none,
   PageBatch,
@@ -46,7 +49,7 @@ export interface SwapperOptions {
   /** Where pages go that have no frame. The swapper makes one pool in it, and does not close it. */
   readonly store: PageStore
   /** Bytes of a page: a power of two from 4 KiB to 2 MiB, default 4 KiB. */
-  readonly pageSize?: number
+  readonly pageSize?: ByteAmount
   /** To whom the pages are charged: 0 to 65535, default 0. */
   readonly client?: number
   /** Where memory comes from, default the process's own. */
@@ -150,7 +153,18 @@ export class Swapper {
    * little, with `TMEM_BAD_STACK` when the store keeps no such pages.
    */
   constructor(options: SwapperOptions) {
-    const { pages, frames, store, pageSize = basePageSize, client = 0, allocator = systemAllocator } = options
+    checkOptions('Swapper', options, {
+      pages: 'number',
+      frames: 'number',
+      store: 'object',
+      pageSize: 'bytes?',
+      client: 'number?',
+      allocator: 'object?',
+      cluster: 'number?',
+      exclusiveLoads: 'flag?',
+    })
+    const { pages, frames, store, client = 0, allocator = systemAllocator } = options
+    const pageSize = bytesOf('Swapper', 'pageSize', options.pageSize ?? basePageSize)
     const { cluster = 32 } = options
     assertPageSize(pageSize)
     const namable = Math.min(2 ** 31 - 1, 2 ** 32 / (pageSize / basePageSize))

@@ -94,14 +94,14 @@ export interface ComposeOptions {
 }
 
 const composeNames: OptionNames<ComposeOptions> = {
-  allocator: true,
-  accounts: true,
-  check: true,
-  requirement: true,
-  clock: true,
-  wake: true,
-  io: true,
-  onProgress: true,
+  allocator: 'object?',
+  accounts: 'object?',
+  check: 'text?',
+  requirement: 'object?',
+  clock: 'function?',
+  wake: 'function?',
+  io: 'text?',
+  onProgress: 'function?',
 }
 
 /**

@@ -4,6 +4,7 @@
  * Both are plain objects that can be replaced: to count every allocation, to make one fail, to share one limit between
  * stacks.
  */
+import { type ByteAmount, bytesOf, checkOptions } from './options.ts'
 import type { Account, Accounts, Allocator } from './store.ts'
 
 const allocate = (make: (bytes: number) => ArrayBufferLike, bytes: number): ArrayBufferLike | undefined => {
@@ -44,7 +45,7 @@ export const sharedAllocator: Allocator = {
 /** Limits of `createAccounts`. */
 export interface AccountsOptions {
   /** Largest amount of persistent memory of each client, in bytes (default: no limit). */
-  readonly maximumBytes?: number
+  readonly maximumBytes?: ByteAmount
 }
 
 /** Accounts whose maxima can be changed and read. */
@@ -103,7 +104,8 @@ class ClientAccount implements Account {
  * serve several layers and stacks: then a client's maximum is over all of them.
  */
 export function createAccounts(options: AccountsOptions = {}): ClientAccounts {
-  const { maximumBytes = Number.POSITIVE_INFINITY } = options
+  checkOptions('createAccounts', options, { maximumBytes: 'bytes?' })
+  const maximumBytes = bytesOf('createAccounts', 'maximumBytes', options.maximumBytes ?? Number.POSITIVE_INFINITY)
   if (!(maximumBytes >= 0)) throw new RangeError(`maximumBytes must not be negative, got ${maximumBytes}`)
   const accounts = new Map<number, ClientAccount>()
   const of = (client: number): ClientAccount => {

@@ -21,6 +21,7 @@
  *
  * Invariant: a page has an entry exactly when `find` reports it; an object has a slot exactly while it has a page.
  */
+import { checkOptions } from './options.ts'
 import { TmemError } from './outcomes.ts'
 import type { Allocator, ObjectId } from './store.ts'
 import { assertObject } from './store.ts'
@@ -237,6 +238,13 @@ export class HandleTable {
 
   /** Makes an empty table. Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has no memory for it. */
   static create(options: HandleTableOptions): HandleTable {
+    checkOptions('HandleTable.create', options, {
+      capacity: 'number',
+      queues: 'number?',
+      pools: 'number?',
+      allocator: 'object',
+      site: 'text',
+    })
     const { capacity, queues = 1, pools = 256, allocator, site } = options
     if (!Number.isInteger(capacity) || capacity < 1 || capacity > maxEntries)
       throw new RangeError(`a handle table holds 1 to ${maxEntries} entries, got ${capacity}`)

@@ -20,6 +20,7 @@ export {
   nearestName,
   type OptionNames,
   parseBytes,
+  type ValueKind,
 } from './options.ts'
 export * from './outcomes.ts'
 export * from './place.ts'

@@ -30,12 +30,35 @@ export function formatBytes(bytes: number): string {
 /** An amount of bytes: a number, or text such as `64MiB` (see `parseBytes`). */
 export type ByteAmount = number | string
 
-/** Every name that options of that type may have. */
-export type OptionNames<Options> = Readonly<Record<keyof Required<Options>, true>>
+/** What the value of an option is; `bytes`: a `ByteAmount`, `any`: whatever is there. */
+export type ValueKind = 'any' | 'bytes' | 'flag' | 'function' | 'list' | 'number' | 'object' | 'text'
 
 /**
- * Throws `TypeError` unless `options` is an object without other names than these. `who`: whose options they are, for
- * the message.
+ * Every name that options of that type may have, and what its value is, as in `{ file: 'text', keep: 'flag?' }`: with
+ * `?` for what may be missing. `true`: whoever takes the options looks at the value.
+ */
+export type OptionNames<Options> = {
+  readonly [Name in keyof Required<Options>]: true | (object extends Pick<Options, Name> ? `${ValueKind}?` : ValueKind)
+}
+
+/** How each kind is told, and whether a value is of it. */
+const kinds: { readonly [Kind in ValueKind]: readonly [string, (value: unknown) => boolean] } = {
+  any: ['a value', (value) => value !== null],
+  bytes: [
+    "an amount of bytes, such as 67108864 or '64MiB'",
+    (value) => typeof value === 'number' || (typeof value === 'string' && parseBytes(value) !== undefined),
+  ],
+  flag: ['true or false', (value) => typeof value === 'boolean'],
+  function: ['a function', (value) => typeof value === 'function'],
+  list: ['a list', (value) => Array.isArray(value)],
+  number: ['a number', (value) => typeof value === 'number'],
+  object: ['an object', (value) => (typeof value === 'object' && value !== null) || typeof value === 'function'],
+  text: ['a text that is not empty', (value) => typeof value === 'string' && value !== ''],
+}
+
+/**
+ * Throws `TypeError` unless `options` is an object without other names than these, with a value of its kind under each
+ * name that must be there. `who`: whose options they are, for the message.
  */
 export function checkOptions<Options>(who: string, options: Options, names: OptionNames<Options>): void {
   if (typeof options !== 'object' || options === null)
@@ -43,14 +66,21 @@ export function checkOptions<Options>(who: string, options: Options, names: Opti
   for (const name of Object.keys(options))
     if (!Object.hasOwn(names, name))
       throw new TypeError(`${who} has no option ${name}; ${nearestName(name, Object.keys(names))}`)
+  for (const [name, kind] of Object.entries<string | true>(names)) {
+    if (kind === true) continue
+    const value: unknown = options[name as keyof Options]
+    const isOptional = kind.endsWith('?')
+    if (value === undefined && isOptional) continue
+    const [what, is] = kinds[(isOptional ? kind.slice(0, -1) : kind) as ValueKind]
+    if (value === undefined || !is(value)) throw new TypeError(`${who}: ${name} is ${what}; ${gotOf(value)}`)
+  }
 }
 
 /** The number of bytes that an option stands for. Throws `TypeError` for what is no amount of bytes. */
 export function bytesOf(who: string, name: string, amount: ByteAmount): number {
   const bytes = typeof amount === 'string' ? parseBytes(amount) : amount
   if (typeof bytes === 'number') return bytes
-  const got = amount === undefined ? 'it is missing' : `got ${nameOf(amount)}`
-  throw new TypeError(`${who}: ${name} is an amount of bytes, such as 67108864 or '64MiB'; ${got}`)
+  throw new TypeError(`${who}: ${name} is ${kinds.bytes[0]}; ${gotOf(amount)}`)
 }
 
 /** The limit that an option stands for: one of its own for an amount of bytes. Throws `TypeError` for anything else. */
@@ -60,7 +90,13 @@ export function limitOf(who: string, name: string, limit: ByteAmount | ByteLimit
   return new ByteLimit(bytesOf(who, name, limit))
 }
 
-const nameOf = (value: unknown): string => (typeof value === 'string' ? JSON.stringify(value) : String(value))
+const gotOf = (value: unknown): string => (value === undefined ? 'it is missing' : `got ${nameOf(value)}`)
+
+const nameOf = (value: unknown): string => {
+  if (typeof value === 'string') return JSON.stringify(value)
+  // Some objects have no way to become a text.
+  return typeof value === 'object' && value !== null ? (Array.isArray(value) ? 'a list' : 'an object') : String(value)
+}
 
 /** What to write instead of a name: the nearest one where one is near, and all of them. */
 export function nearestName(name: string, names: readonly string[]): string {

@@ -16,6 +16,7 @@
  * same number does not pay for them. Xen dropped the objects that the leaver had touched last, moved the *whole*
  * ephemeral list of a leaving owner to the next one, and left the pool's pages unevictable for ever.
  */
+import { checkOptions } from './options.ts'
 import type { PoolRefusal } from './outcomes.ts'
 import { GetOutcome, PutOutcome, PoolRefusal as Refusal } from './outcomes.ts'
 import type { Borrower, ObjectId, PageStore, Pool } from './store.ts'
@@ -130,6 +131,12 @@ export class Tmem {
   readonly #shared = new Map<Uuid, Membership>()
 
   constructor(store: PageStore, options: TmemOptions = {}) {
+    checkOptions('Tmem', options, {
+      poolsPerClient: 'number?',
+      sharedPools: 'number?',
+      permitsPerClient: 'number?',
+      everybodyShares: 'flag?',
+    })
     const { poolsPerClient = 16, sharedPools = 16, permitsPerClient = 16, everybodyShares = false } = options
     for (const [name, value] of Object.entries({ poolsPerClient, sharedPools, permitsPerClient }))
       if (!Number.isInteger(value) || value < 1)

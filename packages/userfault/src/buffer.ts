@@ -16,7 +16,7 @@
  */
 import { constants } from 'node:buffer'
 import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads'
-import { type StatsNode, TmemError } from '@tmem/core'
+import { type ByteAmount, bytesOf, checkOptions, type StatsNode, TmemError } from '@tmem/core'
 import {
   argumentAt,
   COMMAND,
@@ -32,9 +32,9 @@ import { System } from './system.ts'
 /** What a `SwappableBuffer` is made of. */
 export interface SwappableBufferOptions {
   /** Bytes of the buffer: a positive multiple of the system's page size, at most `buffer.constants.MAX_LENGTH`. */
-  readonly bytes: number
+  readonly bytes: ByteAmount
   /** Bytes of it that may be in memory at once: a multiple of the page size, at least 64 pages. */
-  readonly residentBytes: number
+  readonly residentBytes: ByteAmount
   /**
    * The stack that the other pages rest in: its text, e.g. `zcache(limit=64MiB)`, or the same as plain data (see
    * `stackFromData` of @tmem/core). It must keep persistent pages. It is opened in the pager's thread.
@@ -121,7 +121,16 @@ export class SwappableBuffer {
    * `TMEM_NO_MEMORY` that it cannot have its memory; and with whatever a module or a layer throws when it is opened.
    */
   static async open(options: SwappableBufferOptions): Promise<SwappableBuffer> {
-    const { bytes, residentBytes, stack, modules = [], cpu } = options
+    checkOptions('SwappableBuffer.open', options, {
+      bytes: 'bytes',
+      residentBytes: 'bytes',
+      stack: 'any',
+      modules: 'list?',
+      cpu: 'number?',
+    })
+    const { stack, modules = [], cpu } = options
+    const bytes = bytesOf('SwappableBuffer.open', 'bytes', options.bytes)
+    const residentBytes = bytesOf('SwappableBuffer.open', 'residentBytes', options.residentBytes)
     const system = await System.load()
     const { pageSize } = system
     checkSize('bytes', bytes, 1, pageSize, constants.MAX_LENGTH)

@@ -17,6 +17,7 @@
  * Source: mm/memory.c, mm/mremap.c, mm/mprotect.c of 2.6.31 (facts only); commit 7e675137a8e1 for pte_special; commits
  * 09854ba94c6a, 70e806e4e645 and 6c287605fd56 for the later rules of copy-on-write; 6857be5fecae for special huge entries.
  */
+import { checkOptions } from '@tmem/core'
 import {
   allocatePage,
   type Context,
@@ -153,6 +154,14 @@ export interface MachineOptions {
  * small ones do not have.
  */
 export function createMachine(options: MachineOptions): Machine {
+  checkOptions('createMachine', options, {
+    memory: 'object',
+    frames: 'number',
+    pteSpecial: 'flag',
+    hugeSpecial: 'flag?',
+    kernel: 'text?',
+    maxTables: 'number?',
+  })
   const { memory, frames, pteSpecial, hugeSpecial = false, kernel = '2.6.31', maxTables = 64 } = options
   if (hugeSpecial && !pteSpecial) throw new RangeError('hugeSpecial needs pteSpecial')
   if (highestPfn(memory) >= frames) throw new RangeError(`descriptors for frames beyond the last one, ${frames - 1}`)

@@ -18,7 +18,7 @@
  * Sources: the list's objection to self-sizing pools (2009 to 2011: a persistent pool that only grows is an
  * out-of-memory bomb); the kernel's documents on pressure-stall information and on control groups, versions 1 and 2.
  */
-import type { ByteLimit } from '@tmem/core'
+import { type ByteAmount, type ByteLimit, bytesOf, checkOptions } from '@tmem/core'
 
 /** What the host has to say. */
 export interface HostMemory {
@@ -33,9 +33,9 @@ export interface GovernorOptions {
   /** The budget that it steers. Its `maximumBytes` is the ceiling. */
   readonly limit: ByteLimit
   /** It never goes below this: 0 to the ceiling (default: a 16th of the ceiling). */
-  readonly floorBytes?: number
+  readonly floorBytes?: ByteAmount
   /** Memory that stays free for everybody else, in bytes (default: a quarter of the ceiling). */
-  readonly reserveBytes?: number
+  readonly reserveBytes?: ByteAmount
   /**
    * Above this much waiting the budget shrinks by an eighth per second, whatever seems available: percent (default 10).
    */
@@ -43,7 +43,7 @@ export interface GovernorOptions {
   /** Growing needs less waiting than this: percent (default 1). */
   readonly lowPressurePercent?: number
   /** How fast it grows, in bytes per second (default: a 32nd of the ceiling). */
-  readonly growBytesPerSecond?: number
+  readonly growBytesPerSecond?: ByteAmount
   /** It does not grow for so long after it had to take memory from the pool: milliseconds (default 10,000). */
   readonly holdMs?: number
 }
@@ -80,14 +80,25 @@ export class Governor {
 
   /** Throws `RangeError` for settings that make no sense. The budget starts at the floor. */
   constructor(options: GovernorOptions) {
+    checkOptions('Governor', options, {
+      limit: 'object',
+      floorBytes: 'bytes?',
+      reserveBytes: 'bytes?',
+      highPressurePercent: 'number?',
+      lowPressurePercent: 'number?',
+      growBytesPerSecond: 'bytes?',
+      holdMs: 'number?',
+    })
     const { limit } = options
+    const bytes = (name: 'floorBytes' | 'reserveBytes' | 'growBytesPerSecond', usual: number): number =>
+      bytesOf('Governor', name, options[name] ?? usual)
     const ceiling = limit.maximumBytes
     this.#limit = limit
-    this.#floor = checked('floorBytes', options.floorBytes ?? Math.floor(ceiling / 16), ceiling)
-    this.#reserve = checked('reserveBytes', options.reserveBytes ?? Math.floor(ceiling / 4), Number.MAX_SAFE_INTEGER)
+    this.#floor = checked('floorBytes', bytes('floorBytes', Math.floor(ceiling / 16)), ceiling)
+    this.#reserve = checked('reserveBytes', bytes('reserveBytes', Math.floor(ceiling / 4)), Number.MAX_SAFE_INTEGER)
     this.#high = checked('highPressurePercent', options.highPressurePercent ?? 10, 100)
     this.#low = checked('lowPressurePercent', options.lowPressurePercent ?? 1, this.#high)
-    this.#growPerSecond = checked('growBytesPerSecond', options.growBytesPerSecond ?? Math.ceil(ceiling / 32), ceiling)
+    this.#growPerSecond = checked('growBytesPerSecond', bytes('growBytesPerSecond', Math.ceil(ceiling / 32)), ceiling)
     this.#holdMs = checked('holdMs', options.holdMs ?? 10_000, Number.MAX_SAFE_INTEGER)
     this.#band = Math.floor(ceiling / 32)
     limit.bytes = this.#floor

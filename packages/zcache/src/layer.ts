@@ -50,13 +50,13 @@ export interface ZcacheOptions {
 
 const names: OptionNames<ZcacheOptions> = {
   limitBytes: true,
-  codec: true,
-  recompress: true,
-  incompressible: true,
-  zvMaxZsize: true,
-  zvMaxMeanZsize: true,
-  zvPageCountPolicyPercent: true,
-  allocator: true,
+  codec: 'any?',
+  recompress: 'text?',
+  incompressible: 'text?',
+  zvMaxZsize: 'number?',
+  zvMaxMeanZsize: 'number?',
+  zvPageCountPolicyPercent: 'number?',
+  allocator: 'function?',
 }
 
 /** Smallest limit: below it the tables would leave no room for pages. */

@@ -1,10 +1,11 @@
 /** `tmem bench SUITE`: the suites that there are, and how their answers are shown. */
 import { formatBytes } from '@tmem/core'
 import pc from 'picocolors'
+import { BadInput } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { createBench, describeMachine, type MachineDescription, type Row, type Suite } from './frame.ts'
 
-/** All suites by name. A suite is loaded when it runs, with the references that it measures. */
+/** All suites by name, but for `stack`, which is made for a stack. A suite is loaded when it runs, with the references that it measures. */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   cleancache: async () => (await import('./cleancache.ts')).cleancache,
   core: async () => (await import('./core.ts')).core,
@@ -20,6 +21,20 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
 export interface BenchOptions {
   readonly json?: true
   readonly quick?: true
+  /** Text of the stack that the suite `stack` measures. */
+  readonly stack?: string
+  readonly modules?: readonly string[]
+}
+
+/** The suite of that name. Throws `BadInput` for options that it does not have. */
+export async function suiteOf(name: string, { stack, modules }: BenchOptions): Promise<Suite> {
+  if (name === 'stack') {
+    if (stack === undefined) throw new BadInput("bench stack: --stack is missing, e.g. --stack 'zcache(limit=64MiB)'")
+    return (await import('./stack.ts')).stackSuite(stack, modules)
+  }
+  if (stack !== undefined || modules !== undefined)
+    throw new BadInput(`bench ${name}: --stack and --modules are for tmem bench stack`)
+  return suites[name]!()
 }
 
 /** The JSON document of `tmem bench SUITE --json`: a contract. */
@@ -59,5 +74,6 @@ function shown({ suite, quick, machine, rows }: BenchAnswer, summary: string): s
     tableOf(['what', 'ours', 'reference', 'ratio', 'goal', ''], cells, align),
     '',
     'Times are medians of rounds in which both took turns. ratio = our cost / reference cost: below 1 we are cheaper.',
+    'goal: the largest ratio (without a reference: value) that we want. missed: here it costs more; what it does is right.',
   ].join('\n')
 }

@@ -5,9 +5,11 @@
  */
 import { statSync } from 'node:fs'
 import { connect, createServer, type Server } from 'node:net'
+import { setTimeout } from 'node:timers/promises'
 import type { StatsNode } from '@tmem/core'
 import { listenAtPath } from '@tmem/nbd'
-import { Failed } from '../ending.ts'
+import { Failed, throwIfInterrupted } from '../ending.ts'
+import type { SocketAccess } from './endpoints.ts'
 import { isTrusted, type Peer, peerOf } from './peer.ts'
 
 /** Where it is unless said otherwise. */
@@ -69,7 +71,11 @@ const patienceMs = 10_000
  * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects with
  * `Failed` when the socket cannot be had.
  */
-export async function serveControl(path: string, answer: Answer, refused: (error: Error) => void): Promise<Server> {
+export async function serveControl(
+  { path, mode, gid }: { readonly path: string } & SocketAccess,
+  answer: Answer,
+  refused: (error: Error) => void,
+): Promise<Server> {
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     let text = ''
     socket.setEncoding('utf8')
@@ -88,7 +94,7 @@ export async function serveControl(path: string, answer: Answer, refused: (error
       )
     })
   })
-  await listenAtPath(server, path, 0o600).catch((error: Error) => {
+  await listenAtPath(server, path, mode, gid).catch((error: Error) => {
     throw new Failed(`the control socket ${path} cannot be made: ${error.message}`)
   })
   return server
@@ -104,6 +110,29 @@ async function reply(
   } catch (error) {
     refused(error as Error)
     return { error: (error as Error).message }
+  }
+}
+
+/** Why nobody answers, and what to do. */
+function noAnswer(path: string, { code, message }: NodeJS.ErrnoException): string {
+  if (code === 'EACCES' || code === 'EPERM')
+    return `this user may not open the control socket ${path} (${message}): ask as the user of its server or as root, or have tmem serve give it a group (--socket-group)`
+  return `no server at ${path} (${message}): start one with tmem serve, or name its --control`
+}
+
+const retryMs = 200
+
+/** Asks until a server answers, so many seconds: who starts one in the background cannot know when it serves. */
+export async function infoWithin(seconds: number, control: string, signal: AbortSignal): Promise<Info> {
+  const end = performance.now() + seconds * 1000
+  for (;;) {
+    try {
+      return await ask(control, 'info')
+    } catch (error) {
+      if (performance.now() >= end) throw error
+    }
+    await setTimeout(retryMs, undefined, { signal }).catch(() => undefined)
+    throwIfInterrupted(signal)
   }
 }
 
@@ -131,9 +160,7 @@ export function ask<Kind extends Request['do']>(
     socket.on('data', (part: string) => {
       text += part
     })
-    socket.on('error', (error) =>
-      reject(new Failed(`no server at ${path} (${error.message}): start one with tmem serve, or name its --control`)),
-    )
+    socket.on('error', (error: NodeJS.ErrnoException) => reject(new Failed(noAnswer(path, error))))
     socket.on('end', () => {
       let answer: unknown
       try {

@@ -4,6 +4,7 @@
  * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use: server-cert.pem,
  * server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory serves all of them.
  */
+import { spawnSync } from 'node:child_process'
 import { readFileSync, realpathSync, statSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { createSecureContext } from 'node:tls'
@@ -20,6 +21,33 @@ export interface EndpointOptions {
   readonly tlsVerifyPeer?: true
   /** `NAME=VALUE,…`. */
   readonly nbdLimits?: string
+  /** Octal permissions, and name or number of a group: of the unix sockets that it makes. */
+  readonly socketMode?: string
+  readonly socketGroup?: string
+}
+
+/** Who may connect to the unix sockets of a server. */
+export interface SocketAccess {
+  readonly mode?: number
+  readonly gid?: number
+}
+
+/** What `--socket-mode` and `--socket-group` say. Throws `BadInput` for what is no mode, and for a group that there is not. */
+export function accessOf({ socketMode, socketGroup }: EndpointOptions): SocketAccess {
+  if (socketMode !== undefined && !/^0?[0-7]{3}$/.test(socketMode))
+    throw new BadInput(`bad --socket-mode "${socketMode}": expected three octal digits, such as 660`)
+  if (socketGroup === undefined) return socketMode === undefined ? {} : { mode: Number.parseInt(socketMode, 8) }
+  return { mode: Number.parseInt(socketMode ?? '660', 8), gid: groupNumber(socketGroup) }
+}
+
+function groupNumber(group: string): number {
+  if (/^\d{1,9}$/.test(group)) return Number(group)
+  // As the system looks names up, wherever they come from.
+  const found = spawnSync('getent', ['group', '--', group], { encoding: 'utf8' })
+  const [, number] = /^[^:]*:[^:]*:(\d+):/.exec(found.stdout ?? '') ?? []
+  if (number === undefined)
+    throw new BadInput(`--socket-group: ${found.error?.message ?? `there is no group ${JSON.stringify(group)}`}`)
+  return Number(number)
 }
 
 /** What `--nbd-limits` can set: how each is called there, and read. */
@@ -61,7 +89,8 @@ export function endpointsOf(options: EndpointOptions, descriptors: readonly numb
   if (tlsVerifyPeer === true && tlsCertificates === undefined)
     throw new BadInput('--tls-verify-peer needs --tls-certificates, the directory with ca-cert.pem')
   const tls = tlsCertificates === undefined ? undefined : tlsOf(tlsCertificates, tlsVerifyPeer === true)
-  const endpoints: NbdEndpoint[] = nbd.map((text) => endpointOf(text, tls))
+  const access = accessOf(options)
+  const endpoints: NbdEndpoint[] = nbd.map((text) => endpointOf(text, tls, access))
   for (const fd of descriptors) endpoints.push(tls === undefined ? { fd } : { fd, tls })
   if (tls !== undefined && endpoints.every((endpoint) => 'path' in endpoint))
     throw new BadInput('--tls-certificates is for TCP: add --nbd tcp:HOST:PORT, or leave it out')
@@ -83,7 +112,9 @@ export function socketPath(text: string): string {
     if (found !== undefined && !found.isSocket())
       throw new BadInput(`${path} is there, and no socket: name another path`)
     if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
-      throw new BadInput(`the socket ${path} cannot be made: there is no directory ${dirname(path)}`)
+      throw new BadInput(
+        `the socket ${path} cannot be made: there is no directory ${dirname(path)}: make it with mkdir -p`,
+      )
     assertOwnFolder(path)
   } catch (error) {
     if (error instanceof BadInput) throw error
@@ -111,11 +142,11 @@ function assertOwnFolder(path: string): void {
 
 const sticky = 0o1000
 
-function endpointOf(text: string, tls: NbdTls | undefined): NbdEndpoint {
+function endpointOf(text: string, tls: NbdTls | undefined, access: SocketAccess): NbdEndpoint {
   const unix = /^unix:(.+?)(?:,mode=([0-7]{3,4}))?$/.exec(text)
   if (unix !== null) {
     const path = socketPath(unix[1]!)
-    return unix[2] === undefined ? { path } : { path, mode: Number.parseInt(unix[2], 8) & 0o777 }
+    return { path, ...access, ...(unix[2] === undefined ? {} : { mode: Number.parseInt(unix[2], 8) & 0o777 }) }
   }
   const tcp = /^tcp:(.+):(\d+)$/.exec(text)
   if (tcp === null || Number(tcp[2]) > 65535)

@@ -1,6 +1,7 @@
 /** What this host's kernel does with the files of a mount: loop devices over them, and swap on those. */
 import { type ChildProcess, execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { totalmem } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
 import { deviceText, type Mount, mounts, placeOf, unescaped } from '@tmem/fuse'
@@ -58,6 +59,24 @@ function spareBytes(): { spare: number; by: string } {
       least = { spare, by: `the control group ${group}, whose limit is ${mebibytes(limitBytes)},` }
   }
   return least
+}
+
+/**
+ * Throws `Failed` for limits that no host like this one could ever keep, whatever else runs on it. Who serves files
+ * takes all memory at the start, and hears from `aheadMemory` what can be spared now.
+ */
+export function judgeLimits(bytes: number): void {
+  let most = { bytes: totalmem() - headroomBytes, by: `this host has ${mebibytes(totalmem())}` }
+  for (const { group, limitBytes } of memoryLimits(readText))
+    if (limitBytes - growthBytes < most.bytes)
+      most = {
+        bytes: limitBytes - growthBytes,
+        by: `the control group ${group} has a limit of ${mebibytes(limitBytes)}`,
+      }
+  if (bytes > most.bytes)
+    throw new Failed(
+      `the stacks may take ${mebibytes(bytes)} of memory, and ${most.by}: give limits of at most ${mebibytes(Math.max(0, most.bytes))} in all`,
+    )
 }
 
 export function aheadMemory(): AheadMemory {

@@ -19,7 +19,7 @@
 import { lstatSync } from 'node:fs'
 import { markedProcess, processMark, TmemError } from '@tmem/core'
 import { PageFile } from '@tmem/page-file'
-import { Failed } from '../ending.ts'
+import { Failed, LookFirst } from '../ending.ts'
 
 /** What of a device is there after its server was killed: nothing, what was flushed, or all that was acknowledged. */
 export type Survival = 'nothing' | 'flushed' | 'acknowledged'
@@ -140,14 +140,14 @@ export class ServerRecord {
   }
 
   /**
-   * Lines to tell about the server before. Throws `Failed` when pages are lost and `fresh` does not consent to that.
+   * Lines to tell about the server before. Throws `LookFirst` when pages are lost and `fresh` does not consent to that.
    */
   judge(fresh: boolean): string[] {
     if (this.#former === undefined) return []
     const { pid, end, lost, partly } = this.#former
     const what = `process ${pid}, the server before, ${end}`
     if (lost !== '' && !fresh)
-      throw new Failed(
+      throw new LookFirst(
         `${what}: what it held of ${lost} is lost, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
       )
     return [

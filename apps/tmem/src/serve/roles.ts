@@ -52,6 +52,18 @@ export function toldFiles(factories: readonly LayerFactory[], tell: (path: strin
   }))
 }
 
+/** The same factories, which tell the bytes of memory that a stack may take: the limits that it says. */
+export function toldLimits(factories: readonly LayerFactory[], tell: (bytes: number) => void): LayerFactory[] {
+  return factories.map((factory) => ({
+    ...factory,
+    create: (options) => {
+      const { limit } = options
+      if (factory.options['limit']?.kind === 'bytes' && typeof limit === 'number') tell(limit)
+      return factory.create(options)
+    },
+  }))
+}
+
 /** Which thing a path leads to. */
 function identityOf(path: string): string {
   let at = resolve(path)

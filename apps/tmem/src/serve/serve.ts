@@ -24,13 +24,13 @@ import { type FuseNode, type FuseServer, fuseServer, namedApart, type Place, pla
 import { mappedAllocator } from '@tmem/memory'
 import { type NbdAddress, type NbdEndpoint, type NbdServer, nbdServer } from '@tmem/nbd'
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
-import { BadInput, Failed, Interrupted, throwIfInterrupted } from '../ending.ts'
+import { BadInput, Failed, Interrupted, LookFirst, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
 import type { Progress, Terminal } from '../terminal.ts'
 import { activatedDescriptors } from './activation.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
-import { type EndpointOptions, endpointsOf, limitsOf, socketPath } from './endpoints.ts'
-import { aheadMemory, drain, endingOf, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
+import { accessOf, type EndpointOptions, endpointsOf, limitsOf, socketPath } from './endpoints.ts'
+import { aheadMemory, drain, endingOf, judgeLimits, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
@@ -38,7 +38,7 @@ import type { Peer } from './peer.ts'
 import { PlaceWatch } from './place-watch.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
-import { judgeRoles, type Role, toldFiles } from './roles.ts'
+import { judgeRoles, type Role, toldFiles, toldLimits } from './roles.ts'
 import { Ticking } from './ticking.ts'
 import { type Entrances, Users } from './users.ts'
 
@@ -90,6 +90,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   if (endpoints.length === 0 && options.fuse === undefined)
     throw new BadInput('say how to serve: --nbd or --fuse, or hand a socket over to this very process (LISTEN_FDS)')
   const limits = limitsOf(options)
+  const access = accessOf(options)
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
   const roles: Role[] = [
@@ -98,6 +99,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   ]
   for (const endpoint of endpoints) if ('path' in endpoint) roles.push({ role: 'an NBD socket', path: endpoint.path })
   const factories = auto.factories(await layersWith(options.modules))
+  let limitsBytes = 0
   const stacks = requests.map((request) => {
     const { name, snapshot } = request
     if (snapshot !== undefined) roles.push({ role: `the snapshot of ${name}`, path: snapshot })
@@ -105,10 +107,14 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     return stackFor(
       options,
       request,
-      toldFiles(factories, (path) => roles.push({ role, path })),
+      toldFiles(
+        toldLimits(factories, (bytes) => (limitsBytes += bytes)),
+        (path) => roles.push({ role, path }),
+      ),
     )
   })
   auto.begin()
+  judgeLimits(limitsBytes)
   if (auto.isUsed && options.fuse !== undefined)
     throw new BadInput('--fuse takes all memory before it serves, so no limit can be auto: give limits in bytes')
   judgeRoles(roles, options.fuse)
@@ -225,7 +231,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       if (mounted !== undefined) await mounted.close()
     })
     const control = await serveControl(
-      controlPath,
+      { path: controlPath, ...access },
       (request, peer) => answerTo(request, peer, info, devices, servers, log),
       refused,
     )
@@ -278,7 +284,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
   }
   const names = lost.map(({ name }) => name).join(', ')
   if (names !== '')
-    throw new Failed(
+    throw new LookFirst(
       `what it held of ${names} is lost, and clients had that open: end them, then start with --fresh; with a snapshot it would be there again`,
     )
 }
@@ -296,7 +302,7 @@ function holdsPages(device: Ramzswap): boolean {
 }
 
 /**
- * Rejects with `Failed` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
+ * Rejects with `LookFirst` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
  * mount is taken away nobody can tell what they were.
  */
 async function judgeLoops(directory: string): Promise<void> {
@@ -314,7 +320,7 @@ async function judgeLoops(directory: string): Promise<void> {
   if (!isDead) return
   const uses = await loopsOverDead(place.mount)
   if (uses.length === 0) return
-  throw new Failed(
+  throw new LookFirst(
     `the server before was killed, and its files are in use by ${usesOf(uses)}: run ${uses.flatMap(endingOf).join('; ')}; then start again`,
   )
 }
@@ -582,7 +588,7 @@ async function opened(
 }
 
 function deviceFor(
-  request: DeviceRequest,
+  { snapshot: _image, writethrough: _how, ...request }: DeviceRequest,
   { isVirtual, ...context }: Context & { readonly onProgress: OpenProgress },
 ): Ramzswap {
   try {

@@ -3,18 +3,24 @@ import { setTimeout } from 'node:timers/promises'
 import { formatBytes, type StatsNode } from '@tmem/core'
 import { BadInput, throwIfInterrupted } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
-import { type Answers, ask } from './control.ts'
+import { type Answers, ask, infoWithin } from './control.ts'
 import { usesBy } from './swap.ts'
 
-/** Prints the statistics once, or again and again until it is interrupted. */
+/** Prints the statistics once, or again and again until it is interrupted; first waits until a server answers. */
 export async function stat(
-  options: { readonly control: string; readonly watch?: string | true; readonly json?: true },
+  options: {
+    readonly control: string
+    readonly watch?: string | true
+    readonly wait: number
+    readonly json?: true
+  },
   terminal: Terminal,
 ): Promise<void> {
   const { watch } = options
   const pauseMs = watch === undefined || watch === true ? 1000 : Number(watch) * 1000
   if (!(pauseMs >= 100 && pauseMs <= 86_400_000))
     throw new BadInput(`--watch takes seconds, 0.1 to 86400, got ${String(watch)}`)
+  await infoWithin(options.wait, options.control, terminal.signal)
   for (;;) {
     const answer = await ask(options.control, 'stats')
     terminal.print(options.json === true ? JSON.stringify(answer) : await tableFor(answer))

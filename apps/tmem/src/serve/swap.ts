@@ -15,9 +15,9 @@ import { lstat } from 'node:fs/promises'
 import { setTimeout } from 'node:timers/promises'
 import { deviceText } from '@tmem/fuse'
 import { systemFiles } from '@tmem/page-file'
-import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
+import { BadInput, Failed } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
-import { ask, type Info } from './control.ts'
+import { ask, type Info, infoWithin } from './control.ts'
 import { type LoopUse, loopsOver, release, tool, useText } from './host.ts'
 
 interface State {
@@ -34,7 +34,7 @@ export async function swap(
   options: { readonly control: string; readonly priority: number; readonly wait: number; readonly json?: true },
   terminal: Terminal,
 ): Promise<void> {
-  const info = await infoWithin(options.wait, options.control, terminal)
+  const info = await infoWithin(options.wait, options.control, terminal.signal)
   if (info.fuse === null || info.fileSystem === null)
     throw new Failed('the server has no files for a loop device: start it with --fuse DIRECTORY')
   if (what === 'status') {
@@ -51,24 +51,9 @@ export async function swap(
   show(await statesOf(info, [name]), options.json, terminal)
 }
 
-const retryMs = 200
 /** How often, and how many milliseconds apart, it is looked whether a user of a device goes away. */
 const looks = 20
 const lookMs = 50
-
-/** Asks until a server answers: who starts one in the background cannot know when it serves. */
-async function infoWithin(seconds: number, control: string, terminal: Terminal): Promise<Info> {
-  const end = performance.now() + seconds * 1000
-  for (;;) {
-    try {
-      return await ask(control, 'info')
-    } catch (error) {
-      if (performance.now() >= end) throw error
-    }
-    await setTimeout(retryMs, undefined, { signal: terminal.signal }).catch(() => undefined)
-    throwIfInterrupted(terminal.signal)
-  }
-}
 
 /** Acts while the file of a device is open and claimed. Rejects with `Failed` when another process has it claimed. */
 async function claimed(info: Info, name: string, act: () => Promise<void>): Promise<void> {
