@@ -151,9 +151,11 @@ async function prepare(what, made, [name, ...words]) {
     ...process.env,
     ...ownFolders(),
     npm_config_loglevel: 'warn', // also under npm --silent: why it failed
-    npm_config_fetch_retries: '1',
     npm_config_engine_strict: 'false', // it is for who types npm install
   }
+  // Each asks under its own name.
+  for (const whose of ['npm', 'pnpm'])
+    Object.assign(env, { [`${whose}_config_fetch_retries`]: '1', [`${whose}_config_fetch_retry_mintimeout`]: '1000' })
   const start = performance.now()
   const done = await new Promise((resolve) => {
     const child = spawn(name, words, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], env })
@@ -170,24 +172,31 @@ async function prepare(what, made, [name, ...words]) {
     child.on('close', (status) => end(status))
   })
   if (done.status === 0) return
-  process.stderr.write(done.said)
+  // Of many the last: each file that cannot be had is told several times.
+  process.stderr.write(`${done.said.trimEnd().split('\n').slice(-15).join('\n')}\n`)
   stop(
     `${name} ${words.join(' ')} failed${done.error ? `: ${done.error.message}` : ''}; what is missing is downloaded once: is there a network?`,
   )
 }
 
-/** Where npm and pnpm put what they download when they cannot write into the home folder. */
+/**
+ * Where npm and pnpm put what they download when they cannot write into the home folder. What is installed stays with
+ * the store that it came from: pnpm would fetch all of it again into another one.
+ */
 function ownFolders() {
   try {
     accessSync(homedir(), constants.W_OK)
     return {}
   } catch {
-    const folder = (name) => join(root, '.cache', name)
+    const installed = join(root, 'node_modules', '.modules.yaml')
+    const store = existsSync(installed) ? dirname(JSON.parse(readFileSync(installed, 'utf8')).storeDir) : undefined
+    const own = join(root, '.cache')
+    const folder = join(own, 'xdg')
     return {
-      npm_config_cache: folder('npm'),
-      XDG_CACHE_HOME: folder('xdg'),
-      XDG_DATA_HOME: folder('xdg'),
-      XDG_STATE_HOME: folder('xdg'),
+      npm_config_cache: join(own, 'npm'),
+      XDG_DATA_HOME: folder,
+      XDG_STATE_HOME: folder,
+      ...(store === undefined || store.startsWith(own) ? { XDG_CACHE_HOME: folder } : { pnpm_config_store_dir: store }),
     }
   }
 }
