@@ -119,6 +119,7 @@ const rows: Readonly<Record<string, Row | string>> = {
   'ramzswap WritebackRequest': 'a kind, or slots; its own tests have both',
   'simulator HistoryOptions': row(called('runHistory', 1, 0), none),
   'simulator SimulationOptions': row(called('simulate'), () => ({ seed: 1, histories: 0 })),
+  'soak SoakOptions': row(called('soak'), () => ({ program: [], ask: async () => ({}), seconds: 0, seed: 1 })),
   'spill SpillOptions': row(called('spill'), () => ({ file: nowhere, sizeBytes: 2 ** 20 })),
   'swapper SwapperOptions': row(made('Swapper'), () => ({ pages: 64, frames: 16, store: store() })),
   'tmem-core AccountsOptions': row(called('createAccounts'), none),

@@ -17,6 +17,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { checkOptions } from '@tmem/core'
 import { Random } from '@tmem/simulator'
 import { type Ask, type Counts, type Device, Found, Life, noCounts, type Stack, type Trouble } from './life.ts'
 import { DeviceModel, type Left } from './model.ts'
@@ -81,6 +82,15 @@ const stacks: readonly Stack[] = Object.freeze([
 
 /** Runs a soak. Resolves with a report, also of a failure, or when it is ended early; nothing is left behind. */
 export async function soak(options: SoakOptions): Promise<SoakReport> {
+  checkOptions('soak', options, {
+    program: 'list',
+    ask: 'function',
+    seconds: 'number',
+    seed: 'number',
+    folder: 'text?',
+    signal: 'object?',
+    onProgress: 'function?',
+  })
   return new Soak(options).run()
 }
 
@@ -234,10 +244,10 @@ class Soak {
       spawnSync('umount', ['-l', this.#mount])
     if (this.#mustRefuse) {
       const code = await this.#startedWith(words)
-      if (code !== 1 || !this.#server!.notes.some((line) => line.includes('--fresh')))
+      if (code !== 3 || !this.#server!.notes.some((line) => line.includes('--fresh')))
         throw new Found(
           'server',
-          `a server that starts over lost pages must refuse with 1 and name --fresh, got ${code}`,
+          `a server that starts over lost pages must refuse with 3 and name --fresh, got ${code}`,
         )
       this.#counts.refusedStarts++
       words.push('--fresh')
