@@ -286,9 +286,9 @@ class Soak {
     const code = await this.#server!.terminate()
     await life.dismiss()
     this.#counts.terminations++
-    if (code !== 0 && code !== 1) throw new Found('server', `SIGTERM under load: exit code ${code}`)
-    if (code === 1 && most === 0) throw new Found('server', 'it says that pages are lost, and held none')
-    this.#mustRefuse = code === 1
+    if (code !== 0 && code !== 3) throw new Found('server', `SIGTERM under load: exit code ${code}`)
+    if (code === 3 && most === 0) throw new Found('server', 'it says that pages are lost, and held none')
+    this.#mustRefuse = code === 3
     this.#note(`it has ended with ${code}${hasUsers ? '' : ', nobody had the device without an image open'}`)
     for (const { model, left } of this.#devices) model.ended(left === 'nothing' ? 'nothing' : 'acknowledged')
   }
