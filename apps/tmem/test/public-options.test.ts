@@ -55,6 +55,14 @@ const called =
 
 /** By package and type. */
 const rows: Readonly<Record<string, Row | string>> = {
+  'cache CacheOptions': row(made('Cache'), none),
+  'cache SetOptions': row(
+    (
+      exports: { Cache: new (options: object) => { set(key: string, value: string, options: object): unknown } },
+      options: object,
+    ) => new exports.Cache({ memory: '4MiB' }).set('key', 'value', options),
+    none,
+  ),
   'cleancache TmemBackendOptions': row(called('tmemBackend', new Tmem(store()), 0), none),
   'conformance EveryAllocationOptions': row(called('everyAllocation', store, undefined), none),
   'conformance ReferenceOptions': row(called('reference'), none),
@@ -117,6 +125,7 @@ const rows: Readonly<Record<string, Row | string>> = {
   'ramzswap RecompressRequest': row(moving('recompress'), none),
   'ramzswap SnapshotOptions': row(called('openSnapshot', device()), () => ({ path: nowhere })),
   'ramzswap WritebackRequest': 'a kind, or slots; its own tests have both',
+  'seal SealOptions': row(called('seal'), none),
   'simulator HistoryOptions': row(called('runHistory', 1, 0), none),
   'simulator SimulationOptions': row(called('simulate'), () => ({ seed: 1, histories: 0 })),
   'soak SoakOptions': row(called('soak'), () => ({ program: [], ask: async () => ({}), seconds: 0, seed: 1 })),
@@ -141,6 +150,9 @@ const rows: Readonly<Record<string, Row | string>> = {
     frames: 16,
     pteSpecial: true,
   })),
+  'xen-hypercall ControlRequest': 'what a guest asks of the model, with the errors that Xen has for it',
+  'xen-hypercall DomainOptions': row(made('Domain'), () => ({ id: 1, memory: {} })),
+  'xen-hypercall XenHostOptions': row(made('XenHost'), () => ({ store: store() })),
   'zcache GovernorOptions': row(made('Governor'), () => ({ limit: { bytes: 0, maximumBytes: 2 ** 24 } })),
   'zcache ZcacheOptions': row(called('zcache'), () => ({ limitBytes: 2 ** 22 })),
 }
@@ -216,7 +228,7 @@ for (const { folder, name, members } of found) {
 
     test('a name that there is not', async () => {
       const near = (members.find((member) => !apart.includes(member.name)) ?? members[0]!).name
-      const wrong = `${near.slice(0, 2)}${near.slice(3)}`
+      const wrong = `${near}x`
       await expectRefused({ ...one.good(), [wrong]: 1 }, new RegExp(`has no option ${wrong}; .*\\b${near}\\b`))
     })
 
@@ -231,7 +243,7 @@ for (const { folder, name, members } of found) {
       await expectRefused({ ...one.good(), [member.name]: null }, new RegExp(member.name))
     })
 
-    const sizes = members.filter((member) => isSize(member.name))
+    const sizes = members.filter((member) => isSize(member.name) && !member.type.includes('=>'))
     test.each(sizes)('$name as text', async (member) => {
       expect(member.type).toMatch(/ByteAmount/)
       await expectRefused(

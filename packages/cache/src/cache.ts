@@ -84,12 +84,12 @@ export interface CacheOptions<V> {
 }
 
 const optionNames: OptionNames<CacheOptions<unknown>> = {
-  memory: true,
-  file: true,
-  stack: true,
-  layers: true,
-  codec: true,
-  clock: true,
+  memory: 'any?',
+  file: 'any?',
+  stack: 'any?',
+  layers: 'list?',
+  codec: 'object?',
+  clock: 'function?',
 }
 
 /** What is said of an entry that is set. */

@@ -36,10 +36,8 @@ const mostSecretBytes = 4096
  * too little in it, `TMEM_NO_MEMORY`.
  */
 export function seal(options: SealOptions = {}): Layer {
-  checkOptions('seal', options, { keyFile: true })
+  checkOptions('seal', options, { keyFile: 'text?' })
   const { keyFile } = options
-  if (keyFile !== undefined && (typeof keyFile !== 'string' || keyFile === ''))
-    throw new TypeError('seal: keyFile is the path of a file')
   return Object.freeze({
     name: 'seal',
     planPlace,

@@ -66,9 +66,11 @@ export function checkOptions<Options>(who: string, options: Options, names: Opti
   for (const name of Object.keys(options))
     if (!Object.hasOwn(names, name))
       throw new TypeError(`${who} has no option ${name}; ${nearestName(name, Object.keys(names))}`)
-  for (const [name, kind] of Object.entries<string | true>(names)) {
+  // Allocates nothing: some take options with each operation.
+  for (const name in names) {
+    const kind: string | true = names[name]
     if (kind === true) continue
-    const value: unknown = options[name as keyof Options]
+    const value: unknown = options[name]
     const isOptional = kind.endsWith('?')
     if (value === undefined && isOptional) continue
     const [what, is] = kinds[(isOptional ? kind.slice(0, -1) : kind) as ValueKind]

@@ -4,7 +4,7 @@
  * A client has 16 slots; the number of a slot is the pool id. A shared pool is one `XenPool` in the slots of several
  * clients, under other numbers. Its first user that has not left is the owner, who is asked whether it is frozen.
  */
-import type { ObjectId, Pool } from '@tmem/core'
+import { checkOptions, type ObjectId, type Pool } from '@tmem/core'
 import { type Bits, maxPools, noUuid } from './abi.ts'
 import type { GuestMemory } from './guest-memory.ts'
 
@@ -27,7 +27,9 @@ export class Domain {
   /** It is being killed: its calls get -ENODEV. */
   isDying = false
 
-  constructor({ id, memory, bits = 64, privileged = id === 0 }: DomainOptions) {
+  constructor(options: DomainOptions) {
+    checkOptions('Domain', options, { id: 'number', memory: 'object', bits: 'number?', privileged: 'flag?' })
+    const { id, memory, bits = 64, privileged = id === 0 } = options
     if (!Number.isInteger(id) || id < 0 || id > 32_751)
       throw new RangeError(`a domain has a number from 0 to 32751, not ${id}`)
     if (bits !== 32 && bits !== 64) throw new RangeError(`a guest has 32 or 64 bits, not ${String(bits)}`)

@@ -85,15 +85,15 @@ export interface XenHostOptions {
 }
 
 const optionNames: OptionNames<XenHostOptions> = {
-  store: true,
-  release: true,
-  defects: true,
-  accounts: true,
-  sharedAuth: true,
-  compress: true,
-  clients: true,
-  security: true,
-  freeBytes: true,
+  store: 'object',
+  release: 'text?',
+  defects: 'text?',
+  accounts: 'object?',
+  sharedAuth: 'flag?',
+  compress: 'flag?',
+  clients: 'number?',
+  security: 'function?',
+  freeBytes: 'function?',
 }
 
 /** Counters of the whole host; the names are those of the G line of LIST. */
