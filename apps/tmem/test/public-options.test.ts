@@ -151,6 +151,7 @@ const rows: Readonly<Record<string, Row | string>> = {
     pteSpecial: true,
   })),
   'xen-hypercall ControlRequest': 'what a guest asks of the model, with the errors that Xen has for it',
+  'xen-hypercall DescribeOptions': row(called('describe', new Uint8Array(4096)), none),
   'xen-hypercall DomainOptions': row(made('Domain'), () => ({ id: 1, memory: {} })),
   'xen-hypercall XenHostOptions': row(made('XenHost'), () => ({ store: store() })),
   'zcache GovernorOptions': row(made('Governor'), () => ({ limit: { bytes: 0, maximumBytes: 2 ** 24 } })),

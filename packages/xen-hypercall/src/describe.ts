@@ -1,4 +1,5 @@
 /** Raw structures in words, for people: what each field is, and what is wrong with it. */
+import { checkOptions } from '@tmem/core'
 import {
   allClients,
   type Bits,
@@ -57,6 +58,7 @@ export interface Described {
 
 /** Describes the structure at the start of `bytes`. Throws `RangeError` when it is too short. */
 export function describe(bytes: Uint8Array, options: DescribeOptions = {}): Described {
+  checkOptions('describe', options, { as: 'text?', release: 'text?', bits: 'number?' })
   const { as = 'op', release = defaultRelease, bits = 64 } = options
   const raw = new Uint8Array(bytes)
   const view = new DataView(raw.buffer)
