@@ -239,7 +239,44 @@ function program(terminal: Terminal): Command {
     .addOption(json())
     .action(async (options) => (await import('./serve/doctor.ts')).doctor(options, terminal))
 
+  const xen = tmem.command('xen').description("Xen's tmem interface")
+  xen
+    .command('decode')
+    .description('a raw structure in words')
+    .argument('<words...>', 'the structure in hex, or a file that has it, raw or in hex')
+    .addOption(
+      new Option('--as <structure>', 'what it is')
+        .choices(['op', 'sysctl', 'handle', 'client', 'pool'] as const)
+        .default('op' as const),
+    )
+    .addOption(xenRelease())
+    .addOption(new Option('--bits <width>', 'width of the guest').choices(['32', '64'] as const).default('64' as const))
+    .addOption(json())
+    .action(async (words, options) => (await import('./xen/decode.ts')).decode(words, options, terminal))
+
   return tmem
+}
+
+/** Releases of Xen by name: as `releases` of @tmem/xen-hypercall, which help does not load. */
+const xenReleases = [
+  '4.0.0',
+  '4.0',
+  '4.1',
+  '4.2',
+  '4.3',
+  '4.4',
+  '4.5',
+  '4.6',
+  '4.7',
+  '4.8',
+  '4.9',
+  '4.10',
+  '4.11',
+  '4.12',
+] as const
+
+function xenRelease() {
+  return new Option('--release <release>', 'whose interface').choices(xenReleases).default('4.9' as const)
 }
 
 function list(text: string, before: readonly string[] = []): readonly string[] {

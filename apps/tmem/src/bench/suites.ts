@@ -14,6 +14,8 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   nbd: async () => (await import('./nbd.ts')).nbd,
   tiers: async () => (await import('./tiers.ts')).tiers,
   userfault: async () => (await import('./userfault.ts')).userfault,
+  virtio: async () => (await import('./virtio.ts')).virtio,
+  xen: async () => (await import('./xen.ts')).xen,
   zcache: async () => (await import('./zcache.ts')).zcache,
 })
 
