@@ -84,7 +84,7 @@ describe('tmem stack', () => {
     const layer = z.object({ name: z.string(), summary: z.string(), options: z.record(z.string(), option) })
     const { layers } = z.object({ layers: z.array(layer) }).parse(JSON.parse(stdout))
     expect(code).toBe(0)
-    expect(layers.map(({ name }) => name)).toEqual(['memory', 'zcache', 'frontswap', 'spill', 'ramster'])
+    expect(layers.map(({ name }) => name)).toEqual(['memory', 'zcache', 'frontswap', 'spill', 'ramster', 'seal'])
     const list = await tmem(['stack'])
     for (const { name, options } of layers) {
       expect(list.stdout).toContain(`${name}: `)

@@ -32,9 +32,13 @@ export class RealServer {
     this.#options = options
   }
 
-  /** Starts a server with these settings, e.g. `--maxmemory 32mb`. */
+  /** Starts a server with these settings, e.g. `--maxmemory 32mb`; `PORT` in them is its port. */
   static async start(...options: string[]): Promise<RealServer> {
-    const server = new RealServer(await freePort(), options)
+    const port = await freePort()
+    const server = new RealServer(
+      port,
+      options.map((word) => (word === 'PORT' ? `${port}` : word)),
+    )
     await server.start()
     return server
   }

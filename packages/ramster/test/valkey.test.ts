@@ -1,4 +1,8 @@
 /** Real servers, and what happens to them: Redis 7.0 as Debian has it. */
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { placeCases } from '@tmem/conformance'
 import { GetOutcome } from '@tmem/core'
@@ -50,6 +54,32 @@ async function open(servers: readonly ValkeyOptions[], persistent?: boolean): Pr
   const world = worldOf(servers, persistent)
   await world.store.ready!()
   return world
+}
+
+/** A certificate for 127.0.0.1 that `ca.pem` vouches for, and one of somebody else who vouches for nobody. */
+function makeCertificates(folder: string): void {
+  const openssl = (...words: string[]): void => {
+    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
+  }
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
+  for (const name of ['ca', 'stranger'])
+    openssl(
+      'req',
+      '-x509',
+      ...key,
+      '-days',
+      '2',
+      '-subj',
+      `/CN=${name}`,
+      '-keyout',
+      `${name}.key`,
+      '-out',
+      `${name}.pem`,
+    )
+  openssl('req', ...key, '-subj', '/CN=server', '-keyout', 'server.key', '-out', 'server.csr')
+  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+  const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
+  openssl('x509', '-req', '-in', 'server.csr', ...signed, '-out', 'server.pem')
 }
 
 test('pages are on both servers, come back, and go with the stack', async () => {
@@ -198,6 +228,48 @@ test('a wrong password is told at once; when it is right it connects without a r
   await world.expectPages(1)
 })
 
+test('TLS and an ACL: who cannot vouch for itself is refused, and a user has its own keys only', async (ctx) => {
+  requires(ctx, { commands: ['openssl'] })
+  const folder = mkdtempSync(join(tmpdir(), 'ramster-tls-'))
+  cleanups.push(async () => rmSync(folder, { recursive: true }))
+  makeCertificates(folder)
+  const path = (name: string): string => join(folder, name)
+  const files = ['--tls-cert-file', path('server.pem'), '--tls-key-file', path('server.key')]
+  const tls = [
+    '--port',
+    '0',
+    '--tls-port',
+    'PORT',
+    ...files,
+    '--tls-ca-cert-file',
+    path('ca.pem'),
+    '--tls-auth-clients',
+    'no',
+  ]
+  const acl = ['--user', ...'tmem on >secret resetchannels ~tmem:* -@all +info +get +set +unlink +pexpire'.split(' ')]
+  const [a, b] = [await server(...tls, ...acl), await server(...tls, ...acl)]
+  writeFileSync(path('secret'), 'secret\n')
+  const user = { username: 'tmem', passwordFile: path('secret'), caFile: path('ca.pem') }
+  const world = await open([at(a, user), at(b, user)])
+  expect(await world.fill(40)).toBe(40)
+  await world.expectPages(40)
+  await b.kill()
+  await world.expectPages(40)
+  await b.start()
+  await world.expectSoon(() => world.counter('degraded') === 0 && world.counter('one_copy_only') === 0)
+  await expect(open([at(a, { ...user, caFile: path('stranger.pem') })])).rejects.toThrow(/certificate/)
+  await expect(open([at(a, { ...user, host: 'localhost', caFile: path('stranger.pem') })])).rejects.toThrow(
+    /certificate/,
+  )
+  await expect(open([at(a, { username: 'tmem', passwordFile: path('secret') })])).rejects.toMatchObject({
+    code: 'TMEM_IO',
+  })
+  const other = await open([at(a, { ...user, prefix: 'other' }), at(b, { ...user, prefix: 'other' })])
+  expect(await other.fill(5)).toBe(0)
+  expect(other.counter('pers_pages_remote_failed')).toBeGreaterThan(0)
+  await other.expectPages(5)
+})
+
 test('hostile values: what somebody else has written, cut, exchanged or removed is never served', async () => {
   const [a, b] = [await server(), await server()]
   const world = await open([at(a), at(b)])
@@ -246,6 +318,31 @@ test('another life with leftovers, and two clients of one name, never meet; what
   await first.expectPages(40)
   const leases = await a.ask(async (client) => Promise.all((await client.keys('*')).map((key) => client.pttl(key))))
   for (const lease of leases) expect(lease).toBeGreaterThan(3_000_000)
+})
+
+test('a million leftovers of another life go by themselves, and nobody looks for them', { timeout: 240_000 }, async () => {
+  const [a, b] = [await server(), await server()]
+  const script = `for n = tonumber(ARGV[1]), tonumber(ARGV[1]) + 9999 do
+    redis.call('SET', 'tmem:anotherlife:' .. n, 'left over', 'PX', 20000 - math.floor(n / 100)) end`
+  const clients = 10 ** 6
+  await a.ask(async (client) => {
+    for (let first = 0; first < clients; first += 10_000) await client.eval(script, 0, first)
+  })
+  // As long as that takes there may be some that are gone by now.
+  expect(await a.keys()).toBeGreaterThan(clients / 2)
+  const patient = { deadlineMs: 5000 }
+  const world = await open([at(a, patient), at(b, patient)])
+  expect(await world.fill(40)).toBe(40)
+  await world.expectPages(40)
+  for (let round = 1; (await a.keys()) > 40; round++) {
+    await world.fill(40)
+    await world.expectPages(40)
+    await sleep(200)
+  }
+  expect([await a.keys(), await b.keys(), world.counter('lost')]).toEqual([40, 40, 0])
+  const asked = await a.ask((client) => client.info('commandstats'))
+  expect(asked).toContain('cmdstat_set:')
+  expect(asked).not.toMatch(/cmdstat_(keys|scan|flushdb|flushall|del):/)
 })
 
 test('leases are renewed while it runs, and end when nobody does', async () => {
