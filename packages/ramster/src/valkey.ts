@@ -106,6 +106,13 @@ interface Waiter {
   readonly reject: (error: Error) => void
 }
 
+/** A block that somebody asks for. */
+interface Get {
+  readonly key: number
+  readonly resolve: (block: Uint8Array | undefined) => void
+  readonly reject: (error: Error) => void
+}
+
 class ValkeyMemory implements RemoteMemory {
   readonly name: string
   readonly leaseMs: number
@@ -123,6 +130,13 @@ class ValkeyMemory implements RemoteMemory {
   readonly #ending: AbortController = new AbortController()
   /** Which connection it is; what was asked on another one does not count. */
   #connection = 0
+  /** What is to be asked for at the end of this turn. */
+  readonly #gets: Get[] = []
+  /** When each question that is under way was asked, and the timer that looks at them. */
+  readonly #waitingSince: number[] = []
+  #watch: NodeJS.Timeout | undefined
+  /** Why the connection was given up, until there is another one. */
+  #late: TmemError | undefined
   #closing: Promise<void> | undefined
 
   constructor(name: string, options: Settings, borrower: Borrower) {
@@ -158,7 +172,10 @@ class ValkeyMemory implements RemoteMemory {
       this.isOpen = false
     })
     // Nothing but this has been asked on the connection.
-    this.#client.on('ready', () => void this.#greet())
+    this.#client.on('ready', () => {
+      this.#late = undefined
+      void this.#greet()
+    })
   }
 
   /** Finds out what the server is, and opens when it can be used. */
@@ -270,15 +287,23 @@ class ValkeyMemory implements RemoteMemory {
     })
   }
 
-  async get(key: number): Promise<Uint8Array | undefined> {
-    this.#mustBeOpen()
+  get(key: number): Promise<Uint8Array | undefined> {
+    return new Promise((resolve, reject) => {
+      this.#gets.push({ key, resolve, reject })
+      // All that is asked for in this turn goes in one message.
+      if (this.#gets.length === 1) process.nextTick(() => void this.#sendGets())
+    })
+  }
+
+  async #sendGets(): Promise<void> {
+    const gets = this.#gets.splice(0)
     try {
-      const bytes: unknown = await this.#within(this.#client.getBuffer(this.#prefix + key))
-      return bytes instanceof Uint8Array ? bytes : undefined
+      this.#mustBeOpen()
+      // For keys that have something else than a string, which somebody else has put there, it answers that there is none.
+      const blocks = await this.#within(this.#client.mgetBuffer(gets.map(({ key }) => this.#prefix + key)))
+      for (const [n, { resolve }] of gets.entries()) resolve(blocks[n] ?? undefined)
     } catch (error) {
-      // Somebody has put something else there, which is to say that the block is gone.
-      if (error instanceof TmemError && error.message.includes('WRONGTYPE')) return undefined
-      throw error
+      for (const { reject } of gets) reject(error as Error)
     }
   }
 
@@ -303,29 +328,45 @@ class ValkeyMemory implements RemoteMemory {
   }
 
   /** What is asked, or the error when that takes too long: then the connection is given up, with all that is under way. */
-  async #within<Answer>(asked: Promise<Answer>): Promise<Answer> {
-    let timer: NodeJS.Timeout | undefined
-    let isOver = false
-    const late = new Promise<never>((_, reject) => {
-      const giveUp = (): void => {
-        if (isOver) return
-        const error = this.#told(new Error(`no answer within ${this.#deadlineMs} ms`))
-        this.isOpen = false
-        this.failure = error
-        this.#client.disconnect(true)
-        reject(error)
-      }
-      // Where this process was busy all the while, the answer may be here: it is read first.
-      timer = setTimeout(() => setImmediate(giveUp), this.#deadlineMs)
-    })
-    try {
-      return await Promise.race([asked, late])
-    } catch (error) {
-      throw error instanceof Error ? this.#told(error) : error
-    } finally {
-      isOver = true
-      clearTimeout(timer)
+  #within<Answer>(asked: Promise<Answer>): Promise<Answer> {
+    // Answers come in the order of the questions, so the first that waits has waited longest.
+    this.#waitingSince.push(performance.now())
+    this.#watch ??= setTimeout(() => this.#look(), this.#deadlineMs)
+    return asked.then(
+      (answer) => {
+        this.#waitingSince.shift()
+        return answer
+      },
+      (error: unknown) => {
+        this.#waitingSince.shift()
+        throw error instanceof Error ? this.#told(this.#late ?? error) : error
+      },
+    )
+  }
+
+  /** Gives the connection up when somebody has waited too long. */
+  #look(): void {
+    this.#watch = undefined
+    const [since] = this.#waitingSince
+    if (since === undefined) return
+    const leftMs = since + this.#deadlineMs - performance.now()
+    if (leftMs > 0) {
+      this.#watch = setTimeout(() => this.#look(), leftMs)
+      return
     }
+    // Where this process was busy all the while, the answer may be here: it is read first.
+    setImmediate(() => {
+      if (this.#waitingSince[0] !== since) {
+        this.#watch ??= setTimeout(() => this.#look(), 0)
+        return
+      }
+      const late = this.#told(new Error(`no answer within ${this.#deadlineMs} ms`))
+      this.#late = late
+      this.failure = late
+      this.isOpen = false
+      // All that is under way is told so when the connection is closed.
+      this.#client.disconnect(true)
+    })
   }
 
   close(): Promise<void> {
@@ -336,6 +377,7 @@ class ValkeyMemory implements RemoteMemory {
   async #close(): Promise<void> {
     this.isOpen = false
     this.#ending.abort()
+    clearTimeout(this.#watch)
     this.failure = this.#told(new Error('it was closed'))
     for (const { reject } of this.#waiting) reject(this.failure)
     this.#waiting.clear()

@@ -205,7 +205,7 @@ test('READONLY: a server that has become a replica takes nothing, and does again
 test('NOPERM: a user without the commands is told; with them given it goes on without a restart', async () => {
   const [a, b] = [await server(), await server()]
   const rules = ['on', '>secret', '~tmem:*', 'resetchannels', '-@all']
-  await a.ask((client) => client.call('ACL', 'SETUSER', 'borrower', ...rules, '+info', '+get', '+unlink'))
+  await a.ask((client) => client.call('ACL', 'SETUSER', 'borrower', ...rules, '+info', '+mget', '+unlink'))
   const user = { username: 'borrower', password: 'secret' }
   const world = await open([at(a, user), at(b)])
   expect(await world.fill(5)).toBe(0)
@@ -213,7 +213,7 @@ test('NOPERM: a user without the commands is told; with them given it goes on wi
   await a.ask((client) => client.call('ACL', 'SETUSER', 'borrower', '+set', '+pexpire'))
   await world.expectSent(5, 0)
   await world.expectPages(5)
-  await a.ask((client) => client.call('ACL', 'SETUSER', 'other', ...rules, '+get', '+set'))
+  await a.ask((client) => client.call('ACL', 'SETUSER', 'other', ...rules, '+mget', '+set'))
   await expect(open([at(a, { ...user, username: 'other' }), at(b)])).rejects.toThrow(/NOPERM.*info/)
 })
 
@@ -246,7 +246,7 @@ test('TLS and an ACL: who cannot vouch for itself is refused, and a user has its
     '--tls-auth-clients',
     'no',
   ]
-  const acl = ['--user', ...'tmem on >secret resetchannels ~tmem:* -@all +info +get +set +unlink +pexpire'.split(' ')]
+  const acl = ['--user', ...'tmem on >secret resetchannels ~tmem:* -@all +info +mget +set +unlink +pexpire'.split(' ')]
   const [a, b] = [await server(...tls, ...acl), await server(...tls, ...acl)]
   writeFileSync(path('secret'), 'secret\n')
   const user = { username: 'tmem', passwordFile: path('secret'), caFile: path('ca.pem') }
@@ -320,7 +320,9 @@ test('another life with leftovers, and two clients of one name, never meet; what
   for (const lease of leases) expect(lease).toBeGreaterThan(3_000_000)
 })
 
-test('a million leftovers of another life go by themselves, and nobody looks for them', { timeout: 240_000 }, async () => {
+test('a million leftovers of another life go by themselves, and nobody looks for them', {
+  timeout: 240_000,
+}, async () => {
   const [a, b] = [await server(), await server()]
   const script = `for n = tonumber(ARGV[1]), tonumber(ARGV[1]) + 9999 do
     redis.call('SET', 'tmem:anotherlife:' .. n, 'left over', 'PX', 20000 - math.floor(n / 100)) end`

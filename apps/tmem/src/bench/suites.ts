@@ -12,6 +12,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   fscache: async () => (await import('./fscache.ts')).fscache,
   fuse: async () => (await import('./fuse.ts')).fuse,
   nbd: async () => (await import('./nbd.ts')).nbd,
+  ramster: async () => (await import('./ramster.ts')).ramster,
   tiers: async () => (await import('./tiers.ts')).tiers,
   userfault: async () => (await import('./userfault.ts')).userfault,
   virtio: async () => (await import('./virtio.ts')).virtio,
