@@ -45,6 +45,18 @@ test('a line of JSON has time, level, process, event, message and fields; one of
   expect(text.lines()).toEqual(['tmem: the  [31mdisk fails'])
 })
 
+test('what is said after its end is dropped, and counted', async () => {
+  const { log, lines } = logged({ format: 'text' })
+  log.warn('a', 'before')
+  await log.close()
+  log.error('b', 'after')
+  for (let n = 0; n < 20; n++) log.warn('a', 'before')
+  log.look()
+  await log.close()
+  expect(lines()).toEqual(['tmem: before'])
+  expect(log.stats().counters['dropped']).toBeGreaterThan(0)
+})
+
 test('what is below the level is not said, and costs nothing', async () => {
   const { log, lines } = logged({ level: 'warn' })
   log.info('a', 'one')

@@ -113,7 +113,7 @@ describe.each([
           await file.close()
         }
       }),
-      { numRuns: 60 },
+      { seed: 13, numRuns: 60 },
     )
   }, 60_000)
 

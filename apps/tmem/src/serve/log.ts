@@ -56,6 +56,7 @@ export class Log {
   readonly #lines: Record<LogLevel, number> = { error: 0, warn: 0, info: 0, debug: 0 }
   #suppressed = 0
   #dropped = 0
+  #hasEnded = false
 
   constructor(options: LogOptions = {}) {
     const { descriptor = 2, level = 'info', clock = () => performance.now() } = options
@@ -115,9 +116,11 @@ export class Log {
     }
   }
 
-  /** Says what is left. Resolves when it is written, or after a second. */
+  /** Says what is left. Resolves when it is written, or after a second. What comes after it is dropped, and counted. */
   async close(): Promise<void> {
+    if (this.#hasEnded) return
     for (const [key, kind] of this.#kinds) this.#end(key, kind)
+    this.#hasEnded = true
     let timer: NodeJS.Timeout | undefined
     await Promise.race([
       new Promise((resolve) => {
@@ -164,6 +167,10 @@ export class Log {
   }
 
   #write(level: LogLevel, event: string, message: string, fields: LogFields): void {
+    if (this.#hasEnded) {
+      this.#dropped++
+      return
+    }
     this.#lines[level]++
     this.#pino[level]({ event, ...fields }, message)
   }

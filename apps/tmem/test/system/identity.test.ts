@@ -10,7 +10,6 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { mounts } from '@tmem/fuse'
 import { PageFile } from '@tmem/page-file'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
@@ -18,8 +17,8 @@ import { Command } from '../../../../packages/nbd/src/protocol.ts'
 import { Client } from '../../../../packages/nbd/test/client.ts'
 import { requires } from '../../../../tools/requires.ts'
 import { tmem } from '../tmem.ts'
+import { type Served, served } from './served.ts'
 
-const bin = fileURLToPath(new URL('../../dist/bin.js', import.meta.url))
 const folder = '/var/tmp/tmem-test-identity'
 const real = join(folder, 'real')
 const link = join(folder, 'link')
@@ -79,39 +78,14 @@ async function run(command: string, ...words: string[]): Promise<{ code: unknown
   return { code: await new Promise((resolve) => ran.once('close', resolve)), output }
 }
 
-interface Serving {
-  readonly child: ChildProcess
-  readonly notes: () => string
-  readonly ended: Promise<number | null>
-}
-
 /** `S` of the issue, mounted on what is called `mount`. */
-async function serve(mount: string, ...words: string[]): Promise<Serving> {
-  const child = spawn(
-    process.execPath,
-    [bin, 'serve', '--stack', 'memory(limit=80MiB)', '--device', 'name=d,size=64MiB', '--fuse', mount]
-      .concat(['--nbd', `unix:${socket}`, '--control', control, '--json'])
-      .concat(words),
-    { stdio: ['ignore', 'pipe', 'pipe'] },
+const serve = (mount: string, ...words: string[]): Promise<Served> =>
+  served(
+    running,
+    ...['--stack', 'memory(limit=80MiB)', '--device', 'name=d,size=64MiB', '--fuse', mount],
+    ...['--nbd', `unix:${socket}`, '--control', control],
+    ...words,
   )
-  running.add(child)
-  let notes = ''
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    notes += text
-  })
-  const ended = new Promise<number | null>((resolve) => {
-    child.once('exit', (code) => {
-      running.delete(child)
-      resolve(code)
-    })
-  })
-  const ready = await Promise.race([
-    new Promise<string>((resolve) => child.stdout.setEncoding('utf8').once('data', resolve)),
-    ended.then((code) => `ended with ${code}: ${notes}`),
-  ])
-  if (!ready.startsWith('{')) throw new Error(ready)
-  return { child, notes: () => notes, ended }
-}
 
 const said = async (...words: string[]): Promise<string> => {
   const { code, stderr, stdout } = await tmem([...words, '--control', control])
@@ -365,23 +339,13 @@ test('a loop device over a mount whose server hangs keeps no other server waitin
   try {
     const other = join(folder, 'other')
     mkdirSync(other)
-    const second = spawn(
-      process.execPath,
-      [bin, 'serve', '--stack', `frontswap(file="${folder}/other.img",size=1MiB)`, '--device', 'name=o,size=1MiB']
-        .concat(['--fuse', other, '--control', join(folder, 'other.sock'), '--json'])
-        .concat(['--nbd', `unix:${join(folder, 'other.nbd')}`]),
-      { stdio: ['ignore', 'pipe', 'inherit'] },
+    const second = await served(
+      running,
+      ...['--stack', `frontswap(file="${folder}/other.img",size=1MiB)`, '--device', 'name=o,size=1MiB'],
+      ...['--fuse', other, '--control', join(folder, 'other.sock'), '--nbd', `unix:${join(folder, 'other.nbd')}`],
     )
-    running.add(second)
-    const ended = new Promise<number | null>((resolve) => {
-      second.once('exit', (code) => {
-        running.delete(second)
-        resolve(code)
-      })
-    })
-    await new Promise((resolve) => second.stdout.once('data', resolve))
-    second.kill('SIGTERM')
-    expect(await ended).toBe(0)
+    second.child.kill('SIGTERM')
+    expect(await second.ended).toBe(0)
     // An image that was there is asked for, too.
     const file = join(folder, 'there.img')
     await must('truncate', '-s', '1M', file)

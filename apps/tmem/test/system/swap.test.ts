@@ -12,6 +12,7 @@ import { compileHog } from '@tmem/guest'
 import { afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
 import { tmem } from '../tmem.ts'
+import { type Served, served } from './served.ts'
 
 const bin = fileURLToPath(new URL('../../dist/bin.js', import.meta.url))
 const folder = '/var/tmp/tmem-test-swap'
@@ -77,36 +78,14 @@ async function sweep(): Promise<void> {
 }
 
 /** Starts `tmem serve` and waits until it serves. */
-async function serve(
-  ...words: string[]
-): Promise<{ child: ChildProcess; notes: () => string; ended: Promise<number | null> }> {
+async function serve(...words: string[]): Promise<Served> {
   // What a killed server has left answers ENOTCONN to everything, and is for the next server to take away.
   if (!readFileSync('/proc/self/mounts', 'utf8').includes(mount)) mkdirSync(mount, { recursive: true })
   const stack = `zcache(limit=64MiB,zvMaxZsize=2048) > frontswap(file=${folder}/{name}.img,size={size})`
-  const device = 'name=swap0,size=256MiB'
-  const child = spawn(
-    process.execPath,
-    [bin, 'serve', '--stack', stack, '--device', device, '--fuse', mount, '--control', control, '--json', ...words],
-    { stdio: ['ignore', 'pipe', 'pipe'] },
-  )
-  running.add(child)
-  let notes = ''
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    notes += text
-  })
-  const ended = new Promise<number | null>((resolve) => {
-    child.once('exit', (code) => {
-      running.delete(child)
-      resolve(code)
-    })
-  })
-  const ready = await Promise.race([
-    new Promise<string>((resolve) => child.stdout.setEncoding('utf8').once('data', resolve)),
-    ended.then((code) => `ended with ${code}: ${notes}`),
-  ])
-  if (!ready.startsWith('{')) throw new Error(ready)
-  expect(JSON.parse(ready)).toMatchObject({ pid: child.pid, fuse: mount })
-  return { child, notes: () => notes, ended }
+  const own = ['--stack', stack, '--device', 'name=swap0,size=256MiB', '--fuse', mount, '--control', control]
+  const server = await served(running, ...own, ...words)
+  expect(server.info).toMatchObject({ pid: server.child.pid, fuse: mount })
+  return server
 }
 
 /** Starts the program that uses too much memory, in its control group. */
