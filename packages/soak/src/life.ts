@@ -161,17 +161,24 @@ export class Life {
     this.#there = there
   }
 
-  /** A crew begins. */
-  begin(random: Random): void {
+  /** A crew begins; resolves when all of it is there. */
+  async begin(random: Random): Promise<void> {
     const crew = { isOver: false, doing: [] as Promise<void>[] }
     this.#crew = crew
     const { mount } = this.#there
     const numbers = (): Random => new Random(random.word(), random.word())
+    const begun: Promise<void>[] = []
     for (let n = random.from(2, maxClients); n > 0; n--) {
       const device = random.of(this.#devices)
       const path = mount === undefined || random.chance(650) ? undefined : join(mount, device.model.name)
-      crew.doing.push(this.#caught(this.#client(crew, device, path, random.from(1, maxLanes), numbers())))
+      const [lanes, own] = [random.from(1, maxLanes), numbers()]
+      begun.push(
+        new Promise((isThere) => {
+          crew.doing.push(this.#caught(this.#client(crew, device, path, lanes, own, isThere)).finally(isThere))
+        }),
+      )
     }
+    await Promise.all(begun)
     crew.doing.push(this.#caught(this.#operator(crew, numbers())))
   }
 
@@ -372,12 +379,14 @@ export class Life {
     path: string | undefined,
     lanes: number,
     random: Random,
+    isThere: () => void,
   ): Promise<void> {
     while (!crew.isOver && !this.isEnding) {
       const way =
         path === undefined ? await NbdWay.open(this.#there.socket, device.model.name) : await FileWay.open(path)
       const member: Member = { device, way, hasVanished: false, isOver: false }
       this.#members.add(member)
+      isThere()
       try {
         await Promise.all(
           Array.from({ length: lanes }, () => this.#lane(crew, member, new Random(random.word(), random.word()))),

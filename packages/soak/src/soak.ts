@@ -198,7 +198,7 @@ class Soak {
     const over = (): boolean => isOver() || this.#elapsed() >= end
     for (;;) {
       const crewEnd = this.#elapsed() + 0.5 + random.below(30) / 10
-      life.begin(random)
+      await life.begin(random)
       while (!over() && this.#elapsed() < crewEnd) await life.pass(50 + random.below(150))
       if (over()) break
       await life.quiet(random)
