@@ -16,6 +16,7 @@ const usage = {
   start: ['[OPTION...]', 'the demo; --help lists its options'],
   tmem: ['COMMAND [OPTION...]', 'the program; --help lists its commands'],
   test: ['', 'builds, checks and tests all packages; as root on Debian it installs what tests need'],
+  'test:root': ['', 'of the tests of npm test the files in which some need root'],
   'test:system': ['', 'tests with real kernels and clients; most need root'],
   'test:newcomer': ['[CASE...]', 'npm test as people meet it first: other users, paths, versions of Node'],
   build: ['', 'compiles all packages and their tests'],
@@ -33,6 +34,7 @@ const commands = {
   start: () => program('demo', ...args),
   tmem: () => program(...args),
   test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages']),
+  'test:root': () => testRoot(),
   'test:system': () => test('test-system', ['build']),
   build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
@@ -120,6 +122,18 @@ function test(target, checks) {
   for (const [reason, count] of reasons) console.log(`skipped ${count}: ${reason}`)
   console.log(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
   return sum.failed === 0 ? 0 : 1
+}
+
+/** What npm test leaves out for everybody else, in the files in which it is. */
+function testRoot() {
+  const trouble = installMissing()
+  if (trouble) console.log(trouble)
+  const files = ['packages', 'apps']
+    .flatMap((group) => readdirSync(join(root, group)).map((name) => join(group, name, 'test')))
+    .filter((folder) => existsSync(join(root, folder)))
+    .flatMap((folder) => readdirSync(join(root, folder)).map((name) => join(folder, name)))
+    .filter((file) => file.endsWith('.test.ts') && readFileSync(join(root, file), 'utf8').includes('root: true'))
+  return run(['tsc', '-b', 'tsconfig.json']) || run(['vitest', 'run', ...files])
 }
 
 function read(report) {

@@ -136,12 +136,16 @@ function environment({ home, folder }, path) {
   }
 }
 
-/** What is committed, as a tarball would have it: without `.git`. */
+/** What is committed, as a tarball would have it: without `.git`. Of what is no checkout all but what was made in it. */
 function copyTo({ folder }, name) {
   const target = join(folder, name)
   mkdirSync(target, { recursive: true })
   const archive = join(folder, 'archive.tar')
-  run('git', ['archive', '--output', archive, 'HEAD'], root)
+  if (existsSync(join(root, '.git'))) run('git', ['archive', '--output', archive, 'HEAD'], root)
+  else {
+    const made = ['node_modules', 'dist', '.cache', '.nx', '.reports', 'coverage', '*.tsbuildinfo', '*.log', 'packed']
+    run('tar', ['-cf', archive, ...made.map((one) => `--exclude=${one}`), '.'], root)
+  }
   run('tar', ['-xf', archive, '-C', target], root)
   unlinkSync(archive)
   return target
