@@ -27,7 +27,7 @@ test('the example of the README works', async () => {
 
 test('the core is used as the README says', async () => {
   const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
-  const code = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)][1]![1]!
+  const code = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)][1]![1]!.replace(/^import .*\n/gm, '')
   const store = core.compose([memory({ limitBytes: 2 ** 20 })])
   const pulled: number[] = []
   const run = runInThisContext(
