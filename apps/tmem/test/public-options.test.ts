@@ -144,6 +144,7 @@ const rows: Readonly<Record<string, Row | string>> = {
     residentBytes: 2 ** 20,
     stack: 'memory(limit=64MiB)',
   })),
+  'virtio-channel ChannelOptions': row(called('createChannel'), none),
   'vm-mixedmap GupRequest': 'what a processor of the model is asked for, not how something is made',
   'vm-mixedmap MachineOptions': row(called('createMachine'), () => ({
     memory: { kind: 'flat', start: 0, pages: 0 },
