@@ -8,7 +8,15 @@ import { TmemError } from '@tmem/core'
 import { CommanderError } from 'commander'
 
 /** Bad usage or bad input: exit code 2. The message is one line that says what is wrong and what to do. */
-export class BadInput extends Error {}
+export class BadInput extends Error {
+  /** Where one input has several mistakes, each of them in a line. */
+  readonly mistakes: readonly string[]
+
+  constructor(message: string, mistakes: readonly string[] = []) {
+    super(message)
+    this.mistakes = mistakes
+  }
+}
 
 /** What was asked for failed, or data was wrong: exit code 1. The message is one line. */
 export class Failed extends Error {}
@@ -18,6 +26,16 @@ export class Failed extends Error {}
  * whoever starts servers again by itself must take as an end. The message is one line.
  */
 export class LookFirst extends Error {}
+
+/** A command that was run for the user ended with this code, and has said itself why. */
+export class Ended extends Error {
+  readonly code: number
+
+  constructor(code: number) {
+    super(`ended with ${code}`)
+    this.code = code
+  }
+}
 
 /** SIGINT or SIGTERM came: exit code 130. */
 export class Interrupted extends Error {
@@ -39,8 +57,9 @@ export function endingOf(error: unknown): { readonly code: number; readonly mess
     return { code: 2, message: oneLine(error.message.replace(/^error: /, '')) }
   }
   if (error instanceof Interrupted) return { code: 130, message: error.message }
-  if (error instanceof BadInput) return { code: 2, message: oneLine(error.message) }
   if (error instanceof LookFirst) return { code: 3, message: oneLine(error.message) }
+  if (error instanceof Ended) return { code: error.code, message: '' }
+  if (error instanceof BadInput) return { code: 2, message: [error.message, ...error.mistakes].map(oneLine).join('\n') }
   if (error instanceof Failed) return { code: 1, message: oneLine(error.message) }
   if (error instanceof TmemError) {
     const input = error.code === 'TMEM_BAD_STACK' || error.code === 'TMEM_BAD_STACK_TEXT'

@@ -151,24 +151,38 @@ function program(terminal: Terminal): Command {
     .addOption(json())
     .action(async (text, options) => (await import('./layers.ts')).stack(text, options, terminal))
 
+  /** Which devices over which stacks, and how they are served apart from NBD. */
+  const devices = (command: Command): Command =>
+    command
+      .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
+      .addOption(modules())
+      .option('--hypervisor <text>', 'memory that is offered each page first, and may be wanted back (virtswap)')
+      .option(
+        '--memory <auto,…>',
+        'auto: limits that follow the host; perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES',
+      )
+      .requiredOption(
+        '--device <name=NAME,size=BYTES>',
+        'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
+        list,
+      )
+      .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
+      .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
+      .addOption(
+        new Option('--log-level <level>', 'the least that is said (default: info)').choices([
+          'error',
+          'warn',
+          'info',
+          'debug',
+        ] as const),
+      )
+
   const control = (): Option =>
     new Option('--control <path>', 'socket on which the server answers').default(defaultControl)
 
-  tmem
-    .command('serve')
-    .description('serve block devices over a stack, in the foreground, over NBD and as files')
-    .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
-    .addOption(modules())
-    .option('--hypervisor <text>', 'memory that is offered each page first, and may be wanted back (virtswap)')
-    .option(
-      '--memory <auto,…>',
-      'auto: limits that follow the host; perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES',
-    )
-    .requiredOption(
-      '--device <name=NAME,size=BYTES>',
-      'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
-      list,
-    )
+  devices(
+    tmem.command('serve').description('serve block devices over a stack, in the foreground, over NBD and as files'),
+  )
     .option('--nbd <address>', 'serve over NBD: unix:PATH[,mode=660] or tcp:HOST:PORT (repeat for more)', list)
     .option('--tls-certificates <directory>', 'TLS on TCP: server-cert.pem, server-key.pem, ca-cert.pem')
     .option('--tls-verify-peer', 'let in only clients whose certificate ca-cert.pem has signed')
@@ -176,29 +190,64 @@ function program(terminal: Terminal): Command {
       '--nbd-limits <name=value,…>',
       'connections=256, per-address=64 (TCP), requests=128 (of each), bytes=64MiB, handshake=10, keepalive=60 (seconds)',
     )
-    .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
     .addOption(control())
     .option('--socket-mode <mode>', 'permissions of the control socket and of unix: sockets (default: 600)')
     .option('--socket-group <group>', 'name or number of their group, which then may use them (mode 660)')
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
     .option('--fresh', 'serve also where a server before was killed and its pages are lost')
-    .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
     .addOption(
       new Option('--log <format>', 'how it says what happens (default: text on a terminal, JSON elsewhere)').choices([
         'text',
         'json',
       ] as const),
     )
-    .addOption(
-      new Option('--log-level <level>', 'the least that is said (default: info)').choices([
-        'error',
-        'warn',
-        'info',
-        'debug',
-      ] as const),
-    )
     .addOption(json())
     .action(async (options) => (await import('./serve/serve.ts')).serve(options, terminal))
+
+  devices(
+    tmem
+      .command('run')
+      .description('serve block devices for one command, which finds them in TMEM_NBD and TMEM_FILE, and end with it'),
+  )
+    .argument('<command...>', 'the command and its arguments, after --')
+    .action(async (command, options) => (await import('./up/run.ts')).runCommand(command, options, terminal))
+
+  const file = (): Option => new Option('-f, --file <path>', 'the file that says what is served').default('tmem.yaml')
+  const fileControl = (): Option => new Option('--control <path>', 'socket of the server, instead of that in the file')
+
+  tmem
+    .command('up')
+    .description('serve what a file says, in the foreground, and swap to it where it says so')
+    .addOption(file())
+    .addOption(fileControl())
+    .option('--fresh', 'serve also where a server before was killed and its pages are lost')
+    .addOption(json())
+    .action(async (options) => (await import('./up/up.ts')).up(options, terminal))
+
+  tmem
+    .command('down')
+    .description('end what tmem up has begun: swap first, then the server')
+    .addOption(file())
+    .addOption(fileControl())
+    .option('--wait <seconds>', 'wait so long for its end', seed, 60)
+    .addOption(json())
+    .action(async (options) => (await import('./up/up.ts')).down(options, terminal))
+
+  tmem
+    .command('status')
+    .description('what is served and swapped to, and where that differs from the file')
+    .addOption(file())
+    .addOption(fileControl())
+    .addOption(json())
+    .action(async (options) => (await import('./up/up.ts')).status(options, terminal))
+
+  tmem
+    .command('config')
+    .description('check a file for tmem up, or print its JSON Schema')
+    .addArgument(new Argument('<what>', 'what to do').choices(['check', 'schema'] as const))
+    .addOption(file())
+    .addOption(json())
+    .action(async (what, options) => (await import('./up/up.ts')).config(what, options, terminal))
 
   tmem
     .command('stat')

@@ -2,4 +2,5 @@
 export * from './device.ts'
 export type { PageKind, RecompressRequest, WritebackRequest } from './moves.ts'
 export { openSnapshot, type Snapshot, type SnapshotOptions } from './snapshot.ts'
+export { planDevice } from './stack.ts'
 export type { RamzswapStats } from './statistics.ts'

@@ -16,8 +16,10 @@ import {
   type PageStore,
   type Pool,
   PutOutcome,
+  planStack,
   poolRefusalName,
   putOutcomeName,
+  type StackRequirement,
   TmemError,
 } from '@tmem/core'
 
@@ -75,16 +77,38 @@ export interface StackOptions {
   readonly onProgress: OpenProgress | undefined
 }
 
+/** A place that could be a store by itself is a place here, too: the device has to know where its pages are. */
+const placesOf = (layers: readonly Layer[]): Layer[] =>
+  layers.map((layer) => (layer.place === undefined ? layer : { name: layer.name, place: layer.place }))
+
+const requirementOf = (name: string, sizeBytes: number): StackRequirement => ({
+  by: `device ${name}`,
+  persistent: true,
+  pageSize: pageBytes,
+  reservedBytes: sizeBytes,
+})
+
+/**
+ * Whether a device of so many bytes could stand above a stack, without opening anything. Throws `TmemError`
+ * (`TMEM_BAD_STACK`), as `ramzswap` would, or `virtswap` where the first place is somebody else's memory.
+ */
+export function planDevice(
+  name: string,
+  sizeBytes: number,
+  stack: readonly Layer[],
+  { isVirtual = false }: { readonly isVirtual?: boolean } = {},
+): void {
+  const layers = placesOf(stack)
+  planStack(isVirtual ? lent(layers) : layers, requirementOf(name, sizeBytes))
+}
+
 /**
  * Opens the stack of a device. Throws `TmemError` with nothing left open: `TMEM_BAD_STACK` when its layers cannot stand together, are no places,
  * or have no room for the whole device.
  */
 export function openStack(options: StackOptions): DeviceStack {
   const { name, sizeBytes, allocator, check, clock, wake, onProgress } = options
-  // A place that could be a store by itself is a place here, too: the device has to know where its pages are.
-  const layers = options.layers.map((layer) =>
-    layer.place === undefined ? layer : { name: layer.name, place: layer.place },
-  )
+  const layers = placesOf(options.layers)
   const meter = new Meter()
   const store = compose(layers, {
     allocator,
@@ -93,7 +117,7 @@ export function openStack(options: StackOptions): DeviceStack {
     ...(clock === undefined ? {} : { clock }),
     ...(wake === undefined ? {} : { wake }),
     ...(onProgress === undefined ? {} : { onProgress }),
-    requirement: { by: `device ${name}`, persistent: true, pageSize: pageBytes, reservedBytes: sizeBytes },
+    requirement: requirementOf(name, sizeBytes),
   }) as DeviceStack['store']
   const refuse = (code: 'TMEM_BAD_STACK' | 'TMEM_NO_MEMORY', reason: string): never => {
     // A rejection of this close is not handled on purpose: it surfaces beside the error thrown here.

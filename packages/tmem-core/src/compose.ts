@@ -191,10 +191,12 @@ function openChain(
 
 /**
  * What a stack of these layers could do, without opening anything. Throws `TmemError` (`TMEM_BAD_STACK`), as `compose`
- * would, when they cannot stand together.
+ * would, when they cannot stand together, or cannot do what is required.
  */
-export function planStack(layers: readonly Layer[]): Capabilities {
-  return judge(layers)[0]!
+export function planStack(layers: readonly Layer[], requirement?: StackRequirement): Capabilities {
+  const [can] = judge(layers)
+  if (requirement !== undefined) satisfy(requirement, layers, can!)
+  return can!
 }
 
 /** What each stack from layer i downwards can do. Throws `TMEM_BAD_STACK`. */

@@ -304,11 +304,13 @@ export async function release(use: LoopUse): Promise<void> {
 }
 
 /**
- * Ends swapping to the files of a file system and frees their loop devices, in this order. Rejects with `Failed` for
- * other uses of them.
+ * Ends swapping to the files of a file system, that of the lowest priority first, and frees their loop devices. Rejects
+ * with `Failed` for other uses of them.
  */
 export async function drain(fileSystem: string): Promise<void> {
-  for (const use of await loopsOver(fileSystem)) await release(use)
+  const priority = ({ swap }: LoopUse): number => swap?.priority ?? -1
+  const uses = await loopsOver(fileSystem)
+  for (const use of uses.toSorted((a, b) => priority(a) - priority(b))) await release(use)
   // The kernel lets go of a loop device's file a moment after it was told to.
   for (let tries = 0; (await loopsOver(fileSystem)).length > 0; tries++) {
     if (tries === 50) throw new Failed('the kernel does not let go of a loop device: losetup shows it')

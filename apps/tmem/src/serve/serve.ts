@@ -8,6 +8,7 @@
 import { rmSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import {
   type Allocator,
   type BlockDevice,
@@ -30,7 +31,17 @@ import type { Progress, Terminal } from '../terminal.ts'
 import { activatedDescriptors } from './activation.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
 import { accessOf, type EndpointOptions, endpointsOf, limitsOf, socketPath } from './endpoints.ts'
-import { aheadMemory, drain, endingOf, judgeLimits, type LoopUse, loopsOver, loopsOverDead, useText } from './host.ts'
+import {
+  aheadMemory,
+  drain,
+  endingOf,
+  judgeLimits,
+  type LoopUse,
+  loopsOver,
+  loopsOverDead,
+  tool,
+  useText,
+} from './host.ts'
 import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
@@ -44,11 +55,13 @@ import { type Entrances, Users } from './users.ts'
 
 /** As they come from the command line. */
 export interface ServeOptions extends EndpointOptions {
+  /** Of each device that has none of its own. */
   readonly stack: string
   readonly modules?: string[]
   readonly hypervisor?: string
   readonly memory?: string
-  readonly device: readonly string[]
+  /** As texts, or as what they mean. */
+  readonly device: readonly (string | DeviceRequest)[]
   readonly fuse?: string
   readonly control: string
   readonly drain?: true
@@ -59,14 +72,27 @@ export interface ServeOptions extends EndpointOptions {
   readonly json?: true
 }
 
-interface DeviceRequest {
+/** A device that is to be served. */
+export interface DeviceRequest {
   readonly name: string
   readonly sizeBytes: number
+  /** Its own stack. */
+  readonly stack?: string
   readonly memlimitBytes?: number
   readonly maxSizeBytes?: number
   /** Path of its image. */
   readonly snapshot?: string
   readonly writethrough: boolean
+  /** The kernel of this host swaps to it from when it is served until that ends. */
+  readonly swapPriority?: number
+}
+
+/** What is done while devices are served. */
+export interface Course {
+  /** Called once they are; what it resolves to when nothing is to be served any more. Not called again. */
+  readonly until: (info: Info) => Promise<void>
+  /** Called for each signal, which does not stop it then. */
+  readonly signalled: () => void
 }
 
 /** A device, and what is served of it: with a snapshot, all requests go through that. */
@@ -81,8 +107,12 @@ const patienceMs = 2000
 const tickPages = 256
 const lookMs = 1000
 
-export async function serve(options: ServeOptions, terminal: Terminal): Promise<void> {
-  const requests = options.device.map(deviceOf)
+/**
+ * Serves until a signal asks it to end, or until `course` has come to its end. Rejects with `BadInput`, `Failed`, or
+ * `Interrupted` where the signal came before it served.
+ */
+export async function serve(options: ServeOptions, terminal: Terminal, course?: Course): Promise<void> {
+  const requests = options.device.map((device) => (typeof device === 'string' ? deviceOf(device) : device))
   for (const [n, { name }] of requests.entries())
     if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
   const descriptors = activatedDescriptors(process.env, process.pid)
@@ -113,6 +143,7 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       ),
     )
   })
+  const swaps = requests.filter(({ swapPriority }) => swapPriority !== undefined)
   auto.begin()
   judgeLimits(limitsBytes)
   if (auto.isUsed && options.fuse !== undefined)
@@ -271,14 +302,26 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
       clearInterval(looking)
       for (const ticking of tickings) ticking.stop()
     })
+    undo.push(async () => {
+      if (mounted !== undefined && swaps.length > 0) await drain(mounted.device)
+    })
+    // One after the other: the first has its place in the kernel's order before the second comes.
+    for (const { name, swapPriority } of swaps) {
+      goOn()
+      await swapOn(name, swapPriority!, controlPath)
+    }
     goOn()
     serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
     // Standard output may be that of whoever started it and handed a socket over (`nbdinfo -- [ tmem serve … ]`).
-    else if (descriptors.length === 0) terminal.print(described(info, controlPath))
-    await stopped(fuse, options.drain === true, terminal, log)
+    else if (course === undefined && descriptors.length === 0) terminal.print(described(info, controlPath))
+    await stopped(fuse, options.drain === true, { terminal, log, info }, course)
     mounted = undefined
     if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
+  } catch (error) {
+    // Whatever it was that the signal ended.
+    if (!serves) goOn()
+    throw error
   } finally {
     await undoAll(undo)
   }
@@ -287,6 +330,15 @@ export async function serve(options: ServeOptions, terminal: Terminal): Promise<
     throw new LookFirst(
       `what it held of ${names} is lost, and clients had that open: end them, then start with --fresh; with a snapshot it would be there again`,
     )
+}
+
+/**
+ * Has the kernel swap to a device. In a process of its own, as the files of the mount are this one's to answer for.
+ * Rejects with `Failed`.
+ */
+async function swapOn(name: string, priority: number, control: string): Promise<void> {
+  const words = ['swap', 'on', name, '--control', control, '--priority', String(priority)]
+  await tool(process.execPath, fileURLToPath(new URL('../bin.js', import.meta.url)), ...words)
 }
 
 /** Rejects with `Interrupted` when the signal is raised, and never resolves. */
@@ -341,16 +393,29 @@ async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<v
 }
 
 /** Resolves once somebody asked it to stop and it may; the mount is gone then. */
-async function stopped(fuse: FuseServer | undefined, drains: boolean, terminal: Terminal, log: Log): Promise<void> {
+async function stopped(
+  fuse: FuseServer | undefined,
+  drains: boolean,
+  { terminal, log, info }: { readonly terminal: Terminal; readonly log: Log; readonly info: Info },
+  course: Course | undefined,
+): Promise<void> {
   let asked: () => void = () => undefined
-  const release = terminal.takeSignals(() => asked())
+  let runs = course !== undefined
+  const release = terminal.takeSignals(() => {
+    if (runs) course!.signalled()
+    else asked()
+  })
+  const over = course?.until(info).then(() => {
+    runs = false
+    return 'asked' as const
+  })
   const ended = fuse?.ended.then(() => 'ended' as const)
   try {
     for (;;) {
       const request = new Promise<'asked'>((settle) => {
         asked = () => settle('asked')
       })
-      if ((await Promise.race([request, ...(ended === undefined ? [] : [ended])])) === 'ended')
+      if ((await Promise.race([runs ? over! : request, ...(ended === undefined ? [] : [ended])])) === 'ended')
         throw new Failed(`the mount on ${fuse!.mountPoint} was taken away by somebody else`)
       if (fuse === undefined) return
       try {
@@ -602,6 +667,13 @@ function deviceFor(
 const survivalOf = ({ snapshot, writethrough }: DeviceRequest): Survival =>
   snapshot === undefined ? 'nothing' : writethrough ? 'acknowledged' : 'flushed'
 
+/** What a device may be called: it becomes the name of a file, beside those that are taken. */
+export const deviceName: { readonly pattern: RegExp; readonly taken: readonly string[]; readonly rule: string } = {
+  pattern: /^[A-Za-z0-9][\w.-]{0,63}$/,
+  taken: ['stats', 'knobs'],
+  rule: 'a name of a device has letters, digits, . _ -, at most 64; not stats or knobs',
+}
+
 /** `name=swap0,size=1GiB`. */
 function deviceOf(text: string): DeviceRequest {
   const values = new Map<string, string>()
@@ -626,9 +698,8 @@ function deviceOf(text: string): DeviceRequest {
   const sizeBytes = amount('size')
   if (name === undefined || sizeBytes === undefined)
     throw new BadInput(`bad device "${text}": a device needs a name and a size, e.g. name=swap0,size=1GiB`)
-  // It becomes the name of a file, beside "stats" and "knobs".
-  if (!/^[A-Za-z0-9][\w.-]{0,63}$/.test(name) || name === 'stats' || name === 'knobs')
-    throw new BadInput(`bad device name "${name}": letters, digits, . _ -, at most 64; not stats or knobs`)
+  if (!deviceName.pattern.test(name) || deviceName.taken.includes(name))
+    throw new BadInput(`bad device name "${name}": ${deviceName.rule}`)
   const memlimitBytes = amount('memlimit')
   const maxSizeBytes = amount('max')
   const snapshot = values.get('snapshot')
@@ -646,9 +717,9 @@ function deviceOf(text: string): DeviceRequest {
 }
 
 /** The stack of one device: `{name}` and `{size}` in the text are its own. A hypervisor's memory comes first. */
-function stackFor(
-  { stack, hypervisor }: ServeOptions,
-  { name, sizeBytes, maxSizeBytes }: DeviceRequest,
+export function stackFor(
+  { stack: general, hypervisor }: Pick<ServeOptions, 'stack' | 'hypervisor'>,
+  { name, sizeBytes, maxSizeBytes, stack = general }: DeviceRequest,
   factories: readonly LayerFactory[],
 ): Layer[] {
   const size = formatBytes(maxSizeBytes ?? sizeBytes)

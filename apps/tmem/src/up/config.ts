@@ -1,0 +1,292 @@
+/**
+ * The file of `tmem up`: all that a server is, as YAML, judged whole before anything is done.
+ *
+ * Each mistake is a line of its own, `FILE:LINE:COLUMN: what is wrong`, and all of them are told at once. Nothing that
+ * is misspelt is ignored: the nearest name is told. The same description is the JSON Schema that editors complete from
+ * (`tmem config schema`).
+ *
+ * Paths in the file, those in the texts of stacks among them, are relative to the folder of the file.
+ */
+import { readFileSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
+import { formatBytes, nearestName, parseBytes, TmemError } from '@tmem/core'
+import { planDevice } from '@tmem/ramzswap'
+import { type Document, isMap, isNode, isPair, LineCounter, parseDocument } from 'yaml'
+import { z } from 'zod'
+import { BadInput } from '../ending.ts'
+import { layersWith } from '../layers.ts'
+import type { LogFormat, LogLevel } from '../serve/log.ts'
+import { type DeviceRequest, deviceName, type ServeOptions, stackFor } from '../serve/serve.ts'
+
+const pageBytes = 4096
+
+/** An object of which each name is known: the nearest one is told for any other, a line each. */
+function named<Shape extends z.ZodRawShape>(shape: Shape): z.ZodObject<Shape, z.core.$strict> {
+  return z.strictObject(shape, {
+    error: (issue) =>
+      issue.code === 'unrecognized_keys'
+        ? issue.keys.map((key) => `unknown name ${key}: ${nearestName(key, Object.keys(shape))}`).join('\n')
+        : `expected names and values: ${Object.keys(shape).join(', ')}`,
+  })
+}
+
+const text = (what: string): z.ZodString => z.string({ error: `expected ${what}` }).min(1, `expected ${what}`)
+const flag = (): z.ZodBoolean => z.boolean({ error: 'expected true or false' })
+const wholeNumber = (least: number, most: number): z.ZodNumber => {
+  const error = `expected a whole number from ${least} to ${most}`
+  return z.number({ error }).int(error).min(least, error).max(most, error)
+}
+
+const amountText = 'expected an amount of bytes such as 64MiB, 1GiB or 65536'
+
+/** An amount of bytes, as text or as a number. */
+const amount = (): z.ZodType<number, string | number> =>
+  z.union([z.string(), z.number()], { error: amountText }).transform((value, context) => {
+    const bytes = typeof value === 'string' ? parseBytes(value) : value
+    if (bytes !== undefined && Number.isSafeInteger(bytes) && bytes >= 0) return bytes
+    context.addIssue({ code: 'custom', message: amountText })
+    return z.NEVER
+  })
+
+/** An amount of bytes that is whole pages. */
+const pages = (): z.ZodType<number, string | number> =>
+  amount().refine((bytes) => bytes > 0 && bytes % pageBytes === 0, 'expected whole pages of 4 KiB, e.g. 64MiB')
+
+const swapSchema = z.union(
+  [flag(), named({ priority: wholeNumber(0, 32767).optional().describe('priority of the swap area') })],
+  { error: 'expected true, or priority: 0 to 32767' },
+)
+
+const deviceSchema = named({
+  size: pages().describe('its size, whole pages of 4 KiB'),
+  stack: text('the text of a stack').optional().describe('its own stack, instead of the one of all'),
+  memlimit: pages().optional().describe('bytes of memory at most; what is over that goes down'),
+  max: pages().optional().describe('how large it can be made while it is served'),
+  snapshot: text('a path').optional().describe('image from which it starts, and to which it is flushed'),
+  writethrough: flag().optional().describe('a write to it is in the image before it is acknowledged'),
+  swap: swapSchema.optional().describe('the kernel of this host swaps to it while it is served'),
+})
+
+const schema = named({
+  stack: text('the text of a stack')
+    .optional()
+    .describe("the stack of each device that has none of its own; {name} and {size} in it are the device's"),
+  devices: z
+    .record(z.string(), deviceSchema, { error: 'expected devices by name, each with a size' })
+    .describe('block devices by name'),
+  nbd: z
+    .array(text('unix:PATH or tcp:HOST:PORT'), { error: 'expected a list of addresses: unix:PATH or tcp:HOST:PORT' })
+    .optional()
+    .describe('where it listens for NBD: unix:PATH[,mode=660] or tcp:HOST:PORT'),
+  limits: named({
+    connections: wholeNumber(1, 2 ** 31 - 1).optional(),
+    'per-address': wholeNumber(1, 2 ** 31 - 1).optional(),
+    requests: wholeNumber(1, 2 ** 31 - 1).optional(),
+    bytes: amount().optional(),
+    handshake: wholeNumber(1, 86_400).optional().describe('seconds'),
+    keepalive: wholeNumber(0, 86_400).optional().describe('seconds; 0: none'),
+  })
+    .optional()
+    .describe('what clients of NBD can take at most'),
+  tls: named({
+    certificates: text('a directory').describe('server-cert.pem, server-key.pem, ca-cert.pem'),
+    'verify-peer': flag().optional().describe('let in only clients whose certificate ca-cert.pem has signed'),
+  })
+    .optional()
+    .describe('TLS, on TCP'),
+  fuse: text('a directory').optional().describe('directory of the mount: devices, statistics and knobs as files'),
+  control: text('a path').optional().describe('socket on which it answers'),
+  memory: text('auto, perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES')
+    .optional()
+    .describe('limits that follow the host: auto, perhaps with floor=, ceiling=, reserve='),
+  hypervisor: text('the text of a stack').optional().describe('memory that is offered each page first (virtswap)'),
+  modules: z
+    .array(text('a path'), { error: 'expected a list of modules' })
+    .optional()
+    .describe('modules whose layers stacks may name, too'),
+  log: named({
+    format: z.enum(['text', 'json'], { error: 'expected text or json' }).optional(),
+    level: z.enum(['error', 'warn', 'info', 'debug'], { error: 'expected error, warn, info or debug' }).optional(),
+  })
+    .optional()
+    .describe('how it says what happens'),
+})
+
+type Content = z.infer<typeof schema>
+
+/** A file that is right: what is to be served, and swapped to. */
+export interface Config {
+  /** Where it is, absolute. */
+  readonly path: string
+  /** Folder that its paths are relative to. */
+  readonly folder: string
+  readonly control: string | undefined
+  readonly serve: Omit<ServeOptions, 'control' | 'fresh' | 'json'>
+}
+
+/** The JSON Schema of the file. */
+export const configSchema = (): object =>
+  z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any', reused: 'inline' })
+
+/** Reads a file and judges it. Rejects with `BadInput`, a line for each mistake. */
+export async function readConfig(file: string): Promise<Config> {
+  const path = resolve(file)
+  let source: string
+  try {
+    source = readFileSync(path, 'utf8')
+  } catch (error) {
+    throw new BadInput(`cannot read ${file}: ${(error as Error).message}`)
+  }
+  const lines = new LineCounter()
+  const document = parseDocument(source, { lineCounter: lines, prettyErrors: false })
+  const mistakes = new Mistakes(file, document, lines)
+  for (const { pos, message } of [...document.errors, ...document.warnings]) mistakes.at(pos[0], message)
+  mistakes.judge()
+  const parsed = schema.safeParse(document.toJS() ?? {})
+  if (!parsed.success)
+    for (const { path: where, ...issue } of parsed.error.issues) {
+      if (issue.code !== 'unrecognized_keys') mistakes.of(where, issue.message)
+      else for (const [n, line] of issue.message.split('\n').entries()) mistakes.of([...where, issue.keys[n]!], line)
+    }
+  mistakes.judge()
+  const config = configOf(path, parsed.data!)
+  await judge(parsed.data!, config, mistakes)
+  mistakes.judge()
+  return config
+}
+
+/** What a description alone cannot say. */
+async function judge(content: Content, { serve }: Config, mistakes: Mistakes): Promise<void> {
+  if (content.nbd === undefined && content.fuse === undefined)
+    mistakes.of([], 'say how to serve: nbd, a list of addresses, or fuse, a directory')
+  if (Object.keys(content.devices).length === 0) mistakes.of(['devices'], 'expected one device at least')
+  const factories = await layersWith(serve.modules).catch((error: Error) => {
+    mistakes.of(['modules'], error.message.replace('--modules: ', ''))
+    return undefined
+  })
+  const isVirtual = serve.hypervisor !== undefined
+  for (const request of serve.device as readonly DeviceRequest[]) {
+    const { name, stack, sizeBytes, maxSizeBytes, writethrough, snapshot } = request
+    const where = ['devices', name]
+    if (!deviceName.pattern.test(name) || deviceName.taken.includes(name)) mistakes.of(where, deviceName.rule)
+    if (maxSizeBytes !== undefined && maxSizeBytes < sizeBytes)
+      mistakes.of([...where, 'max'], `expected at least the size, ${formatBytes(sizeBytes)}`)
+    if (writethrough && snapshot === undefined)
+      mistakes.of([...where, 'writethrough'], 'is how a snapshot is written: add snapshot')
+    if (content.devices[name]!.swap !== undefined && content.fuse === undefined)
+      mistakes.of([...where, 'swap'], 'the kernel swaps to a file of the mount: add fuse, a directory')
+    if (stack === '') mistakes.of(where, 'expected a stack, here or for all devices')
+    else if (factories !== undefined)
+      try {
+        planDevice(name, maxSizeBytes ?? sizeBytes, stackFor(serve, request, factories), { isVirtual })
+      } catch (error) {
+        if (!(error instanceof TmemError || error instanceof RangeError)) throw error
+        mistakes.of(content.devices[name]!.stack === undefined ? ['stack'] : [...where, 'stack'], error.message)
+      }
+  }
+}
+
+function configOf(path: string, content: Content): Config {
+  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log } = content
+  const folder = dirname(path)
+  const device = Object.entries(content.devices).map(([name, one]): DeviceRequest => {
+    const { size, memlimit, max, snapshot, writethrough = false, swap } = one
+    return {
+      name,
+      sizeBytes: size,
+      writethrough,
+      stack: one.stack ?? content.stack ?? '',
+      ...(memlimit === undefined ? {} : { memlimitBytes: memlimit }),
+      ...(max === undefined ? {} : { maxSizeBytes: max }),
+      ...(snapshot === undefined ? {} : { snapshot: resolve(folder, snapshot) }),
+      ...(swap === undefined || swap === false
+        ? {}
+        : { swapPriority: (swap === true ? undefined : swap.priority) ?? defaultPriority }),
+    }
+  })
+  return {
+    path,
+    folder,
+    control: content.control,
+    serve: {
+      stack: content.stack ?? '',
+      device,
+      drain: true,
+      ...(nbd === undefined ? {} : { nbd }),
+      ...(fuse === undefined ? {} : { fuse }),
+      ...(memory === undefined ? {} : { memory }),
+      ...(hypervisor === undefined ? {} : { hypervisor }),
+      ...(modules === undefined ? {} : { modules: modules.map((module) => resolve(folder, module)) }),
+      ...(tls === undefined ? {} : { tlsCertificates: tls.certificates }),
+      ...(tls?.['verify-peer'] === true ? { tlsVerifyPeer: true as const } : {}),
+      ...(limits === undefined ? {} : { nbdLimits: limitsText(limits) }),
+      ...(log?.format === undefined ? {} : { log: log.format satisfies LogFormat }),
+      ...(log?.level === undefined ? {} : { logLevel: log.level satisfies LogLevel }),
+    },
+  }
+}
+
+/** What `tmem swap on` takes, too. */
+const defaultPriority = 100
+
+const limitsText = (limits: NonNullable<Content['limits']>): string =>
+  Object.entries(limits)
+    .map(([name, value]) => `${name}=${value}`)
+    .join(',')
+
+/** Mistakes in a file, in the order of their lines. */
+class Mistakes {
+  readonly #file: string
+  readonly #document: Document
+  readonly #lines: LineCounter
+  readonly #found: { readonly at: number; readonly message: string }[] = []
+
+  constructor(file: string, document: Document, lines: LineCounter) {
+    this.#file = file
+    this.#document = document
+    this.#lines = lines
+  }
+
+  /** A mistake at an offset. */
+  at(at: number, message: string): void {
+    this.#found.push({ at, message })
+  }
+
+  /** A mistake in what a path of names leads to, or in the nearest thing above that is there. */
+  of(path: readonly PropertyKey[], message: string): void {
+    const names = path.map(String)
+    const what = names.length === 0 ? '' : `${names.join('.')}: `
+    this.at(this.#offset(names), `${what}${message}`)
+  }
+
+  /** Throws `BadInput` when there are any. */
+  judge(): void {
+    if (this.#found.length === 0) return
+    const told = this.#found
+      .toSorted((a, b) => a.at - b.at)
+      .map(({ at, message }) => {
+        const { line, col } = this.#lines.linePos(at)
+        return `${this.#file}:${line || 1}:${col || 1}: ${message.split('\n')[0]}`
+      })
+    throw new BadInput(`${this.#file} has mistakes`, told)
+  }
+
+  /** Where the name at the end of a path stands. */
+  #offset(names: readonly string[]): number {
+    let at = 0
+    let node: unknown = this.#document.contents
+    for (const name of names) {
+      const pair = isMap(node) ? node.items.find(({ key }) => String(key) === name) : undefined
+      const item =
+        pair ??
+        (isNode(node) && 'get' in node
+          ? (node as { get(n: number, keep: true): unknown }).get(Number(name), true)
+          : undefined)
+      const key = isPair(item) ? item.key : item
+      if (!isNode(key)) return at
+      at = key.range?.[0] ?? at
+      node = isPair(item) ? item.value : item
+    }
+    return at
+  }
+}

@@ -1,0 +1,66 @@
+/**
+ * `tmem run … -- COMMAND`: serves devices for one command, and ends with it. Signals go to the command; its exit code is that of
+ * this program, 128 and its number for a signal, as shells have it.
+ *
+ * The command finds the way in its environment: `TMEM_CONTROL`, `TMEM_DEVICE` (the first), `TMEM_NBD` (a URI, as
+ * NBD's clients take it) and, with a mount, `TMEM_FILE`.
+ */
+import { spawn } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Ended, Failed } from '../ending.ts'
+import type { Info } from '../serve/control.ts'
+import { type Course, type ServeOptions, serve } from '../serve/serve.ts'
+import type { Terminal } from '../terminal.ts'
+
+/** Serves, runs the command, and ends. Rejects with `Ended` unless its exit code is 0, and as `serve` does. */
+export async function runCommand(
+  command: readonly string[],
+  options: Omit<ServeOptions, 'control' | 'nbd'>,
+  terminal: Terminal,
+): Promise<void> {
+  // Nobody else is to find the sockets.
+  const folder = mkdtempSync(join(tmpdir(), 'tmem-run-'))
+  const control = join(folder, 'control.sock')
+  const socket = join(folder, 'nbd.sock')
+  let code = 0
+  try {
+    const course = courseOf(command, { control, socket }, (ended) => {
+      code = ended
+    })
+    await serve({ drain: true, logLevel: 'warn', ...options, control, nbd: [`unix:${socket}`] }, terminal, course)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+  if (code !== 0) throw new Ended(code)
+}
+
+function courseOf(
+  [program, ...words]: readonly string[],
+  { control, socket }: { readonly control: string; readonly socket: string },
+  ended: (code: number) => void,
+): Course {
+  let signalled: () => void = () => undefined
+  return {
+    until: ({ devices, fuse }: Info) =>
+      new Promise((resolve, reject) => {
+        const { name } = devices[0]!
+        const env = {
+          ...process.env,
+          TMEM_CONTROL: control,
+          TMEM_DEVICE: name,
+          TMEM_NBD: `nbd+unix:///${name}?socket=${socket}`,
+          ...(fuse === null ? {} : { TMEM_FILE: join(fuse, name) }),
+        }
+        const child = spawn(program!, words, { stdio: 'inherit', env })
+        signalled = () => void child.kill('SIGTERM')
+        child.once('error', (error) => reject(new Failed(`${program} cannot be run: ${error.message}`)))
+        child.once('exit', (code, signal) => {
+          ended(code ?? 128 + constants.signals[signal!])
+          resolve()
+        })
+      }),
+    signalled: () => signalled(),
+  }
+}

@@ -1,0 +1,161 @@
+/**
+ * `tmem up`, `down`, `status`: a server that is described by a file, from before the first device until after the last
+ * swap area.
+ *
+ * `up` is the server, in the foreground: it turns swap on in the order of the file once all devices are served, and undoes all
+ * of it in the opposite order when it ends, whether it was asked to or failed on the way. `down` and `status` ask the
+ * server that runs, so they tell what is, and not what the file says.
+ */
+import { resolve } from 'node:path'
+import { chdir } from 'node:process'
+import { setTimeout } from 'node:timers/promises'
+import { formatBytes } from '@tmem/core'
+import { Failed, Interrupted } from '../ending.ts'
+import { ask, defaultControl, type Info } from '../serve/control.ts'
+import { drain } from '../serve/host.ts'
+import { formerServer } from '../serve/record.ts'
+import { type DeviceRequest, serve } from '../serve/serve.ts'
+import { usesBy } from '../serve/swap.ts'
+import { type Terminal, tableOf } from '../terminal.ts'
+import { type Config, configSchema, readConfig } from './config.ts'
+
+/** Which file. */
+export interface FileOptions {
+  readonly file: string
+  /** Instead of the one that the file names. */
+  readonly control?: string
+  readonly json?: true
+}
+
+/** Serves what the file says, until it is asked to end. Rejects as `serve` does. */
+export async function up(options: FileOptions & { readonly fresh?: true }, terminal: Terminal): Promise<void> {
+  const config = await readConfig(options.file)
+  const control = controlOf(options, config)
+  await serve(
+    {
+      ...config.serve,
+      control,
+      ...(options.fresh === true ? { fresh: true } : {}),
+      ...(options.json === true ? { json: true } : {}),
+    },
+    terminal,
+  )
+}
+
+/** How often it is looked whether a server has ended. */
+const lookMs = 100
+
+/**
+ * Ends the server of the file: swap first, then the server, and waits until it has gone. Rejects with `Failed` where there is none, where
+ * it does not end within `wait` seconds, and where it could not keep all.
+ */
+export async function down(options: FileOptions & { readonly wait: number }, terminal: Terminal): Promise<void> {
+  const control = controlOf(options, await readConfig(options.file))
+  const info = await ask(control, 'info')
+  if (info.fileSystem !== null) await drain(info.fileSystem)
+  process.kill(info.pid, 'SIGTERM')
+  const end = performance.now() + options.wait * 1000
+  while (formerServer(control)?.running === true) {
+    if (performance.now() >= end)
+      throw new Failed(
+        `process ${info.pid} has not ended within ${options.wait} seconds: see what it says, or tmem down --wait SECONDS`,
+      )
+    await setTimeout(lookMs, undefined, { signal: terminal.signal }).catch(() => {
+      throw new Interrupted()
+    })
+  }
+  const left = formerServer(control)
+  if (left !== undefined) throw new Failed(`process ${left.pid} ${left.end}: what it held of ${left.lost} is lost`)
+  if (options.json === true) terminal.print(JSON.stringify({ pid: info.pid, ended: true }))
+  else terminal.print(`process ${info.pid} has ended, and nothing of it is left`)
+}
+
+/**
+ * Shows what is served and swapped to, and where that differs from the file. Rejects with `Failed` where no server
+ * answers, and where anything differs.
+ */
+export async function status(options: FileOptions, terminal: Terminal): Promise<void> {
+  const config = await readConfig(options.file)
+  const control = controlOf(options, config)
+  const info = await ask(control, 'info').catch((error: Error) => {
+    const former = formerServer(control)
+    throw former === undefined || former.running
+      ? error
+      : new Failed(`process ${former.pid}, the server of ${options.file}, ${former.end}: tmem up says what is lost`)
+  })
+  const uses =
+    info.fileSystem === null
+      ? undefined
+      : await usesBy(
+          info,
+          info.devices.map(({ name }) => name),
+        )
+  const devices = info.devices.map(({ name, sizeBytes }) => {
+    const use = uses?.get(name)?.find(({ swap }) => swap !== undefined)
+    return { name, sizeBytes, loop: use?.loop ?? null, swap: use?.swap ?? null }
+  })
+  const differences = differencesOf(config, devices)
+  if (options.json === true)
+    terminal.print(JSON.stringify({ pid: info.pid, control, nbd: info.nbd, fuse: info.fuse, devices, differences }))
+  else terminal.print(shown(info, devices, control))
+  if (differences.length > 0) throw new Failed(`not as ${options.file} says: ${differences.join('; ')}`)
+}
+
+/** Judges a file, or prints the JSON Schema of such files. */
+export async function config(what: 'check' | 'schema', { file, json }: FileOptions, terminal: Terminal): Promise<void> {
+  if (what === 'schema') {
+    terminal.print(JSON.stringify(configSchema(), undefined, 2))
+    return
+  }
+  const { serve: options } = await readConfig(file)
+  if (json === true) terminal.print(JSON.stringify({ file, devices: options.device }))
+  else terminal.print(`${file} is right: ${options.device.map(described).join(', ')}`)
+}
+
+const described = (device: string | DeviceRequest): string =>
+  typeof device === 'string' ? device : `${device.name} of ${formatBytes(device.sizeBytes)}`
+
+interface Served {
+  readonly name: string
+  readonly sizeBytes: number
+  readonly loop: string | null
+  readonly swap: { readonly usedBytes: number; readonly priority: number } | null
+}
+
+function differencesOf(config: Config, devices: readonly Served[]): string[] {
+  const asked = config.serve.device as readonly DeviceRequest[]
+  const differences = devices
+    .filter(({ name }) => !asked.some((one) => one.name === name))
+    .map(({ name }) => `${name} is served, and not in the file`)
+  for (const { name, sizeBytes, swapPriority } of asked) {
+    const served = devices.find((one) => one.name === name)
+    if (served === undefined) differences.push(`${name} is not served`)
+    else if (served.sizeBytes !== sizeBytes)
+      differences.push(`${name} has ${formatBytes(served.sizeBytes)} instead of ${formatBytes(sizeBytes)}`)
+    else if (swapPriority !== undefined && served.swap === null) differences.push(`${name} is not swapped to`)
+  }
+  return differences
+}
+
+function shown({ pid, nbd, fuse }: Info, devices: readonly Served[], control: string): string {
+  const rows = devices.map(({ name, sizeBytes, loop, swap }) => [
+    name,
+    formatBytes(sizeBytes),
+    swap === null ? 'off' : 'on',
+    loop ?? '-',
+    swap === null ? '-' : formatBytes(swap.usedBytes),
+    swap === null ? '-' : String(swap.priority),
+  ])
+  const where = [...nbd.map((address) => `NBD on ${address}`), ...(fuse === null ? [] : [`files in ${fuse}`])]
+  return [
+    tableOf(['device', 'size', 'swap', 'loop', 'used', 'priority'], rows),
+    `${where.join(', ')}; control socket ${control}; process ${pid}`,
+  ].join('\n')
+}
+
+/** Its control socket; from here on paths are relative to the folder of the file. */
+function controlOf({ control }: FileOptions, config: Config): string {
+  const given = control === undefined ? undefined : resolve(control)
+  chdir(config.folder)
+  return given ?? resolve(config.control ?? defaultControl)
+}

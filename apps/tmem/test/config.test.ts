@@ -1,0 +1,149 @@
+/** The file of `tmem up`: each kind of mistake, where it is told to be, and the schema that editors read. */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { BadInput } from '../src/ending.ts'
+import type { DeviceRequest } from '../src/serve/serve.ts'
+import { configSchema, readConfig } from '../src/up/config.ts'
+import { temporaryDirectory } from './tmem.ts'
+
+const stack = 'memory(limit=80MiB)'
+const good = `stack: ${stack}\ndevices:\n  a: { size: 64MiB }\nnbd: [unix:x]\n`
+
+/** `LINE:COLUMN: message` of each mistake. */
+async function mistakesIn(text: string): Promise<readonly string[]> {
+  const file = join(temporaryDirectory(), 'tmem.yaml')
+  writeFileSync(file, text)
+  const error: unknown = await readConfig(file).catch((thrown: unknown) => thrown)
+  if (!(error instanceof BadInput)) return [`no mistake: ${JSON.stringify(error)}`]
+  return error.mistakes.map((line) => line.replace(`${file}:`, ''))
+}
+
+const mistakes: readonly (readonly [what: string, text: string, expected: readonly (string | RegExp)[]])[] = [
+  ['no YAML', 'stack: [\n', [/^2:1: /]],
+  ['nothing', '', [/^1:1: devices: expected devices by name/]],
+  ['a list', '- a\n', [/^1:1: expected names and values: stack, devices/]],
+  ['a name twice', `${good}stack: x\n`, [/^5:1: Map keys must be unique/]],
+  ['a name misspelt', `${good}contol: c\n`, [/^5:1: contol: unknown name contol: did you mean control\?/]],
+  ['two names misspelt', `${good}contol: c\nfuze: m\n`, [/^5:1: contol/, /^6:1: fuze: .* did you mean fuse\?/]],
+  ['no devices', `stack: ${stack}\ndevices: {}\nnbd: [unix:x]\n`, [/^2:1: devices: expected one device at least/]],
+  ['a device without a size', good.replace('size: 64MiB', ''), [/^3:3: devices\.a\.size: expected an amount of bytes/]],
+  ['no amount', good.replace('64MiB', '64MB1'), [/^3:8: devices\.a\.size: expected an amount of bytes such as 64MiB/]],
+  ['no whole pages', good.replace('64MiB', '100'), [/^3:8: devices\.a\.size: expected whole pages of 4 KiB/]],
+  ['size of nothing', good.replace('64MiB', '0'), [/^3:8: devices\.a\.size: expected whole pages of 4 KiB/]],
+  ['a bad name', good.replace('a:', 'a/b:'), [/^3:3: devices\.a\/b: a name of a device has letters/]],
+  ['a name that is taken', good.replace('a:', 'stats:'), [/^3:3: devices\.stats: .*not stats or knobs/]],
+  ['too large', good.replace('64MiB', '64MiB, max: 32MiB'), [/^3:21: devices\.a\.max: expected at least the size/]],
+  [
+    'writethrough of nothing',
+    good.replace('64MiB', '64MiB, writethrough: true'),
+    [/^3:21: devices\.a\.writethrough: is how a snapshot is written: add snapshot/],
+  ],
+  [
+    'no flag',
+    good.replace('64MiB', '64MiB, writethrough: 1'),
+    [/^3:21: devices\.a\.writethrough: expected true or false/],
+  ],
+  ['swap without a mount', good.replace('64MiB', '64MiB, swap: true'), [/^3:21: devices\.a\.swap: .*add fuse/]],
+  [
+    'a priority that is none',
+    good.replace('64MiB', '64MiB, swap: { priority: 40000 }'),
+    [/^3:29: devices\.a\.swap\.priority: expected a whole number from 0 to 32767/],
+  ],
+  ['no way in', good.replace('nbd: [unix:x]\n', ''), [/^1:1: say how to serve: nbd, a list of addresses, or fuse/]],
+  ['addresses that are no list', good.replace('[unix:x]', 'unix:x'), [/^4:1: nbd: expected a list of addresses/]],
+  ['no stack', good.replace(`stack: ${stack}\n`, ''), [/^2:3: devices\.a: expected a stack, here or for all devices/]],
+  [
+    'a layer misspelt',
+    good.replace('memory', 'memroy'),
+    [/^1:1: stack: bad stack at column 1: .*did you mean memory\?/],
+  ],
+  [
+    'a layer misspelt in a stack of its own',
+    good.replace('64MiB', `64MiB, stack: "memroy(limit=1MiB)"`),
+    [/^3:21: devices\.a\.stack: bad stack at column 1: .*did you mean memory\?/],
+  ],
+  ['a stack that is too small', good.replace('80MiB', '8MiB'), [/^1:1: stack: device a cannot stand above memory/]],
+  ['a level that is none', `${good}log: { level: loud }\n`, [/^5:8: log\.level: expected error, warn, info or debug/]],
+  [
+    'a limit misspelt',
+    `${good}limits: { conections: 3 }\n`,
+    [/^5:11: limits\.conections: .* did you mean connections/],
+  ],
+  [
+    'a limit of nothing',
+    `${good}limits: { requests: 0 }\n`,
+    [/^5:11: limits\.requests: expected a whole number from 1/],
+  ],
+  ['TLS without certificates', `${good}tls: {}\n`, [/^5:1: tls\.certificates: expected a directory/]],
+  ['no module', `${good}modules: [/nowhere.mjs]\n`, [/^5:1: modules: \/nowhere\.mjs cannot be loaded/]],
+]
+
+test.for(mistakes)('mistake: %s', async ([, text, expected]) => {
+  const told = await mistakesIn(text)
+  expect(told).toHaveLength(expected.length)
+  for (const [n, line] of told.entries()) expect(line).toMatch(expected[n]!)
+})
+
+test('a file that is right says what the command line would say', async () => {
+  const folder = temporaryDirectory()
+  const file = join(folder, 'tmem.yaml')
+  writeFileSync(
+    file,
+    `
+stack: memory(limit=80MiB)
+devices:
+  a: { size: 64MiB, snapshot: a.img, writethrough: true }
+  b: { size: 4096, memlimit: 4096, max: 8KiB, stack: 'memory(limit=1MiB) > frontswap(file=b,size=1MiB)', swap: true }
+  c: { size: 4096, swap: { priority: 7 } }
+  d: { size: 4096, swap: false }
+nbd: ['tcp:127.0.0.1:0']
+fuse: m
+limits: { connections: 3, bytes: 1MiB }
+tls: { certificates: certs, verify-peer: true }
+log: { format: json, level: debug }
+control: c.sock
+`,
+  )
+  const { serve, control, folder: base } = await readConfig(file)
+  expect({ control, base }).toEqual({ control: 'c.sock', base: folder })
+  const requests = serve.device as readonly DeviceRequest[]
+  expect(requests.map(({ name, swapPriority }) => [name, swapPriority])).toEqual([
+    ['a', undefined],
+    ['b', 100],
+    ['c', 7],
+    ['d', undefined],
+  ])
+  expect(requests[0]).toEqual({
+    name: 'a',
+    sizeBytes: 64 * 2 ** 20,
+    stack: 'memory(limit=80MiB)',
+    snapshot: join(folder, 'a.img'),
+    writethrough: true,
+  })
+  expect(requests[1]).toMatchObject({
+    memlimitBytes: 4096,
+    maxSizeBytes: 8192,
+    stack: expect.stringContaining('file=b'),
+  })
+  expect(serve).toMatchObject({
+    nbd: ['tcp:127.0.0.1:0'],
+    fuse: 'm',
+    nbdLimits: 'connections=3,bytes=1048576',
+    tlsCertificates: 'certs',
+    tlsVerifyPeer: true,
+    log: 'json',
+    logLevel: 'debug',
+    drain: true,
+  })
+})
+
+test('the schema knows every name, and refuses others', () => {
+  const { properties, additionalProperties } = configSchema() as {
+    properties: Record<string, { description?: string }>
+    additionalProperties: boolean
+  }
+  expect(additionalProperties).toBe(false)
+  expect(Object.keys(properties)).toContain('devices')
+  expect(Object.entries(properties).filter(([, { description }]) => description === undefined)).toEqual([])
+})
