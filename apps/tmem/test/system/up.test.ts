@@ -87,11 +87,8 @@ test('two areas are on as the file says, and off with tmem down', async (ctx) =>
   requires(ctx, needs)
   const place = begin()
   await ready(place)
-  const on = areas(join(place.folder, 'mount')).map(([, file, priority]) => [file, priority])
-  expect(on.toSorted()).toEqual([
-    ['first', '20'],
-    ['second', '10'],
-  ])
+  const on = areas(join(place.folder, 'mount')).map(([, file, priority]) => [file!, priority!])
+  expect(Object.fromEntries(on)).toEqual({ first: '20', second: '10' })
   const { code, stdout } = await tmem(['status', '-f', place.file, '--json'])
   expect(code).toBe(0)
   expect(JSON.parse(stdout)).toMatchObject({
@@ -119,9 +116,8 @@ test.for([100, 300, 500, 700, 900, 1200])('interrupted %d ms after its start it 
   place.child.kill('SIGTERM')
   const code = await place.ended
   // A signal may come before the program takes any, or after all is done.
-  expect([place.child.signalCode, code], place.said()).toSatisfy(
-    ([signal, number]) => signal === 'SIGTERM' || number === 130 || number === 0,
-  )
+  if (place.child.signalCode !== 'SIGTERM') expect(place.said()).toMatch(code === 0 ? /stops it/ : /interrupted/)
+  if (code !== null) expect([0, 130]).toContain(code)
   expect(left(place)).toEqual(nothing)
 })
 
