@@ -43,13 +43,23 @@ test('the stack that is shown as text can stand', async () => {
 
 test('the stack in YAML is the one in text', async () => {
   const [text] = blocks(ownReadme, '')
-  const [yaml] = blocks(ownReadme, 'yaml')
+  const yaml = blocks(ownReadme, 'yaml').find((block) => Array.isArray(parse(block)))
   expect(parse(yaml!)).toHaveLength(2)
   const file = join(temporaryDirectory(), 'stack.yaml')
   writeFileSync(file, yaml!)
   const spoken = await tmem(['stack', text!.trim(), '--json'])
   expect(spoken.code).toBe(0)
   expect(await tmem(['stack', '--file', file, '--json'])).toEqual(spoken)
+})
+
+test('the file for tmem up that is shown is right', async () => {
+  const folder = temporaryDirectory()
+  const text = blocks(ownReadme, 'yaml').find((block) => block.includes('devices:'))
+  const file = join(folder, 'tmem.yaml')
+  writeFileSync(file, text!)
+  const { code, stdout, stderr } = await tmem(['config', 'check', '-f', file])
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+  expect(stdout).toContain('is right: swap0 of 2GiB, archive of 1GiB')
 })
 
 test('the map names every package and nothing else, and links lead somewhere', () => {
