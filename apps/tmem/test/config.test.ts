@@ -5,7 +5,7 @@ import { expect, test } from 'vitest'
 import { BadInput } from '../src/ending.ts'
 import type { DeviceRequest } from '../src/serve/serve.ts'
 import { configSchema, readConfig } from '../src/up/config.ts'
-import { temporaryDirectory } from './tmem.ts'
+import { temporaryDirectory, tmem } from './tmem.ts'
 
 const stack = 'memory(limit=80MiB)'
 const good = `stack: ${stack}\ndevices:\n  a: { size: 64MiB }\nnbd: [unix:x]\n`
@@ -76,6 +76,7 @@ const mistakes: readonly (readonly [what: string, text: string, expected: readon
     [/^5:11: limits\.requests: expected a whole number from 1/],
   ],
   ['TLS without certificates', `${good}tls: {}\n`, [/^5:1: tls\.certificates: expected a directory/]],
+  ['no mode', `${good}sockets: { mode: 660 }\n`, [/^5:12: sockets\.mode: expected permissions such as "660"/]],
   ['no module', `${good}modules: [/nowhere.mjs]\n`, [/^5:1: modules: \/nowhere\.mjs cannot be loaded/]],
 ]
 
@@ -102,6 +103,8 @@ fuse: m
 limits: { connections: 3, bytes: 1MiB }
 tls: { certificates: certs, verify-peer: true }
 log: { format: json, level: debug }
+sockets: { mode: "660", group: 7 }
+busy-turns: 3
 control: c.sock
 `,
   )
@@ -134,8 +137,31 @@ control: c.sock
     tlsVerifyPeer: true,
     log: 'json',
     logLevel: 'debug',
+    socketMode: '660',
+    socketGroup: '7',
+    busyTurns: 3,
     drain: true,
   })
+})
+
+test('all that the command line of a server takes has its name in the file', async () => {
+  const { stdout } = await tmem(['serve', '--help'])
+  const options = [...stdout.matchAll(/^ +(?:-\w, )?--([\w-]+)/gm)].map(([, name]) => name!)
+  const elsewhere: Record<string, string> = {
+    device: 'devices',
+    'tls-certificates': 'tls',
+    'tls-verify-peer': 'tls',
+    'nbd-limits': 'limits',
+    'socket-mode': 'sockets',
+    'socket-group': 'sockets',
+    'log-level': 'log',
+  }
+  // What is of one start, or always so.
+  const others = ['drain', 'fresh', 'json', 'help']
+  const names = Object.keys((configSchema() as { properties: object }).properties)
+  const missing = options.filter((name) => !others.includes(name) && !names.includes(elsewhere[name] ?? name))
+  expect(options).toContain('stack')
+  expect(missing).toEqual([])
 })
 
 test('the schema knows every name, and refuses others', () => {

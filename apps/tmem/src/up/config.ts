@@ -95,6 +95,17 @@ const schema = named({
     .optional()
     .describe('TLS, on TCP'),
   fuse: text('a directory').optional().describe('directory of the mount: devices, statistics and knobs as files'),
+  sockets: named({
+    mode: text('permissions such as "660"')
+      .regex(/^0?[0-7]{3}$/, 'expected three octal digits in quotes, such as "660"')
+      .optional(),
+    group: z.union([z.string(), z.number()], { error: 'expected a group' }).optional().describe('name or number'),
+  })
+    .optional()
+    .describe('who may use the sockets that it makes (default: its own user)'),
+  'busy-turns': wholeNumber(0, 2 ** 32 - 1)
+    .optional()
+    .describe('look so many times for the next request before sleeping'),
   control: text('a path').optional().describe('socket on which it answers'),
   memory: text('auto, perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES')
     .optional()
@@ -187,7 +198,7 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
 }
 
 function configOf(path: string, content: Content): Config {
-  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log } = content
+  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log, sockets, 'busy-turns': busyTurns } = content
   const folder = dirname(path)
   const device = Object.entries(content.devices).map(([name, one]): DeviceRequest => {
     const { size, memlimit, max, snapshot, writethrough = false, swap } = one
@@ -220,6 +231,9 @@ function configOf(path: string, content: Content): Config {
       ...(tls === undefined ? {} : { tlsCertificates: tls.certificates }),
       ...(tls?.['verify-peer'] === true ? { tlsVerifyPeer: true as const } : {}),
       ...(limits === undefined ? {} : { nbdLimits: limitsText(limits) }),
+      ...(sockets?.mode === undefined ? {} : { socketMode: sockets.mode }),
+      ...(sockets?.group === undefined ? {} : { socketGroup: String(sockets.group) }),
+      ...(busyTurns === undefined ? {} : { busyTurns }),
       ...(log?.format === undefined ? {} : { log: log.format satisfies LogFormat }),
       ...(log?.level === undefined ? {} : { logLevel: log.level satisfies LogLevel }),
     },
