@@ -5,14 +5,18 @@
  * A file's default export is a scenario, a rule (a scenario and a mutant of it), or a function that gets the functions
  * of @tmem/interleave and returns either: so it needs no package where it lies. Its code runs in this process.
  */
+import { on } from 'node:events'
+import { availableParallelism } from 'node:os'
 import { basename, resolve } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
+import { Worker } from 'node:worker_threads'
 import type { Exploration, RuleEntry, RuleReport, RuleSummary, Scenario } from '@tmem/interleave'
 import * as interleave from '@tmem/interleave'
 import { pageMapping } from '@tmem/mmu-notifier'
 import pc from 'picocolors'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
+import type { ExplorerData } from './explore-worker.ts'
 import { type Terminal, tableOf } from './terminal.ts'
 
 /** Options of the command. */
@@ -70,16 +74,7 @@ function unknown(name: string): never {
 }
 
 async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<void> {
-  const reports: RuleReport[] = []
-  const progress = terminal.progress('exploring')
-  try {
-    for (const entry of pageMapping.entries) {
-      reports.push(await reportOn(entry, options, terminal))
-      progress.at(reports.length, pageMapping.entries.length)
-    }
-  } finally {
-    progress.end()
-  }
+  const reports = await allReports(options, terminal)
   const scenarios: RuleSummary[] = reports.map(({ name, rule, source, version, states, mutantCaught, bounded }) => {
     return { name, rule, source, version, states, mutantCaught, bounded }
   })
@@ -102,7 +97,44 @@ async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<
     )
   }
   const wrong = reports.flatMap((report) => whyNot(report) ?? [])
-  if (wrong.length > 0) throw new Failed(wrong.join('; '))
+  const more = wrong.length > 3 ? `; and ${wrong.length - 3} more` : ''
+  if (wrong.length > 0) throw new Failed(`${wrong.slice(0, 3).join('; ')}${more}`)
+}
+
+/** The reports on all rules, in their order whoever was done first; made by a thread on each processor. */
+async function allReports({ states }: ExploreOptions, terminal: Terminal): Promise<readonly RuleReport[]> {
+  const count = pageMapping.entries.length
+  const reports: RuleReport[] = []
+  let [asked, done] = [0, 0]
+  const progress = terminal.progress('exploring')
+  const workerData: ExplorerData = { states }
+  const threads = Array.from(
+    { length: Math.min(availableParallelism(), count) },
+    () => new Worker(new URL('./explore-worker.js', import.meta.url), { workerData }),
+  )
+  const stop = (): Promise<unknown> => Promise.all(threads.map((thread) => thread.terminate()))
+  try {
+    await Promise.all(
+      threads.map(async (thread) => {
+        // An error of the thread rejects this, too.
+        const messages = on(thread, 'message', { signal: terminal.signal })
+        while (asked < count) {
+          const number = asked++
+          thread.postMessage(number)
+          const { value } = await messages.next()
+          ;[reports[number]] = value as [RuleReport]
+          progress.at(++done, count)
+        }
+      }),
+    )
+  } catch (error) {
+    throwIfInterrupted(terminal.signal)
+    throw error
+  } finally {
+    await stop()
+    progress.end()
+  }
+  return reports
 }
 
 async function reportOn(entry: RuleEntry, options: ExploreOptions, terminal: Terminal): Promise<RuleReport> {

@@ -50,6 +50,7 @@ test('tmem bench cleancache --quick --json: a working set and a real build, from
     'replay-tsc-puts-per-saved-read',
     'replay-tsc-tmem-per-saved-read',
     'replay-tsc-tmem-at-300-saved-reads-per-second',
+    'replay-tsc-tmem-at-300-saved-requests-per-second',
   ])
   const row = (name: string): MeasuredRow => rows.find((one) => one.name === name) as MeasuredRow
   // Numbers of pages are no times: they come out alike on every machine.

@@ -1,6 +1,7 @@
 /** `tmem explore FILE`: rules and scenarios of the user's own. */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { pageMappingRules } from '@tmem/mmu-notifier'
 import { describe, expect, test } from 'vitest'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
@@ -129,4 +130,15 @@ test('a lockless rule and its mutant as litmus tests', async () => {
     expect(refused.stderr.trimEnd().split('\n')).toHaveLength(1)
   }
   expect(await tmem(['explore', 'gup-reads-the-directory-again', '--mutant'])).toMatchObject({ code: 2, stdout: '' })
+})
+
+test('all rules, by a thread on each processor: in their order, and what is bounded is said in short', async () => {
+  const bounded = await tmem(['explore', '--list', '--states', '2', '--json'])
+  expect(bounded).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/^tmem: (.*: bounded: .*; ){3}and \d+ more\n$/),
+  })
+  expect(JSON.parse(bounded.stdout).scenarios.map(({ name }: { name: string }) => name)).toEqual(
+    pageMappingRules.map(({ name }) => name),
+  )
 })

@@ -2,7 +2,7 @@
 import { mixedCorpus } from '@tmem/codecs/bench'
 import { expect, test } from 'vitest'
 import { createBench, type MeasuredRow, type Row } from '../src/bench/frame.ts'
-import { churnRows, codecRows, giveBackRows, pageRows, zcache } from '../src/bench/zcache.ts'
+import { churnRows, codecRows, giveBackRows, pageRows, tradeRows, zcache } from '../src/bench/zcache.ts'
 import { Interrupted } from '../src/ending.ts'
 import { silentTerminal } from './tmem.ts'
 
@@ -18,6 +18,13 @@ test('put and get are measured against the codec alone', async () => {
   const rows = await pageRows(bench, few)
   expect(rows.map(({ name }) => name)).toEqual(['put-new', 'get'])
   for (const { name } of rows) expect(measured(rows, name).ratio).toBeGreaterThan(0)
+})
+
+test('space for time: less than a page of memory, for more than a get of plain memory', async () => {
+  const rows = await tradeRows(bench, few)
+  expect(measured(rows, 'trade-space')).toMatchObject({ reference_value: 4096, goal: 0.5 })
+  expect(measured(rows, 'trade-space').ratio).toBeLessThan(1)
+  expect(measured(rows, 'trade-get')).toMatchObject({ reference: 'memory', goal: 10 })
 })
 
 test('bytes in use are more than those of the compressed pages, and most go back', async () => {

@@ -11,6 +11,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   core: async () => (await import('./core.ts')).core,
   fscache: async () => (await import('./fscache.ts')).fscache,
   fuse: async () => (await import('./fuse.ts')).fuse,
+  models: async () => (await import('./models.ts')).models,
   nbd: async () => (await import('./nbd.ts')).nbd,
   ramster: async () => (await import('./ramster.ts')).ramster,
   tiers: async () => (await import('./tiers.ts')).tiers,

@@ -42,6 +42,7 @@ async function zcacheRows(bench: Bench): Promise<readonly Row[]> {
   const timed = part(corpus, timedPages)
   return [
     ...(await pageRows(bench, timed)),
+    ...(await tradeRows(bench, timed)),
     ...(await codecRows(bench, timed)),
     ...(await zeroRows(bench)),
     ...(await churnRows(bench, corpus)),
@@ -155,6 +156,41 @@ export async function pageRows(
     ]
   } finally {
     await store.close()
+  }
+}
+
+/**
+ * Space for time, as the mail of December 2009 puts it: half the space for ten times the access. Compressed pages, metadata and what is
+ * free in chunks included, against the same pages as they are; a get of each against a get of a page that is kept as it is.
+ */
+export async function tradeRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
+  const ours = open(pages.length)
+  const plainStore = compose([memory({ limitBytes: pages.length * (pageBytes + 128) + 2 ** 20 })])
+  const plain = { store: plainStore, pool: poolOf(plainStore) }
+  try {
+    const into = new Uint8Array(pageBytes)
+    for (const { pool } of [ours, plain]) {
+      fill(pool, pages)
+      verify(pool, pages)
+    }
+    const get = (pool: Pool) => ({
+      run(operations: number) {
+        for (let i = 0; i < operations; i++) pool.get(0, i, into)
+      },
+    })
+    const ns = await bench.measure(
+      'zcache: space for time',
+      { ours: get(ours.pool), plain: get(plain.pool) },
+      { operations: pages.length, rounds: bench.quick ? 15 : 41, warmup: 10 },
+    )
+    const { used } = bytesOf(ours.store)
+    return [
+      ratioRow('trade-space', 'bytes/page', used / pages.length, 'plain-page', pageBytes, 0.5),
+      ratioRow('trade-get', 'ns/page', ns.ours, 'memory', ns.plain, 10),
+    ]
+  } finally {
+    await ours.store.close()
+    await plain.store.close()
   }
 }
 
