@@ -10,6 +10,7 @@ import { runSuite, suiteOf, suites } from './bench/suites.ts'
 import { BadInput, endingOf } from './ending.ts'
 import { defaultControl } from './serve/control.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
+import { defaultXenControl } from './xen/socket.ts'
 
 /** SIGHUP comes when the terminal goes: what a server serves may not go with it. */
 const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
@@ -302,6 +303,100 @@ function program(terminal: Terminal): Command {
     .addOption(new Option('--bits <width>', 'width of the guest').choices(['32', '64'] as const).default('64' as const))
     .addOption(json())
     .action(async (words, options) => (await import('./xen/decode.ts')).decode(words, options, terminal))
+  const xenControl = (): Option => new Option('--control <path>', 'socket of the host').default(defaultXenControl)
+  const commands = () => import('./xen/commands.ts')
+  xen
+    .command('host')
+    .description('a host for guests that connect to its socket, over a stack, in the foreground')
+    .requiredOption('--stack <text>', 'where pages go')
+    .addOption(modules())
+    .addOption(xenControl())
+    .addOption(xenRelease())
+    .addOption(
+      new Option('--defects <mode>', 'what Xen got wrong: mended, or as in the original')
+        .choices(['mended', 'original'] as const)
+        .default('mended' as const),
+    )
+    .option('--max <bytes>', 'persistent pages that each domain may have', bytes)
+    .addOption(json())
+    .action(async (options) => (await import('./xen/host.ts')).host(options, terminal))
+  xen
+    .command('list')
+    .description('what each domain has')
+    .argument('[domain]', 'number of a domain (default: all)')
+    .option('--long', 'all fields')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, options) => (await commands()).list(domain, options, terminal))
+  for (const [name, isFrozen] of [
+    ['freeze', true],
+    ['thaw', false],
+  ] as const)
+    xen
+      .command(name)
+      .description(isFrozen ? 'refuse new pages of a domain' : 'take new pages of a domain again')
+      .argument('<domain>', 'number of a domain, or all')
+      .addOption(xenControl())
+      .addOption(json())
+      .action(async (domain, options) => (await commands()).freeze(domain, isFrozen, options, terminal))
+  xen
+    .command('set')
+    .description('set weight, cap or compression of a domain')
+    .argument('<domain>', 'number of a domain, or all')
+    .option('--weight <number>', 'its weight', seed)
+    .option('--cap <number>', 'its cap (up to 4.7; it does nothing)', seed)
+    .addOption(new Option('--compress <yes|no>', 'whether it is compressed').choices(['yes', 'no'] as const))
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, options) => (await commands()).set(domain, options, terminal))
+  xen
+    .command('shared-auth')
+    .description('permit a domain to share under a uuid, or withdraw that')
+    .argument('<domain>', 'number of a domain, or all')
+    .requiredOption('--uuid <uuid>', 'the uuid')
+    .addOption(
+      new Option('--permit <yes|no>', 'permit or withdraw').choices(['yes', 'no'] as const).default('yes' as const),
+    )
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, options) => (await commands()).sharedAuth(domain, options, terminal))
+  xen
+    .command('freeable')
+    .description('how much memory could be had back')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (options) => (await commands()).freeable(options, terminal))
+  xen
+    .command('flush')
+    .description('evict ephemeral pages, and give their memory back')
+    .argument('<bytes>', 'how much, e.g. 64MiB', bytes)
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (amount, options) => (await commands()).flush(amount, options, terminal))
+  xen
+    .command('save')
+    .description('save a domain to a file; it goes on')
+    .argument('<domain>', 'number of a domain')
+    .argument('<file>', 'a file that there is not yet')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, file, options) => (await commands()).save(domain, file, options, terminal))
+  xen
+    .command('restore')
+    .description('restore a domain from a file')
+    .argument('<domain>', 'the number that it gets')
+    .argument('<file>', 'what save wrote')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, file, options) => (await commands()).restore(domain, file, options, terminal))
+  xen
+    .command('migrate')
+    .description('move a domain to another host while its guest runs')
+    .argument('<domain>', 'number of a domain')
+    .requiredOption('--to <path>', 'socket of the other host')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, options) => (await commands()).migrate(domain, options, terminal))
 
   return tmem
 }
