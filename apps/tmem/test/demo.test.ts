@@ -183,7 +183,10 @@ describe('bad input ends with exit code 2, one line, and nothing left behind', (
     [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB leaves nothing of the memory of 2MiB'],
     [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB leaves nothing of the memory of 2MiB'],
     [['--size', '2MiB', '--budget', '4KiB'], '--budget 4KiB is too small: zcache needs 256KiB'],
-    [['--size', '2MiB', '--dir', '/nowhere/at-all'], 'cannot make a swap file in /nowhere/at-all: ENOENT'],
+    [
+      ['--size', '2MiB', '--dir', '/nowhere/at-all'],
+      'cannot make a swap file in /nowhere/at-all: there is no such directory: make it with mkdir -p /nowhere/at-all',
+    ],
     [['--size', '2MiB', '--dir', 'DIR/small'], 'cannot make a swap file in DIR/small: it is no directory'],
   ])('tmem demo %j', async (words, message) => {
     const directory = temporaryDirectory()

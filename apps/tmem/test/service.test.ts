@@ -96,11 +96,17 @@ test('limits that this host could never keep are refused over NBD, too', async (
   expect(readdirSync(folder)).toEqual([])
 })
 
-test('a socket in a folder that is not there says what to make', async () => {
+test('a folder that is not there: what to make', async () => {
   const folder = temporaryDirectory()
   const control = join(folder, 'not/there/control.sock')
   const ended = await tmem(['serve', '--stack', stack, ...device, '--nbd', `unix:${folder}/s`, '--control', control])
   expect(ended).toMatchObject({ code: 2, stderr: expect.stringContaining(`there is no directory ${folder}/not/there`) })
   expect(ended.stderr).toContain('mkdir -p')
   expect(existsSync(join(folder, 's'))).toBe(false)
+  await expect(servingIn(folder, stack, ...device, '--fuse', 'FOLDER/not/there')).rejects.toThrow(
+    `exit code 1: tmem: there is no directory ${folder}/not/there to mount on: make it with mkdir -p`,
+  )
+  await expect(servingIn(folder, 'frontswap(file=FOLDER/not/there,size=8MiB)', ...device)).rejects.toThrow(
+    `its folder does not exist: make it with mkdir -p ${folder}/not`,
+  )
 })

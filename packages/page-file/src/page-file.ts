@@ -17,6 +17,7 @@
  *
  * Source: open(2), swapon(2), mkswap(8) for what a swap area must look like; the rest is our own.
  */
+import { dirname, resolve } from 'node:path'
 import { types } from 'node:util'
 import { type Allocator, type ByteAmount, bytesOf, checkOptions, systemAllocator, TmemError } from '@tmem/core'
 import {
@@ -772,7 +773,10 @@ function openDescriptor(request: PageFileRequest, io: PageFileIo, there: FileIde
     })
   } catch (error) {
     const moved = ['EEXIST', 'ENOENT', 'ELOOP'].find((code) => hasCode(error, code))
-    if (moved === 'ENOENT' && there === undefined) throw failure(request, 'its folder does not exist', error)
+    if (moved === 'ENOENT' && there === undefined) {
+      const folder = dirname(resolve(request.path))
+      throw failure(request, `its folder does not exist: make it with mkdir -p ${folder}`, error)
+    }
     if (moved !== undefined) throw new Momentary(failure(request, 'somebody makes, removes or replaces it', error))
     if (hasCode(error, 'EBUSY'))
       throw failure(request, 'the device is in use (mounted, active swap, or another program)', error)

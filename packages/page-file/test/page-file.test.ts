@@ -187,7 +187,9 @@ describe('what is no file', () => {
   })
 
   test('a folder that does not exist is said to be that', () => {
-    expect(() => open({ path: join(folder, 'none', 'pages') })).toThrow(/its folder does not exist/)
+    expect(() => open({ path: join(folder, 'none', 'pages') })).toThrow(
+      /its folder does not exist: make it with mkdir -p .*none$/,
+    )
   })
 })
 

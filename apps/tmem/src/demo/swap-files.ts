@@ -55,7 +55,9 @@ function isOnDisk(path: string): boolean {
 
 function roomIn(directory: string): number {
   try {
-    if (!statSync(directory).isDirectory()) throw new Error('it is no directory')
+    const found = statSync(directory, { throwIfNoEntry: false })
+    if (found === undefined) throw new Error(`there is no such directory: make it with mkdir -p ${directory}`)
+    if (!found.isDirectory()) throw new Error('it is no directory')
     const { bavail, bsize } = statfsSync(directory)
     return bavail * bsize
   } catch (error) {

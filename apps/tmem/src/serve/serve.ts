@@ -362,6 +362,8 @@ async function judgeLoops(directory: string): Promise<void> {
   try {
     place = placeOf(directory)
   } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT')
+      throw new Failed(`there is no directory ${directory} to mount on: make it with mkdir -p ${directory}`)
     throw new Failed(`${directory} cannot be used: ${(error as Error).message}`)
   }
   if (!place.isMountPoint || !place.mount.type.startsWith('fuse')) return
