@@ -1,18 +1,13 @@
 /**
- * One client: its bytes in and out, and requests and replies; the options before are in negotiation.ts. Knows no sockets, only a
- * `Wire`.
+ * One client: its requests, and when they are begun. What it receives is in incoming.ts, what it says before in handshake.ts and
+ * negotiation.ts, what it sends in replies.ts. Knows no sockets, only a `Wire`.
  *
- * Bytes are received into a chunk and parsed where they lie; a write hands a view of them to the device. Replies are
- * written into an outgoing chunk; a read is done by the device right into it. What a device does at once is answered in
- * the same call; how many answers leave together is decided in pace.ts. Only what a device answers with a promise gets objects
- * of its own.
+ * Bytes are parsed where they were received; a write hands a view of them to the device. A read is done by the device right into
+ * what is sent. What a device does at once is answered in the same call; how many answers leave together is decided in pace.ts.
+ * Only what a device answers with a promise gets objects of its own.
  *
  * Invariants:
- *  - Bytes of `#in` before `#start` are done with, [`#start`, `#end`) wait to be parsed. Nothing is moved or
- *    overwritten in a chunk that a device still holds a part of: then another chunk is taken.
- *  - `#out` holds ready bytes in [`#from`, `#to`); `#queue` holds ready bytes that leave before those. Whoever adds
- *    to the queue seals what is ready first, so that bytes leave in the order in which they became ready.
- *  - A reply is contiguous in what is sent. During a read that is larger than a chunk (`#stream`), other replies wait.
+ *  - During a read that is larger than a chunk (`#stream`), other replies wait.
  *  - Requests are begun in turns (turns.ts), and what may take long is done in slices (slices.ts). Between its turns, while one of
  *    its requests has slices left, while output waits for the client, the limit of requests is reached, or the memory is used up, no request
  *    is begun and nothing is received (`busy`): a client that does not read makes its own connection stop, and holds at
@@ -22,18 +17,20 @@
  *
  * Source: doc/proto.md of NetworkBlockDevice/nbd.
  */
-import { type Completion, TmemError } from '@tmem/core'
+import type { Completion } from '@tmem/core'
 import { type Chunk, type ChunkPool, largeChunk, type Share } from './chunks.ts'
-import { CONTEXT_ID, MAXIMUM_OPTION, Negotiation, type Served, type Standing } from './negotiation.ts'
+import { Handshake } from './handshake.ts'
+import { Incoming, roomBytes } from './incoming.ts'
+import { errnoOf, judgeRange, judgeResize, judgeWrite } from './judgement.ts'
+import { CONTEXT_ID, Negotiation, type Served, type Standing } from './negotiation.ts'
 import { heldBytes, Pace } from './pace.ts'
 import {
-  CHUNK_BYTES,
   CHUNK_DONE,
   Command,
   CommandFlag,
   DATA_CHUNK_BYTES,
   Errno,
-  Handshake,
+  Handshake as HandshakeFlag,
   IHAVEOPT,
   MAXIMUM_PAYLOAD,
   NBDMAGIC,
@@ -43,9 +40,8 @@ import {
   Reply,
   Chunk as ReplyChunk,
   SIMPLE_BYTES,
-  SIMPLE_REPLY_MAGIC,
-  STRUCTURED_REPLY_MAGIC,
 } from './protocol.ts'
+import { Replies } from './replies.ts'
 import { Extents, Ranged } from './slices.ts'
 import type { Account, Turns } from './turns.ts'
 
@@ -91,18 +87,8 @@ export interface ConnectionOptions extends Pick<Standing, 'tls' | 'refusal'> {
   admit?(): string | undefined
 }
 
-const Phase = { Greeting: 0, Options: 1, Skip: 2, Requests: 3, Payload: 4, Ended: 5 } as const
+const Phase = { Handshake: 0, Requests: 1, Payload: 2, Ended: 3 } as const
 type Phase = (typeof Phase)[keyof typeof Phase]
-
-/** With less room than this at the end of a chunk, what is unfinished moves to the front. */
-const roomBytes = 4096
-
-/** Ready bytes of a chunk. */
-interface Segment {
-  readonly chunk: Chunk
-  from: number
-  readonly to: number
-}
 
 /** A read that is sent piece by piece. */
 interface Stream {
@@ -139,25 +125,16 @@ export class Connection implements Account, Share {
   readonly #service: Service
   readonly #wire: Wire
   readonly #startTls: ((clientFlags: number) => void) | undefined
-  #phase: Phase = Phase.Greeting
+  #phase: Phase = Phase.Handshake
 
-  #in: Chunk
-  #start = 0
-  #end = 0
-  /** The last read filled all the room that there was. */
-  #wantsLarge = false
+  readonly #in: Incoming
   /** Received, but there was no room for it yet. */
   #rest: Uint8Array | undefined
   #stalled = false
   /** Parsing stopped because of `busy`. */
   #blocked = false
 
-  #out: Chunk | undefined
-  #from = 0
-  #to = 0
-  #queue: Segment[] = []
-  #draining = false
-  #flushing = false
+  readonly #replies: Replies
   readonly #pace = new Pace()
   /** What is ready is held. */
   #holding = false
@@ -165,11 +142,9 @@ export class Connection implements Account, Share {
   #turns = false
 
   readonly #negotiation: Negotiation
+  readonly #handshake: Handshake
   // What was negotiated.
-  #structured = false
   #status = false
-  #skipOption = 0
-  #skip = 0
 
   #served: Served | undefined
   #inFlight = 0
@@ -195,14 +170,17 @@ export class Connection implements Account, Share {
     this.#service = service
     this.#wire = wire
     this.#startTls = options.startTls?.bind(options)
-    this.#in = service.pool.take(false, this)
+    this.#in = new Incoming(service.pool, this)
+    this.#replies = new Replies(service.pool, this, wire, {
+      flush: () => this.#flush(),
+      drained: () => this.#wake(),
+      gone: () => void this.#destroy(),
+    })
     const { tls, refusal } = options
     const standing = { tls, refusal, canSecure: options.startTls !== undefined, admit: () => options.admit?.() }
-    this.#negotiation = new Negotiation(service.exports, standing, (bytes) => this.#append(bytes))
-    if (options.clientFlags !== undefined) {
-      this.#negotiation.clientFlags = options.clientFlags
-      this.#phase = Phase.Options
-    }
+    this.#negotiation = new Negotiation(service.exports, standing, (bytes) => this.#replies.append(bytes))
+    if (options.clientFlags !== undefined) this.#negotiation.clientFlags = options.clientFlags
+    this.#handshake = new Handshake(this.#negotiation, options.clientFlags !== undefined)
   }
 
   /** Sends the greeting. */
@@ -212,8 +190,8 @@ export class Connection implements Account, Share {
     greeting.writeUInt32BE(NBDMAGIC[1], 4)
     greeting.writeUInt32BE(IHAVEOPT[0], 8)
     greeting.writeUInt32BE(IHAVEOPT[1], 12)
-    greeting.writeUInt16BE(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES, 16)
-    this.#append(greeting)
+    greeting.writeUInt16BE(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES, 16)
+    this.#replies.append(greeting)
     this.#flush()
   }
 
@@ -233,14 +211,12 @@ export class Connection implements Account, Share {
 
   /** Where the next bytes are to be received. */
   room(): Uint8Array {
-    this.#makeRoom()
-    return this.#in.view(this.#end, this.#in.capacity - this.#end)
+    return this.#in.room()
   }
 
   /** `count` bytes were put where `room` said. False: receive no more until `resume`. */
   received(count: number): boolean {
-    this.#wantsLarge = this.#end + count === this.#in.capacity
-    this.#end += count
+    this.#in.received(count)
     this.#pace.arrived()
     this.#run()
     this.#stalled = this.#busy()
@@ -264,12 +240,7 @@ export class Connection implements Account, Share {
         this.#stalled = true
         return false
       }
-      this.#makeRoom()
-      const count = Math.min(bytes.length - at, this.#in.capacity - this.#end)
-      this.#in.bytes.set(bytes.subarray(at, at + count), this.#end)
-      this.#wantsLarge = this.#end + count === this.#in.capacity
-      this.#end += count
-      at += count
+      at += this.#in.take(bytes, at)
       this.#run()
     }
     this.#stalled = this.#busy()
@@ -279,25 +250,17 @@ export class Connection implements Account, Share {
   /** The wire is closed: nothing can be sent or received any more. What devices still do is waited for by `idle`. */
   closed(): void {
     if (this.ended) return
-    const { pool } = this.#service
     this.#phase = Phase.Ended
     this.#holding = false
     this.#service.turns.forget(this)
     if (this.#served !== undefined) this.#served.connections--
-    pool.release(this.#in)
+    this.#in.release()
     this.#rest = undefined
-    this.#dropOut()
-    for (const segment of this.#queue) pool.release(segment.chunk)
-    this.#queue = []
+    this.#replies.close()
     this.#stream = undefined
     this.#sliced = []
     this.#endHeld()
     this.#checkIdle()
-  }
-
-  #dropOut(): void {
-    if (this.#out !== undefined) this.#service.pool.release(this.#out)
-    this.#out = undefined
   }
 
   /** Begins no more requests, and closes the wire when those in flight are done. */
@@ -307,7 +270,7 @@ export class Connection implements Account, Share {
     if (this.ended) return
     this.#flush()
     // What the client has not read by now it will not wait for either.
-    if (this.#draining || this.#stream !== undefined) this.#destroy()
+    if (this.#replies.isDraining || this.#stream !== undefined) this.#destroy()
     else this.#wire.end()
   }
 
@@ -321,37 +284,8 @@ export class Connection implements Account, Share {
 
   // ---- receiving
 
-  #makeRoom(): void {
-    const { pool } = this.#service
-    const chunk = this.#in
-    const left = this.#end - this.#start
-    const larger = this.#wantsLarge && chunk.capacity < largeChunk
-    if (!larger) {
-      if (left === 0 && chunk.holds === 1) {
-        this.#start = 0
-        this.#end = 0
-        return
-      }
-      if (chunk.capacity - this.#end >= roomBytes) return
-      if (chunk.holds === 1 && this.#start > 0) {
-        chunk.bytes.copyWithin(0, this.#start, this.#end)
-        this.#start = 0
-        this.#end = left
-        return
-      }
-    }
-    this.#wantsLarge = false
-    // A device that holds on to what it gets pins whole chunks: those are better small.
-    const next = pool.take(larger || left + 2 * roomBytes > chunk.capacity, this)
-    chunk.bytes.copy(next.bytes, 0, this.#start, this.#end)
-    this.#start = 0
-    this.#end = left
-    this.#in = next
-    pool.release(chunk)
-  }
-
   #busy(): boolean {
-    if (this.waits || this.#draining || this.#stream !== undefined || this.#sliced.length > 0 || this.#ending)
+    if (this.waits || this.#replies.isDraining || this.#stream !== undefined || this.#sliced.length > 0 || this.#ending)
       return true
     if (this.#inFlight === 0) return false
     const { requests, together, pool } = this.#service
@@ -381,7 +315,7 @@ export class Connection implements Account, Share {
   /** Goes on after something that was waited for. */
   #wake(): void {
     if (this.ended) {
-      this.#dropOut()
+      this.#replies.drop()
       return
     }
     this.#run()
@@ -418,7 +352,7 @@ export class Connection implements Account, Share {
   #mayHold(): boolean {
     const { hold } = this.#service
     if (hold === undefined || this.#blocked || this.waits || this.#ending || this.#inFlight > 0) return false
-    if (this.#phase < Phase.Requests || this.ended || this.#draining || !this.#pace.holds) return false
+    if (this.#phase < Phase.Requests || this.ended || this.#replies.isDraining || !this.#pace.holds) return false
     // The rest of a large payload keeps coming for long; what is ready has nothing to do with that.
     if (this.#phase === Phase.Payload && this.#writeBytes >= heldBytes) return false
     this.#holding = true
@@ -438,63 +372,23 @@ export class Connection implements Account, Share {
         case Phase.Payload:
           more = this.#payload()
           break
-        case Phase.Options:
-          more = !this.#mustWait() && this.#option()
-          break
-        case Phase.Skip:
-          more = this.#skipping()
-          break
         default:
-          more = this.#greeting()
+          more = this.#shake()
       }
     }
     // The client was found to be gone in the middle of an answer, which may have taken another chunk since.
-    if (this.#phase === Phase.Ended) this.#dropOut()
+    if (this.#phase === Phase.Ended) this.#replies.drop()
   }
 
-  #greeting(): boolean {
-    if (this.#end - this.#start < 4) return false
-    const flags = this.#in.data.getUint32(this.#start)
-    this.#start += 4
-    if ((flags & ~(Handshake.FIXED_NEWSTYLE | Handshake.NO_ZEROES)) !== 0) return this.#destroy()
-    this.#negotiation.clientFlags = flags
-    this.#phase = Phase.Options
-    return true
-  }
+  // ---- handshake
 
-  #skipping(): boolean {
-    const count = Math.min(this.#skip, this.#end - this.#start)
-    this.#start += count
-    this.#skip -= count
-    if (this.#skip > 0) return false
-    this.#phase = Phase.Options
-    this.#negotiation.tooLong(this.#skipOption)
-    return true
-  }
-
-  // ---- options
-
-  #option(): boolean {
-    const available = this.#end - this.#start
-    if (available < 16) return false
-    const { data, bytes } = this.#in
-    const at = this.#start
-    if (data.getUint32(at) !== IHAVEOPT[0] || data.getUint32(at + 4) !== IHAVEOPT[1]) return this.#destroy()
-    const option = data.getUint32(at + 8)
-    const length = data.getUint32(at + 12)
-    if (length > MAXIMUM_OPTION) {
-      if (option === Option.EXPORT_NAME) return this.#destroy()
-      this.#start += 16
-      this.#skipOption = option
-      this.#skip = length
-      this.#phase = Phase.Skip
-      return true
-    }
-    if (available < 16 + length) return false
-    const body = Buffer.from(bytes.subarray(at + 16, at + 16 + length))
-    this.#start += 16 + length
-    const next = this.#negotiation.option(option, body)
-    switch (next) {
+  /** Deals with the next thing of the handshake. False: nothing can go on. */
+  #shake(): boolean {
+    if (this.#handshake.isAtOption && this.#mustWait()) return false
+    const outcome = this.#handshake.next(this.#in)
+    switch (outcome) {
+      case 'wait':
+        return false
       case 'more':
         return true
       case 'broken':
@@ -505,7 +399,7 @@ export class Connection implements Account, Share {
       case 'tls':
         return this.#secure()
       default:
-        this.#transmit(next)
+        this.#transmit(outcome)
         return true
     }
   }
@@ -513,7 +407,7 @@ export class Connection implements Account, Share {
   #secure(): boolean {
     const begin = this.#startTls
     // Bytes that came in the clear behind the request would be taken for part of the secured session.
-    if (begin === undefined || this.#start !== this.#end || this.#rest !== undefined) return this.#destroy()
+    if (begin === undefined || this.#in.start !== this.#in.end || this.#rest !== undefined) return this.#destroy()
     this.#negotiation.reply(Option.STARTTLS, Reply.ACK)
     this.#flush()
     const { clientFlags } = this.#negotiation
@@ -525,7 +419,7 @@ export class Connection implements Account, Share {
   #transmit(served: Served): void {
     this.#served = served
     served.connections++
-    this.#structured = this.#negotiation.structured
+    this.#replies.structured = this.#negotiation.structured
     this.#status = this.#negotiation.contextOf === served
     this.#phase = Phase.Requests
   }
@@ -534,10 +428,10 @@ export class Connection implements Account, Share {
 
   /** Handles requests until one needs a payload (true) or nothing can go on (false). */
   #requests(): boolean {
-    while (this.#end - this.#start >= REQUEST_BYTES) {
+    while (this.#in.end - this.#in.start >= REQUEST_BYTES) {
       if (this.#mustWait()) return false
-      const { data } = this.#in
-      const at = this.#start
+      const { data } = this.#in.chunk
+      const at = this.#in.start
       if (data.getUint32(at) !== REQUEST_MAGIC) return this.#destroy()
       const flags = data.getUint16(at + 4)
       const type = data.getUint16(at + 6)
@@ -546,7 +440,7 @@ export class Connection implements Account, Share {
       const low = data.getInt32(at + 12)
       const from = data.getUint32(at + 16) * 0x1_0000_0000 + data.getUint32(at + 20)
       const length = data.getUint32(at + 24)
-      this.#start = at + REQUEST_BYTES
+      this.#in.start = at + REQUEST_BYTES
       if (type === Command.READ) this.#read(flags, from, length, high, low)
       else if (type === Command.WRITE) {
         if (length > MAXIMUM_PAYLOAD) return this.#destroy()
@@ -556,7 +450,7 @@ export class Connection implements Account, Share {
         this.#writeHigh = high
         this.#writeLow = low
         this.#writeFlags = flags
-        this.#writeError = this.#judgeWrite(flags, CommandFlag.FUA, from, length)
+        this.#writeError = judgeWrite(this.#served!, flags, CommandFlag.FUA, from, length)
         this.#phase = Phase.Payload
         return true
       } else if (type === Command.DISC) {
@@ -569,28 +463,12 @@ export class Connection implements Account, Share {
     return false
   }
 
-  /** Why a range cannot be read, or 0. */
-  #judgeRange(at: number, length: number): number {
-    const { sizeBytes, blockSize } = this.#served!.device
-    if (at + length > sizeBytes) return Errno.EINVAL
-    return at % blockSize === 0 && length % blockSize === 0 ? 0 : Errno.EINVAL
-  }
-
-  /** Why a range cannot be written, or 0. */
-  #judgeWrite(flags: number, allowed: number, at: number, length: number): number {
-    const served = this.#served!
-    if ((flags & ~allowed) !== 0) return Errno.EINVAL
-    if (served.readOnly) return Errno.EPERM
-    if (at + length > served.device.sizeBytes) return Errno.ENOSPC
-    return this.#judgeRange(at, length)
-  }
-
   #read(flags: number, at: number, length: number, high: number, low: number): void {
     const served = this.#served!
-    const structured = this.#structured
+    const structured = this.#replies.structured
     // FUA may be set on every command.
     const allowed = structured ? CommandFlag.FUA | CommandFlag.DF : CommandFlag.FUA
-    const error = (flags & ~allowed) !== 0 || length > MAXIMUM_PAYLOAD ? Errno.EINVAL : this.#judgeRange(at, length)
+    const error = (flags & ~allowed) !== 0 || length > MAXIMUM_PAYLOAD ? Errno.EINVAL : judgeRange(served, at, length)
     if (error !== 0) {
       this.#fail(error, high, low)
       return
@@ -600,17 +478,17 @@ export class Connection implements Account, Share {
     counters.bytesRead += length
     const header = structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
     if (length === 0) {
-      if (structured) this.#chunk(ReplyChunk.NONE, high, low)
+      if (structured) this.#replies.final(ReplyChunk.NONE, high, low)
       else this.#simple(0, high, low)
       return
     }
-    if (!this.#reserve(header + length)) {
+    if (!this.#replies.reserve(header + length)) {
       this.#stream = { at, left: length, length, high, low, begun: false, waiting: false, error: 0 }
       this.#pump()
       return
     }
-    const chunk = this.#out!
-    const place = this.#to
+    const chunk = this.#replies.chunk!
+    const place = this.#replies.to
     let completion: Completion
     try {
       completion = served.device.read(at, chunk.view(place + header, length))
@@ -618,54 +496,25 @@ export class Connection implements Account, Share {
       this.#fail(this.#errorOf(thrown), high, low)
       return
     }
-    this.#readHeader(chunk, place, CHUNK_DONE, at, length, high, low)
+    this.#replies.readHeader(chunk, place, CHUNK_DONE, at, length, high, low)
     const end = place + header + length
     if (completion === undefined) {
-      this.#to = end
+      this.#replies.to = end
       return
     }
     // The bytes before are ready; these are when the device is done; what follows does not wait for them.
-    this.#seal()
+    this.#replies.seal()
     chunk.holds++
-    this.#from = end
-    this.#to = end
+    this.#replies.from = end
+    this.#replies.to = end
     this.#later(completion, (failure) => {
       if (failure !== 0 || this.ended) {
         this.#service.pool.release(chunk)
         if (failure !== 0) this.#fail(failure, high, low)
       } else {
-        this.#seal()
-        this.#queue.push({ chunk, from: place, to: end })
+        this.#replies.enqueue(chunk, place, end)
       }
     })
-  }
-
-  /** Puts the ready bytes at the end of the queue: what comes next need not follow them in the chunk. */
-  #seal(): void {
-    const chunk = this.#out
-    if (chunk === undefined || this.#from === this.#to) return
-    chunk.holds++
-    this.#queue.push({ chunk, from: this.#from, to: this.#to })
-    this.#from = this.#to
-  }
-
-  #readHeader(chunk: Chunk, place: number, flags: number, at: number, length: number, high: number, low: number): void {
-    const { data } = chunk
-    if (!this.#structured) {
-      data.setUint32(place, SIMPLE_REPLY_MAGIC)
-      data.setUint32(place + 4, 0)
-      data.setInt32(place + 8, high)
-      data.setInt32(place + 12, low)
-      return
-    }
-    data.setUint32(place, STRUCTURED_REPLY_MAGIC)
-    data.setUint16(place + 4, flags)
-    data.setUint16(place + 6, ReplyChunk.OFFSET_DATA)
-    data.setInt32(place + 8, high)
-    data.setInt32(place + 12, low)
-    data.setUint32(place + 16, length + 8)
-    data.setUint32(place + 20, Math.floor(at / 0x1_0000_0000))
-    data.setUint32(place + 24, at >>> 0)
   }
 
   /** Goes on with a read that is larger than a chunk: piece after piece, as the client takes them. */
@@ -674,11 +523,11 @@ export class Connection implements Account, Share {
     const { device } = this.#served!
     while (stream.left > 0 && !stream.waiting) {
       this.#flush()
-      if (this.#draining || this.ended || this.#turnIsOver()) return
-      const header = stream.begun ? 0 : this.#structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
-      this.#reserve(header + Math.min(stream.left, largeChunk - roomBytes))
-      const chunk = this.#out!
-      const place = this.#to
+      if (this.#replies.isDraining || this.ended || this.#turnIsOver()) return
+      const header = stream.begun ? 0 : this.#replies.structured ? DATA_CHUNK_BYTES : SIMPLE_BYTES
+      this.#replies.reserve(header + Math.min(stream.left, largeChunk - roomBytes))
+      const chunk = this.#replies.chunk!
+      const place = this.#replies.to
       const fits = chunk.capacity - place - header
       const unit = device.preferredBlockSize <= fits ? device.preferredBlockSize : device.blockSize
       const length = stream.left <= fits ? stream.left : fits - ((stream.at + fits) % unit)
@@ -717,8 +566,8 @@ export class Connection implements Account, Share {
     }
     if (stream.left > 0 || this.#stream === undefined) return
     this.#stream = undefined
-    if (this.#structured) {
-      if (stream.error === 0) this.#chunk(ReplyChunk.NONE, stream.high, stream.low)
+    if (this.#replies.structured) {
+      if (stream.error === 0) this.#replies.final(ReplyChunk.NONE, stream.high, stream.low)
       else this.#fail(stream.error, stream.high, stream.low)
     }
     this.#endHeld()
@@ -732,10 +581,10 @@ export class Connection implements Account, Share {
 
   #streamed(stream: Stream, chunk: Chunk, place: number, header: number, length: number): void {
     if (header > 0) {
-      this.#readHeader(chunk, place, 0, stream.at, stream.length, stream.high, stream.low)
+      this.#replies.readHeader(chunk, place, 0, stream.at, stream.length, stream.high, stream.low)
       stream.begun = true
     }
-    this.#to = place + header + length
+    this.#replies.to = place + header + length
     stream.at += length
     stream.left -= length
   }
@@ -749,7 +598,7 @@ export class Connection implements Account, Share {
       return false
     }
     // In a simple reply that has begun there is no place for an error.
-    if (!this.#structured) return this.#destroy()
+    if (!this.#replies.structured) return this.#destroy()
     stream.error = error
     return true
   }
@@ -757,10 +606,10 @@ export class Connection implements Account, Share {
   /** Takes as much of a payload as is there. True: it is complete. */
   #payload(): boolean {
     while (this.#writeLeft > 0) {
-      let count = Math.min(this.#end - this.#start, this.#writeLeft)
+      let count = Math.min(this.#in.end - this.#in.start, this.#writeLeft)
       if (this.#writeError === 0) {
         if (count < this.#writeLeft) {
-          if (this.#in.capacity - this.#end >= roomBytes) return false
+          if (this.#in.chunk.capacity - this.#in.end >= roomBytes) return false
           // The chunk is full: all whole blocks go on, so that there is room again.
           const { preferredBlockSize, blockSize } = this.#served!.device
           const end = this.#writeAt + count
@@ -774,7 +623,7 @@ export class Connection implements Account, Share {
         this.#writePart(count)
         slice.took(count, performance.now() - began)
       } else if (count === 0) return false
-      this.#start += count
+      this.#in.start += count
       this.#writeAt += count
       this.#writeLeft -= count
     }
@@ -793,11 +642,11 @@ export class Connection implements Account, Share {
 
   #writePart(count: number): void {
     const { device, counters } = this.#served!
-    const chunk = this.#in
+    const { chunk } = this.#in
     counters.bytesWritten += count
     let completion: Completion
     try {
-      completion = device.write(this.#writeAt, chunk.view(this.#start, count))
+      completion = device.write(this.#writeAt, chunk.view(this.#in.start, count))
     } catch (thrown) {
       this.#writeError = this.#errorOf(thrown)
       return
@@ -844,7 +693,7 @@ export class Connection implements Account, Share {
         break
       case Command.TRIM:
         counters.trims++
-        error = this.#judgeWrite(flags, FUA, at, length)
+        error = judgeWrite(served, flags, FUA, at, length)
         // Over the end: ENOSPC belongs to what writes, EINVAL to a trim.
         if (error === Errno.ENOSPC) error = Errno.EINVAL
         if (error === 0)
@@ -852,7 +701,7 @@ export class Connection implements Account, Share {
         break
       case Command.WRITE_ZEROES: {
         counters.zeroes++
-        error = this.#judgeWrite(flags, FUA | NO_HOLE | FAST_ZERO, at, length)
+        error = judgeWrite(served, flags, FUA | NO_HOLE | FAST_ZERO, at, length)
         const keep = (flags & NO_HOLE) !== 0
         // Zeros that keep their room may be as slow as any other bytes; without it they are a discard.
         if (error === 0 && keep && (flags & FAST_ZERO) !== 0) error = Errno.ENOTSUP
@@ -862,18 +711,18 @@ export class Connection implements Account, Share {
       }
       case Command.CACHE:
         counters.caches++
-        error = (flags & ~FUA) !== 0 ? Errno.EINVAL : this.#judgeRange(at, length)
+        error = (flags & ~FUA) !== 0 ? Errno.EINVAL : judgeRange(served, at, length)
         if (error === 0) this.#simple(0, high, low)
         break
       case Command.BLOCK_STATUS:
         counters.statuses++
-        error = !this.#status || (flags & ~(FUA | REQ_ONE)) !== 0 ? Errno.EINVAL : this.#judgeRange(at, length)
+        error = !this.#status || (flags & ~(FUA | REQ_ONE)) !== 0 ? Errno.EINVAL : judgeRange(served, at, length)
         if (error === 0 && length === 0) error = Errno.EINVAL
         if (error === 0) this.#blockStatus((flags & REQ_ONE) !== 0, at, length, high, low)
         break
       case Command.RESIZE:
         counters.resizes++
-        error = this.#judgeResize(flags, at)
+        error = judgeResize(served, flags, at)
         if (error === 0) error = this.#resize(at)
         if (error === 0) this.#simple(0, high, low)
         break
@@ -881,15 +730,6 @@ export class Connection implements Account, Share {
         error = Errno.EINVAL
     }
     if (error !== 0) this.#fail(error, high, low)
-  }
-
-  #judgeResize(flags: number, size: number): number {
-    const { device, resizable, readOnly, connections, isUsedElsewhere } = this.#served!
-    if ((flags & ~CommandFlag.FUA) !== 0) return Errno.EINVAL
-    if (!resizable || readOnly) return Errno.EPERM
-    if (size % device.blockSize !== 0 || !Number.isSafeInteger(size)) return Errno.EINVAL
-    // Others would lose what they believe to have.
-    return size < device.sizeBytes && (connections > 1 || isUsedElsewhere()) ? Errno.EPERM : 0
   }
 
   #resize(size: number): number {
@@ -923,8 +763,8 @@ export class Connection implements Account, Share {
 
   #extents({ lengths, states }: Extents, high: number, low: number): void {
     if (this.ended) return
-    const place = this.#chunk(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * lengths.length)
-    const { data } = this.#out!
+    const place = this.#replies.final(ReplyChunk.BLOCK_STATUS, high, low, 4 + 8 * lengths.length)
+    const { data } = this.#replies.chunk!
     data.setUint32(place, CONTEXT_ID)
     for (let n = 0; n < lengths.length; n++) {
       data.setUint32(place + 4 + 8 * n, lengths[n]!)
@@ -1003,43 +843,13 @@ export class Connection implements Account, Share {
   }
 
   #simple(error: number, high: number, low: number): void {
-    if (this.ended) return
-    this.#reserve(SIMPLE_BYTES)
-    const { data } = this.#out!
-    const place = this.#to
-    data.setUint32(place, SIMPLE_REPLY_MAGIC)
-    data.setUint32(place + 4, error)
-    data.setInt32(place + 8, high)
-    data.setInt32(place + 12, low)
-    this.#to = place + SIMPLE_BYTES
-  }
-
-  /** Begins a final chunk of a structured reply; returns where its payload goes. */
-  #chunk(type: number, high: number, low: number, length = 0): number {
-    this.#reserve(CHUNK_BYTES + length)
-    const { data } = this.#out!
-    const place = this.#to
-    data.setUint32(place, STRUCTURED_REPLY_MAGIC)
-    data.setUint16(place + 4, CHUNK_DONE)
-    data.setUint16(place + 6, type)
-    data.setInt32(place + 8, high)
-    data.setInt32(place + 12, low)
-    data.setUint32(place + 16, length)
-    this.#to = place + CHUNK_BYTES + length
-    return place + CHUNK_BYTES
+    if (!this.ended) this.#replies.simple(error, high, low)
   }
 
   #fail(error: number, high: number, low: number): void {
     if (this.ended) return
     this.#served!.counters.errors++
-    if (!this.#structured) {
-      this.#simple(error, high, low)
-      return
-    }
-    const place = this.#chunk(ReplyChunk.ERROR, high, low, 6)
-    const { data } = this.#out!
-    data.setUint32(place, error)
-    data.setUint16(place + 4, 0)
+    this.#replies.error(error, high, low)
   }
 
   #errorOf(thrown: unknown): number {
@@ -1049,77 +859,13 @@ export class Connection implements Account, Share {
 
   // ---- sending
 
-  #append(bytes: Buffer): void {
-    this.#reserve(bytes.length)
-    bytes.copy(this.#out!.bytes, this.#to)
-    this.#to += bytes.length
-  }
-
-  /** Makes room for `need` bytes in one piece at `#to`; false when no chunk to be had is that large. */
-  #reserve(need: number): boolean {
-    const { pool } = this.#service
-    if (this.#out !== undefined && this.#out.capacity - this.#to < need) {
-      this.#flush()
-      const out: Chunk | undefined = this.#out
-      if (out !== undefined && out.capacity - this.#to < need) {
-        this.#seal()
-        pool.release(out)
-        this.#out = undefined
-      }
-    }
-    if (this.#out === undefined) {
-      this.#out = pool.take(true, this)
-      this.#from = 0
-      this.#to = 0
-    }
-    return this.#out.capacity - this.#to >= need
-  }
-
   /** Sends what is ready. */
   #flush(): void {
-    if (this.#flushing) return
-    this.#flushing = true
+    if (this.#replies.isSending) return
     this.#holding = false
     this.#pace.sent()
-    while (!this.#draining && !this.ended) {
-      const first = this.#queue.shift()
-      if (first !== undefined) this.#send(first.chunk, first.from, first.to)
-      else if (this.#from < this.#to) {
-        const out = this.#out!
-        const from = this.#from
-        out.holds++
-        this.#from = this.#to
-        this.#send(out, from, this.#to)
-      } else break
-    }
-    this.#flushing = false
-    // An idle connection has nothing to send from.
-    if (this.#from === this.#to && this.#out?.holds === 1) {
-      this.#service.pool.release(this.#out)
-      this.#out = undefined
-    }
+    this.#replies.send()
     if (this.#ending && !this.ended) this.#checkEnd()
-  }
-
-  /** Sends ready bytes; the hold on the chunk goes with them. */
-  #send(chunk: Chunk, from: number, to: number): void {
-    const { pool } = this.#service
-    const sent = this.#wire.sendNow(chunk, from, to - from)
-    if (sent === to - from) {
-      pool.release(chunk)
-      return
-    }
-    if (sent < 0) {
-      pool.release(chunk)
-      this.#destroy()
-      return
-    }
-    this.#draining = true
-    this.#wire.send(chunk.bytes.subarray(from + sent, to), () => {
-      pool.release(chunk)
-      this.#draining = false
-      this.#wake()
-    })
   }
 
   // ---- ending
@@ -1131,7 +877,7 @@ export class Connection implements Account, Share {
   }
 
   #checkEnd(): void {
-    if (this.#inFlight > 0 || this.#draining || this.#queue.length > 0 || this.#from < this.#to) return
+    if (this.#inFlight > 0 || this.#replies.isDraining || !this.#replies.isEmpty) return
     if (this.#stream !== undefined || this.#whenIdle !== undefined) return
     this.#wire.end()
   }
@@ -1149,31 +895,4 @@ export class Connection implements Account, Share {
     this.#wire.destroy()
     return false
   }
-}
-
-/** The answer to an error of a device. */
-export function errnoOf(thrown: unknown): number {
-  // Bounded, because causes can be circular.
-  let error = thrown
-  for (let depth = 0; depth < 8 && error instanceof Error; depth++) {
-    switch ((error as NodeJS.ErrnoException).code) {
-      case 'ENOSPC':
-      case 'EDQUOT':
-      case 'EFBIG':
-        return Errno.ENOSPC
-      case 'EPERM':
-      case 'EACCES':
-      case 'EROFS':
-        return Errno.EPERM
-      case 'ENOMEM':
-      case 'TMEM_NO_MEMORY':
-        return Errno.ENOMEM
-      case 'TMEM_CLOSED':
-        return Errno.ESHUTDOWN
-      default:
-    }
-    error = error.cause
-  }
-  // The size may have changed since the range was judged.
-  return thrown instanceof RangeError && !(thrown instanceof TmemError) ? Errno.EINVAL : Errno.EIO
 }
