@@ -82,8 +82,16 @@ async function run(command: string, ...words: string[]): Promise<{ code: unknown
 const serve = (mount: string, ...words: string[]): Promise<Served> =>
   served(
     running,
-    ...['--stack', 'memory(limit=80MiB)', '--device', 'name=d,size=64MiB', '--fuse', mount],
-    ...['--nbd', `unix:${socket}`, '--control', control],
+    '--stack',
+    'memory(limit=80MiB)',
+    '--device',
+    'name=d,size=64MiB',
+    '--fuse',
+    mount,
+    '--nbd',
+    `unix:${socket}`,
+    '--control',
+    control,
     ...words,
   )
 
@@ -341,8 +349,16 @@ test('a loop device over a mount whose server hangs keeps no other server waitin
     mkdirSync(other)
     const second = await served(
       running,
-      ...['--stack', `frontswap(file="${folder}/other.img",size=1MiB)`, '--device', 'name=o,size=1MiB'],
-      ...['--fuse', other, '--control', join(folder, 'other.sock'), '--nbd', `unix:${join(folder, 'other.nbd')}`],
+      '--stack',
+      `frontswap(file="${folder}/other.img",size=1MiB)`,
+      '--device',
+      'name=o,size=1MiB',
+      '--fuse',
+      other,
+      '--control',
+      join(folder, 'other.sock'),
+      '--nbd',
+      `unix:${join(folder, 'other.nbd')}`,
     )
     second.child.kill('SIGTERM')
     expect(await second.ended).toBe(0)
