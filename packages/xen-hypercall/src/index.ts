@@ -5,4 +5,5 @@ export { type ControlBuffer, type ControlRequest, controlBuffer } from './contro
 export * from './describe.ts'
 export * from './guest-memory.ts'
 export * from './host.ts'
+export * from './linux.ts'
 export * from './stream.ts'
