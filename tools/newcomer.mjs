@@ -90,7 +90,12 @@ async function runCase(name) {
     if (typeof how === 'string') return { line: `${name.padEnd(24)}skipped: ${how}`, ok: true }
     const { status, said } = await npmTest(name, world, how, seconds)
     const summary = said.match(/^\d+ passed, \d+ failed, \d+ skipped$/m)?.[0] ?? 'no summary'
-    if (status !== 0) console.log(said.slice(-20_000))
+    if (status !== 0) {
+      // Of each failure its name and what was wrong, before the end of it all.
+      const lines = said.split('\n')
+      for (const [n, line] of lines.entries()) if (/ FAIL /.test(line)) console.log(lines.slice(n, n + 3).join('\n'))
+      console.log(said.slice(-20_000))
+    }
     return { line: `${name.padEnd(24)}${status === 0 ? 'green' : 'RED'}  ${summary}, ${seconds()} s`, ok: status === 0 }
   } finally {
     for (const undo of world.undo.reverse()) undo()

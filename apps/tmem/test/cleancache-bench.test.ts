@@ -18,6 +18,8 @@ test('the reads of a build out of the lines of strace', () => {
     '11 read(6<pipe:[77]>, ""..., 10) = 10',
     '10 openat(AT_FDCWD</w>, "src/a.ts", O_RDONLY|O_CLOEXEC) = 3</w/src/a.ts>',
     '10 read(3</w/src/a.ts>, ""..., 612) = 612',
+    String.raw`11 openat(AT_FDCWD</w>, "Pr\303\274fung/"..., O_RDONLY) = 4</w/Pr\303\274fung/a\76b.ts>`,
+    String.raw`11 read(4</w/Pr\303\274fung/a\76b.ts>, ""..., 9) = 9`,
     '10 +++ exited with 0 +++',
   ].join('\n')
   expect(readsOf(trace)).toEqual([
@@ -26,6 +28,7 @@ test('the reads of a build out of the lines of strace', () => {
     { path: '/w/src/a.ts', position: 512, length: 100 },
     { path: '/w/b.d.ts', position: 4096, length: 50 },
     { path: '/w/src/a.ts', position: 0, length: 612 },
+    { path: '/w/Prüfung/a>b.ts', position: 0, length: 9 },
   ])
 })
 

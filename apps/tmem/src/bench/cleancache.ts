@@ -242,10 +242,11 @@ export function readsOf(trace: string): Read[] {
     const resumed = /^<\.\.\. \w+ resumed>(.*)$/.exec(text)
     const call = resumed === null ? text : (open.get(thread) ?? '') + resumed[1]!
     const opened = /^openat\(.* = \d+<(.*)>$/.exec(call)
-    if (opened !== null) positions.set(opened[1]!, 0)
+    if (opened !== null) positions.set(unescaped(opened[1]!), 0)
     const read = /^(read|pread64)\(\d+<(\/[^>]*)>,.*?(?:, (\d+))?\) = (\d+)$/.exec(call)
     if (read === null) continue
-    const [, name, path = '', offset, count = '0'] = read
+    const [, name, shown = '', offset, count = '0'] = read
+    const path = unescaped(shown)
     if (!/\.(ts|mts|tsx|js|mjs|json)$/.test(path) || count === '0') continue
     const length = Number(count)
     const position = name === 'pread64' ? Number(offset) : (positions.get(path) ?? 0)
@@ -253,6 +254,14 @@ export function readsOf(trace: string): Read[] {
     reads.push({ path, position, length })
   }
   return reads
+}
+
+/** A path as it is: strace shows bytes that are not ASCII, or have a meaning in its lines, as `\303` (octal). */
+function unescaped(shown: string): string {
+  const bytes = shown.replaceAll(/\\([0-7]{1,3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  )
+  return Buffer.from(bytes, 'latin1').toString()
 }
 
 /** Measures what compressing a page and getting it back takes at least, in µs: a saved read costs one of each. */
