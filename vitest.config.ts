@@ -12,8 +12,9 @@ export default defineConfig({
     exclude: ['**/node_modules/**', '**/dist/**', ...(system ? [] : ['**/test/system/**'])],
     // Where the program looks for the system's tools, too; the PATH of many users lacks these.
     env: { PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },
-    testTimeout: 20_000,
-    hookTimeout: 20_000,
+    // Ends what hangs. A machine that is busy with other work takes ten times as long, and nothing is wrong then.
+    testTimeout: 90_000,
+    hookTimeout: 90_000,
     reporters: ['default', './tools/vitest-reporter.mjs'],
   },
 })
