@@ -90,8 +90,16 @@ function program(terminal: Terminal): Command {
     )
     .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
     .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
+    .option(
+      '--remote',
+      'instead: a program of 512MiB (--size) with an eighth of that, over two Redis servers, one of which is killed',
+    )
     .addOption(json())
-    .action(async (options) => (await import('./demo/demo.ts')).demo(options, terminal))
+    .action(async ({ remote, ...options }) =>
+      remote === true
+        ? (await import('./demo/remote.ts')).remoteDemo(options, terminal)
+        : (await import('./demo/demo.ts')).demo(options, terminal),
+    )
 
   tmem
     .command('bench')

@@ -5,13 +5,7 @@
  * The servers are Redis's or Valkey's own, started for this on loopback ports. What the library is measured with are the very blocks that the
  * stack sends: they are taken on their way. It gets them in pipelines of as many as one flight of ours carries.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto'
-import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { type AddressInfo, createServer } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { setImmediate, setTimeout } from 'node:timers/promises'
 import { mixedCorpus } from '@tmem/codecs/bench'
 import {
@@ -41,8 +35,8 @@ import {
 } from '@tmem/ramster'
 import { seal } from '@tmem/seal'
 import { zcache } from '@tmem/zcache'
-import { Valkey } from 'iovalkey'
 import { Failed, throwIfInterrupted } from '../ending.ts'
+import { LendingServer, lackingServer } from '../lending-server.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
 
 /** The suite. */
@@ -68,14 +62,11 @@ async function serverRows(bench: Bench): Promise<Row[]> {
     'put-while-remotifying-median',
     'put-while-remotifying-p99',
   ]
-  const servers: Server[] = []
+  const servers: LendingServer[] = []
   try {
     for (let n = 0; n < 2; n++) {
-      const server = await Server.start()
-      if (server === undefined)
-        return names.map((name) =>
-          skippedRow(name, 'needs the server of Debian’s redis-tools, redis-server or valkey-server'),
-        )
+      const server = await LendingServer.start()
+      if (server === undefined) return names.map((name) => skippedRow(name, lackingServer))
       servers.push(server)
     }
     const count = bench.quick ? 512 : 4096
@@ -93,7 +84,7 @@ async function serverRows(bench: Bench): Promise<Row[]> {
 
 /** A zcache with room for all, over the servers. */
 async function open(
-  servers: readonly Server[],
+  servers: readonly LendingServer[],
   persistent: boolean,
   limitBytes: number,
 ): Promise<{ store: PageStore; pool: Pool }> {
@@ -160,7 +151,11 @@ async function blocksOf(pages: readonly Uint8Array[]): Promise<Buffer[]> {
 
 const allOf = (pages: readonly Uint8Array[]): Uint32Array => Uint32Array.from(pages, (_, index) => index)
 
-async function remotifyRows(bench: Bench, servers: readonly Server[], all: readonly Uint8Array[]): Promise<Row[]> {
+async function remotifyRows(
+  bench: Bench,
+  servers: readonly LendingServer[],
+  all: readonly Uint8Array[],
+): Promise<Row[]> {
   const blocks = await blocksOf(all)
   const pages = all
   const indexes = allOf(pages)
@@ -209,7 +204,7 @@ async function remotifyRows(bench: Bench, servers: readonly Server[], all: reado
   }
 }
 
-async function fetchRows(bench: Bench, servers: readonly Server[], all: readonly Uint8Array[]): Promise<Row[]> {
+async function fetchRows(bench: Bench, servers: readonly LendingServer[], all: readonly Uint8Array[]): Promise<Row[]> {
   // No words that repeat: these never left.
   const pages = all.filter((page) => page.some((byte, n) => byte !== page[n % 4]))
   const blocks = await blocksOf(pages)
@@ -290,7 +285,7 @@ async function fetchRows(bench: Bench, servers: readonly Server[], all: readonly
 }
 
 /** What single puts take, while pages leave and without. */
-async function putRows(bench: Bench, servers: readonly Server[], pages: readonly Uint8Array[]): Promise<Row[]> {
+async function putRows(bench: Bench, servers: readonly LendingServer[], pages: readonly Uint8Array[]): Promise<Row[]> {
   const puts = bench.quick ? 4096 : 32_768
   const progress = bench.progress('ramster: puts while pages leave')
   /** Nanoseconds of each put, in turns of 64 with the background's work between them. */
@@ -479,69 +474,5 @@ class Kept implements SlowPlace {
 
   close(): Promise<void> {
     return Promise.resolve()
-  }
-}
-
-/** A server on a loopback port, which keeps nothing on disk. */
-class Server {
-  readonly port: number
-  readonly #child: ChildProcess
-  readonly #folder: string
-
-  private constructor(port: number, child: ChildProcess, folder: string) {
-    this.port = port
-    this.#child = child
-    this.#folder = folder
-  }
-
-  /** Starts one; `undefined`: no program for it is there. */
-  static async start(): Promise<Server | undefined> {
-    const probe = createServer().listen(0, '127.0.0.1')
-    await once(probe, 'listening')
-    const { port } = probe.address() as AddressInfo
-    probe.close()
-    await once(probe, 'close')
-    // Debian's redis-tools has the server under another name, and it is what it is called.
-    for (const command of ['valkey-server', 'redis-server', 'redis-check-rdb']) {
-      const folder = mkdtempSync(join(tmpdir(), 'tmem-bench-'))
-      const words = ['--port', `${port}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', folder]
-      const child = spawn(command, words, { argv0: 'redis-server', stdio: 'ignore' })
-      const began = await Promise.race([
-        once(child, 'spawn').then(() => true),
-        once(child, 'error').then(() => false),
-      ]).catch(() => false)
-      const server = new Server(port, child, folder)
-      if (!began) {
-        rmSync(folder, { recursive: true })
-        continue
-      }
-      const client = server.client()
-      try {
-        await client.ping()
-      } catch (error) {
-        await server.stop()
-        throw new Failed(`bench ramster: ${command} did not start: ${(error as Error).message}`)
-      } finally {
-        client.disconnect()
-      }
-      return server
-    }
-    return undefined
-  }
-
-  client(): Valkey {
-    const client = new Valkey({ host: '127.0.0.1', port: this.port, maxRetriesPerRequest: 40, retryStrategy: () => 50 })
-    // What fails is told to whoever asked.
-    client.on('error', () => undefined)
-    return client
-  }
-
-  async stop(): Promise<void> {
-    if (this.#child.exitCode === null) {
-      const ended = once(this.#child, 'exit')
-      this.#child.kill('SIGKILL')
-      await ended
-    }
-    rmSync(this.#folder, { recursive: true, force: true })
   }
 }
