@@ -34,7 +34,17 @@ import {
 } from '@tmem/core'
 import { KeyHash, type KeyKind } from './hash.ts'
 import { type Loader, Loads } from './loads.ts'
-import { emptyingFrame, isMainQueue, nestedFrame, none, PageBook, queueFor, queues, transferFrame } from './pages.ts'
+import {
+  emptyingFrame,
+  isMainQueue,
+  movingFrame,
+  nestedFrame,
+  none,
+  PageBook,
+  queueFor,
+  queues,
+  transferFrame,
+} from './pages.ts'
 import {
   EntryFacts,
   headBytes,
@@ -52,6 +62,7 @@ import {
   writeHead,
   writeRecord,
 } from './records.ts'
+import { restoreSnapshot, sinkPages, takeSnapshot, writeSnapshot } from './snapshot.ts'
 import { type CacheFile, type CacheStack, openStack } from './stack.ts'
 import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refOf, usesOf, withUses } from './table.ts'
 import { Tags } from './tags.ts'
@@ -207,6 +218,8 @@ const attempts = 64
 /** Pages that a write lets go while more is used than the limit allows. */
 const excessPages = 4
 
+/** Pages that are written down at once. */
+const sunkAtOnce = 1024
 /** What the tables have to leave to the places. */
 const leastPlacesBytes = 512 * 1024
 /** Steps in which the places get their share of the limit. */
@@ -224,7 +237,8 @@ export class Cache<V = unknown> {
   readonly #clock: () => number
   readonly #channel = channel('tmem:cache')
   readonly #stack: CacheStack
-  readonly #hash: KeyHash
+  /** That of an earlier run, once its entries are here. */
+  #hash: KeyHash
   readonly #table: EntryTable
   readonly #ghosts: Ghosts
   readonly #book: PageBook
@@ -240,9 +254,17 @@ export class Cache<V = unknown> {
   /** Records of a page that is being emptied which are written again: number, and uses. */
   readonly #keeping: Uint8Array = new Uint8Array(maxRecords * 2)
   #isEmptying = false
+  /** The page of the entry that was found last was not in the window. */
+  #isFar = false
   /** The stack has asked for a tick, or uses more than its limit. */
   #isOver = false
   #closed: Promise<void> | undefined
+  /** What an earlier run has left is being read; `undefined`: it was, or there is none. */
+  #opening: Promise<void> | undefined
+  #isRestored = false
+  /** The last snapshot, and the last sync. */
+  #epoch = 0
+  #syncing: Promise<void> = Promise.resolve()
   readonly #counts = {
     sets: 0,
     deletes: 0,
@@ -280,7 +302,13 @@ export class Cache<V = unknown> {
     this.#transfer = this.#book.window.subarray(transferFrame * pageBytes, (transferFrame + 1) * pageBytes)
     this.#shareLimit()
     const least = this.#ownBytes() + this.#stack.taken.bytes + leastPlacesBytes
-    if (limit.bytes >= least || this.#stack.places === undefined) return
+    if (limit.bytes >= least || this.#stack.places === undefined) {
+      if (!this.#stack.survives) return
+      this.#opening = this.#restore()
+      // Who waits for it is told.
+      this.#opening.catch(() => undefined)
+      return
+    }
     // A rejection of this close is not handled on purpose: it surfaces beside the error thrown here.
     void this.close()
     throw new RangeError(`cache: memory is at least ${least} bytes with these settings, got ${limit.bytes}`)
@@ -300,6 +328,7 @@ export class Cache<V = unknown> {
 
   /** As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be had. */
   async load(key: CacheKey): Promise<V | undefined> {
+    if (this.#opening !== undefined) await this.#opening
     const hash = this.#hashOf('load', key)
     let outcome = this.#find(key, hash)
     if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
@@ -315,6 +344,7 @@ export class Cache<V = unknown> {
   async fetch(key: CacheKey, loader: Loader<V>, options: FetchOptions = {}): Promise<V | undefined> {
     const { ttl, grace, absentTtl, tags = noTags, timeout, signal } = checkedFetch(loader, options)
     signal?.throwIfAborted()
+    if (this.#opening !== undefined) await this.#opening
     const hash = this.#hashOf('fetch', key)
     let outcome = this.#find(key, hash)
     if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
@@ -431,6 +461,34 @@ export class Cache<V = unknown> {
     return this.#relieve(pages)
   }
 
+  /**
+   * Resolves when what an earlier run has left in the file is known. Before, a cache with a file does nothing (`load` and
+   * `fetch` wait for it). Rejects with `TmemError` when the stack fails; what is damaged costs its entries only.
+   */
+  async ready(): Promise<void> {
+    await this.#opening
+  }
+
+  /**
+   * Writes down what is in memory, and the table of entries: resolves when all that was there at the call is in the file,
+   * and would be found after a crash of the process. It is in the file only, then: `load` has it. What is deleted or
+   * replaced afterwards is so after a crash only with the next `sync`. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where
+   * no place survives, `TMEM_IO` when the file fails.
+   */
+  sync(): Promise<void> {
+    const sync = this.#syncing.then(async () => {
+      await this.#opening
+      this.#assertOpen('sync')
+      if (!this.#stack.survives)
+        throw new TmemError('TMEM_UNSUPPORTED', 'cache.sync: no place of this cache survives the process', {
+          layer: 'cache',
+        })
+      await this.#writeDown()
+    })
+    this.#syncing = sync.catch(() => undefined)
+    return sync
+  }
+
   /** What was counted, and what rests where. */
   stats(): CacheStats {
     const { limit, store, taken } = this.#stack
@@ -494,13 +552,70 @@ export class Cache<V = unknown> {
     this.#stack.store.check?.()
   }
 
-  /** Gives everything back; what is in a file stays there. Idempotent. */
+  /** Gives everything back; with a file, what is in memory is written down first, as by `sync`. Idempotent. */
   close(): Promise<void> {
     if (this.#closed === undefined) {
-      this.#closed = this.#stack.store.close()
+      this.#closed = this.#close()
       this.#loads.abort(new TmemError('TMEM_CLOSED', 'cache.fetch: the cache is closed', { layer: 'cache' }))
     }
     return this.#closed
+  }
+
+  async #close(): Promise<void> {
+    try {
+      await this.#opening
+      await this.#syncing
+      if (this.#isRestored) await this.#writeDown()
+    } finally {
+      await this.#stack.store.close()
+    }
+  }
+
+  // ---- The file ---------------------------------------------------------------------------------------------------
+
+  async #restore(): Promise<void> {
+    const { pool, store } = this.#stack
+    await store.ready?.()
+    const head = await restoreSnapshot(pool, { table: this.#table, book: this.#book, tags: this.#tags })
+    if (head !== undefined) {
+      this.#epoch = head.epoch
+      this.#hash = new KeyHash(head.seed0, head.seed1)
+    }
+    this.#shareLimit()
+    this.#isRestored = true
+    this.#opening = undefined
+  }
+
+  async #writeDown(): Promise<void> {
+    const { pool, store } = this.#stack
+    const book = this.#book
+    for (let queue = 0; queue < queues; queue++) if (this.#open[queue] !== none) this.#seal(queue)
+    const indexes = new Uint32Array(sunkAtOnce)
+    // Pages that come meanwhile may sink, or not; the numbers are asked for anew after each wait.
+    for (let page = 0; page < book.watermark; ) {
+      let count = 0
+      for (; page < book.watermark && count < sunkAtOnce; page++) {
+        if (!book.isQueued(page)) continue
+        if (book.spans[page] !== 0) break
+        indexes[count++] = page
+      }
+      await sinkPages(pool, 0, indexes, count)
+      const span = book.isQueued(page) ? book.spans[page]! : 0
+      if (count === sunkAtOnce || span === 0) continue
+      await sinkPages(
+        pool,
+        page + 1,
+        Uint32Array.from({ length: span }, (_, n) => n),
+        span,
+      )
+      page++
+    }
+    this.#epoch = (this.#epoch + 1) >>> 0
+    const { seed0, seed1 } = this.#hash
+    const epoch = this.#epoch
+    const parts = takeSnapshot({ table: this.#table, book, tags: this.#tags }, epoch, seed0, seed1)
+    await writeSnapshot(pool, parts, epoch)
+    await store.sync?.()
   }
 
   // ---- Finding ----------------------------------------------------------------------------------------------------
@@ -513,6 +628,7 @@ export class Cache<V = unknown> {
     const ref = this.#table.refAt(slot)
     const page = pageOf(ref)
     const { kind, length } = this.#hash
+    this.#isFar = false
     if (book.spans[page] === 0) {
       let at = book.placeOf(page)
       if (at === 0) {
@@ -559,20 +675,18 @@ export class Cache<V = unknown> {
 
   /** Brings a page to the window: `hit`, `Miss.Deferred`, or `Miss.Vanished`. */
   #fill(page: number): number {
-    const outcome = this.#stack.pool.get(0, page, this.#transfer)
-    if (outcome === GetOutcome.Deferred) return Miss.Deferred
-    if (outcome !== GetOutcome.Hit) return Miss.Vanished
-    return this.#enter(page)
-  }
-
-  /** A page has come to the place for transfers. */
-  #enter(page: number): number {
     const book = this.#book
-    const from = transferFrame * pageBytes
-    if (stampIn(book.window, from) !== book.stamps[page]) return Miss.Vanished
-    book.window.copyWithin(book.enter(page, false), from, from + pageBytes)
-    this.#counts.pagesRead++
-    return hit
+    const { window } = book
+    const at = book.enter(page, false)
+    // A view that lives as long as this call is cheaper than one more copy of a page, and than a view for each frame.
+    const outcome = this.#stack.pool.get(0, page, new Uint8Array(window.buffer, window.byteOffset + at, pageBytes))
+    if (outcome === GetOutcome.Hit && stampIn(window, at) === book.stamps[page]) {
+      this.#counts.pagesRead++
+      this.#isFar = true
+      return hit
+    }
+    book.dropFrame(page)
+    return outcome === GetOutcome.Deferred ? Miss.Deferred : Miss.Vanished
   }
 
   /** Reads all pages of a record that has its own. */
@@ -656,9 +770,46 @@ export class Cache<V = unknown> {
     if (outcome === hit) {
       this.#counts.hits++
       value = this.#value()
+      if (this.#isFar) this.#gather(key)
     } else this.#misses[outcome === stale ? Miss.Expired : outcome]!++
     if (this.#channel.hasSubscribers) this.#tell('get', key, outcome === hit ? 'hit' : missName(outcome))
     return value as V | undefined
+  }
+
+  /**
+   * An entry that is used again and again, and whose page was not in the window, is written anew beside others that were
+   * used again: so a page in the window has several such entries, instead of one among others.
+   */
+  #gather(key: CacheKey): void {
+    const book = this.#book
+    const { window } = book
+    this.#isFar = false
+    const hash = this.#hash.of(key)
+    const slot = this.#table.find(hash)
+    if (slot === noSlot) return
+    const ref = this.#table.refAt(slot)
+    const page = pageOf(ref)
+    if (usesOf(ref) < maxUses || book.spans[page] !== 0 || book.isFilling(page) || isMainQueue(book.queueOf(page)))
+      return
+    const at = book.placeOf(page)
+    const record = this.#record
+    const from = movingFrame * pageBytes
+    // A codec of the user's may have used the cache meanwhile.
+    if (at === 0 || !record.read(window, at + offsetIn(window, at, recordOf(ref)), at + pageBytes)) return
+    const start = at + offsetIn(window, at, recordOf(ref))
+    const bytes = record.end - start
+    const { expiry } = record
+    window.copyWithin(from, start, record.end)
+    this.#remove(slot)
+    const queue = queueFor(expiry === Number.POSITIVE_INFINITY ? expiry : expiry - this.#clock(), true)
+    const to = this.#reserve(queue, bytes, hash)
+    if (to === none) {
+      this.#counts.refused++
+      return
+    }
+    window.copyWithin(to, from, from + bytes)
+    this.#noted(queue, to, bytes, hash, expiry, 1)
+    this.#counts.kept++
   }
 
   // ---- Storing ----------------------------------------------------------------------------------------------------
@@ -1079,6 +1230,8 @@ export class Cache<V = unknown> {
   #assertOpen(who: string): void {
     if (this.#closed !== undefined)
       throw new TmemError('TMEM_CLOSED', `cache.${who}: the cache is closed`, { layer: 'cache' })
+    if (this.#opening !== undefined)
+      throw new TypeError(`cache.${who}: what is in the file is not known yet: await cache.ready() first`)
   }
 
   #hashOf(who: string, key: CacheKey): number {

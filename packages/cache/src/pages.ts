@@ -37,14 +37,27 @@ export function queueFor(lifetime: number, isMain: boolean): number {
 /** Whether a queue has what was used again. */
 export const isMainQueue = (queue: number): boolean => (queue & 1) === 1
 
-/** Frames of the window that are never of a page: for transfers, and for the pages that are being emptied. */
+/**
+ * Frames of the window that are never of a page: for transfers, for the pages that are being emptied, and for a record
+ * that moves.
+ */
 export const transferFrame = 0
 export const emptyingFrame = 1
 export const nestedFrame = 2
-const ownFrames = 3
+export const movingFrame = 3
+const ownFrames = 4
 
 /** Bytes of the tables for each page. */
 const bytesPerPage = 8 + 4 * 5 + 2 * 2 + 1
+
+/** What is known of a page of an earlier run. */
+export interface RestoredPage {
+  readonly stamp: number
+  readonly span: number
+  readonly hash: number
+  readonly queue: number
+  readonly expiry: number
+}
 
 export class PageBook {
   /** Largest number of pages at once. */
@@ -192,6 +205,38 @@ export class PageBook {
   /** Whether a page is being filled. */
   isFilling(page: number): boolean {
     return this.#queue[page] === filling
+  }
+
+  /** Whether a page is in a queue: it is full, and in the stack. */
+  isQueued(page: number): boolean {
+    return page < this.watermark && this.#queue[page]! < queues
+  }
+
+  /** Enters a page of an earlier run, behind those of its queue. Its number is none of this run's. */
+  restore(page: number, { stamp, span, hash, queue, expiry }: RestoredPage): void {
+    // Numbers below that have no page are given back at the end.
+    while (this.watermark <= page) this.#queue[this.watermark++] = filling
+    this.used++
+    this.stamps[page] = stamp
+    this.spans[page] = span
+    this.hashes[page] = hash
+    this.expiry[page] = expiry
+    this.live[page] = 0
+    this.#frameOf[page] = 0
+    this.append(page, queue)
+  }
+
+  /** All pages of an earlier run were entered: `drop` is called with those that have no entries. */
+  endRestore(drop: (page: number) => void): void {
+    for (let page = this.watermark - 1; page >= 0; page--) {
+      if (!this.isQueued(page)) this.used++
+      else if (this.live[page] !== 0) continue
+      else {
+        drop(page)
+        this.unlink(page)
+      }
+      this.release(page)
+    }
   }
 
   /** Whether a page is gone from the stack, and has its number only because entries may refer to it. */

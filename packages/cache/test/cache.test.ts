@@ -39,6 +39,7 @@ const noise = (length: number, seed: number): string => {
 async function using<V>(options: CacheOptions<V>, use: (cache: Cache<V>) => void | Promise<void>): Promise<void> {
   const cache = new Cache<V>(options)
   try {
+    await cache.ready()
     await use(cache)
     cache.check()
   } finally {
@@ -412,83 +413,94 @@ const nameOf = (key: CacheKey): string => (typeof key === 'string' ? `s${key}` :
 /** Pages of pressure that a cache of the smallest memory holds besides everything else. */
 const enough = 300
 
+let files = 0
 const stores = [
   ['memory', (): Partial<CacheOptions<unknown>> => ({ memory: '2MiB' })],
   [
     'memory and a file',
-    (): Partial<CacheOptions<unknown>> => ({ memory: '4MiB', file: { path: join(folder, 'file'), size: '1MiB' } }),
+    (): Partial<CacheOptions<unknown>> => ({
+      memory: '4MiB',
+      file: { path: join(folder, `file ${++files}`), size: '1MiB' },
+    }),
   ],
   ['a stack as text', (): Partial<CacheOptions<unknown>> => ({ stack: 'memory(limit=512KiB) > zcache(limit=1MiB)' })],
 ] as const
 
-test.each(stores)('over %s a cache answers as a Map with expiry does, or has nothing', async (name, options) => {
-  // Elsewhere there is not so much memory, or pages vanish when they like.
-  const isExact = name === 'memory'
-  await fc.assert(
-    fc.asyncProperty(fc.array(anyStep, { maxLength: 120 }), async (steps) => {
-      let now = 1e6
-      let pressed = 0
-      const cache = new Cache({ ...options(), clock: () => now })
-      const model = new Map<string, Wanted>()
-      const wrong: unknown[] = []
-      const compare = (key: CacheKey, got: unknown, miss: unknown, wanted: unknown): void => {
-        const mayMiss = !isExact || pressed >= enough
-        if (!isDeepStrictEqual(got, wanted) && !(mayMiss && got === miss)) wrong.push({ key, got, wanted })
-      }
-      const wantedOf = (key: CacheKey): unknown => {
-        const wanted = model.get(nameOf(key))
-        return wanted === undefined || wanted.expiry <= now ? undefined : wanted.value
-      }
-      for (const step of steps) {
-        switch (step.type) {
-          case 'set': {
-            const { key, value, ttl, tags } = step
-            compare(key, cache.set(key, value, { ttl, tags }), false, true)
-            model.set(nameOf(key), { value, expiry: now + (ttl ?? Number.POSITIVE_INFINITY), tags })
-            break
-          }
-          case 'get': {
-            const got = cache.get(step.key)
-            compare(step.key, got, undefined, wantedOf(step.key))
-            compare(step.key, cache.has(step.key), false, wantedOf(step.key) !== undefined)
-            compare(step.key, await cache.load(step.key), undefined, wantedOf(step.key))
-            break
-          }
-          case 'delete':
-            compare(step.key, cache.delete(step.key), false, wantedOf(step.key) !== undefined)
-            model.delete(nameOf(step.key))
-            break
-          case 'wait':
-            now += step.ms
-            break
-          case 'untag':
-            cache.deleteByTag(step.tag)
-            for (const [key, { tags }] of model) if (tags.includes(step.tag)) model.delete(key)
-            break
-          case 'press':
-            pressed += step.pages
-            for (let n = 0; n < step.pages; n++) cache.set(`press ${step.seed} ${n}`, noise(2000, n))
-            break
-          case 'clear':
-            cache.clear()
-            model.clear()
-            pressed = 0
-            break
+test.each(stores)(
+  'over %s a cache answers as a Map with expiry does, or has nothing',
+  {
+    timeout: 60_000,
+  },
+  async (name, options) => {
+    // Elsewhere there is not so much memory, or pages vanish when they like.
+    const isExact = name === 'memory'
+    await fc.assert(
+      fc.asyncProperty(fc.array(anyStep, { maxLength: 120 }), async (steps) => {
+        let now = 1e6
+        let pressed = 0
+        const cache = new Cache({ ...options(), clock: () => now })
+        await cache.ready()
+        const model = new Map<string, Wanted>()
+        const wrong: unknown[] = []
+        const compare = (key: CacheKey, got: unknown, miss: unknown, wanted: unknown): void => {
+          const mayMiss = !isExact || pressed >= enough
+          if (!isDeepStrictEqual(got, wanted) && !(mayMiss && got === miss)) wrong.push({ key, got, wanted })
         }
-      }
-      for (const key of model.keys()) {
-        const named = key.startsWith('s') ? key.slice(1) : new Uint8Array(Number(key.slice(1)))
-        compare(named, await cache.load(named), undefined, wantedOf(named))
-      }
-      cache.check()
-      await cache.close()
-      expect(wrong).toEqual([])
-    }),
-    { numRuns: 40 },
-  )
-})
+        const wantedOf = (key: CacheKey): unknown => {
+          const wanted = model.get(nameOf(key))
+          return wanted === undefined || wanted.expiry <= now ? undefined : wanted.value
+        }
+        for (const step of steps) {
+          switch (step.type) {
+            case 'set': {
+              const { key, value, ttl, tags } = step
+              compare(key, cache.set(key, value, { ttl, tags }), false, true)
+              model.set(nameOf(key), { value, expiry: now + (ttl ?? Number.POSITIVE_INFINITY), tags })
+              break
+            }
+            case 'get': {
+              const got = cache.get(step.key)
+              compare(step.key, got, undefined, wantedOf(step.key))
+              compare(step.key, cache.has(step.key), false, wantedOf(step.key) !== undefined)
+              compare(step.key, await cache.load(step.key), undefined, wantedOf(step.key))
+              break
+            }
+            case 'delete':
+              compare(step.key, cache.delete(step.key), false, wantedOf(step.key) !== undefined)
+              model.delete(nameOf(step.key))
+              break
+            case 'wait':
+              now += step.ms
+              break
+            case 'untag':
+              cache.deleteByTag(step.tag)
+              for (const [key, { tags }] of model) if (tags.includes(step.tag)) model.delete(key)
+              break
+            case 'press':
+              pressed += step.pages
+              for (let n = 0; n < step.pages; n++) cache.set(`press ${step.seed} ${n}`, noise(2000, n))
+              break
+            case 'clear':
+              cache.clear()
+              model.clear()
+              pressed = 0
+              break
+          }
+        }
+        for (const key of model.keys()) {
+          const named = key.startsWith('s') ? key.slice(1) : new Uint8Array(Number(key.slice(1)))
+          compare(named, await cache.load(named), undefined, wantedOf(named))
+        }
+        cache.check()
+        await cache.close()
+        expect(wrong).toEqual([])
+      }),
+      { numRuns: name === 'memory and a file' ? 15 : 40 },
+    )
+  },
+)
 
-test('what memory has no room for is in the file, and has to be waited for', async () => {
+test('what memory has no room for is in the file, and has to be waited for', { timeout: 60_000 }, async () => {
   await using<string>({ memory: '4MiB', file: { path: join(folder, 'file'), size: '16MiB' } }, async (cache) => {
     for (let n = 0; n < 8000; n++) {
       cache.set(`key ${n}`, noise(600, n))
