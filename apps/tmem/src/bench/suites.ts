@@ -7,6 +7,7 @@ import { createBench, describeMachine, type MachineDescription, type Row, type S
 
 /** All suites by name, but for `stack`, which is made for a stack. A suite is loaded when it runs, with the references that it measures. */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
+  cache: async () => (await import('./cache.ts')).cache,
   cleancache: async () => (await import('./cleancache.ts')).cleancache,
   core: async () => (await import('./core.ts')).core,
   fscache: async () => (await import('./fscache.ts')).fscache,

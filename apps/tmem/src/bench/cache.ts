@@ -1,0 +1,424 @@
+/**
+ * `tmem bench cache`: a cache of compressed values against those that people use: lru-cache, lmdb on tmpfs, Redis.
+ *
+ * Values are JSON records of 100 to 2,000 bytes out of real files (`cache-records.ts`), keys are asked for by a Zipf
+ * distribution of exponent 0.9. What takes time is measured in turns. Memory is that of processes of their own, less that
+ * of one that makes the same records and keeps none. Misses are counted where both have the same resident memory: what an
+ * entry of lru-cache takes was measured in the same run.
+ */
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { connect, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { Cache } from '@tmem/cache'
+import { KeyvStore } from '@tmem/cache/keyv'
+import Keyv from 'keyv'
+import { LRUCache } from 'lru-cache'
+import { Failed, throwIfInterrupted } from '../ending.ts'
+import { keyOf, Records, randomOf, type StoredRecord, zipfOf } from './cache-records.ts'
+import { type Bench, type Row, ratioRow, type Suite, skippedRow, valueRow } from './frame.ts'
+
+/** The suite. */
+export const cache: Suite = {
+  name: 'cache',
+  summary: 'values in compressed memory, against lru-cache, lmdb and Redis',
+  run: async (bench) => {
+    const records = new Records()
+    const held = await heldRows(bench)
+    return [
+      ...(await timeRows(bench, records)),
+      ...held.rows,
+      ...(await missRows(bench, records, held.lruBytes)),
+      ...(await stallRows(bench)),
+      await fetchRow(),
+      skippedRow('two-threads', 'a cache is not shared by threads yet'),
+      ...(await keyvRows(bench, records)),
+    ]
+  },
+}
+
+const json = { encode: JSON.stringify, decode: JSON.parse } as const
+
+// ---- Times --------------------------------------------------------------------------------------------------------
+
+async function timeRows(bench: Bench, records: Records): Promise<Row[]> {
+  const rows: Row[] = []
+  for (const [name, count] of bench.quick
+    ? ([['20k', 20_000]] as const)
+    : ([
+        ['200k', 200_000],
+        ['1m', 1_000_000],
+      ] as const))
+    rows.push(...(await timesOf(bench, records, name, count)))
+  return rows
+}
+
+async function timesOf(bench: Bench, records: Records, name: string, count: number): Promise<Row[]> {
+  const folder = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'tmem-bench-cache-'))
+  const memory = Math.max(8 * 2 ** 20, count * 1024)
+  const ours = new Cache<StoredRecord>({ memory, codec: json })
+  const texts = new Cache<string>({ memory })
+  const lmdb = await import('lmdb').catch((error: unknown) => {
+    // Optional: it is a native module.
+    if ((error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND') return undefined
+    throw error
+  })
+  const theirs = lmdb?.open<StoredRecord, string>({
+    path: join(folder, 'json'),
+    encoding: 'json',
+    mapSize: count * 8192,
+  })
+  const theirTexts = lmdb?.open<string, string>({
+    path: join(folder, 'text'),
+    encoding: 'string',
+    mapSize: count * 8192,
+  })
+  try {
+    const progress = bench.progress(`${name} records`)
+    try {
+      for (let n = 0; n < count; n++) {
+        const record = records.at(n)
+        ours.set(keyOf(n), record)
+        void theirs?.put(keyOf(n), record)
+        if (n % 1000 !== 999) continue
+        await theirs?.flushed
+        progress.at(n + 1, count)
+        throwIfInterrupted(bench.signal)
+      }
+    } finally {
+      progress.end()
+    }
+    await theirs?.flushed
+    const rows: Row[] = []
+    const next = zipfOf(count, randomOf(1))
+    const operations = bench.quick ? 5000 : 20_000
+    let keys: string[] = []
+    const pick = (): void => {
+      keys = Array.from({ length: operations }, () => keyOf(next()))
+    }
+    const check = (value: StoredRecord | undefined): void => {
+      if (typeof value?.id !== 'number') throw new Failed('bench cache: a record is missing')
+    }
+    const get = {
+      prepare: pick,
+      run: () =>
+        keys.forEach((key) => {
+          check(ours.get(key))
+        }),
+    }
+    if (theirs === undefined || theirTexts === undefined)
+      rows.push(skippedRow(`get-${name}`, 'lmdb is not installed'), skippedRow(`set-${name}`, 'lmdb is not installed'))
+    else {
+      const got = await bench.measure(
+        `get ${name}`,
+        {
+          ours: get,
+          lmdb: {
+            run: () =>
+              keys.forEach((key) => {
+                check(theirs.get(key))
+              }),
+          },
+        },
+        { operations },
+      )
+      rows.push(ratioRow(`get-${name}`, 'ns', got.ours, 'lmdb', got.lmdb, 1))
+      let values: string[] = []
+      const set = await bench.measure(
+        `set ${name}`,
+        {
+          ours: {
+            prepare: () => {
+              pick()
+              values = keys.map((key) => JSON.stringify(records.at(Number(key.slice(7)))))
+            },
+            run: () => keys.forEach((key, n) => void texts.set(key, values[n]!)),
+          },
+          lmdb: {
+            run: async () => {
+              for (const [n, key] of keys.entries()) void theirTexts.put(key, values[n]!)
+              await theirTexts.flushed
+            },
+          },
+        },
+        { operations },
+      )
+      rows.push(ratioRow(`set-${name}`, 'ns', set.ours, 'lmdb', set.lmdb, 0.5))
+    }
+    const redis = await startRedis(folder)
+    if (redis === undefined) rows.push(skippedRow(`get-${name}-redis`, 'needs the program redis-server'))
+    else {
+      try {
+        for (let n = 0; n < count; n++) redis.send(['SET', keyOf(n), JSON.stringify(records.at(n))])
+        await redis.answers(count)
+        const got = await bench.measure(
+          `get ${name}, Redis`,
+          {
+            ours: get,
+            redis: {
+              run: async () => {
+                for (const key of keys) {
+                  redis.send(['GET', key])
+                  check(JSON.parse(await redis.answer()) as StoredRecord)
+                }
+              },
+            },
+          },
+          { operations },
+        )
+        rows.push(ratioRow(`get-${name}-redis`, 'ns', got.ours, 'redis', got.redis, 0.06))
+      } finally {
+        await redis.end()
+      }
+    }
+    return rows
+  } finally {
+    await theirs?.close()
+    await theirTexts?.close()
+    await ours.close()
+    await texts.close()
+    rmSync(folder, { recursive: true })
+  }
+}
+
+/** A Redis of our own on a unix socket, spoken to one at a time; `undefined`: there is no such program. */
+async function startRedis(folder: string): Promise<Redis | undefined> {
+  if (spawnSync('redis-server', ['--version']).error !== undefined) return undefined
+  const path = join(folder, 'redis.sock')
+  const options = ['--port', '0', '--unixsocket', path, '--save', '', '--appendonly', 'no', '--dir', folder]
+  const child = spawn('redis-server', options, { stdio: 'ignore' })
+  for (let tries = 0; !existsSync(path); tries++) {
+    if (tries === 500 || child.exitCode !== null) throw new Failed('bench cache: redis-server did not start')
+    await setTimeout(10)
+  }
+  const socket = connect(path)
+  await new Promise((resolve, reject) => socket.once('connect', resolve).once('error', reject))
+  const ended = new Promise((resolve) => child.once('exit', resolve))
+  return new Redis(socket, async () => {
+    child.kill()
+    await ended
+  })
+}
+
+/** The protocol of Redis, as far as it is needed here: simple answers, and strings in bytes. */
+class Redis {
+  readonly #socket: Socket
+  readonly #stop: () => Promise<void>
+  #bytes: Buffer = Buffer.alloc(0)
+  #wake: (() => void) | undefined
+
+  constructor(socket: Socket, stop: () => Promise<void>) {
+    this.#socket = socket
+    this.#stop = stop
+    socket.on('data', (more) => {
+      this.#bytes = this.#bytes.length === 0 ? more : Buffer.concat([this.#bytes, more])
+      this.#wake?.()
+    })
+  }
+
+  send(words: readonly string[]): void {
+    this.#socket.write(
+      `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join('')}`,
+    )
+  }
+
+  async answers(count: number): Promise<void> {
+    for (let n = 0; n < count; n++) await this.answer()
+  }
+
+  async answer(): Promise<string> {
+    for (;;) {
+      const end = this.#bytes.indexOf('\r\n')
+      if (end >= 0) {
+        const line = this.#bytes.toString('latin1', 0, end)
+        if (!line.startsWith('$')) return this.#take(0, end, end + 2)
+        const length = Number(line.slice(1))
+        if (this.#bytes.length >= end + 2 + length + 2) return this.#take(end + 2, end + 2 + length, end + 4 + length)
+      }
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve
+      })
+      this.#wake = undefined
+    }
+  }
+
+  async end(): Promise<void> {
+    this.#socket.destroy()
+    await this.#stop()
+  }
+
+  #take(from: number, to: number, next: number): string {
+    const text = this.#bytes.toString('utf8', from, to)
+    this.#bytes = this.#bytes.subarray(next)
+    return text
+  }
+}
+
+// ---- Memory -------------------------------------------------------------------------------------------------------
+
+/** What a process with records says. */
+async function worker<Answer>(what: string, kind: string, records: number, bytes: number): Promise<Answer> {
+  const path = fileURLToPath(new URL('./cache-worker.js', import.meta.url))
+  const words = ['--expose-gc', '--max-old-space-size=12288', path, what, kind, `${records}`, `${bytes}`]
+  const child = spawn(process.execPath, words, { stdio: ['ignore', 'pipe', 'inherit'] })
+  let text = ''
+  child.stdout.on('data', (more: Buffer) => {
+    text += more.toString()
+  })
+  const code = await new Promise((resolve) => child.once('close', resolve))
+  if (code !== 0) throw new Failed(`bench cache: the process that holds records (${kind}) ended with ${String(code)}`)
+  return JSON.parse(text) as Answer
+}
+
+interface Held {
+  readonly rss: number
+  readonly heap: number
+  readonly entries: number
+}
+
+async function heldRows(bench: Bench): Promise<{ readonly rows: Row[]; readonly lruBytes: number }> {
+  const count = bench.quick ? 20_000 : 1_000_000
+  const progress = bench.progress('memory')
+  try {
+    const [empty, tmem, lru] = [
+      await worker<Held>('hold', 'empty', count, 0),
+      await worker<Held>('hold', 'tmem', count, Math.max(8 * 2 ** 20, count * 768)),
+      await worker<Held>('hold', 'lru', count, 0),
+    ]
+    // Two of a hundred thousand keys may have one hash.
+    if (tmem.entries < count * 0.999) throw new Failed(`bench cache: ${tmem.entries} of ${count} records are there`)
+    const lruBytes = (lru.rss - empty.rss) / count
+    return {
+      rows: [
+        ratioRow('resident', 'bytes/entry', (tmem.rss - empty.rss) / count, 'lru-cache', lruBytes, 0.5),
+        // What the second half of them took: the code of a program is there with the first.
+        valueRow('heap', 'bytes/entry', Math.max(0, tmem.heap - empty.heap) / (count / 2), 0.1),
+      ],
+      lruBytes,
+    }
+  } finally {
+    progress.end()
+  }
+}
+
+// ---- Misses -------------------------------------------------------------------------------------------------------
+
+async function missRows(bench: Bench, records: Records, lruBytes: number): Promise<Row[]> {
+  const count = bench.quick ? 100_000 : 200_000
+  return [
+    await missesOf(bench, records, 'misses-zipf', count, lruBytes, 0),
+    await missesOf(bench, records, 'misses-scans', count, lruBytes, 1),
+  ]
+}
+
+/** Gets what is asked for, and sets what was missed. `scanned`: records of each of ten scans, in caches of lru-cache. */
+async function missesOf(
+  bench: Bench,
+  records: Records,
+  name: string,
+  count: number,
+  lruBytes: number,
+  scanned: number,
+): Promise<Row> {
+  const entries = count / 10
+  const length = count * 5
+  const ours = new Cache<string>({ memory: Math.round(entries * lruBytes) })
+  const theirs = new LRUCache<string, number>({ max: entries })
+  const next = zipfOf(count, randomOf(2))
+  const progress = bench.progress(name)
+  let [missed, lruMissed, asked] = [0, 0, 0]
+  const ask = (n: number): void => {
+    const key = keyOf(n)
+    asked++
+    if (ours.get(key) === undefined) {
+      missed++
+      ours.set(key, JSON.stringify(records.at(n)))
+    }
+    if (theirs.get(key) !== undefined) return
+    lruMissed++
+    theirs.set(key, 1)
+  }
+  try {
+    for (let n = 0; n < length; n++) {
+      ask(next())
+      // What is scanned nobody else asks for.
+      if (scanned > 0 && n % (length / 10) === length / 20)
+        for (let at = 0; at < scanned * entries; at++) ask(count + ((n + at) % (count * 4)))
+      if (n % 10_000 !== 0) continue
+      progress.at(n, length)
+      await setTimeout(0)
+      throwIfInterrupted(bench.signal)
+    }
+  } finally {
+    progress.end()
+    await ours.close()
+  }
+  return ratioRow(name, '% of gets', (missed * 100) / asked, 'lru-cache', (lruMissed * 100) / asked, 0.7)
+}
+
+// ---- The event loop -----------------------------------------------------------------------------------------------
+
+interface Stalls {
+  readonly longest: number
+  readonly p999: number
+}
+
+async function stallRows(bench: Bench): Promise<Row[]> {
+  // A GiB of values.
+  const count = bench.quick ? 20_000 : 1_600_000
+  const progress = bench.progress('stalls')
+  try {
+    const tmem = await worker<Stalls>('stall', 'tmem', count, Math.max(8 * 2 ** 20, count * 1024))
+    const lru = await worker<Stalls>('stall', 'lru', count, 0)
+    return [
+      ratioRow('stall-longest', 'ms', tmem.longest, 'lru-cache', lru.longest, 0.25),
+      ratioRow('stall-p99.9', 'ms', tmem.p999, 'lru-cache', lru.p999, 0.25),
+    ]
+  } finally {
+    progress.end()
+  }
+}
+
+/** What the driver costs, beside a `Map` of what keyv serialised: for who chooses, without a goal. */
+async function keyvRows(bench: Bench, records: Records): Promise<Row[]> {
+  const memory = new Cache({ memory: '32MiB' })
+  const [ours, theirs] = [new Keyv(new KeyvStore(memory)), new Keyv()]
+  const operations = 2000
+  const all = (use: (key: string, n: number) => Promise<unknown>) => async (): Promise<void> => {
+    for (let n = 0; n < operations; n++) await use(keyOf(n), n)
+  }
+  const set = await bench.measure(
+    'keyv set',
+    {
+      ours: { run: all((key, n) => ours.set(key, records.at(n))) },
+      map: { run: all((key, n) => theirs.set(key, records.at(n))) },
+    },
+    { operations },
+  )
+  const get = await bench.measure(
+    'keyv get',
+    { ours: { run: all((key) => ours.get(key)) }, map: { run: all((key) => theirs.get(key)) } },
+    { operations },
+  )
+  await memory.close()
+  return [
+    ratioRow('keyv-get', 'ns', get.ours, 'keyv over a Map', get.map),
+    ratioRow('keyv-set', 'ns', set.ours, 'keyv over a Map', set.map),
+  ]
+}
+
+async function fetchRow(): Promise<Row> {
+  const one = new Cache<string>({ memory: '2MiB' })
+  let calls = 0
+  const loader = async (): Promise<string> => {
+    calls++
+    await setTimeout(1)
+    return 'loaded'
+  }
+  await Promise.all(Array.from({ length: 1000 }, () => one.fetch('key', loader)))
+  await one.close()
+  return valueRow('fetch-1000-callers', 'loader calls', calls, 1)
+}
