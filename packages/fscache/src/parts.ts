@@ -13,7 +13,7 @@ import { isEncoded, targetOf, wrongLength, wrongRange } from './answers.ts'
 import type { Fill, Piece } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
 import { abortable, asking, type Fetch, identity } from './request.ts'
-import type { Entry, HttpFilesCounters, Table } from './table.ts'
+import type { Entry, HttpFilesCounters, Table, Way } from './table.ts'
 
 /** Pages asked for in one request of an open file at most. */
 const largestRange = 256
@@ -50,47 +50,61 @@ export class Parts {
     const { cookie } = entry
     if (cookie.version !== version) throw stale(entry)
     const { pageSize } = this.cache
-    const found: (Uint8Array | Promise<Uint8Array> | undefined)[] = []
-    for (let index = first; index <= last; index++) {
-      const coming = entry.coming?.get(index)
-      if (coming !== undefined) {
-        // Whoever asked for it first may have given up: that is no answer to us.
-        found.push(coming.catch(async () => (await this.#range(entry, version, index, index, signal))[0]!))
-        continue
+    const count = last - first + 1
+    const room = new Uint8Array(count * pageSize)
+    const pages: (Uint8Array | undefined)[] = new Array<undefined>(count).fill(undefined)
+    const ways: (Way | undefined)[] = []
+    for (let at = 0; at < count; at++) {
+      let way = entry.coming?.get(first + at)
+      if (way === undefined) {
+        const page = room.subarray(at * pageSize, (at + 1) * pageSize)
+        const answer = cookie.read(first + at, page)
+        // Awaited one by one: only a store that has to wait makes promises at all.
+        const outcome = typeof answer === 'number' ? answer : await answer
+        if (outcome === ReadOutcome.Data) {
+          pages[at] = page
+          this.#counters.pagesCached++
+        } else way = entry.coming?.get(first + at)
       }
-      const page = new Uint8Array(pageSize)
-      const answer = cookie.read(index, page)
-      // Awaited one by one: only a store that has to wait makes promises at all.
-      const outcome = typeof answer === 'number' ? answer : await answer
-      found.push(outcome === ReadOutcome.Data ? page : entry.coming?.get(index))
-      if (outcome === ReadOutcome.Data) this.#counters.pagesCached++
+      ways[at] = way
     }
     if (cookie.version !== version) throw stale(entry)
-    for (let at = 0; at < found.length; at++) {
-      if (found[at] !== undefined) continue
-      let end = at
-      while (end + 1 < found.length && found[end + 1] === undefined && end + 1 - at < largestRange) end++
-      const begin = at
-      const range = this.#part(entry, version, first + begin, first + end, signal)
-      for (let place = begin; place <= end; place++) {
-        const coming = range.then((pages) => pages[place - begin]!)
-        found[place] = coming
-        this.#announce(entry, first + place, coming)
+    const waiting: Promise<void>[] = []
+    for (let at = 0; at < count; at++) {
+      if (pages[at] !== undefined) continue
+      const way = ways[at]
+      if (way !== undefined) {
+        const alone = this.#along(way, entry, version, first + at, signal)
+        waiting.push(alone.then((page) => void pages.splice(at, 1, page)))
+        continue
       }
-      at = end
+      const begin = at
+      while (at + 1 < count && pages[at + 1] === undefined && ways[at + 1] === undefined) at++
+      const part = this.#part(entry, version, first + begin, first + at, signal)
+      this.#announce(entry, first + begin, first + at, part)
+      waiting.push(part.then((some) => void pages.splice(begin, some.length, ...some)))
     }
-    return Promise.all(found.map(async (page) => (await page)!))
+    if (waiting.length > 0) await Promise.all(waiting)
+    return pages as Uint8Array[]
   }
 
-  /** Lets others wait for a page that is on its way, until it is here, or is not going to come. */
-  #announce(entry: Entry, index: number, coming: Promise<Uint8Array>): void {
+  /** A page that is on its way to somebody else, who may give up: that is no answer to us. */
+  async #along(way: Way, entry: Entry, version: string, index: number, signal?: AbortSignal): Promise<Uint8Array> {
+    const pages = await way.pages.catch(() => undefined)
+    return pages?.[index - way.first] ?? (await this.#range(entry, version, index, index, signal))[0]!
+  }
+
+  /** Lets others wait for pages that are on their way, until they are here, or are not going to come. */
+  #announce(entry: Entry, first: number, last: number, pages: Promise<Uint8Array[]>): void {
     entry.coming ??= new Map()
-    entry.coming.set(index, coming)
+    const { coming } = entry
+    const way: Way = { first, pages }
+    for (let index = first; index <= last; index++) coming.set(index, way)
     const arrived = (): void => {
-      if (entry.coming?.get(index) === coming) entry.coming.delete(index)
+      for (let index = first; index <= last; index++) if (coming.get(index) === way) coming.delete(index)
     }
-    // A failure is told to those who wait for the page.
-    coming.then(arrived, arrived)
+    // A failure is told to those who wait for the pages.
+    pages.then(arrived, arrived)
   }
 
   /** Pages from the server: out of the whole file, if that is coming already and has not passed them, or by a request of their own. */
@@ -168,7 +182,7 @@ export class Parts {
       throw new Error(`${url}: asked for bytes ${start} to ${end - 1} of ${size}, the server answers ${wrong}`)
     }
     if (whole && response.body !== null) return this.#whole(entry, version, response, start, end)
-    const pages = await this.#receive(response, end, start, end, url)
+    const pages = await this.#receive(response, start, end, url)
     for (let page = 0; page < pages.length; page++) {
       this.#counters.pagesFetched++
       // Meanwhile another version may have been found: then these pages are good for this call only.
@@ -195,24 +209,28 @@ export class Parts {
     return pages
   }
 
-  /** Takes the bytes from `start` to `end` of a file out of a body, as pages; the last one is filled up with zeros. */
-  async #receive(response: Response, limit: number, start: number, end: number, url: string): Promise<Uint8Array[]> {
+  /** Takes the bytes from `start` to `end` of a file, which are all of a body, as pages; the last one is filled up with zeros. */
+  async #receive({ body }: Response, start: number, end: number, url: string): Promise<Uint8Array[]> {
     const { pageSize } = this.cache
-    const pages = Array.from({ length: Math.ceil((end - start) / pageSize) }, () => new Uint8Array(pageSize))
-    let position = start
-    if (response.body !== null)
-      for await (const bytes of response.body as unknown as AsyncIterable<Uint8Array>) {
-        place(pages, pageSize, start, end, { at: position, bytes })
-        position += bytes.length
-        this.#counters.bytesFetched += bytes.length
-        // A hostile one never ends: enough is enough.
-        if (position > limit) break
+    const promised = end - start
+    const count = Math.ceil(promised / pageSize)
+    const bytes = new Uint8Array(count * pageSize)
+    const reader = body?.getReader()
+    let came = 0
+    for (;;) {
+      const value = (await reader?.read())?.value
+      if (value === undefined) break
+      this.#counters.bytesFetched += value.length
+      // A hostile one never ends: enough is enough.
+      if (came + value.length > promised) {
+        await reader!.cancel()
+        throw new Error(`${url}: the answer goes on after the ${promised} bytes that were promised`)
       }
-    if (position > limit)
-      throw new Error(`${url}: the answer goes on after the ${limit - start} bytes that were promised`)
-    if (position < end)
-      throw new Error(`${url}: the answer ended after ${position - start} bytes, ${end - start} were promised`)
-    return pages
+      bytes.set(value, came)
+      came += value.length
+    }
+    if (came < promised) throw new Error(`${url}: the answer ended after ${came} bytes, ${promised} were promised`)
+    return Array.from({ length: count }, (_, page) => bytes.subarray(page * pageSize, (page + 1) * pageSize))
   }
 
   /** A file is closed. */

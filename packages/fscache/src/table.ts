@@ -48,6 +48,12 @@ interface Server {
   files: number
 }
 
+/** Pages on their way, from the `first` on. */
+export interface Way {
+  readonly first: number
+  readonly pages: Promise<Uint8Array[]>
+}
+
 /** What is known of a file on a server. */
 export interface Entry {
   /** The URL, and the headers of the request. */
@@ -72,8 +78,8 @@ export interface Entry {
   users: number
   /** Bytes of what is known of it, about. */
   weight: number
-  /** Pages on their way, by index. */
-  coming: Map<number, Promise<Uint8Array>> | undefined
+  /** How pages are on their way, by index. */
+  coming: Map<number, Way> | undefined
   /** The whole file, from a server that was asked for a part. */
   fill: Fill | undefined
 }
