@@ -299,7 +299,7 @@ export class Source {
       const promised = this.#size ?? this.#fill?.end ?? 0
       let into = new Uint8Array(Math.min(promised, roomOnTrust))
       for (;;) {
-        const bytes = await abortable(this.#piece(), signal)
+        const bytes = await (signal === undefined ? this.#piece() : abortable(this.#piece(), signal))
         if (bytes === undefined) break
         const at = this.#position
         this.#position += bytes.length

@@ -39,9 +39,9 @@ export function askedBy(
     settings[name] = value
   }
   const setting = (name: string): unknown => settings[name] ?? (request as Record<string, unknown> | undefined)?.[name]
-  for (const [name, values] of Object.entries(harmless)) {
+  for (const [name, values] of restricted) {
     const value = setting(name)
-    if (value !== undefined && values !== undefined && !values.includes(value)) return undefined
+    if (value !== undefined && !values.includes(value)) return undefined
   }
   const signal = setting('signal') ?? undefined
   if (signal !== undefined && !(signal instanceof AbortSignal)) return undefined
@@ -55,9 +55,10 @@ export function askedBy(
   } catch {
     return undefined
   }
-  const names = [...headers].filter(([name]) => !directives.has(name))
+  const all = [...headers]
+  const names = all.filter(([name]) => !directives.has(name))
   const key = names.length === 0 ? url : `${url} ${JSON.stringify(names)}`
-  if (key.length > longestKey || [...headers.keys()].some((name) => questions.has(name))) return undefined
+  if (key.length > longestKey || all.some(([name]) => questions.has(name))) return undefined
   if (/\b(no-store|only-if-cached)\b/i.test(headers.get('cache-control') ?? '')) return undefined
   return {
     key,
@@ -112,6 +113,9 @@ const harmless: Readonly<Record<string, readonly unknown[] | undefined>> = {
   referrerPolicy: [''],
   window: [null],
 }
+const restricted: readonly (readonly [string, readonly unknown[]])[] = Object.entries(harmless).flatMap(
+  ([name, values]) => (values === undefined ? [] : [[name, values]]),
+)
 
 /** The address of a file on an HTTP server, without a fragment. */
 export function addressOf(input: Parameters<Fetch>[0]): string | undefined {
@@ -120,7 +124,8 @@ export function addressOf(input: Parameters<Fetch>[0]): string | undefined {
   const address = new URL(text)
   // What has a name and a password is refused by `fetch`.
   if (!/^https?:$/.test(address.protocol) || address.username !== '' || address.password !== '') return undefined
-  address.hash = ''
+  // Also an empty one is written.
+  if (address.href.includes('#')) address.hash = ''
   return address.href
 }
 
