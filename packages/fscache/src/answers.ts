@@ -33,7 +33,9 @@ export function isSame({ headers }: Pick<Response, 'headers'>, { etag, parts, co
   return parts && headers.get('etag') === etag && lengthOf(headers) === cookie.size && !isEncoded(headers)
 }
 
-/** Whether an answer that says that a file is still good means the one that is known (RFC 9111 §4.3.4: compared weakly). */
+/**
+ * Whether an answer that says that a file is still good means the one that is known (RFC 9111 §4.3.4: compared weakly).
+ */
 export function isMeant({ headers }: Response, { etag }: Entry): boolean {
   const other = headers.get('etag')
   return other === null || etag === '' || other.replace(/^W\//, '') === etag.replace(/^W\//, '')

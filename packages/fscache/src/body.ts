@@ -1,9 +1,10 @@
 /**
- * Bodies: what a server sends fills the cache as it passes by, and what a program reads is put together from memory, from
- * pages of the cache, and from what a server sends.
+ * Bodies: what a server sends fills the cache as it passes by, and what a program reads is put together from memory,
+ * from pages of the cache, and from what a server sends.
  *
  * Invariants:
- *  - Nothing is read from a server before somebody wants it, and nothing is held that was read but the page that it ends in.
+ *  - Nothing is read from a server before somebody wants it, and nothing is held that was read but the page that it
+ *    ends in.
  *  - Pages are written in the order in which they come; the last one when the body has ended well.
  *  - A body hands on each byte once, in order, of one version; or it errors.
  *  - What a body has promised to come from the cache was copied before its first byte: pages may disappear at any time.
@@ -75,7 +76,10 @@ export class Fill {
     return { at: this.position - rest, bytes: this.#page.subarray(0, rest) }
   }
 
-  /** The next piece, the same for all who wait for it; undefined at the end. Its bytes are the caller's when there is one user. */
+  /**
+   * The next piece, the same for all who wait for it; undefined at the end. Its bytes are the caller's when there is
+   * one user.
+   */
   next(): Promise<Piece | undefined> {
     this.#coming ??= this.#read()
     return this.#coming
@@ -178,7 +182,8 @@ const lookAtOnce = 64
 export async function lookAt(cookie: Cookie, pageSize: number, copied: number): Promise<Look> {
   const { size, pages } = cookie
   const bytes = new Uint8Array(copied)
-  // For pages of which no copy is kept, or of which only a part belongs to it: the last one has more bytes than the file.
+  // For pages of which no copy is kept, or of which only a part belongs to it: the last one has more bytes than the
+  // file.
   let scratch: Uint8Array | undefined
   let tail: Uint8Array | undefined
   let [first, last] = [size, 0]
@@ -223,7 +228,9 @@ export interface SourceOptions {
   readonly rest: (position: number) => Promise<Uint8Array | Fill>
 }
 
-/** What is used of a byte stream's controller: as Node's types and a browser's have it, which disagree about the rest. */
+/**
+ * What is used of a byte stream's controller: as Node's types and a browser's have it, which disagree about the rest.
+ */
 interface Controller {
   readonly byobRequest: { respond(bytes: number): void } | null
   enqueue(bytes: Uint8Array<ArrayBuffer>): void
@@ -323,7 +330,8 @@ export class Source {
       const fill = this.#fill
       const position = this.#position
       this.#lent = false
-      // A part that has come is read to its end, so that the connection serves again, and one that is too long is found out.
+      // A part that has come is read to its end, so that the connection serves again, and one that is too long is found
+      // out.
       const passed = fill?.exact === true && position >= fill.end!
       const found = passed ? undefined : this.#found()
       if (found !== undefined) return found

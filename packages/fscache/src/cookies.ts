@@ -1,22 +1,26 @@
 /**
- * FS-Cache, with memory instead of a disk behind it: a network file system hands in clean pages of its files and asks for them
- * before it asks the server. The proposal of the mail of December 2009: an in-memory, compressed backend for FS-Cache.
+ * FS-Cache, with memory instead of a disk behind it: a network file system hands in clean pages of its files and asks
+ * for them before it asks the server. The proposal of the mail of December 2009: an in-memory, compressed backend for
+ * FS-Cache.
  *
- * A **volume** stands for a server or an export, a **cookie** for a file in it. Pages rest in an ephemeral pool, and may disappear at any
- * time: then a read says that there is no data, and the client asks its server. Dirty pages stay with the client.
+ * A **volume** stands for a server or an export, a **cookie** for a file in it. Pages rest in an ephemeral pool, and
+ * may disappear at any time: then a read says that there is no data, and the client asks its server. Dirty pages stay
+ * with the client.
  *
  * Invariants:
- *  - A read fills the page with the bytes of the last write of that cookie, version and index, or answers `NoData` or `NoBuffer`:
- *    never other bytes, never part of them, never an I/O error.
- *  - Pages are kept under a name made of volume, cookie and version (24 bytes of SHA-256): another version finds nothing of this
- *    one, also when the store below survives a restart.
+ *  - A read fills the page with the bytes of the last write of that cookie, version and index, or answers `NoData` or
+ *    `NoBuffer`: never other bytes, never part of them, never an I/O error.
+ *  - Pages are kept under a name made of volume, cookie and version (24 bytes of SHA-256): another version finds
+ *    nothing of this one, also when the store below survives a restart.
  *  - Nothing beyond the size of a cookie can be read from the cache; what was cut off does not come back.
  *
- * DEVIATION: reads and writes of a kernel backend are queued and answered later, because it waits for a disk. Here they are
- * answered at once; only a store that has to wait (`Deferred` below) makes `read` answer a promise.
- * DEVIATION: pinning, reserving space and index cookies for enumeration are not offered: nothing here outlives its room.
+ * DEVIATION: reads and writes of a kernel backend are queued and answered later, because it waits for a disk. Here they
+ * are answered at once; only a store that has to wait (`Deferred` below) makes `read` answer a promise.
+ * DEVIATION: pinning, reserving space and index cookies for enumeration are not offered: nothing here outlives its
+ * room.
  *
- * Source: the FS-Cache contract as described in the reference notes, §4, and the kernel's FS-Cache documents (cookies, retire).
+ * Source: the FS-Cache contract as described in the reference notes, §4, and the kernel's FS-Cache documents (cookies,
+ * retire).
  */
 import { hash } from 'node:crypto'
 import {
@@ -151,8 +155,9 @@ export class FsCache {
   }
 
   /**
-   * Brings a volume into the cache. Throws `TmemError` (`TMEM_CLOSED`) after `withdraw`, `RangeError` for one that is in use (-EEXIST).
-   * With `shared` others may have it in use, too, if they share it: each has cookies of its own, and finds the pages of the same key and version.
+   * Brings a volume into the cache. Throws `TmemError` (`TMEM_CLOSED`) after `withdraw`, `RangeError` for one that is
+   * in use (-EEXIST). With `shared` others may have it in use, too, if they share it: each has cookies of its own, and
+   * finds the pages of the same key and version.
    */
   acquireVolume(key: string, { shared = false }: { readonly shared?: boolean } = {}): Volume {
     if (this.#withdrawn) throw new TmemError('TMEM_CLOSED', 'the cache was withdrawn', { layer: 'fscache' })
@@ -293,8 +298,8 @@ export class Cookie {
   }
 
   /**
-   * Asks for a page. Answers at once, or a promise where the store has to wait. `NoData` for a page beyond the end, too. The page is
-   * untouched unless the answer is `Data`.
+   * Asks for a page. Answers at once, or a promise where the store has to wait. `NoData` for a page beyond the end,
+   * too. The page is untouched unless the answer is `Data`.
    */
   read(index: number, into: Uint8Array): ReadOutcome | Promise<ReadOutcome> {
     const { counters } = this.#cache
@@ -358,7 +363,10 @@ export class Cookie {
     // What another client of the same store may have left under that name is of the same version: it stays.
   }
 
-  /** Gives the cookie up. With `retire` its pages are dropped; without, who acquires the same version again finds them. Idempotent. */
+  /**
+   * Gives the cookie up. With `retire` its pages are dropped; without, who acquires the same version again finds them.
+   * Idempotent.
+   */
   relinquish(retire = false): void {
     if (this.#pool === undefined && this.#epoch < 0) return
     const { counters } = this.#cache

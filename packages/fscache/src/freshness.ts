@@ -1,8 +1,10 @@
 /**
- * How long an answer may be used again, and how a server is asked whether it is still good: RFC 9111 as a private cache, computed by
- * http-cache-semantics, without heuristics. Nothing is used that its server has not allowed, and nothing stale.
+ * How long an answer may be used again, and how a server is asked whether it is still good: RFC 9111 as a private
+ * cache, computed by http-cache-semantics, without heuristics. Nothing is used that its server has not allowed, and
+ * nothing stale.
  *
- * Sources: RFC 9111 §3 (storing), §4.1 (Vary), §4.2 (freshness, age), §4.3 (validation); RFC 9110 §8.8.2.2 (Last-Modified as a validator).
+ * Sources: RFC 9111 §3 (storing), §4.1 (Vary), §4.2 (freshness, age), §4.3 (validation); RFC 9110 §8.8.2.2
+ * (Last-Modified as a validator).
  */
 import CachePolicy from 'http-cache-semantics'
 
@@ -16,10 +18,14 @@ export class Freshness {
   readonly #policy: CachePolicy
   readonly #validated: boolean
 
-  /** `request` holds the headers of the program that asked, `response` those of the answer. `now` is in milliseconds since 1970. */
+  /**
+   * `request` holds the headers of the program that asked, `response` those of the answer. `now` is in milliseconds
+   * since 1970.
+   */
   constructor(url: string, request: Headers, response: Headers, now: number = Date.now()) {
     const fields = fieldsOf(response)
-    // The library knows directives in lower case only, and asks again for each answer that says must-revalidate, fresh or not.
+    // The library knows directives in lower case only, and asks again for each answer that says must-revalidate, fresh
+    // or not.
     const control = fields['cache-control']?.toLowerCase()
     if (control !== undefined) fields['cache-control'] = control.replace(/(^|,)\s*must-revalidate\s*(?=,|$)/g, '$1')
     // An age that is none, or several: nobody knows how old it is.

@@ -1,18 +1,20 @@
 /**
  * Files of HTTP servers: `fetch` with a cache behind it, and files that are read by pages.
  *
- * `fetch` is one plain GET whose body fills the cache as it passes by. Whoever asks again gets the bytes from the cache when the server
- * has allowed it (freshness), or has said that they are still good (one conditional GET), and asks for what is missing (one range with
- * `If-Range`: a server that has another version by now answers with all of it).
+ * `fetch` is one plain GET whose body fills the cache as it passes by. Whoever asks again gets the bytes from the cache
+ * when the server has allowed it (freshness), or has said that they are still good (one conditional GET), and asks for
+ * what is missing (one range with `If-Range`: a server that has another version by now answers with all of it).
  *
  * Invariants:
- *  - Never worse than `fetch`: until the first byte is delivered, whatever a server answers to a question that a plain client would not
- *    have asked ends in a plain GET, and for that URL such questions are not asked again. At most one request more than a plain client.
- *  - All bytes of one body, and of one open file, are of one version. Only a strong ETag names one; what has none is kept under a name
- *    that is used once, and served only when all of it is there.
+ *  - Never worse than `fetch`: until the first byte is delivered, whatever a server answers to a question that a plain
+ *    client would not have asked ends in a plain GET, and for that URL such questions are not asked again. At most one
+ *    request more than a plain client.
+ *  - All bytes of one body, and of one open file, are of one version. Only a strong ETag names one; what has none is
+ *    kept under a name that is used once, and served only when all of it is there.
  *  - An answer is given only to requests with the same headers as the one that it was the answer to.
  *
- * What is known of URLs is in table.ts, how long it is good in freshness.ts, bodies in body.ts, files that are open in parts.ts.
+ * What is known of URLs is in table.ts, how long it is good in freshness.ts, bodies in body.ts, files that are open in
+ * parts.ts.
  *
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */
@@ -42,7 +44,10 @@ export interface HttpFilesOptions {
   readonly cache: FsCache
   /** How to talk to servers (default: this runtime's `fetch`). */
   readonly fetch?: Fetch
-  /** Files that are remembered while nobody has them open (default 1024), with 4 KiB of URLs and headers each on average. */
+  /**
+   * Files that are remembered while nobody has them open (default 1024), with 4 KiB of URLs and headers each on
+   * average.
+   */
   readonly files?: number
 }
 
@@ -95,10 +100,11 @@ export class HttpFiles {
   }
 
   /**
-   * As `fetch` of the runtime, of which it takes everything; it need not be called as a method. A GET without headers that make it a question of
-   * its own (ranges, conditions, credentials) is answered with pages from the cache, as far as RFC 9111 allows and as far as they are
-   * there. A method that changes something forgets the file. Everything else is passed on. Rejects as `fetch` does, and so does the body; a body
-   * that comes from the cache in part, and whose pages are dropped meanwhile, also with `StaleFileError`, when the server has another version.
+   * As `fetch` of the runtime, of which it takes everything; it need not be called as a method. A GET without headers
+   * that make it a question of its own (ranges, conditions, credentials) is answered with pages from the cache, as far
+   * as RFC 9111 allows and as far as they are there. A method that changes something forgets the file. Everything else
+   * is passed on. Rejects as `fetch` does, and so does the body; one of more than
+   * 16 MiB, whose pages are dropped while it is read, also with `StaleFileError`, when the server has another version.
    */
   readonly fetch: Fetch = async (input, init) => {
     const asked = askedBy(this.#fetch, input, init)
@@ -124,8 +130,9 @@ export class HttpFiles {
   }
 
   /**
-   * Opens a file: one request without a body, or none while the last answer is fresh; where HEAD is refused, a GET. Rejects with `Error`
-   * when the server answers neither 200 nor 304, or when the file has no strong ETag or no length (see `fetch` for those).
+   * Opens a file: one request without a body, or none while the last answer is fresh; where HEAD is refused, a GET.
+   * Rejects with `Error` when the server answers neither 200 nor 304, or when the file has no strong ETag or no length
+   * (see `fetch` for those).
    */
   async open(url: string | URL, signal?: AbortSignal): Promise<HttpFile> {
     const href = new URL(url)
@@ -141,7 +148,10 @@ export class HttpFiles {
     return new HttpFile(this.#parts, answer)
   }
 
-  /** Forgets all files; their pages stay in the cache, for who opens the same version again. Who reads one goes on without a cache. */
+  /**
+   * Forgets all files; their pages stay in the cache, for who opens the same version again. Who reads one goes on
+   * without a cache.
+   */
   close(): void {
     this.#table.clear()
   }

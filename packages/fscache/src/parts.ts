@@ -107,7 +107,10 @@ export class Parts {
     pages.then(arrived, arrived)
   }
 
-  /** Pages from the server: out of the whole file, if that is coming already and has not passed them, or by a request of their own. */
+  /**
+   * Pages from the server: out of the whole file, if that is coming already and has not passed them, or by a request of
+   * their own.
+   */
   async #part(entry: Entry, version: string, first: number, last: number, signal?: AbortSignal): Promise<Uint8Array[]> {
     const { fill, cookie } = entry
     const { pageSize } = this.cache
@@ -192,7 +195,10 @@ export class Parts {
     return pages
   }
 
-  /** A server that does not know ranges sends all of the file: its pages are kept, and what is asked for next may still come. */
+  /**
+   * A server that does not know ranges sends all of the file: its pages are kept, and what is asked for next may still
+   * come.
+   */
   async #whole(entry: Entry, version: string, response: Response, start: number, end: number): Promise<Uint8Array[]> {
     const { cookie, url } = entry
     const { size } = cookie
@@ -209,7 +215,10 @@ export class Parts {
     return pages
   }
 
-  /** Takes the bytes from `start` to `end` of a file, which are all of a body, as pages; the last one is filled up with zeros. */
+  /**
+   * Takes the bytes from `start` to `end` of a file, which are all of a body, as pages; the last one is filled up with
+   * zeros.
+   */
   async #receive({ body }: Response, start: number, end: number, url: string): Promise<Uint8Array[]> {
     const { pageSize } = this.cache
     const promised = end - start
@@ -260,8 +269,9 @@ export class HttpFile {
   }
 
   /**
-   * Fills `into` from `at` with up to `length` bytes of the file from `position`; answers how many, fewer only at the end. Rejects
-   * with `StaleFileError` when the server has another version by now, with what `fetch` rejects with when it cannot be reached.
+   * Fills `into` from `at` with up to `length` bytes of the file from `position`; answers how many, fewer only at the
+   * end. Rejects with `StaleFileError` when the server has another version by now, with what `fetch` rejects with when
+   * it cannot be reached.
    */
   async read(into: Uint8Array, at: number, length: number, position: number, signal?: AbortSignal): Promise<number> {
     if (this.#closed) throw new Error(`${this.url} is closed`)

@@ -78,8 +78,8 @@ export function askedBy(
 /** So that ranges and lengths are those of the file, not of a compressed form. */
 export const identity = { 'accept-encoding': 'identity' }
 /**
- * With the default, `fetch` adds `Cache-Control: no-cache` to each question, and then there are servers that send the whole file; so it is
- * `max-age=0`. The setting is known to the runtime, not to its types.
+ * With the default, `fetch` adds `Cache-Control: no-cache` to each question, and then there are servers that send the
+ * whole file; so it is `max-age=0`. The setting is known to the runtime, not to its types.
  */
 export const asking: object = { cache: 'no-cache' }
 /** Headers that make a request a question of its own, or answers for one person. */
@@ -96,7 +96,10 @@ const questions: ReadonlySet<string> = new Set([
 ])
 /** Headers that say how to use a cache, not what is wanted. */
 const directives: ReadonlySet<string> = new Set(['cache-control', 'pragma'])
-/** Settings of a request that change nothing of the answer; undefined: any value. What is not here is not known to do no harm. */
+/**
+ * Settings of a request that change nothing of the answer; undefined: any value. What is not here is not known to do no
+ * harm.
+ */
 const harmless: Readonly<Record<string, readonly unknown[] | undefined>> = {
   method: undefined,
   headers: undefined,

@@ -2,9 +2,11 @@
  * What is known of URLs: the files that are cached, where redirects led, and what cannot be cached.
  *
  * Invariants:
- *  - An ETag names a version of one URL. After a redirect that is the URL where it ended: when it ends elsewhere that is another file.
+ *  - An ETag names a version of one URL. After a redirect that is the URL where it ended: when it ends elsewhere that
+ *    is another file.
  *  - An entry is complete, or only good as a whole and on its way: then nobody but who asked for it reads it.
- *  - What is remembered is bounded: files by number and by the length of their headers, and so are the URLs that are not cached.
+ *  - What is remembered is bounded: files by number and by the length of their headers, and so are the URLs that are
+ *    not cached.
  *
  * Source: RFC 9111 §3.1 (headers that are not kept), §4.3.4 (headers of a 304), §4.4 (invalidation).
  */
@@ -84,15 +86,17 @@ export interface Entry {
   fill: Fill | undefined
 }
 
-/** A question to a server, until it is answered. What is written meanwhile overtakes it: then the answer is not kept. */
+/**
+ * A question to a server, until it is answered. What is written meanwhile overtakes it: then the answer is not kept.
+ */
 export interface Question {
   readonly url: string
   overtaken: boolean
 }
 
 /**
- * What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. `broken`: the connection broke at a
- * question, which may have been chance once.
+ * What is not cached: `alone`, its answers could not be; `plain`, questions about it had surprising answers. `broken`:
+ * the connection broke at a question, which may have been chance once.
  */
 export type Note = 'alone' | 'broken' | 'plain'
 

@@ -1,7 +1,9 @@
 /**
- * The tests for HTTP caches of https://cache-tests.fyi, against their own server: as a private cache, which a browser's is.
+ * The tests for HTTP caches of https://cache-tests.fyi, against their own server: as a private cache, which a browser's
+ * is.
  *
- * The suite's client marks each request by headers, which would make each a question of its own here; they are added behind the cache.
+ * The suite's client marks each request by headers, which would make each a question of its own here; they are added
+ * behind the cache.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { spawn } from 'node:child_process'

@@ -1,4 +1,7 @@
-/** What `files.fetch` answers, compared with what `fetch` answers: every way to read a body, every wrong way, and what cannot be changed. */
+/**
+ * What `files.fetch` answers, compared with what `fetch` answers: every way to read a body, every wrong way, and what
+ * cannot be changed.
+ */
 import { createHash } from 'node:crypto'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'

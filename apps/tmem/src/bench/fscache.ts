@@ -1,10 +1,12 @@
 /**
- * `tmem bench fscache`: `HttpFiles` against `fetch`, and against ranges by hand, with a server in a process of its own on the loopback, which
- * waits 20 ms before the first byte, or does not.
+ * `tmem bench fscache`: `HttpFiles` against `fetch`, and against ranges by hand, with a server in a process of its own
+ * on the loopback, which waits 20 ms before the first byte, or does not.
  *
- * Every body is read to its end (`arrayBuffer`). The store is plain memory: what compression costs is measured by `zcache`. Cold: files that nobody has asked for yet. `bytes-…` are those that the server has sent in one more round.
- * Who asks whether a file is still good wants its bytes: the reference of `revalidated-…` asks by `If-None-Match`, too, gets 304, and copies the
- * body that it has kept (a copy, because who gets it may change it). `revalidated-…-without-body` compares with the 304 alone, and has no goal.
+ * Every body is read to its end (`arrayBuffer`). The store is plain memory: what compression costs is measured by
+ * `zcache`. Cold: files that nobody has asked for yet. `bytes-…` are those that the server has sent in one more round.
+ * Who asks whether a file is still good wants its bytes: the reference of `revalidated-…` asks by `If-None-Match`, too,
+ * gets 304, and copies the body that it has kept (a copy, because who gets it may change it).
+ * `revalidated-…-without-body` compares with the 304 alone, and has no goal.
  */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
