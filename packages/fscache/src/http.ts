@@ -103,8 +103,8 @@ export class HttpFiles {
    * As `fetch` of the runtime, of which it takes everything; it need not be called as a method. A GET without headers
    * that make it a question of its own (ranges, conditions, credentials) is answered with pages from the cache, as far
    * as RFC 9111 allows and as far as they are there. A method that changes something forgets the file. Everything else
-   * is passed on. Rejects as `fetch` does, and so does the body; one of more than
-   * 16 MiB, whose pages are dropped while it is read, also with `StaleFileError`, when the server has another version.
+   * is passed on. Rejects as `fetch` does, and so does the body; one of more than 16 MiB, whose pages are dropped while
+   * it is read, also with `StaleFileError`, when the server has another version.
    */
   readonly fetch: Fetch = async (input, init) => {
     const asked = askedBy(this.#fetch, input, init)
