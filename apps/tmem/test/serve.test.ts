@@ -683,7 +683,15 @@ describe('without a server', () => {
     expect(ready).toBe(ways.fuse || ways.nbd)
     expect(checks.length).toBeGreaterThan(10)
     for (const { ok, advice } of checks) expect(ok ? advice === '' : advice.length > 5).toBe(true)
-    expect(checks.find(({ name }: { name: string }) => name === '/dev/fuse').ok).toBe(mayOpen('/dev/fuse'))
+    const named = (wanted: string) => checks.find(({ name }: { name: string }) => name === wanted)
+    expect(named('/dev/fuse').ok).toBe(mayOpen('/dev/fuse'))
+    const setting = '/proc/sys/vm/page-cluster'
+    const pages = existsSync(setting) ? readFileSync(setting, 'utf8').trim() : undefined
+    expect(named('swap read-ahead')).toMatchObject({
+      need: 'advice',
+      ok: pages !== undefined && Number(pages) >= 5,
+      found: pages === undefined ? 'not known' : `vm.page-cluster ${pages}`,
+    })
   })
 })
 

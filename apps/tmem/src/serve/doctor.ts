@@ -58,6 +58,7 @@ export async function doctor(
     memory(),
     group(),
     limit(),
+    readAhead(),
     ...killed(options.control),
     ...(await server(options.control)),
   ]
@@ -178,6 +179,21 @@ function limit(): Check {
     found.length === 0,
     found.length === 0 ? 'none' : found.join(', '),
     'start tmem serve outside of it',
+  )
+}
+
+/** Read-ahead from swap, as a power of two of pages: the most that the kernel does along a program's addresses. */
+const leastPageCluster = 5
+
+/** Pages that are swapped in one after the other come together; each that comes alone takes three wake-ups. */
+function readAhead(): Check {
+  const setting = readText('/proc/sys/vm/page-cluster')?.trim()
+  return check(
+    'swap read-ahead',
+    'advice',
+    setting !== undefined && Number(setting) >= leastPageCluster,
+    setting === undefined ? 'not known' : `vm.page-cluster ${setting}`,
+    `where this host swaps to tmem alone: sysctl vm.page-cluster=${leastPageCluster}`,
   )
 }
 
