@@ -154,6 +154,7 @@ const rows: Readonly<Record<string, Row | string>> = {
   'xen-hypercall ControlRequest': 'what a guest asks of the model, with the errors that Xen has for it',
   'xen-hypercall DescribeOptions': row(called('describe', new Uint8Array(4096)), none),
   'xen-hypercall DomainOptions': row(made('Domain'), () => ({ id: 1, memory: {} })),
+  'xen-hypercall SelfBalloonOptions': row(made('SelfBalloon'), () => ({ clock: () => 0 })),
   'xen-hypercall XenHostOptions': row(made('XenHost'), () => ({ store: store() })),
   'zcache GovernorOptions': row(made('Governor'), () => ({ limit: { bytes: 0, maximumBytes: 2 ** 24 } })),
   'zcache ZcacheOptions': row(called('zcache'), () => ({ limitBytes: 2 ** 22 })),

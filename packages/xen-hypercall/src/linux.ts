@@ -255,14 +255,14 @@ export interface SelfBalloonOptions {
 }
 
 const balloonNames: OptionNames<SelfBalloonOptions> = {
-  clock: true,
-  isDomain0: true,
-  intervalMs: true,
-  downHysteresis: true,
-  upHysteresis: true,
-  reservedMiB: true,
-  minUsableMiB: true,
-  selfShrinking: true,
+  clock: 'function',
+  isDomain0: 'flag?',
+  intervalMs: 'number?',
+  downHysteresis: 'number?',
+  upHysteresis: 'number?',
+  reservedMiB: 'number?',
+  minUsableMiB: 'number?',
+  selfShrinking: 'flag?',
 }
 
 /** The least that a guest keeps, in pages: the more it has, the smaller is the part that must be usable. */
