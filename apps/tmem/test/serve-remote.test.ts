@@ -55,6 +55,19 @@ test('nbdcopy writes and reads it, while one of the two servers is killed', { ti
   await a.kill()
   await writing
   expect((await counters())['degraded']).toBe(1)
+  const away = `127\\.0\\.0\\.1:${a.port}`
+  const left = `127\\.0\\.0\\.1:${b.port}`
+  const table = (await tmem(['stat', '--control', control])).stdout
+  expect(table).toMatch(new RegExp(`^a +${away} +away +\\d+ +0 +0$`, 'm'))
+  expect(table).toMatch(new RegExp(`^a +${left} +open +\\d+ +[1-9]\\d* +0$`, 'm'))
+  const { checks } = JSON.parse((await tmem(['doctor', '--json', '--control', control])).stdout)
+  expect(checks).toContainEqual(
+    expect.objectContaining({
+      name: `server: a on 127.0.0.1:${b.port}`,
+      ok: false,
+      found: expect.stringMatching(/^open, \d+ blocks, of which [1-9]\d* would be lost with it$/),
+    }),
+  )
   await run('nbdcopy', ['--', uri, back])
   expect(digest(back)).toBe(wanted)
   // It goes on with the server that is back, and has everything twice again.

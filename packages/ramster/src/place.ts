@@ -605,12 +605,34 @@ export class RamsterPlace implements SlowPlace {
         degraded: this.open() ? 0 : 1,
         table_bytes: this.#capacity * bytesPerLocation,
       },
-      children: this.#machines.map(({ memory, blocks, lives }) => ({
-        name: memory.name,
-        counters: { open: memory.isOpen ? 1 : 0, blocks, lost_content: lives },
+      children: this.#machines.map((machine) => ({
+        name: machine.memory.name,
+        counters: this.#statsOf(machine),
         children: [],
       })),
     }
+  }
+
+  #statsOf({ memory, blocks, lives, bit }: Machine): Record<string, number> {
+    let reachable = 0
+    for (const other of this.#machines) if (other.memory.isOpen) reachable |= other.bit
+    const others = reachable & ~bit
+    // What nobody else who answers has: of pages that may not vanish, and of those that may.
+    const only = { persistent: 0, ephemeral: 0 }
+    for (let location = 0; location < this.#watermark; location++) {
+      const holders = this.#holders[location]!
+      if ((holders & bit) === 0 || (holders & others) !== 0) continue
+      if (this.#states[location] === PERSISTENT) only.persistent++
+      else only.ephemeral++
+    }
+    const counters = {
+      open: memory.isOpen ? 1 : 0,
+      blocks,
+      lost_with_it: only.persistent,
+      vanish_with_it: only.ephemeral,
+      lost_content: lives,
+    }
+    return Number.isFinite(memory.freeBytes) ? { ...counters, free_bytes: memory.freeBytes } : counters
   }
 
   close(): Promise<void> {

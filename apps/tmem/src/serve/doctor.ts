@@ -13,9 +13,10 @@ import { memoryLimits } from '@tmem/zcache'
 import pc from 'picocolors'
 import { Failed } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
-import { ask } from './control.ts'
+import { type Answers, ask } from './control.ts'
 import { availableBytes, headroomBytes, readText } from './host.ts'
 import { formerServer } from './record.ts'
+import { machinesOf } from './stat.ts'
 
 /** What a check is about: needed by both ways, by one of them, or good to have. */
 type Need = 'both' | 'fuse' | 'nbd' | 'advice'
@@ -211,6 +212,22 @@ function killed(control: string): Check[] {
   }
 }
 
+/** The machines that lend memory to a server: each must answer, and none alone have what may not vanish. */
+const machinesOfServer = ({ devices }: Answers['stats']): Check[] =>
+  devices.flatMap((device) =>
+    machinesOf(device).map(({ name, counters: { open, blocks, lost_with_it: lost = 0 } }) =>
+      check(
+        `server: ${device.name} on ${name}`,
+        'advice',
+        open === 1 && lost === 0,
+        `${open === 1 ? 'open' : 'away'}, ${blocks} blocks, of which ${lost} would be lost with it`,
+        open === 1
+          ? 'keep it running until all machines are there again'
+          : 'start it again: until then no more goes there',
+      ),
+    ),
+  )
+
 /** A server that runs already: whether it is protected. */
 async function server(control: string): Promise<Check[]> {
   if (!existsSync(control)) return []
@@ -234,6 +251,7 @@ async function server(control: string): Promise<Check[]> {
         `${swapped} KiB of it are in swap`,
         'restart it before memory is short',
       ),
+      ...machinesOfServer(await ask(control, 'stats')),
     ]
   } catch (error) {
     return [check('server', 'advice', false, (error as Error).message, `remove ${control} if no server is running`)]

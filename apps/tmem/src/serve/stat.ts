@@ -37,6 +37,8 @@ export async function stat(
  * pages that a snapshot would lose if the server were killed now.
  *
  * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places are hyper + compr + raw + backing.
+ *
+ * Of each machine that lends memory: blocks there, those that may not vanish and would be lost with it now, and those that may vanish.
  */
 async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
   const names = devices.map(({ name }) => name)
@@ -86,7 +88,28 @@ async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
       original === 0 ? '-' : (original / memory).toFixed(2),
     ]
   })
-  return `${tableOf(head, rows)}\n${tableOf(placeHead, devices.flatMap(placeRows), ['left', 'left'])}`
+  const tables = [tableOf(head, rows), tableOf(placeHead, devices.flatMap(placeRows), ['left', 'left'])]
+  const machines = devices.flatMap((device) => machinesOf(device).map((machine) => machineRow(device.name, machine)))
+  if (machines.length > 0) tables.push(tableOf(machineHead, machines, ['left', 'left', 'left']))
+  return tables.join('\n')
+}
+
+const machineHead = ['device', 'machine', 'state', 'blocks', 'lost with it', 'vanish with it']
+
+/** A machine that lends memory: what lies there, and what would be gone with it now. */
+const machineRow = (device: string, { name, counters: c }: StatsNode): string[] => [
+  device,
+  name,
+  c['open'] === 1 ? 'open' : 'away',
+  String(c['blocks']),
+  String(c['lost_with_it']),
+  String(c['vanish_with_it']),
+]
+
+/** The machines that lend memory to a device. */
+export function machinesOf(node: StatsNode): StatsNode[] {
+  if (node.name === 'ramster') return node.children.filter(({ counters }) => counters['lost_with_it'] !== undefined)
+  return node.children.flatMap(machinesOf)
 }
 
 const placeHead = ['device', 'place', 'pages', 'bytes', 'put', 'sunk', 'rose', 'down', 'up', 'gone', 'writes', 'reads']
