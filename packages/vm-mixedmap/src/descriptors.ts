@@ -5,8 +5,9 @@
  *
  * Each guest has descriptors of its own, because each kernel has its own array of them.
  */
-import { createMachine, createSpace, type Machine, translate } from './mapping.ts'
+import { translate } from './fault.ts'
 import { frameOf, HUGE_PAGES, natural, PAGE_BYTES } from './memory.ts'
+import { createMachine, createSpace, type Machine } from './space.ts'
 import { createXipFile, createXipFilesystem, getXipMem, xipFault, xipMmap } from './xip.ts'
 
 /** Bytes of a struct page of a 64-bit kernel of 2008 without debugging options. Today it is 64. */

@@ -15,25 +15,7 @@
  *
  * Source: arch/x86/mm/gup.c of 2.6.31; arch/s390/mm/gup.c of 3.6; mm/gup.c of recent kernels (facts only).
  */
-import {
-  type AddressSpace,
-  type DirectoryEntry,
-  directoryEntry,
-  type FaultOutcome,
-  fault,
-  findVma,
-  handleFault,
-  isCow,
-  type Machine,
-  mustUnshare,
-  readPte,
-  readTable,
-  spaceOf,
-  unsharePage,
-  type Vma,
-  vmNormalHugePage,
-  vmNormalPage,
-} from './mapping.ts'
+import { type FaultOutcome, fault, handleFault, mustUnshare, unsharePage } from './fault.ts'
 import {
   getPage,
   getPageUnlessZero,
@@ -44,6 +26,19 @@ import {
   putPage,
   runProgram,
 } from './memory.ts'
+import { vmNormalHugePage, vmNormalPage } from './normal.ts'
+import {
+  type AddressSpace,
+  type DirectoryEntry,
+  directoryEntry,
+  findVma,
+  isCow,
+  type Machine,
+  readPte,
+  readTable,
+  spaceOf,
+  type Vma,
+} from './space.ts'
 
 export type GupForm = 'flush-interrupt' | 'speculative'
 

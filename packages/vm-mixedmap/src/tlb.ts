@@ -16,8 +16,10 @@
  * Source: mm/memory.c, include/asm-generic/tlb.h, mm/mremap.c, mm/mprotect.c of 2.6.31; mm/userfaultfd.c of 5.9;
  * include/linux/mm_types.h (mm_tlb_flush_pending) of 4.14 and later.
  */
-import { type Access, clearPte, findVma, type Machine, normalPfn, readPte, spaceOf } from './mapping.ts'
+import type { Access } from './fault.ts'
 import { frameOf, handOver, putPage, RuleViolation, requireRule } from './memory.ts'
+import { normalPfn } from './normal.ts'
+import { clearPte, findVma, type Machine, readPte, spaceOf } from './space.ts'
 
 /** A translation that a processor has used and keeps. */
 export interface TlbEntry {

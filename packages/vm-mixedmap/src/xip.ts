@@ -18,27 +18,7 @@
  *
  * Source: mm/filemap_xip.c, fs/ext2/xip.c of 2.6.31, Documentation/filesystems/xip.txt (facts only).
  */
-import {
-  type Access,
-  type AddressSpace,
-  clearPte,
-  dropMapped,
-  type FaultOutcome,
-  findVma,
-  type InsertOutcome,
-  type Machine,
-  mmap,
-  NO_SECONDARY_MMUS,
-  offsetOf,
-  readPte,
-  resolvePresent,
-  type SecondaryMmus,
-  spaceOf,
-  type Vma,
-  vmInsertMixed,
-  vmInsertPage,
-  zapPte,
-} from './mapping.ts'
+import { type Access, type FaultOutcome, NO_SECONDARY_MMUS, resolvePresent, type SecondaryMmus } from './fault.ts'
 import {
   allocatePage,
   frameOf,
@@ -49,6 +29,19 @@ import {
   runProgram,
   takePage,
 } from './memory.ts'
+import { dropMapped, type InsertOutcome, vmInsertMixed, vmInsertPage } from './normal.ts'
+import { zapPte } from './ranges.ts'
+import {
+  type AddressSpace,
+  clearPte,
+  findVma,
+  type Machine,
+  mmap,
+  offsetOf,
+  readPte,
+  spaceOf,
+  type Vma,
+} from './space.ts'
 
 export interface XipFile {
   id: number
