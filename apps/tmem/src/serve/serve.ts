@@ -145,7 +145,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   })
   const swaps = requests.filter(({ swapPriority }) => swapPriority !== undefined)
   auto.begin()
-  judgeLimits(limitsBytes)
+  if (options.fuse === undefined) judgeLimits(limitsBytes)
   if (auto.isUsed && options.fuse !== undefined)
     throw new BadInput('--fuse takes all memory before it serves, so no limit can be auto: give limits in bytes')
   judgeRoles(roles, options.fuse)
