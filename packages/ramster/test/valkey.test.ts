@@ -366,6 +366,30 @@ test('leases are renewed while it runs, and end when nobody does', async () => {
   await world.expectSoon(async () => (await a.keys()) === 40 && world.counter('one_copy_only') === 0)
 })
 
+test('clocks that jump: this one by a day either way, and a server’s past its leases', async () => {
+  const [a, b] = [await server(), await server()]
+  const lease = { leaseMs: 6000 }
+  const world = await open([at(a, lease), at(b, lease)])
+  expect(await world.fill(40)).toBe(40)
+  vi.useFakeTimers({ toFake: ['Date'] })
+  cleanups.push(async () => void vi.useRealTimers())
+  const now = Date.now()
+  for (const jump of [86_400_000, -86_400_000, 0]) {
+    vi.setSystemTime(now + jump)
+    await world.expectPages(40)
+    expect(await world.fill(10, 100)).toBe(10)
+    await world.expectPages(10, 100)
+  }
+  expect([world.counter('missing_copies'), world.counter('degraded')]).toEqual([0, 0])
+  // To a server whose clock is set ahead, every lease has ended.
+  await a.ask(async (client) => {
+    await Promise.all((await client.keys('*')).map((key) => client.pexpire(key, 1)))
+  })
+  await world.expectSoon(() => world.counter('healed_copies') >= 50 && world.counter('one_copy_only') === 0)
+  await b.kill()
+  await world.expectPages(40)
+})
+
 test('a network that stops forwarding: the other server answers, and it goes on when it forwards again', async () => {
   const [a, b] = [await server(), await server()]
   const way = await network(a)
