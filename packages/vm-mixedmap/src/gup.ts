@@ -56,7 +56,7 @@ export type GupResult = { kind: 'pages'; pfns: number[] } | { kind: '-EFAULT' }
 /** User pages are those below this number; an address range that reaches it, or wraps around, is left to the slow path. */
 export const USER_PAGES: number = 2 ** 35
 
-/** How a fault is answered; fault() of mapping.ts unless the space has XIP areas. */
+/** How a fault is answered; fault() of fault.ts unless the space has XIP areas. */
 export type FaultHandler = (
   machine: Machine,
   space: AddressSpace,

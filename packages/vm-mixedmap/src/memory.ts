@@ -6,7 +6,7 @@
  * (a device, a flash chip, a segment shared by virtual machines) can be mapped without having descriptors at all.
  * What a frame holds is modelled as two small numbers: what its first part and what its tail says.
  *
- * Invariants, checked by auditMachine() of mapping.ts: count = owners + pins + mapcount for every page; a page in use
+ * Invariants, checked by auditMachine() of balance.ts: count = owners + pins + mapcount for every page; a page in use
  * "free" has count 0; mapcount is the number of entries that map it.
  *
  * All state is plain data (no classes, no functions), so that it can be copied, compared and explored.
