@@ -1,5 +1,14 @@
 /** Pages that can be listed, counted and dropped in the order in which they came: what a host of guests needs. */
-import { compose, type Layer, type ObjectId, type PageStore, type Pool, PoolRefusal, PutOutcome } from '@tmem/core'
+import {
+  compose,
+  type Layer,
+  type ObjectId,
+  type PageStore,
+  type Pool,
+  PoolRefusal,
+  PutOutcome,
+  Whereabouts,
+} from '@tmem/core'
 import { count } from '@tmem/faults'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
@@ -48,6 +57,8 @@ describe.each(Object.entries(stacks))('%s', (_name, layers) => {
     expect(listed(pool)).toEqual([`3/0`, `3/7`, `${wide}/1`].sort())
     expect(listed(pool, 3)).toEqual(['3/0', '3/7'])
     expect(listed(pool, 4)).toEqual([])
+    const at = new Whereabouts()
+    expect([pool.whereIs!(3, 7, at), pool.whereIs!(3, 8, at), pool.whereIs!(wide, 1, at)]).toEqual([true, false, true])
     expect(pool.census!()).toEqual({ pages: 3, objects: 2 })
     let seen = 0
     pool.walk!(() => ++seen < 2)

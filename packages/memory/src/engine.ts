@@ -653,6 +653,11 @@ export class Engine {
     }
   }
 
+  /** Whether there is a page under a handle of a pool of pages of 4 KiB. */
+  has(pool: number, object: ObjectId, index: number): boolean {
+    return this.#table.find(pool, object, index) !== none
+  }
+
   /** What a pool has, in pages of 4 KiB. */
   census(pool: number): Census {
     const objects = this.#table.objectsOf(pool)

@@ -26,6 +26,7 @@ import type {
   PoolRefusal,
   Progress,
   StatsNode,
+  Whereabouts,
 } from '@tmem/core'
 import {
   assertBatch,
@@ -205,10 +206,22 @@ export class MemoryPool implements Pool {
     this.#pageSize = attributes.pageSize
     this.#order = orderOf(attributes.pageSize)
     this.#frames = 1 << this.#order
+    // Some pages of a pool of large ones may be here in parts only.
+    if (engine.attributesOf(number)?.pageSize !== basePageSize) this.whereIs = undefined as never
     if (this.#order === 0) return
-    // Some of their pages may be here in parts only.
     this.walk = undefined as never
     this.census = undefined as never
+  }
+
+  /** Absent for pools of larger pages than 4 KiB. */
+  whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
+    assertIndex(index, basePageSize)
+    if (this.#gone() || !this.#engine.has(this.#number, object, index)) return false
+    into.place = 0
+    into.bytes = basePageSize
+    into.huge = true
+    into.recompressed = into.incompressible = false
+    return true
   }
 
   put(object: ObjectId, index: number, page: Uint8Array): PutOutcome {

@@ -26,6 +26,8 @@ export class Domain {
   readonly isPrivileged: boolean
   /** It is being killed: its calls get -ENODEV. */
   isDying = false
+  /** Its client, once it has one. */
+  client: Client | undefined
 
   constructor(options: DomainOptions) {
     checkOptions('Domain', options, { id: 'number', memory: 'object', bits: 'number?', privileged: 'flag?' })

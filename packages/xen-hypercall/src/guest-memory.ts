@@ -86,6 +86,14 @@ export class GuestMemory {
 
   #transfer(address: number, bytes: Uint8Array, isWrite: boolean): boolean {
     if (!this.has(address, bytes.length)) return false
+    const within = address % pageBytes
+    if (!isWrite && bytes.length <= 64 && within + bytes.length <= pageBytes) {
+      // A structure: a call of the runtime would take longer than these few bytes.
+      const first = this.#frames[(address - within) / pageBytes]! * pageBytes + within
+      const own = this.bytes
+      for (let n = 0; n < bytes.length; n++) bytes[n] = own[first + n]!
+      return true
+    }
     for (let done = 0; done < bytes.length; ) {
       const at = (address + done) % pageBytes
       const length = Math.min(pageBytes - at, bytes.length - done)

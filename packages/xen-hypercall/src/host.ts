@@ -146,6 +146,9 @@ export class XenHost {
   readonly #layouts: Readonly<Record<32 | 64, OperationLayouts>>
   readonly #raw: Readonly<Record<32 | 64, Uint8Array>>
   readonly #views: Readonly<Record<32 | 64, DataView>>
+  /** What is asked with every call: whether the release is one of these, or later. */
+  readonly #since43: boolean
+  readonly #since44: boolean
   readonly #sysctl: Uint8Array = new Uint8Array(8 + sysctlLayout.bytes)
   readonly #where: Whereabouts = new Whereabouts()
   readonly #scratch: Uint8Array = new Uint8Array(pageBytes)
@@ -165,6 +168,8 @@ export class XenHost {
     this.store = store
     this.release = release
     this.isOriginal = defects === 'original'
+    this.#since43 = this.isSince('4.3')
+    this.#since44 = this.isSince('4.4')
     this.#layouts = { 32: operationLayouts(release, 32), 64: operationLayouts(release, 64) }
     this.#raw = {
       32: new Uint8Array(this.#layouts[32].gen.bytes),
@@ -214,6 +219,7 @@ export class XenHost {
     if (client !== undefined) {
       for (let slot = 0; slot < maxPools; slot++) this.destroyPool(client, slot)
       this.clients.delete(id)
+      domain.client = undefined
       this.#options.accounts?.setWeight(id, 0)
     }
     this.#domains.delete(id)
@@ -235,9 +241,15 @@ export class XenHost {
   call(id: number, address: number): Answer {
     const domain = this.domain(id)
     if (this.#isClosed) return -Errno.ENODEV
-    if (this.isSince('4.3') && this.#options.security?.(id, false) === false) return -Errno.EPERM
+    if (this.#since43 && this.#options.security?.(id, false) === false) return -Errno.EPERM
     this.counters.Tt++
-    return this.#counted(domain, () => this.#dispatch(domain, address))
+    let answer: Answer
+    try {
+      answer = this.#dispatch(domain, address)
+    } catch (error) {
+      answer = this.#failed(error)
+    }
+    return this.#counted(domain, answer)
   }
 
   /** Hypercall 35 of a domain, from 4.6 on: `address` of a sysctl structure for tmem. As `call`. */
@@ -253,17 +265,22 @@ export class XenHost {
     const body = new DataView(view.buffer, sysctlHead.fields.body.at)
     const { fields } = sysctlLayout
     if (readField(body, fields.pad) !== 0) return -Errno.EINVAL
-    return this.#counted(domain, () =>
-      control(this, {
-        subOperation: readField(body, fields.cmd),
-        poolId: readField(body, fields.pool_id),
-        client: readField(body, fields.cli_id),
-        arg1: readField(body, fields.arg1),
-        arg2: readField(body, fields.arg2),
-        object: readObject(body, fields.oid),
-        buffer: guestBuffer(domain.memory, readField(body, fields.buffer)),
-      }),
-    )
+    const request: ControlRequest = {
+      subOperation: readField(body, fields.cmd),
+      poolId: readField(body, fields.pool_id),
+      client: readField(body, fields.cli_id),
+      arg1: readField(body, fields.arg1),
+      arg2: readField(body, fields.arg2),
+      object: readObject(body, fields.oid),
+      buffer: guestBuffer(domain.memory, readField(body, fields.buffer)),
+    }
+    let answer: Answer
+    try {
+      answer = control(this, request)
+    } catch (error) {
+      answer = this.#failed(error)
+    }
+    return this.#counted(domain, answer)
   }
 
   /** Control by the program that runs the host: no structure, and no domain that could lack the privilege. */
@@ -271,26 +288,31 @@ export class XenHost {
     return this.#isClosed ? -Errno.ENODEV : control(this, request)
   }
 
-  /** Counts an answer, and turns what the outside world does into one. */
-  #counted(domain: Domain, ask: () => Answer): Answer {
-    const failed = (error: unknown): number => {
-      if (!(error instanceof TmemError) || error.code === 'TMEM_BROKEN') throw error
-      this.failure = error
-      return -Errno.EFAULT
-    }
-    const count = (answer: number): number => {
-      if (answer < 0) this.counters.Te++
-      return answer
-    }
-    let answer: Answer
+  /** Turns what the outside world does into an answer. */
+  #failed(error: unknown): number {
+    if (!(error instanceof TmemError) || error.code === 'TMEM_BROKEN') throw error
+    this.failure = error
+    return -Errno.EFAULT
+  }
+
+  /** Counts an answer. */
+  #counted(domain: Domain, answer: Answer): Answer {
+    if (typeof answer !== 'number') return this.#countedLater(domain, answer)
+    if (answer < 0) this.counters.Te++
+    return answer
+  }
+
+  async #countedLater(domain: Domain, waiting: Promise<number>): Promise<number> {
+    let answer: number
     try {
-      answer = ask()
+      answer = await waiting
     } catch (error) {
-      answer = failed(error)
+      answer = this.#failed(error)
     }
-    if (typeof answer === 'number') return count(answer)
     // Whoever was killed while it waited learns nothing more.
-    return answer.catch(failed).then((number) => count(domain.isDying ? -Errno.ENODEV : number))
+    if (domain.isDying) answer = -Errno.ENODEV
+    if (answer < 0) this.counters.Te++
+    return answer
   }
 
   #dispatch(domain: Domain, address: number): Answer {
@@ -298,9 +320,62 @@ export class XenHost {
     const { bits, memory } = domain
     if (!memory.read(address, this.#raw[bits])) return -Errno.EFAULT
     const view = this.#views[bits]
-    const { creat, gen, ctrl } = this.#layouts[bits]
+    const { creat, gen } = this.#layouts[bits]
     const command = view.getUint32(0, true)
     const poolId = view.getInt32(4, true)
+    if (command === Command.Control || command > 100) {
+      const answer = this.#administer(domain, command, poolId)
+      if (answer !== undefined) return answer
+    }
+    const client = domain.client ?? this.clientOf(domain.id)
+    if (client === undefined) return -Errno.ENOMEM
+    if (command === Command.NewPool) {
+      const { fields } = creat
+      return this.newPool(client, undefined, readField(view, fields.flags), readUuid(view, fields.uuid))
+    }
+    if (command === Command.DestroyPool) return this.destroyPool(client, poolId)
+    const pool = poolId >>> 0 < maxPools ? client.slots[poolId] : undefined
+    if (pool === undefined) return -Errno.ENODEV
+    const { fields } = gen
+    const object = readObject(view, fields.oid)
+    const index = view.getUint32(fields.index.at, true)
+    const upper = bits === 64 ? view.getUint32(fields.cmfn.at + 4, true) : 0
+    const frame = upper * 2 ** 32 + view.getUint32(fields.cmfn.at, true)
+    switch (command) {
+      case Command.PutPage:
+        return this.#putFrame(client, pool, object, index, memory, frame)
+      case Command.GetPage:
+        return this.#getFrame(domain, client, pool, object, index, frame)
+      case Command.FlushPage:
+        return this.flushPage(pool, object, index)
+      case Command.FlushObject:
+        return this.flushObject(pool, object)
+    }
+    if (this.#since44) return -Errno.ENOSYS
+    const part: Part = {
+      frame,
+      at: readField(view, fields.tmem_offset),
+      frameAt: readField(view, fields.pfn_offset),
+      length: readField(view, fields.len),
+    }
+    switch (command) {
+      case Command.NewPage:
+        return this.put(client, pool, object, index, this.#scratch.fill(0))
+      case Command.Read:
+        return this.#readPart(domain, client, pool, object, index, part)
+      case Command.Write:
+        return this.#writePart(domain, client, pool, object, index, part)
+      default:
+        // XCHG was never written; others were told to the log only.
+        return 0
+    }
+  }
+
+  /** The commands of toolstacks; `undefined`: it is none of them. */
+  #administer(domain: Domain, command: number, poolId: number): Answer | undefined {
+    const { bits, memory } = domain
+    const view = this.#views[bits]
+    const { creat, ctrl } = this.#layouts[bits]
     switch (command) {
       case Command.Control: {
         if (ctrl === undefined) return -Errno.EOPNOTSUPP
@@ -328,46 +403,7 @@ export class XenHost {
         return this.restoreNew(client, poolId, flags, uuid)
       }
     }
-    const client = this.clientOf(domain.id)
-    if (client === undefined) return -Errno.ENOMEM
-    if (command === Command.NewPool) {
-      const { fields } = creat
-      return this.newPool(client, undefined, readField(view, fields.flags), readUuid(view, fields.uuid))
-    }
-    if (command === Command.DestroyPool) return this.destroyPool(client, poolId)
-    const pool = poolId >>> 0 < maxPools ? client.slots[poolId] : undefined
-    if (pool === undefined) return -Errno.ENODEV
-    const { fields } = gen
-    const object = readObject(view, fields.oid)
-    const index = view.getUint32(fields.index.at, true)
-    switch (command) {
-      case Command.PutPage:
-        return this.#putFrame(client, pool, object, index, memory, readField(view, fields.cmfn))
-      case Command.GetPage:
-        return this.#getFrame(domain, client, pool, object, index, readField(view, fields.cmfn))
-      case Command.FlushPage:
-        return this.flushPage(pool, object, index)
-      case Command.FlushObject:
-        return this.flushObject(pool, object)
-    }
-    if (this.isSince('4.4')) return -Errno.ENOSYS
-    const part: Part = {
-      frame: readField(view, fields.cmfn),
-      at: readField(view, fields.tmem_offset),
-      frameAt: readField(view, fields.pfn_offset),
-      length: readField(view, fields.len),
-    }
-    switch (command) {
-      case Command.NewPage:
-        return this.put(client, pool, object, index, this.#scratch.fill(0))
-      case Command.Read:
-        return this.#readPart(domain, client, pool, object, index, part)
-      case Command.Write:
-        return this.#writePart(domain, client, pool, object, index, part)
-      default:
-        // XCHG was never written; others were told to the log only.
-        return 0
-    }
+    return undefined
   }
 
   /** `isLax`: the original did not look at the privilege in this release. */
@@ -382,10 +418,12 @@ export class XenHost {
   clientOf(id: number): Client | undefined {
     const known = this.clients.get(id)
     if (known !== undefined) return known
-    if (!this.#domains.has(id) || this.clients.size >= (this.#options.clients ?? 16_384)) return undefined
+    const domain = this.#domains.get(id)
+    if (domain === undefined || this.clients.size >= (this.#options.clients ?? 16_384)) return undefined
     const needsPermit = this.isSince('4.9') || this.#options.sharedAuth === true
     const client = new Client(id, this.#options.compress ?? true, needsPermit)
     this.clients.set(id, client)
+    domain.client = client
     return client
   }
 
