@@ -632,7 +632,7 @@ export class Cache<V = unknown> {
     if (book.spans[page] === 0) {
       let at = book.placeOf(page)
       if (at === 0) {
-        const outcome = this.#fill(page)
+        const outcome = book.isGone(page) ? Miss.Vanished : this.#fill(page)
         if (outcome !== hit) return this.#lost(hash, page, outcome)
         at = book.placeOf(page)
       }
@@ -707,8 +707,9 @@ export class Cache<V = unknown> {
     if (outcome === Miss.Deferred) return outcome
     const book = this.#book
     this.#table.removeAt(this.#table.find(hash))
-    this.#counts.vanished++
-    if (book.isGone(page)) return outcome
+    // It was counted when it went; where pages do not vanish it was the cache that let it go.
+    if (book.isGone(page)) return this.#stack.pool.attributes.persistent ? Miss.Evicted : Miss.Vanished
+    this.#counts.vanished += book.live[page]!
     book.live[page]!--
     book.unlink(page)
     this.#drop(page)

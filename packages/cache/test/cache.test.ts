@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { isDeepStrictEqual } from 'node:util'
 import { ByteLimit, TmemError } from '@tmem/core'
+import { frontswap } from '@tmem/frontswap'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -520,5 +521,29 @@ test('what memory has no room for is in the file, and has to be waited for', { t
     expect(waited).toBeGreaterThan(500)
     expect(found).toBeGreaterThan(waited / 2)
     expect(await cache.load('large')).toBe(noise(200_000, 1))
+  })
+})
+
+test('over a swap area the cache says which entries go, and what is there can be waited for', {
+  timeout: 60_000,
+}, async () => {
+  const stack = [zcache({ limitBytes: '1MiB' }), frontswap({ file: join(folder, 'swap'), sizeBytes: 4 * 2 ** 20 })]
+  await using<string>({ stack }, async (cache) => {
+    for (let n = 0; n < 12_000; n++) {
+      cache.set(`key ${n}`, noise(600, n))
+      if (n % 100 === 0) await setTimeout(1)
+    }
+    let found = 0
+    for (let n = 0; n < 12_000; n++) {
+      const value = await cache.load(`key ${n}`)
+      if (value !== undefined) found++
+      expect(value ?? noise(600, n)).toBe(noise(600, n))
+    }
+    const { evictions, misses, entries } = cache.stats()
+    expect(found).toBeGreaterThan(5000)
+    expect(entries).toBe(found)
+    // Nothing vanishes there.
+    expect(evictions).toMatchObject({ room: 12_000 - found, vanished: 0, refused: 0 })
+    expect(misses).toMatchObject({ vanished: 0, deferred: 0 })
   })
 })
