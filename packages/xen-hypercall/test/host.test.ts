@@ -4,7 +4,7 @@ import { refuse } from '@tmem/faults'
 import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, test } from 'vitest'
-import { Command, Errno, GuestMemory, noFrame, type Release, releases, XenHost } from '../src/index.ts'
+import { Command, controlBuffer, Errno, GuestMemory, noFrame, type Release, releases, XenHost } from '../src/index.ts'
 import { firstFrame, flags, Guest, world } from './guest.ts'
 
 const invalid = 2n ** 192n - 1n
@@ -458,5 +458,67 @@ test('options and arguments that make no sense', async () => {
   expect(() => memory.map(1, 0)).toThrow('there is no frame 1')
   host.close()
   expect(() => host.call(1, 0)).toThrow('there is no domain 1')
+  await store.close()
+})
+
+test('a domain that is killed between any two calls leaves nothing, whatever came before', async () => {
+  for (let calls = 0; calls < 8; calls++) {
+    const { host, store } = world({ release: '4.8' })
+    const other = new Guest(host, 2)
+    const kept = other.newPool(flags.shared, uuid)
+    const guest = new Guest(host, 1)
+    const operations: readonly (() => unknown)[] = [
+      () => guest.newPool(flags.persistent),
+      () => guest.put(0, 1n, 0, 1),
+      () => guest.put(0, 1n, 0, 2),
+      () => guest.newPool(flags.shared, uuid),
+      () => guest.put(1, 2n, 0, 3),
+      () => guest.get(1, 2n, 0),
+      () => guest.page(Command.FlushObject, 0, 1n, 0),
+      () => guest.destroyPool(0),
+    ]
+    for (const operate of operations.slice(0, calls)) operate()
+    host.killDomain(1)
+    expect(host.clients.has(1)).toBe(false)
+    expect(other.put(kept, 9n, 0, 9)).toBe(1)
+    expect(other.get(kept, 9n, 0)).toBe(9)
+    // An object that it touched last has gone with it; a put counts as the owner's touch, a get as its own.
+    expect(other.get(kept, 2n, 0)).toBe(calls === 5 ? 3 : 0)
+    expect(host.clients.get(2)!.slots[kept]!.users.length).toBe(1)
+    store.check?.()
+    host.close()
+    expect(store.ephemeralBytes?.()).toBe(0)
+    await store.close()
+  }
+})
+
+test('LIST while pages go: what it prints is whole, and the store unharmed', async () => {
+  const { host, store } = world({ release: '4.5' }, [
+    memory({ limitBytes: '256KiB' }),
+    zcache({ limitBytes: '256KiB' }),
+  ])
+  const guest = new Guest(host, 1)
+  const pool = guest.newPool(flags.ephemeral)
+  for (let n = 0; n < 300; n++) {
+    // More than there is room for: pages sink and are evicted meanwhile.
+    guest.bytes.forEach((_, at) => {
+      if (at >= firstFrame * 4096 && at < (firstFrame + 1) * 4096)
+        guest.bytes[at] = Math.imul(at * 31 + n, 2_654_435_761) >>> 24
+    })
+    expect(guest.page(Command.PutPage, pool, BigInt(n % 5), n)).toBe(1)
+    if (n % 10 === 0) store.tick({ pages: 4 })
+    if (n % 50 !== 0) continue
+    const buffer = new Uint8Array(4096)
+    expect(host.control({ subOperation: 4, client: 0xffff, arg1: 4096, arg2: 1, buffer: controlBuffer(buffer) })).toBe(
+      0,
+    )
+    const text = Buffer.from(buffer.subarray(0, buffer.indexOf(0))).toString()
+    const pages = Number(/P=.*Pc:(\d+)/.exec(text)![1])
+    expect(pages).toBe(host.clients.get(1)!.slots[pool]!.pool.census!().pages)
+    expect(text.endsWith('T\n')).toBe(true)
+  }
+  expect(host.clients.get(1)!.slots[pool]!.pool.census!().pages).toBeLessThan(300)
+  store.check?.()
+  host.close()
   await store.close()
 })
