@@ -1,3 +1,4 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,7 +9,7 @@ import { frontswap } from '@tmem/frontswap'
 import { zcache } from '@tmem/zcache'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { Cache, type CacheKey, type CacheOptions } from '../src/index.ts'
+import { Cache, type CacheKey, type CacheMessage, type CacheOptions } from '../src/index.ts'
 
 const memory = '4MiB'
 let folder = ''
@@ -154,6 +155,48 @@ describe('keys', () => {
         expect(cache.delete(key)).toBe(false)
       }
       expect(cache.stats().entries).toBe(0)
+    })
+  })
+})
+
+describe('what is told', () => {
+  test('to those who listen: each operation, with what came of it', async () => {
+    await using<string>({ memory: '2MiB' }, (cache) => {
+      const told: string[] = []
+      const listen = (message: unknown): void => {
+        const { cache: from, operation, key, outcome } = message as CacheMessage
+        expect(from).toBe(cache)
+        told.push(`${operation} ${String(key)} ${outcome}`)
+        // Who listens may use the cache, too.
+        if (operation === 'get') cache.has('b')
+      }
+      cache.set('before', 'x')
+      subscribe('tmem:cache', listen)
+      try {
+        cache.set('a', 'x')
+        expect(cache.get('a')).toBe('x')
+        cache.get('b')
+        cache.delete('a')
+        expect(cache.set('b', 'x'.repeat(2 ** 21))).toBe(false)
+      } finally {
+        unsubscribe('tmem:cache', listen)
+      }
+      cache.get('a')
+      expect(told).toEqual(['set a stored', 'get a hit', 'get b absent', 'delete a deleted', 'set b refused'])
+    })
+  })
+
+  test('in stats: what was counted, and several at once', async () => {
+    await using<string>({ memory: '2MiB' }, (cache) => {
+      expect(cache.setMany([['a', '1'] as const, ['b', '2'] as const].values())).toBe(2)
+      expect(cache.getMany(['b', 'none', 'a'])).toEqual(['2', undefined, '1'])
+      cache.clear()
+      expect(cache.getMany(['a', 'b'])).toEqual([undefined, undefined])
+      expect(cache.set('a', 'again')).toBe(true)
+      const { sets, hits, misses, entries, memoryBytes, limitBytes } = cache.stats()
+      expect({ sets, hits, entries }).toEqual({ sets: 3, hits: 2, entries: 1 })
+      expect(misses).toMatchObject({ absent: 3, evicted: 0 })
+      expect(memoryBytes).toBeLessThanOrEqual(limitBytes)
     })
   })
 })
