@@ -129,8 +129,8 @@ const converting = (): Scenario<World> => ({
 // Shared pages that somebody holds
 
 const POSTED = from(
-  'kvm_gmem_convert_should_proceed of "KVM: guest_memfd: Introduce ... CONVERT_SHARED/PRIVATE ioctls", not merged',
-  'posted 2025',
+  'kvm_gmem_convert_should_proceed of "KVM: guest_memfd: Introduce ... CONVERT_SHARED/PRIVATE ioctls", May 2025',
+  '6.15 (posted, not merged)',
 )
 const SECURE = from('commit 214d9bbcd3a6: arch/s390/kernel/uv.c (make_secure_pte)', '5.7')
 const UNMAP = 'unmap it from the host'
@@ -484,7 +484,7 @@ export const guestRules: readonly RuleEntry<World>[] = [
   rule(
     'gmem-device-unmaps-before-the-hole',
     'the mapping of a device goes before the shared page is given up: what is shared there later is another page',
-    from('QEMU, commit 5d6483edaa92: system/ram-block-attributes.c', 'QEMU 10.1'),
+    from('QEMU, commit 5d6483edaa92: system/ram-block-attributes.c', '6.8 (QEMU 10.1)'),
     twoFiles,
     'the device keeps its mapping',
     'stale-page',
