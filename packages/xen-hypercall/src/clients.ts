@@ -5,7 +5,7 @@
  * clients, under other numbers. Its first user that has not left is the owner, who is asked whether it is frozen.
  */
 import { checkOptions, type ObjectId, type Pool } from '@tmem/core'
-import { type Bits, maxPools, noUuid } from './abi.ts'
+import { type Bits, maxPools, noUuid, type OperationLayouts } from './abi.ts'
 import type { GuestMemory } from './guest-memory.ts'
 
 /** A domain: a guest, and how its calls are read. */
@@ -19,6 +19,14 @@ export interface DomainOptions {
   readonly privileged?: boolean
 }
 
+/** A call that was copied out of a guest's memory, as bytes and as words. */
+export interface CallScratch {
+  readonly bytes: Uint8Array
+  readonly words: Uint32Array
+  readonly view: DataView
+  readonly layouts: OperationLayouts
+}
+
 export class Domain {
   readonly id: number
   readonly memory: GuestMemory
@@ -26,6 +34,8 @@ export class Domain {
   readonly isPrivileged: boolean
   /** It is being killed: its calls get -ENODEV. */
   isDying = false
+  /** Where its calls are copied to: those of its width, which the host has once. */
+  scratch: CallScratch | undefined
   /** Its client, once it has one. */
   client: Client | undefined
 

@@ -29,6 +29,7 @@ import {
 } from '@tmem/core'
 import {
   allClients,
+  type Bits,
   Command,
   defaultRelease,
   Errno,
@@ -37,7 +38,6 @@ import {
   isSince,
   maxPools,
   noUuid,
-  type OperationLayouts,
   operationLayouts,
   PoolBit,
   pageBytes,
@@ -52,7 +52,15 @@ import {
   sysctlTmem,
   versionShift,
 } from './abi.ts'
-import { Client, Domain, type DomainOptions, ephemeralPages, type PageName, XenPool } from './clients.ts'
+import {
+  type CallScratch,
+  Client,
+  Domain,
+  type DomainOptions,
+  ephemeralPages,
+  type PageName,
+  XenPool,
+} from './clients.ts'
 import { type ControlBuffer, type ControlRequest, control } from './control.ts'
 import type { GuestMemory } from './guest-memory.ts'
 
@@ -143,9 +151,7 @@ export class XenHost {
   failure: Error | undefined
   readonly #options: XenHostOptions
   readonly #domains = new Map<number, Domain>()
-  readonly #layouts: Readonly<Record<32 | 64, OperationLayouts>>
-  readonly #raw: Readonly<Record<32 | 64, Uint8Array>>
-  readonly #views: Readonly<Record<32 | 64, DataView>>
+  readonly #scratches: Readonly<Record<Bits, CallScratch>>
   /** What is asked with every call: whether the release is one of these, or later. */
   readonly #since43: boolean
   readonly #since44: boolean
@@ -170,12 +176,7 @@ export class XenHost {
     this.isOriginal = defects === 'original'
     this.#since43 = this.isSince('4.3')
     this.#since44 = this.isSince('4.4')
-    this.#layouts = { 32: operationLayouts(release, 32), 64: operationLayouts(release, 64) }
-    this.#raw = {
-      32: new Uint8Array(this.#layouts[32].gen.bytes),
-      64: new Uint8Array(this.#layouts[64].gen.bytes),
-    }
-    this.#views = { 32: new DataView(this.#raw[32].buffer), 64: new DataView(this.#raw[64].buffer) }
+    this.#scratches = { 32: scratchOf(release, 32), 64: scratchOf(release, 64) }
   }
 
   /** Whether the release is that one or a later one. */
@@ -189,6 +190,7 @@ export class XenHost {
   addDomain(options: DomainOptions): Domain {
     if (this.#domains.has(options.id)) throw new RangeError(`there is a domain ${options.id} already`)
     const domain = new Domain(options)
+    domain.scratch = this.#scratches[domain.bits]
     this.#domains.set(domain.id, domain)
     return domain
   }
@@ -318,9 +320,9 @@ export class XenHost {
   #dispatch(domain: Domain, address: number): Answer {
     if (domain.isDying) return -Errno.ENODEV
     const { bits, memory } = domain
-    if (!memory.read(address, this.#raw[bits])) return -Errno.EFAULT
-    const view = this.#views[bits]
-    const { creat, gen } = this.#layouts[bits]
+    const { bytes, words, view, layouts } = domain.scratch!
+    if (!memory.readWords(address, words) && !memory.read(address, bytes)) return -Errno.EFAULT
+    const { creat, gen } = layouts
     const command = view.getUint32(0, true)
     const poolId = view.getInt32(4, true)
     if (command === Command.Control || command > 100) {
@@ -373,9 +375,9 @@ export class XenHost {
 
   /** The commands of toolstacks; `undefined`: it is none of them. */
   #administer(domain: Domain, command: number, poolId: number): Answer | undefined {
-    const { bits, memory } = domain
-    const view = this.#views[bits]
-    const { creat, ctrl } = this.#layouts[bits]
+    const { memory } = domain
+    const { view, layouts } = domain.scratch!
+    const { creat, ctrl } = layouts
     switch (command) {
       case Command.Control: {
         if (ctrl === undefined) return -Errno.EOPNOTSUPP
@@ -851,6 +853,13 @@ export class XenHost {
     this.freed -= given
     return given
   }
+}
+
+/** Room for a call of that width. */
+function scratchOf(release: Release, bits: Bits): CallScratch {
+  const layouts = operationLayouts(release, bits)
+  const buffer = new ArrayBuffer(layouts.gen.bytes)
+  return { bytes: new Uint8Array(buffer), words: new Uint32Array(buffer), view: new DataView(buffer), layouts }
 }
 
 /** A part of a page, and of a frame. */
