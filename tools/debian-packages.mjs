@@ -1,6 +1,6 @@
-// Programs that tests use and that npm does not bring. On Debian, as root, what is missing is installed; what is marked with
-// "unpack" is only unpacked into .cache/debian, also by others than root. Anywhere else, and when that fails, the tests that need it
-// are skipped with the reason (tools/requires.ts).
+// Programs that tests use and that npm does not bring. On Debian, as root, what is missing is installed; what is marked
+// with "unpack" is only unpacked into .cache/debian, also by others than root. Anywhere else, and when that fails, the
+// tests that need it are skipped with the reason (tools/requires.ts).
 import { spawnSync } from 'node:child_process'
 import {
   accessSync,

@@ -1,6 +1,6 @@
-// Runs `npm test` as people meet it for the first time: each case is a fresh copy of what is committed, in an environment
-// of its own, made and taken away by this script. `npm run test:newcomer` runs all cases, one after the other;
-// `npm run test:newcomer -- NAME...` those. Prints a line every minute, and at the end one for each case.
+// Runs `npm test` as people meet it for the first time: each case is a fresh copy of what is committed, in an
+// environment of its own, made and taken away by this script. `npm run test:newcomer` runs all cases, one after the
+// other; `npm run test:newcomer -- NAME...` those. Prints a line every minute, and at the end one for each case.
 import { spawn, spawnSync } from 'node:child_process'
 import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -12,8 +12,8 @@ const isRoot = process.getuid?.() === 0
 const user = `tmem-newcomer-${process.pid}`
 
 /**
- * Each prepares its environment, and answers how `npm test` is started there; or why it cannot be. Where root is not the
- * point, a user without privileges runs it.
+ * Each prepares its environment, and answers how `npm test` is started there; or why it cannot be. Where root is not
+ * the point, a user without privileges runs it.
  */
 const cases = {
   unprivileged: (world) => asUser(world, copyTo(world, 'checkout')),
@@ -141,7 +141,9 @@ function environment({ home, folder }, path) {
   }
 }
 
-/** What is committed, as a tarball would have it: without `.git`. Of what is no checkout all but what was made in it. */
+/**
+ * What is committed, as a tarball would have it: without `.git`. Of what is no checkout all but what was made in it.
+ */
 function copyTo({ folder }, name) {
   const target = join(folder, name)
   mkdirSync(target, { recursive: true })
@@ -156,7 +158,9 @@ function copyTo({ folder }, name) {
   return target
 }
 
-/** All that is there is given to a user made for this; nobody else's, who is not root, are the files of who runs this. */
+/**
+ * All that is there is given to a user made for this; nobody else's, who is not root, are the files of who runs this.
+ */
 function asUser(world, cwd) {
   if (!isRoot) return { cwd }
   run('useradd', ['--no-create-home', '--home-dir', world.home, '--shell', '/bin/sh', user], root)

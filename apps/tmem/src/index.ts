@@ -19,8 +19,8 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 const ignoreDeaf = (): void => {}
 
 /**
- * Runs `tmem WORDS…` in this process and answers its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad input,
- * 130 interrupted. Takes SIGINT, SIGTERM and SIGHUP while it runs; a second one ends the process at once.
+ * Runs `tmem WORDS…` in this process and answers its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad
+ * input, 130 interrupted. Takes SIGINT, SIGTERM and SIGHUP while it runs; a second one ends the process at once.
  */
 export async function run(words: readonly string[]): Promise<number> {
   const interruption = new AbortController()

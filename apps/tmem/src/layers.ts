@@ -33,7 +33,9 @@ export const layerFactories: readonly LayerFactory[] = [
   sealFactory,
 ]
 
-/** The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken. */
+/**
+ * The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken.
+ */
 export async function layersWith(modules: readonly string[] = []): Promise<LayerFactory[]> {
   const factories = [...layerFactories]
   for (const path of modules) {
@@ -78,7 +80,9 @@ export async function stackFromFile(
   return stackFromData(data, factories)
 }
 
-/** `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand. */
+/**
+ * `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand.
+ */
 export async function stack(
   text: string | undefined,
   options: { file?: string; modules?: string[]; json?: true },

@@ -1,4 +1,7 @@
-/** `tmem simulate`: whole stacks over a simulated disk and clock, under faults, against a reference; or one such history again. */
+/**
+ * `tmem simulate`: whole stacks over a simulated disk and clock, under faults, against a reference; or one such history
+ * again.
+ */
 import { type FaultKind, faultKinds, simulate as run, type SimulationReport } from '@tmem/simulator'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
 import { type Terminal, tableOf } from './terminal.ts'
@@ -12,7 +15,10 @@ export interface SimulateOptions {
   readonly json?: true
 }
 
-/** Runs histories for a while and prints what came of it; with `history` that one alone. Throws `Failed` at the first wrong answer. */
+/**
+ * Runs histories for a while and prints what came of it; with `history` that one alone. Throws `Failed` at the first
+ * wrong answer.
+ */
 export async function simulate(options: SimulateOptions, terminal: Terminal): Promise<void> {
   const { seconds, history, trace, json } = options
   if (history !== undefined && options.seed === undefined) throw new BadInput('give the --seed of the history, too')

@@ -12,7 +12,10 @@ export interface SoakOptions {
   readonly json?: true
 }
 
-/** Soaks for so long and prints what came of it. Throws `Failed` at the first wrong byte, or whatever else is not as it has to be. */
+/**
+ * Soaks for so long and prints what came of it. Throws `Failed` at the first wrong byte, or whatever else is not as it
+ * has to be.
+ */
 export async function soak(options: SoakOptions, terminal: Terminal): Promise<void> {
   const seed = options.seed ?? Math.floor(Math.random() * 2 ** 32)
   const seconds = options.minutes * 60

@@ -20,8 +20,8 @@ export interface Terminal {
   /** Raised by SIGINT, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal
   /**
-   * From now on those signals call `handler`, each time, and neither raise `signal` nor end the process; until the function that
-   * this returns is called. For a server, which may have to refuse.
+   * From now on those signals call `handler`, each time, and neither raise `signal` nor end the process; until the
+   * function that this returns is called. For a server, which may have to refuse.
    */
   takeSignals(handler: () => void): () => void
   /** Prints the answer, or a part of it, to standard output. */

@@ -73,7 +73,8 @@ describe('tmem demo', () => {
     expect(all).toMatchObject({ refusals: {}, tmem: { pages: 0, bytes: 0, ratio: 1, cpuSeconds: 0 } })
     expect(part.slowdown).toBeCloseTo(part.seconds / all.seconds, 9)
 
-    // On the swap machine every page that comes is I/O, but for those that repeat one word; what goes is written many at a time.
+    // On the swap machine every page that comes is I/O, but for those that repeat one word; what goes is written many
+    // at a time.
     const same = swap.places.find(({ name }) => name === 'directory')?.pages ?? 0
     expect(swap.swapOuts).toBeGreaterThan(512)
     expect(swap.diskReads).toBeLessThanOrEqual(swap.swapIns)

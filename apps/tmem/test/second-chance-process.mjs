@@ -1,5 +1,5 @@
-// A program that reads files through a page cache over zcache > spill, compares every page, and says where they came from:
-// node second-chance-process.mjs FOLDER SPILL ROUNDS closed|drained|killed
+// A program that reads files through a page cache over zcache > spill, compares every page, and says where they came
+// from: node second-chance-process.mjs FOLDER SPILL ROUNDS closed|drained|killed
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Cleancache, tmemBackend } from '@tmem/cleancache'

@@ -1,4 +1,7 @@
-/** What `tmem bench tiers` compares with: its fixed traces, its simulated orders of pages, its log; and a quick run through the program. */
+/**
+ * What `tmem bench tiers` compares with: its fixed traces, its simulated orders of pages, its log; and a quick run
+ * through the program.
+ */
 import { readdirSync } from 'node:fs'
 import { basePageSize, compose, GetOutcome, PageBatch, type Pool, PutOutcome } from '@tmem/core'
 import { memory } from '@tmem/memory'
@@ -278,8 +281,9 @@ describe('the log', () => {
   }
 
   test('writes what theory says, or a little less', () => {
-    // Cleaning in order of age under uniform overwriting: w = a / (a + W(-a e^-a)) with a = 1 / live and W Lambert's function; greedy
-    // cleaning is a little better. Source: P. Desnoyers, "Analytic modeling of SSD write performance", SYSTOR 2012.
+    // Cleaning in order of age under uniform overwriting: w = a / (a + W(-a e^-a)) with a = 1 / live and W Lambert's
+    // function; greedy cleaning is a little better. Source: P. Desnoyers, "Analytic modeling of SSD write performance",
+    // SYSTOR 2012.
     for (const live of [0.5, 0.7, 0.8, 0.9]) {
       const a = 1 / live
       let w = 0
@@ -311,7 +315,8 @@ describe('the log', () => {
   })
 
   test('cleans the segment with the fewest live bytes', () => {
-    // Four segments of two blocks. When 6 comes the last free one is kept for cleaning; of the full ones the second has one dead block.
+    // Four segments of two blocks. When 6 comes the last free one is kept for cleaning; of the full ones the second has
+    // one dead block.
     const log = new GreedyLog(4 * 8192, 8192)
     for (const block of [0, 1, 2, 3, 3, 5]) log.write(block, 4096)
     expect(log.writtenBytes).toBe(6 * 4096)
@@ -387,7 +392,8 @@ test('tmem bench tiers --quick --json: every row has a figure or a reason, and n
     'guest-time',
   ])
   const row = (name: string): MeasuredRow => rows.find((one) => one.name === name) as MeasuredRow
-  // The reference is a simulation of fixed calls. It reads what its order must: each page of the set that was written first, once.
+  // The reference is a simulation of fixed calls. It reads what its order must: each page of the set that was written
+  // first, once.
   expect(row('reads-hot-set').reference_value).toBeGreaterThan(1000)
   // A loop of 2,812 pages over memory for less is what an LRU can only read from disk: all of its 25,000 references.
   expect(row('reads-loop').reference_value).toBeGreaterThan(24_000)

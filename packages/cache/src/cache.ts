@@ -1,17 +1,19 @@
 /**
- * A cache of entries with keys: values of any size in the pages of a stack, found by a table without an object per entry.
+ * A cache of entries with keys: values of any size in the pages of a stack, found by a table without an object per
+ * entry.
  *
  * What is new is written into a page in the window, where it is read like any other. A full page goes into the stack;
  * what is asked for comes back as a whole page, of which the window keeps a copy.
  *
  * Who goes when there is no room: pages that expired; else, as in S3-FIFO, the oldest page of what is new while that is
  * more than a tenth, and the oldest page of what was used again. Of a page that goes, the entries that were used are
- * written anew behind those that were used again, and the others are gone; so it is entries, not pages, that are judged.
- * Places that keep only pages that may vanish judge by themselves; a page that vanished is a miss for each of its entries.
+ * written anew behind those that were used again, and the others are gone; so it is entries, not pages, that are
+ * judged. Places that keep only pages that may vanish judge by themselves; a page that vanished is a miss for each of
+ * its entries.
  *
  * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has some; a
- * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders) runs
- * before anything is changed, or after everything is.
+ * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders)
+ * runs before anything is changed, or after everything is.
  *
  * Source of the rule: Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023); of pages of one
  * lifetime, Segcache (NSDI 2021).
@@ -68,15 +70,17 @@ import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refO
 import { Tags } from './tags.ts'
 import { readValue, type ValueCodec, ValueKind, ValueWriter } from './values.ts'
 
-/** A key: a string, or bytes. A string and its bytes are different keys. Up to 64 KiB (wide strings: two bytes a unit). */
+/**
+ * A key: a string, or bytes. A string and its bytes are different keys. Up to 64 KiB (wide strings: two bytes a unit).
+ */
 export type CacheKey = string | Uint8Array
 
 /** Settings of a cache. */
 export interface CacheOptions<V> {
   /**
-   * Memory that it may use: keys, values, tables, everything; at least 2 MiB. Or a `ByteLimit` that can be changed while
-   * the cache is in use; what is above a lowered one goes with the next writes, and ticks. Over a `stack`, whose places
-   * have limits of their own, it bounds what the cache's own tables may take (default 64 MiB).
+   * Memory that it may use: keys, values, tables, everything; at least 2 MiB. Or a `ByteLimit` that can be changed
+   * while the cache is in use; what is above a lowered one goes with the next writes, and ticks. Over a `stack`, whose
+   * places have limits of their own, it bounds what the cache's own tables may take (default 64 MiB).
    */
   readonly memory?: ByteAmount | ByteLimit
   /** A file beneath the memory: what is not used goes there, and a restart finds it again. */
@@ -122,7 +126,9 @@ export interface FetchOptions extends SetOptions {
   readonly grace?: number | undefined
   /** Milliseconds that the loader has (default: any time). */
   readonly timeout?: number | undefined
-  /** Milliseconds for which it is remembered that there is no value: that the loader gave `undefined` (default: not). */
+  /**
+   * Milliseconds for which it is remembered that there is no value: that the loader gave `undefined` (default: not).
+   */
   readonly absentTtl?: number | undefined
   /** Ends the wait of this caller. */
   readonly signal?: AbortSignal | undefined
@@ -281,7 +287,9 @@ export class Cache<V = unknown> {
   readonly #misses: Float64Array = new Float64Array(missNames.length)
   readonly #refusals: Map<string, number> = new Map()
 
-  /** Throws `TypeError` and `RangeError` for options that make no sense, `TmemError` when the stack cannot be opened. */
+  /**
+   * Throws `TypeError` and `RangeError` for options that make no sense, `TmemError` when the stack cannot be opened.
+   */
   constructor(options: CacheOptions<V>) {
     checkOptions<CacheOptions<unknown>>('cache', options as CacheOptions<unknown>, optionNames)
     const { codec, clock = monotonic() } = options
@@ -326,7 +334,10 @@ export class Cache<V = unknown> {
     return this.#answer(key, outcome)
   }
 
-  /** As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be had. */
+  /**
+   * As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be
+   * had.
+   */
   async load(key: CacheKey): Promise<V | undefined> {
     if (this.#opening !== undefined) await this.#opening
     const hash = this.#hashOf('load', key)
@@ -462,18 +473,18 @@ export class Cache<V = unknown> {
   }
 
   /**
-   * Resolves when what an earlier run has left in the file is known. Before, a cache with a file does nothing (`load` and
-   * `fetch` wait for it). Rejects with `TmemError` when the stack fails; what is damaged costs its entries only.
+   * Resolves when what an earlier run has left in the file is known. Before, a cache with a file does nothing (`load`
+   * and `fetch` wait for it). Rejects with `TmemError` when the stack fails; what is damaged costs its entries only.
    */
   async ready(): Promise<void> {
     await this.#opening
   }
 
   /**
-   * Writes down what is in memory, and the table of entries: resolves when all that was there at the call is in the file,
-   * and would be found after a crash of the process. It is in the file only, then: `load` has it. What is deleted or
-   * replaced afterwards is so after a crash only with the next `sync`. Rejects with `TmemError`: `TMEM_UNSUPPORTED` where
-   * no place survives, `TMEM_IO` when the file fails.
+   * Writes down what is in memory, and the table of entries: resolves when all that was there at the call is in the
+   * file, and would be found after a crash of the process. It is in the file only, then: `load` has it. What is deleted
+   * or replaced afterwards is so after a crash only with the next `sync`. Rejects with `TmemError`: `TMEM_UNSUPPORTED`
+   * where no place survives, `TMEM_IO` when the file fails.
    */
   sync(): Promise<void> {
     const sync = this.#syncing.then(async () => {
@@ -778,8 +789,8 @@ export class Cache<V = unknown> {
   }
 
   /**
-   * An entry that is used again and again, and whose page was not in the window, is written anew beside others that were
-   * used again: so a page in the window has several such entries, instead of one among others.
+   * An entry that is used again and again, and whose page was not in the window, is written anew beside others that
+   * were used again: so a page in the window has several such entries, instead of one among others.
    */
   #gather(key: CacheKey): void {
     const book = this.#book
@@ -938,7 +949,10 @@ export class Cache<V = unknown> {
     return true
   }
 
-  /** The page of a queue that is being filled is full: it goes into the stack, or, where nothing helps, with its entries. */
+  /**
+   * The page of a queue that is being filled is full: it goes into the stack, or, where nothing helps, with its
+   * entries.
+   */
   #seal(queue: number): void {
     const book = this.#book
     const page = this.#open[queue]!

@@ -1,8 +1,8 @@
 /**
  * A store for keyv 5 whose values lie in a cache: `new Keyv(new KeyvStore(cache))`.
  *
- * Keyv serialises, and puts its namespace in front of each key; the driver marks the entries of its namespace with a tag,
- * so that `clear` takes no others. There is no iterator: a cache does not list its keys.
+ * Keyv serialises, and puts its namespace in front of each key; the driver marks the entries of its namespace with a
+ * tag, so that `clear` takes no others. There is no iterator: a cache does not list its keys.
  */
 import { EventEmitter } from 'node:events'
 import type { KeyvStoreAdapter, StoredData } from 'keyv'

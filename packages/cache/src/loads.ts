@@ -1,8 +1,8 @@
 /**
  * Values that are being loaded: one loader for a key, however many callers wait for it.
  *
- * A load is told by its signal to end when its time is over, when every caller that waited for it has gone, and when the
- * cache is closed. What it gives is kept only if nobody set or deleted the key meanwhile: what they did is newer.
+ * A load is told by its signal to end when its time is over, when every caller that waited for it has gone, and when
+ * the cache is closed. What it gives is kept only if nobody set or deleted the key meanwhile: what they did is newer.
  */
 import type { CacheKey } from './cache.ts'
 

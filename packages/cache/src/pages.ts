@@ -62,7 +62,10 @@ export interface RestoredPage {
 export class PageBook {
   /** Largest number of pages at once. */
   readonly capacity: number
-  /** Pages with a number, those of them that are gone; the largest number that was ever given out, plus one; pages in queues of both kinds. */
+  /**
+   * Pages with a number, those of them that are gone; the largest number that was ever given out, plus one; pages in
+   * queues of both kinds.
+   */
   used = 0
   gone = 0
   watermark = 0

@@ -2,13 +2,13 @@
  * How an entry lies in a page: its record.
  *
  * A record has a head of nine bytes (kinds of value and key, flags, length of the key, length of the value), then what
- * the flags say (end of life, end of freshness, tags), then the key and the value. Small records share a page: it begins
- * with the number of its records and its stamp, and at its end, backwards, is the offset of each record. A record that is
- * larger than that has pages of its own, and is the only one there; it lies behind the same beginning, and goes on from
- * page to page.
+ * the flags say (end of life, end of freshness, tags), then the key and the value. Small records share a page: it
+ * begins with the number of its records and its stamp, and at its end, backwards, is the offset of each record. A
+ * record that is larger than that has pages of its own, and is the only one there; it lies behind the same beginning,
+ * and goes on from page to page.
  *
- * The stamp is the number that the page got when it was begun, which no other page ever had: so whoever remembers a page
- * from before a restart can tell whether it is still that one.
+ * The stamp is the number that the page got when it was begun, which no other page ever had: so whoever remembers a
+ * page from before a restart can tell whether it is still that one.
  *
  * Numbers are little endian. The layout is in files: a contract.
  */

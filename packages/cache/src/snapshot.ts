@@ -3,8 +3,8 @@
  *
  * A snapshot has parts of a page each, under an object of its own; two objects take turns, so that the last whole one
  * stays until the next one is whole. Each part says which snapshot it is of, how many parts that has, and all that must
- * not be lost with another part (seeds, numbers). A part that is lost costs the entries in it; lost tags cost all entries
- * with tags; a lost list of pages costs the entries in these pages.
+ * not be lost with another part (seeds, numbers). A part that is lost costs the entries in it; lost tags cost all
+ * entries with tags; a lost list of pages costs the entries in these pages.
  *
  * An entry names its page by number and stamp. What happened to a page after the snapshot gave it another stamp, or
  * removed it: so an entry of a snapshot is there as it was then, or not at all.

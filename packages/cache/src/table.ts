@@ -5,9 +5,9 @@
  * entry was used (2 bits). Two keys with one hash share a slot, so that the later one takes it: for a cache that is a
  * miss of the earlier one, and the record has the key, so it is never a wrong value.
  *
- * The table is split in segments by the upper bits of the hash. Each is open addressing with linear probing, whose homes
- * are in the order of the hashes; it grows by a quarter by itself, so that growing never needs more memory at once than a
- * small share of the table. Removal shifts back.
+ * The table is split in segments by the upper bits of the hash. Each is open addressing with linear probing, whose
+ * homes are in the order of the hashes; it grows by a quarter by itself, so that growing never needs more memory at
+ * once than a small share of the table. Removal shifts back.
  *
  * Invariant: a hash is in at most one slot; between its home and its slot there is no empty one.
  */

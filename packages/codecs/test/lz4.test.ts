@@ -1,4 +1,5 @@
-// LZ4 against LZ4: the codecs read each other's blocks, lz4-napi's and those of C's lz4; and they keep the format's rules.
+// LZ4 against LZ4: the codecs read each other's blocks, lz4-napi's and those of C's lz4; and they keep the format's
+// rules.
 import { execFileSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { isLz4Block } from '@tmem/codecs'

@@ -6,9 +6,10 @@
  * TypeScript, and the tests hold the two, lz4js, lz4-napi and C's lz4 against each other.
  *
  * Where a page's time goes, and what follows from it (4 KiB pages of the mixed corpus, counted with cachegrind on the
- * same search written in C): 175 sequences and 1,400 lookups a page, 15 instructions a lookup, and 1.6 branches that are
- * predicted wrongly for each sequence. Both halves cost about the same. So:
- * - A table entry carries bits of the hash beside the position: whether a candidate matches is known without loading it.
+ * same search written in C): 175 sequences and 1,400 lookups a page, 15 instructions a lookup, and 1.6 branches that
+ * are predicted wrongly for each sequence. Both halves cost about the same. So:
+ * - A table entry carries bits of the hash beside the position: whether a candidate matches is known without loading
+ * it.
  * - Five bytes are hashed, not four: matches of four bytes save one byte each and cost a sequence (a quarter fewer
  *   sequences for 1 % more bytes).
  * - Each block adds another number to its hash bits, so that entries of earlier blocks do not match, and the table is
@@ -109,8 +110,8 @@ function writeRun(op: usize, anchor: usize, run: usize): usize {
 }
 
 /**
- * Writes the sequence of the literals from `anchor` and the match of `at` with `match`, of which four bytes are known to
- * agree; extends it both ways. Returns the address behind the sequence; `behind` is the place behind the match.
+ * Writes the sequence of the literals from `anchor` and the match of `at` with `match`, of which four bytes are known
+ * to agree; extends it both ways. Returns the address behind the sequence; `behind` is the place behind the match.
  */
 function emit(op: usize, anchor: usize, at: usize, match: usize, end: usize): usize {
   const limit = end - LAST_LITERALS;
@@ -295,9 +296,9 @@ export function decompress(src: usize, length: usize, outLength: usize): i32 {
   let op = PAGE;
   if (length == 0) return -1;
 
-  // Short runs and matches are copied first and checked afterwards. From a checked place (op <= outEnd, ip < end) a short
-  // run moves `op` and `ip` by 14 at most, and a short match writes 20 bytes there: 34 bytes behind outEnd. A long match
-  // is checked before it is copied, and its steps run over its end by 31 at most. So 64 bytes are enough.
+  // Short runs and matches are copied first and checked afterwards. From a checked place (op <= outEnd, ip < end) a
+  // short run moves `op` and `ip` by 14 at most, and a short match writes 20 bytes there: 34 bytes behind outEnd. A
+  // long match is checked before it is copied, and its steps run over its end by 31 at most. So 64 bytes are enough.
   while (true) {
     const token = <usize>load<u8>(ip++);
     let run = token >> 4;
@@ -378,8 +379,8 @@ function mixAll(sum: u32, lanes: v128): u32 {
 }
 
 /**
- * A checksum of `length` bytes: Fletcher's, over eight lanes of 32-bit words (the end is filled up with zeros), mixed into
- * one word. checksumPortable() in src/lz4.ts is the same.
+ * A checksum of `length` bytes: Fletcher's, over eight lanes of 32-bit words (the end is filled up with zeros), mixed
+ * into one word. checksumPortable() in src/lz4.ts is the same.
  */
 export function checksum(at: usize, length: usize): u32 {
   let a0 = i32x4.splat(<i32>length);

@@ -1,4 +1,7 @@
-/** Puts pages into a place of a stack that promises to outlive the host, in the file `argv[2]`; tells the tracer before and after a sync. */
+/**
+ * Puts pages into a place of a stack that promises to outlive the host, in the file `argv[2]`; tells the tracer before
+ * and after a sync.
+ */
 import { accessSync } from 'node:fs'
 import { compose } from '@tmem/core'
 import { roomFor, SwapPlace } from '@tmem/frontswap'

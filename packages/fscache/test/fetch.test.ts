@@ -1,4 +1,7 @@
-/** `files.fetch` in the place of `fetch`: what others reported, kind by kind, against a server of Node's that counts what it is asked and sends. */
+/**
+ * `files.fetch` in the place of `fetch`: what others reported, kind by kind, against a server of Node's that counts
+ * what it is asked and sends.
+ */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout } from 'node:timers/promises'

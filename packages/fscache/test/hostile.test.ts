@@ -1,4 +1,7 @@
-/** Servers that are wrong, change in the middle, or mean harm: the right bytes of one version, or an error; never a mixture. */
+/**
+ * Servers that are wrong, change in the middle, or mean harm: the right bytes of one version, or an error; never a
+ * mixture.
+ */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setImmediate, setTimeout } from 'node:timers/promises'

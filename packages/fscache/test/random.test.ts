@@ -1,7 +1,9 @@
 /**
- * Any programs at once, over any caches: what `fetch` would have got, whatever changes on the server, is given up, or falls out of memory.
+ * Any programs at once, over any caches: what `fetch` would have got, whatever changes on the server, is given up, or
+ * falls out of memory.
  *
- * Two clients share a cache; files change between steps only, so each answer must be of the version that the server has.
+ * Two clients share a cache; files change between steps only, so each answer must be of the version that the server
+ * has.
  */
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'

@@ -1,6 +1,7 @@
 /**
- * Thirteen real servers: `files.fetch` answers as `fetch` does, cold, warm, and when a file has changed meanwhile; and what comes over the wire is
- * counted. The servers are processes of their own, unpacked from Debian, from npm, and Python's.
+ * Thirteen real servers: `files.fetch` answers as `fetch` does, cold, warm, and when a file has changed meanwhile; and
+ * what comes over the wire is counted. The servers are processes of their own, unpacked from Debian, from npm, and
+ * Python's.
  */
 import { createHash } from 'node:crypto'
 import { chmodSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
@@ -29,7 +30,9 @@ const names = ['big.bin', 'page.html', 'small.txt']
 
 interface Site {
   readonly running: Running
-  /** Writes all files in a version, as if that had been some time ago. Of the same length, so that the time must tell. */
+  /**
+   * Writes all files in a version, as if that had been some time ago. Of the same length, so that the time must tell.
+   */
   readonly write: (version: number) => void
 }
 

@@ -1,8 +1,8 @@
 /**
  * A descriptor that is no socket in the event loop: its loop waits for it and reads from it, as it does for a pipe.
  *
- * The runtime has no documented way to do that. Where its inside is not as expected `watch` answers `undefined`, and the descriptor
- * has to be waited for in another thread; each request then takes two more wake-ups.
+ * The runtime has no documented way to do that. Where its inside is not as expected `watch` answers `undefined`, and
+ * the descriptor has to be waited for in another thread; each request then takes two more wake-ups.
  */
 import { Socket, type SocketConstructorOpts } from 'node:net'
 
@@ -36,7 +36,9 @@ interface WatchOptions extends SocketConstructorOpts {
   onread: { buffer: () => Uint8Array; callback: (count: number) => boolean }
 }
 
-/** Watches a descriptor that does not block. `undefined` where the runtime does not allow it: then nothing has happened. */
+/**
+ * Watches a descriptor that does not block. `undefined` where the runtime does not allow it: then nothing has happened.
+ */
 export function watch(descriptor: number, { room, received, closed }: Watcher): Watch | undefined {
   const handle = pipeOf(descriptor)
   if (handle === undefined) return undefined

@@ -1,9 +1,9 @@
 /**
  * Archives in the "newc" form of cpio, which the Linux kernel unpacks into its first root directory.
  *
- * Source: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. An entry is a header of 110 bytes (a magic number and 13
- * fields of 8 hexadecimal digits), its name with a NUL, and its data; header with name, and data, each end on a multiple of 4 bytes.
- * Everything is root's and from 1970: the same entries give the same bytes.
+ * Source: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. An entry is a header of 110 bytes
+ * (a magic number and 13 fields of 8 hexadecimal digits), its name with a NUL, and its data; header with name, and
+ * data, each end on a multiple of 4 bytes. Everything is root's and from 1970: the same entries give the same bytes.
  */
 
 /** What an archive holds: a file, a link, a device, or (with none of the three) a directory. */
@@ -22,7 +22,10 @@ export interface CpioEntry {
 const trailer = 'TRAILER!!!'
 const types = Object.freeze({ directory: 0o040000, file: 0o100000, link: 0o120000, device: 0o020000 })
 
-/** The archive. Throws RangeError for a path that is not as it must be, or is there twice, or is below something other than a directory. */
+/**
+ * The archive. Throws RangeError for a path that is not as it must be, or is there twice, or is below something other
+ * than a directory.
+ */
 export function cpio(entries: readonly CpioEntry[]): Uint8Array {
   const all = new Map<string, CpioEntry>()
   for (const entry of entries) {
@@ -61,7 +64,8 @@ function record(
 ): Uint8Array[] {
   const content = typeof data === 'string' ? Buffer.from(data) : data
   const name = `${path}\0`
-  // inode, mode, uid, gid, links, time, size, device, of the device itself, size of the name, check sum (of another form)
+  // inode, mode, uid, gid, links, time, size, device, of the device itself, size of the name, check sum (of another
+  // form)
   const fields = [inode, mode, 0, 0, 1, 0, content.length, 0, 0, major, minor, Buffer.byteLength(name), 0]
   const header = Buffer.from(`070701${fields.map((field) => field.toString(16).padStart(8, '0')).join('')}${name}`)
   return [header, padding(header.length), content, padding(content.length)]

@@ -1,9 +1,11 @@
 /**
- * What a guest boots: a kernel with its modules as a Debian package has them, and a root directory in memory with busybox and a
- * shell script. Nothing of the host is written; the packages need not be installed, only unpacked (`dpkg -x`).
+ * What a guest boots: a kernel with its modules as a Debian package has them, and a root directory in memory with
+ * busybox and a shell script. Nothing of the host is written; the packages need not be installed, only unpacked (`dpkg
+ * -x`).
  *
- * The script runs once what the kernel has is mounted (/proc, /sys, /dev), its modules are loaded and the drives are there. When it ends, init
- * prints a line with its exit code (`runGuest` takes that away again) and turns the machine off.
+ * The script runs once what the kernel has is mounted (/proc, /sys, /dev), its modules are loaded and the drives are
+ * there. When it ends, init prints a line with its exit code (`runGuest` takes that away again) and turns the machine
+ * off.
  */
 
 import { readdirSync, readFileSync } from 'node:fs'
@@ -21,7 +23,10 @@ export interface Kernel {
   readonly modules: readonly string[]
 }
 
-/** Drives of a virtual machine. The kernels before 5.17 have no `virtio_pci_legacy_dev`, those before 5.12 no `…_modern_dev`. */
+/**
+ * Drives of a virtual machine. The kernels before 5.17 have no `virtio_pci_legacy_dev`, those before 5.12 no
+ * `…_modern_dev`.
+ */
 const virtioModules: readonly string[] = Object.freeze([
   'virtio_ring',
   'virtio',
@@ -32,8 +37,8 @@ const virtioModules: readonly string[] = Object.freeze([
 ])
 
 /**
- * The kernel below `root`, where a kernel package was unpacked (or installed: `/`), with those of the modules that it has: what is built in is
- * no module. Of several kernels the newest. Undefined if there is none that can be read.
+ * The kernel below `root`, where a kernel package was unpacked (or installed: `/`), with those of the modules that it
+ * has: what is built in is no module. Of several kernels the newest. Undefined if there is none that can be read.
  */
 export function findKernel(root: string, modules: readonly string[] = virtioModules): Kernel | undefined {
   const prefix = 'vmlinuz-'
@@ -65,14 +70,17 @@ export interface InitramfsOptions {
   readonly kernel: Kernel
   /** Path of a busybox that is linked statically. */
   readonly busybox: string
-  /** What the guest does, for busybox's `sh`. Its exit code is the guest's. The first drive is `/dev/vda`, the next one `/dev/vdb`. */
+  /**
+   * What the guest does, for busybox's `sh`. Its exit code is the guest's. The first drive is `/dev/vda`, the next one
+   * `/dev/vdb`.
+   */
   readonly script: string
   /** What the script needs. `script`, `init`, and what is in `bin/` and `lib/modules/` are taken. */
   readonly files?: readonly CpioEntry[]
 }
 
-// busybox's insmod knows nothing of dependencies: what cannot be loaded yet is tried again after the others. The kernel hands what it does not
-// know of its command line to init, as variables.
+// busybox's insmod knows nothing of dependencies: what cannot be loaded yet is tried again after the others. The kernel
+// hands what it does not know of its command line to init, as variables.
 const init = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin

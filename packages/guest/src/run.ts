@@ -1,8 +1,9 @@
 /**
- * A virtual machine for as long as its script takes: QEMU on x86-64 without KVM (TCG), one processor, a serial console, drives.
+ * A virtual machine for as long as its script takes: QEMU on x86-64 without KVM (TCG), one processor, a serial console,
+ * drives.
  *
- * Whatever happens nothing is left: QEMU is killed when the time is over, when the signal aborts, and by the kernel when the thread
- * that called has died; the file with the root directory goes away with it.
+ * Whatever happens nothing is left: QEMU is killed when the time is over, when the signal aborts, and by the kernel
+ * when the thread that called has died; the file with the root directory goes away with it.
  */
 
 import { spawn } from 'node:child_process'
@@ -17,8 +18,8 @@ export type GuestDrive =
   /** A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. */
   | { readonly file: string; readonly direct?: true }
   /**
-   * An NBD export on a unix socket. When the connection breaks, requests wait until there is a server again, at most `reconnectSeconds`
-   * (default 0: they fail), and are sent again.
+   * An NBD export on a unix socket. When the connection breaks, requests wait until there is a server again, at most
+   * `reconnectSeconds` (default 0: they fail), and are sent again.
    */
   | { readonly socket: string; readonly exportName: string; readonly reconnectSeconds?: number }
 
@@ -45,8 +46,8 @@ export interface GuestRun {
 const qemu = 'qemu-system-x86_64'
 
 /**
- * Boots a guest and waits for its end. Rejects with the signal's reason when that aborts, and with an Error that has QEMU's own words when
- * QEMU does not do what it is asked.
+ * Boots a guest and waits for its end. Rejects with the signal's reason when that aborts, and with an Error that has
+ * QEMU's own words when QEMU does not do what it is asked.
  */
 export async function runGuest(options: GuestOptions): Promise<GuestRun> {
   checkOptions('runGuest', options, {

@@ -2,8 +2,8 @@
  * The explorer: visits every state that a scenario can reach, breadth first, and reports the first thing that is wrong.
  *
  * Violations: a step throws a RuleViolation; an invariant does not hold; nobody can go on though somebody has not ended
- * (deadlock); a check at the end fails; no end can be reached any more (livelock: retries for ever; the history leads to
- * the loop that is never left).
+ * (deadlock); a check at the end fails; no end can be reached any more (livelock: retries for ever; the history leads
+ * to the loop that is never left).
  *
  * Partial-order reduction (`reduction.ts`): in a state, the actors P are enough to expand if no step that the other
  * actors could still take, ever, meets the next steps of P, and if no invariant sees what these write.
@@ -62,8 +62,8 @@ export type Exploration = Holds | Violated | Bounded
 export interface Holds extends Counts {
   readonly kind: 'holds'
   /**
-   * How many different complete histories there are, in decimal digits (there can be very many); null if some loop makes
-   * them infinitely many.
+   * How many different complete histories there are, in decimal digits (there can be very many); null if some loop
+   * makes them infinitely many.
    */
   readonly histories: string | null
 }

@@ -4,18 +4,19 @@
  *
  * `Declared` believes what the steps declare (`Step.touches`); a step that declares nothing meets every other.
  *
- * `Observed` watches what steps touch, and needs no declarations. What a step of P touches is watched in the very state;
- * what the others could still touch is what their steps were seen to touch in any state so far. That is too little at
- * first: whenever a step, or an invariant, touches something new, the search has to begin again (`grew`), until one has
- * ended in which nothing was new. Why the last search is complete, though it only knows of the states that it visited:
- * take a history of the full exploration, from a visited state on, with a step t that touches what it was never seen to
- * touch, and no such step before it. If a step of P stands at or before t, then all before that are as they were seen to
- * be, it can be moved to the front (it touches the same there, and that was seen), and what is left is shorter. If none
- * does, every p of P is independent of all before t, so that they can follow p as well; t then still touches something
- * that it was never seen to touch: the same as without p, or at the latest what p wrote, which t cannot be known to
- * touch, else it would be in P's closure. So the history can be continued behind p. That cannot go on for ever, because
- * of the queue proviso: in a state that is not expanded in full, one step of P leads to a state that is expanded later.
- * In the end t is taken in a visited state, and has been seen. An invariant is a step that only reads.
+ * `Observed` watches what steps touch, and needs no declarations. What a step of P touches is watched in the very
+ * state; what the others could still touch is what their steps were seen to touch in any state so far. That is too
+ * little at first: whenever a step, or an invariant, touches something new, the search has to begin again (`grew`),
+ * until one has ended in which nothing was new. Why the last search is complete, though it only knows of the states
+ * that it visited: take a history of the full exploration, from a visited state on, with a step t that touches what it
+ * was never seen to touch, and no such step before it. If a step of P stands at or before t, then all before that are
+ * as they were seen to be, it can be moved to the front (it touches the same there, and that was seen), and what is
+ * left is shorter. If none does, every p of P is independent of all before t, so that they can follow p as well; t then
+ * still touches something that it was never seen to touch: the same as without p, or at the latest what p wrote, which
+ * t cannot be known to touch, else it would be in P's closure. So the history can be continued behind p. That cannot go
+ * on for ever, because of the queue proviso: in a state that is not expanded in full, one step of P leads to a state
+ * that is expanded later. In the end t is taken in a visited state, and has been seen. An invariant is a step that only
+ * reads.
  *
  * Sources: P. Godefroid, "Partial-Order Methods for the Verification of Concurrent Systems" (1996), persistent sets;
  * C. Flanagan, P. Godefroid, "Dynamic partial-order reduction for model checking software" (2005), dependence as it is
@@ -87,7 +88,9 @@ export class Observed<S extends object> implements Reduction<S> {
   readonly #program: Program<S>
   /** By actor and number of the step: all that it was seen to touch. */
   readonly #seen: Footprints[][]
-  /** By actor and number of the step: what it and all that may follow it were seen to touch; undefined: not computed. */
+  /**
+   * By actor and number of the step: what it and all that may follow it were seen to touch; undefined: not computed.
+   */
   #later: (Footprints | undefined)[][]
   readonly #invariants: Footprints = new Footprints()
 

@@ -65,8 +65,8 @@ function readPage(page) {
 
 const tasks = {
   /**
-   * Random operations on the pages of some pools, recorded. `pools`: number, first handle, objects, indexes, and for pools
-   * whose pages are also worked on in parts the number of parts (every part is a page of the history).
+   * Random operations on the pages of some pools, recorded. `pools`: number, first handle, objects, indexes, and for
+   * pools whose pages are also worked on in parts the number of parts (every part is a page of the history).
    */
   hammer({
     store: handle,

@@ -34,8 +34,8 @@ export const pageMappingRules: readonly RuleEntry[] = rules.map((entry) => {
 })
 
 /**
- * The catalogue of all rules. `pageMapping.listScenarios()` explores them all (some seconds) and gives the table of rule,
- * states and whether the mutant was caught; `pageMapping.explore(name)` gives both explorations of one rule and, as
- * `text`, the chart of its mutant's shortest history.
+ * The catalogue of all rules. `pageMapping.listScenarios()` explores them all (some seconds) and gives the table of
+ * rule, states and whether the mutant was caught; `pageMapping.explore(name)` gives both explorations of one rule and,
+ * as `text`, the chart of its mutant's shortest history.
  */
 export const pageMapping: Catalogue = catalogue(pageMappingRules)

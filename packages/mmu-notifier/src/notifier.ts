@@ -1,15 +1,15 @@
 /**
- * MMU notifiers: how a secondary MMU (a hypervisor's shadow tables, a coprocessor's TLB, another machine) learns that the
- * primary page tables change.
+ * MMU notifiers: how a secondary MMU (a hypervisor's shadow tables, a coprocessor's TLB, another machine) learns that
+ * the primary page tables change.
  *
  * Modelled: the notifier list of an address space with its registration, release and callbacks in the order of 2.6.31;
  * both shapes that were discussed in April 2008 (a callback for single pages, or ranges only; callbacks that may sleep,
  * or not); the non-blocking start of later kernels; and the interval notifiers of 5.5, with their sequence number.
  * Every call of the VM is counted as a hook, every call of a client as a callback.
  *
- * Invariants: a client's mappings (sptes) of a range are gone when invalidate_range_start returns, and none is made until
- * the matching end; release is called exactly once; nobody is called back after unregister has returned. The scenarios
- * of this package take the same actions apart and interleave them.
+ * Invariants: a client's mappings (sptes) of a range are gone when invalidate_range_start returns, and none is made
+ * until the matching end; release is called exactly once; nobody is called back after unregister has returned. The
+ * scenarios of this package take the same actions apart and interleave them.
  *
  * All state is plain data. Addresses are virtual page numbers (vpn), ranges are [first, end).
  *
@@ -234,8 +234,8 @@ export type Blocking = 'blockable' | 'non-blockable'
 /**
  * invalidate_range_start: clients drop their mappings of the range and make no new ones.
  *
- * -EAGAIN (non-blockable only): a client would have to wait. Those that had accepted have had their end; the caller must
- * not call invalidateRangeEnd() for this round.
+ * -EAGAIN (non-blockable only): a client would have to wait. Those that had accepted have had their end; the caller
+ * must not call invalidateRangeEnd() for this round.
  */
 export function invalidateRangeStart(
   world: NotifierWorld,
@@ -312,7 +312,9 @@ export function clearFlushYoung(world: NotifierWorld, mm: number, vpn: number): 
   return young
 }
 
-/** change_pte: clients that can replace a mapping directly do it, others drop theirs. Call it before the primary entry. */
+/**
+ * change_pte: clients that can replace a mapping directly do it, others drop theirs. Call it before the primary entry.
+ */
 export function changePte(world: NotifierWorld, mm: number, vpn: number, pfn: number): void {
   const { hooks } = world.notifiers
   hooks.changePte++
@@ -409,7 +411,9 @@ export function intervalRemove(interval: IntervalMm, id: number): 'removed' | 'q
   return subscription.state === 'removed' ? 'removed' : 'queued'
 }
 
-/** The first part of a start: the subscriptions whose callbacks have to run, each storing the sequence under its lock. */
+/**
+ * The first part of a start: the subscriptions whose callbacks have to run, each storing the sequence under its lock.
+ */
 export function intervalBegin(interval: IntervalMm, first: number, end: number): number[] {
   interval.active++
   const hit = interval.subscriptions.flatMap((one, id) =>

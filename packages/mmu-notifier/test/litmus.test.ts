@@ -1,6 +1,6 @@
 /**
- * Rules as litmus tests, before two judges. herd7 is in no Debian package (opam: herdtools7), and its model of the kernel
- * is in the kernel's sources: where both are, TMEM_LKMM=.../tools/memory-model lets these tests ask it.
+ * Rules as litmus tests, before two judges. herd7 is in no Debian package (opam: herdtools7), and its model of the
+ * kernel is in the kernel's sources: where both are, TMEM_LKMM=.../tools/memory-model lets these tests ask it.
  */
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'

@@ -1,13 +1,15 @@
 /**
  * The buffers that bytes are received into and sent from, and the bounds on them.
  *
- * All memory for them is reserved when the pool is made, in one piece: later nobody can be refused what is within the bounds, and the process cannot end
- * for want of it. The system gives memory when it is first touched; what was used once stays.
+ * All memory for them is reserved when the pool is made, in one piece: later nobody can be refused what is within the
+ * bounds, and the process cannot end for want of it. The system gives memory when it is first touched; what was used
+ * once stays.
  *
- * Invariants: a chunk has one holder for each count in `holds` (a connection that fills or sends it, a device that was given a
- * part of it) and goes back to the pool with the last; it is charged to one share. The pool never gives out large chunks of more than three
- * quarters of `limitBytes` together, nor one beyond a share's bound. Small chunks are given to each connection that needs one: who
- * asks `full` before each request that it begins beside others has at most `sureChunks` more than what the limit allows (see connection.ts).
+ * Invariants: a chunk has one holder for each count in `holds` (a connection that fills or sends it, a device that was
+ * given a part of it) and goes back to the pool with the last; it is charged to one share. The pool never gives out
+ * large chunks of more than three quarters of `limitBytes` together, nor one beyond a share's bound. Small chunks are
+ * given to each connection that needs one: who asks `full` before each request that it begins beside others has at most
+ * `sureChunks` more than what the limit allows (see connection.ts).
  */
 import { TmemError } from '@tmem/core'
 
@@ -143,7 +145,8 @@ export class ChunkPool {
     this.#smallUsed += smallChunk
     const free = this.#freeSmall.pop()
     if (free !== undefined) return free
-    // No connection has more than it is sure of and the limit allows; if one ever had, this would not be the place to end for it.
+    // No connection has more than it is sure of and the limit allows; if one ever had, this would not be the place to
+    // end for it.
     if (this.#newSmall === this.reservedBytes) return new Chunk(new ArrayBuffer(smallChunk), 0, smallChunk)
     this.#newSmall += smallChunk
     return new Chunk(this.#memory, this.#newSmall - smallChunk, smallChunk)

@@ -1,18 +1,20 @@
 /**
- * One client: its requests, and when they are begun. What it receives is in incoming.ts, what it says before in handshake.ts and
- * negotiation.ts, what it sends in replies.ts. Knows no sockets, only a `Wire`.
+ * One client: its requests, and when they are begun. What it receives is in incoming.ts, what it says before in
+ * handshake.ts and negotiation.ts, what it sends in replies.ts. Knows no sockets, only a `Wire`.
  *
- * Bytes are parsed where they were received; a write hands a view of them to the device. A read is done by the device right into
- * what is sent. What a device does at once is answered in the same call; how many answers leave together is decided in pace.ts.
- * Only what a device answers with a promise gets objects of its own.
+ * Bytes are parsed where they were received; a write hands a view of them to the device. A read is done by the device
+ * right into what is sent. What a device does at once is answered in the same call; how many answers leave together is
+ * decided in pace.ts. Only what a device answers with a promise gets objects of its own.
  *
  * Invariants:
  *  - During a read that is larger than a chunk (`#stream`), other replies wait.
- *  - Requests are begun in turns (turns.ts), and what may take long is done in slices (slices.ts). Between its turns, while one of
+ *  - Requests are begun in turns (turns.ts), and what may take long is done in slices (slices.ts). Between its turns,
+ *    while one of
  *    its requests has slices left, while output waits for the client, the limit of requests is reached, or the memory is used up, no request
  *    is begun and nothing is received (`busy`): a client that does not read makes its own connection stop, and holds at
  *    most the chunks that it had.
- *  - Memory: what all connections have, and each of them, is bounded by the pool; when that is used up, a connection has at
+ *  - Memory: what all connections have, and each of them, is bounded by the pool; when that is used up, a connection
+ *    has at
  *    most one request in flight, one small chunk to receive into and two to send from.
  *
  * Source: doc/proto.md of NetworkBlockDevice/nbd.
@@ -69,8 +71,8 @@ export interface Service {
   /** Requests in flight on all connections together: how many there are, and may be beside one for each. */
   readonly together: { inFlight: number; readonly limit: number }
   /**
-   * Answers are ready but held, because more are expected: `turned` is to be called after each turn of the event loop in
-   * which nothing came. Absent where nobody counts turns; then nothing is held.
+   * Answers are ready but held, because more are expected: `turned` is to be called after each turn of the event loop
+   * in which nothing came. Absent where nobody counts turns; then nothing is held.
    */
   readonly hold?: (connection: Connection) => void
   /** A device failed: the client was told, and so is whoever runs the server. */
@@ -774,7 +776,10 @@ export class Connection implements Account, Share {
 
   // ---- requests in slices
 
-  /** Does the first slice. What is left is done in this connection's turns, before anything that comes after it is begun. */
+  /**
+   * Does the first slice. What is left is done in this connection's turns, before anything that comes after it is
+   * begun.
+   */
   #ranged(ranged: Ranged): void {
     this.#step(ranged)
     this.#goOn()

@@ -1,13 +1,16 @@
 /**
- * Who may come in, and for how long somebody may stand in the door: places for clients that are served, and as many more for those that are
- * still negotiating.
+ * Who may come in, and for how long somebody may stand in the door: places for clients that are served, and as many
+ * more for those that are still negotiating.
  *
  * Invariants:
- *  - A guest is in the door from the moment it is accepted until it may send requests (under TLS that may include showing a certificate), at
+ *  - A guest is in the door from the moment it is accepted until it may send requests (under TLS that may include
+ *    showing a certificate), at
  *    most `handshakeMs`. Who is in the door never takes the place of one that is served.
- *  - Nor can those that say nothing keep others out: when the door, or the share of an address, is full, the one that has stood in it longest
+ *  - Nor can those that say nothing keep others out: when the door, or the share of an address, is full, the one that
+ *    has stood in it longest
  *    (of that address, or of the one that has most in it) makes way.
- *  - One address has at most `connectionsPerAddress`, in the door and served. On a unix socket clients have no address: who may connect there is the business
+ *  - One address has at most `connectionsPerAddress`, in the door and served. On a unix socket clients have no address:
+ *    who may connect there is the business
  *    of the socket's permissions.
  *  - Whoever is sent away is counted, by reason, and told of.
  */
@@ -18,8 +21,9 @@ export type RefusalReason = 'full' | 'address' | 'silent' | 'displaced' | 'tls'
 /** Somebody was sent away. */
 export interface NbdRefusal {
   /**
-   * `full`: all places are taken; `address`: all that one address may have; `silent`: it did not negotiate in time; `displaced`: the same, and its
-   * place was wanted; `tls`: no TLS, a handshake that failed, or a certificate that is none.
+   * `full`: all places are taken; `address`: all that one address may have; `silent`: it did not negotiate in time;
+   * `displaced`: the same, and its place was wanted; `tls`: no TLS, a handshake that failed, or a certificate that is
+   * none.
    */
   readonly reason: RefusalReason
   /** `ADDRESS:PORT`, or `a unix socket`. */
@@ -146,7 +150,9 @@ export class Door {
   }
 }
 
-/** What is counted as one address: an IPv4 address, or the /64 network of an IPv6 one, all of which one host may have. */
+/**
+ * What is counted as one address: an IPv4 address, or the /64 network of an IPv6 one, all of which one host may have.
+ */
 export function addressClass(remote: string | undefined): string | undefined {
   if (remote === undefined || remote === '') return undefined
   const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(remote)

@@ -1,4 +1,7 @@
-/** What a client says before it is in transmission, as it is received: its greeting, then options. What they mean is in negotiation.ts. */
+/**
+ * What a client says before it is in transmission, as it is received: its greeting, then options. What they mean is in
+ * negotiation.ts.
+ */
 import type { Incoming } from './incoming.ts'
 import { MAXIMUM_OPTION, type Negotiation, type Served } from './negotiation.ts'
 import { Handshake as Flag, IHAVEOPT, Option } from './protocol.ts'

@@ -1,4 +1,7 @@
-/** Why a request cannot be done, and what the protocol calls an error of a device. Numbers are the protocol's; 0: it can be. */
+/**
+ * Why a request cannot be done, and what the protocol calls an error of a device. Numbers are the protocol's; 0: it can
+ * be.
+ */
 import { TmemError } from '@tmem/core'
 import type { Served } from './negotiation.ts'
 import { CommandFlag, Errno } from './protocol.ts'

@@ -2,8 +2,8 @@
  * A block device of plain memory: for tests, and as the export without compression.
  *
  * Its whole size is reserved when it is made, so that no write can be refused later; the operating system gives memory
- * when a page is first written. A bit per 4 KiB page says whether it was written: what was not, or was discarded, reads as
- * zeros. Discarded memory is zeroed and stays reserved.
+ * when a page is first written. A bit per 4 KiB page says whether it was written: what was not, or was discarded, reads
+ * as zeros. Discarded memory is zeroed and stays reserved.
  */
 import {
   type Allocator,

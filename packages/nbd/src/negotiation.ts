@@ -1,8 +1,8 @@
 /**
  * The options of a client, from its greeting to the choice of an export: what is answered, and what follows.
  *
- * Knows no buffers: it gets options whole, and hands its replies on. Whatever an option says, either it is answered or the
- * connection ends; nothing that was agreed on for one export holds for another.
+ * Knows no buffers: it gets options whole, and hands its replies on. Whatever an option says, either it is answered or
+ * the connection ends; nothing that was agreed on for one export holds for another.
  *
  * Source: doc/proto.md of NetworkBlockDevice/nbd.
  */
@@ -73,7 +73,10 @@ export const MAXIMUM_OPTION: number = 2 * MAXIMUM_STRING
 export const CONTEXT_ID = 1
 const contextName = Buffer.from('base:allocation')
 
-/** What follows an option: another one, the end (in order, or because the client broke the rules), TLS, or requests to an export. */
+/**
+ * What follows an option: another one, the end (in order, or because the client broke the rules), TLS, or requests to
+ * an export.
+ */
 export type Next = 'more' | 'end' | 'broken' | 'tls' | Served
 
 /** What one client asks for and gets. */

@@ -1,13 +1,15 @@
 /**
- * When answers are sent: at once to a client that waits for each of them, several together to one that has many requests under way.
+ * When answers are sent: at once to a client that waits for each of them, several together to one that has many
+ * requests under way.
  *
- * Each sending costs a system call here and, where the client sleeps, waking it, which on a virtual machine costs more than a request.
- * But a client whose answers all come together has nothing to do until then, and then the server has nothing. So answers go out by
- * halves of what the client has under way: it deals with one half while the server deals with the other.
+ * Each sending costs a system call here and, where the client sleeps, waking it, which on a virtual machine costs more
+ * than a request. But a client whose answers all come together has nothing to do until then, and then the server has
+ * nothing. So answers go out by halves of what the client has under way: it deals with one half while the server deals
+ * with the other.
  *
- * How many requests a client has under way cannot be asked. When answers are held until nothing more comes, their number is it: the
- * client has sent all that it may, and waits. That is tried now and then. Held answers go out at the latest after `quietTurns`
- * turns of the event loop in which nothing came.
+ * How many requests a client has under way cannot be asked. When answers are held until nothing more comes, their
+ * number is it: the client has sent all that it may, and waits. That is tried now and then. Held answers go out at the
+ * latest after `quietTurns` turns of the event loop in which nothing came.
  */
 
 /** Turns of the event loop without an arrival after which nothing more is expected. */
@@ -16,7 +18,10 @@ const quietTurns = 8
 const trialEvery = 64
 /** Answers to requests for so many bytes, together, are not held. */
 export const heldBytes: number = 64 * 1024
-/** Nor are so many: a client that never waits for answers has no depth, and the more it sends the longer they would be held. */
+/**
+ * Nor are so many: a client that never waits for answers has no depth, and the more it sends the longer they would be
+ * held.
+ */
 const heldAnswers = 64
 
 /** Of one connection. */
@@ -32,7 +37,10 @@ export class Pace {
   #sendings = 0
   #trial = true
 
-  /** An answer is ready, to a request for so many bytes. True: all that is ready should be sent now, whatever else has been received. */
+  /**
+   * An answer is ready, to a request for so many bytes. True: all that is ready should be sent now, whatever else has
+   * been received.
+   */
   answered(bytes: number): boolean {
     this.#bytes += bytes
     this.#answers++

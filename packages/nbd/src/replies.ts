@@ -1,8 +1,10 @@
 /**
- * What a connection sends: replies are written into an outgoing chunk, and leave in the order in which they became ready.
+ * What a connection sends: replies are written into an outgoing chunk, and leave in the order in which they became
+ * ready.
  *
  * Invariants:
- *  - `chunk` holds ready bytes in [`from`, `to`); the queue holds ready bytes that leave before those. Whoever adds to the
+ *  - `chunk` holds ready bytes in [`from`, `to`); the queue holds ready bytes that leave before those. Whoever adds to
+ *    the
  *    queue seals what is ready first.
  *  - A reply is contiguous in what is sent.
  *  - While output waits for the client (`isDraining`) nothing is given to the wire.

@@ -1,9 +1,9 @@
 /**
  * The server: exports, endpoints, limits, TLS. What is said on a connection is in connection.ts.
  *
- * A unix socket, or TCP without TLS, is received from into the connection's own chunks and sent to by direct system calls; where
- * the runtime does not allow that, and under TLS, through Node's streams (wires.ts). Both speak the same protocol. Who may come in is
- * decided in door.ts, who is served next in turns.ts.
+ * A unix socket, or TCP without TLS, is received from into the connection's own chunks and sent to by direct system
+ * calls; where the runtime does not allow that, and under TLS, through Node's streams (wires.ts). Both speak the same
+ * protocol. Who may come in is decided in door.ts, who is served next in turns.ts.
  */
 import { fstatSync } from 'node:fs'
 import { createServer, type Server, Socket } from 'node:net'
@@ -38,25 +38,29 @@ export interface NbdExport {
 
 /** Bounds on what clients can make the server do. */
 export interface NbdLimits {
-  /** Clients that are served at once (default 256); as many more may be negotiating. One more is told so when it has negotiated. */
+  /**
+   * Clients that are served at once (default 256); as many more may be negotiating. One more is told so when it has
+   * negotiated.
+   */
   readonly connections?: number
   /** Of these, connections from one address on TCP: an IPv4 address, or a /64 network of IPv6 (default 64). */
   readonly connectionsPerAddress?: number
   /** Milliseconds that a client has to negotiate, TLS included (default 10,000). */
   readonly handshakeMs?: number
   /**
-   * Requests that a connection may have at work in devices that have to wait (default 128). All connections together: 32 times as many, and one
-   * for each.
+   * Requests that a connection may have at work in devices that have to wait (default 128). All connections together:
+   * 32 times as many, and one for each.
    */
   readonly requests?: number
   /**
-   * Bytes of buffers, over all connections (default 64 MiB), a quarter of them for each at most. Beyond it each connection has one
-   * request in flight, and at most four buffers of 20 KiB. All of it is reserved when the server is made.
+   * Bytes of buffers, over all connections (default 64 MiB), a quarter of them for each at most. Beyond it each
+   * connection has one request in flight, and at most four buffers of 20 KiB. All of it is reserved when the server is
+   * made.
    */
   readonly bytes?: ByteAmount
   /**
-   * Milliseconds of silence after which the system asks the peer of a TCP connection whether it is there (default 60,000); some ten seconds later one that does
-   * not answer is gone. 0: it is never asked.
+   * Milliseconds of silence after which the system asks the peer of a TCP connection whether it is there (default
+   * 60,000); some ten seconds later one that does not answer is gone. 0: it is never asked.
    */
   readonly keepAliveMs?: number
 }
@@ -101,9 +105,9 @@ export interface NbdServerOptions {
   /** A client was sent away; it is counted, and where the protocol lets it be told, it was. */
   readonly onRefused?: (refusal: NbdRefusal) => void
   /**
-   * How many turns the event loop makes without sleeping after bytes have come, as long as more often follow (default 50,
-   * about a tenth of a millisecond). The next request is then answered sooner, for the price of a processor that does not
-   * rest while a client is busy; 0 turns it off.
+   * How many turns the event loop makes without sleeping after bytes have come, as long as more often follow (default
+   * 50, about a tenth of a millisecond). The next request is then answered sooner, for the price of a processor that
+   * does not rest while a client is busy; 0 turns it off.
    */
   readonly busyTurns?: number
 }
@@ -409,8 +413,8 @@ class NodeNbdServer implements NbdServer {
   }
 
   /**
-   * Bytes have come: more may follow soon, and a loop that still turns need not be woken. Where they mostly do not follow, it
-   * is tried again only now and then. None will follow as long as a connection takes no `more`.
+   * Bytes have come: more may follow soon, and a loop that still turns need not be woken. Where they mostly do not
+   * follow, it is tried again only now and then. None will follow as long as a connection takes no `more`.
    */
   #busy(more: boolean): void {
     if (!more) {

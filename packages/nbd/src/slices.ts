@@ -1,10 +1,10 @@
 /**
- * Requests that may take long are done slice by slice, with turns of other connections between: a TRIM or WRITE_ZEROES of up to 4 GiB,
- * BLOCK_STATUS, the payload of a WRITE.
+ * Requests that may take long are done slice by slice, with turns of other connections between: a TRIM or WRITE_ZEROES
+ * of up to 4 GiB, BLOCK_STATUS, the payload of a WRITE.
  *
- * How long a device takes for a MiB differs by a factor of a thousand (never written, full, compressed), so a slice is as large as the last ones
- * let expect to take one turn. Invariants: slices of a request are adjacent, in order, and none is empty; all but the last end at a multiple of
- * `unit` of the device.
+ * How long a device takes for a MiB differs by a factor of a thousand (never written, full, compressed), so a slice is
+ * as large as the last ones let expect to take one turn. Invariants: slices of a request are adjacent, in order, and
+ * none is empty; all but the last end at a multiple of `unit` of the device.
  */
 import type { BlockDevice, Completion } from '@tmem/core'
 import { STATE_HOLE_ZERO } from './protocol.ts'
@@ -21,7 +21,10 @@ export class Slice {
   readonly #mostBytes: number
   #bytes: number
 
-  /** @param unit of the device, a power of two; @param mostBytes bound, also on what is done before anything was measured */
+  /**
+   * @param unit of the device, a power of two; @param mostBytes bound, also on what is done before anything was
+   * measured
+   */
   constructor(unit: number, mostBytes: number) {
     this.#unit = Math.max(unit, leastBytes)
     this.#mostBytes = mostBytes

@@ -1,9 +1,9 @@
 /**
  * TLS on an endpoint: connections become secured ones, and what is wrong with a client's certificate is said.
  *
- * A certificate is judged here and not by the runtime, which would close the connection without a word. Who shows none that is good is
- * handed on with the reason, and may hear that and nothing else (see negotiation.ts). So sessions are never resumed: of a resumed one the runtime
- * says that it was authorized, whoever began it.
+ * A certificate is judged here and not by the runtime, which would close the connection without a word. Who shows none
+ * that is good is handed on with the reason, and may hear that and nothing else (see negotiation.ts). So sessions are
+ * never resumed: of a resumed one the runtime says that it was authorized, whoever began it.
  */
 
 import { constants } from 'node:crypto'

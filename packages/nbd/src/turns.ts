@@ -1,13 +1,16 @@
 /**
- * Connections take turns by the time that their requests have cost, however many wait, and however much each of them has sent.
+ * Connections take turns by the time that their requests have cost, however many wait, and however much each of them
+ * has sent.
  *
- * A turn ends after `turnMs`; what the connection has received beyond it waits for its next turn. Whoever uses up its turn is a bulk
- * client until a turn of its ends early, and those that are not come first. Between two looks at the sockets there is about
- * one `turnMs` for bytes that have just come, one for others that are not bulk, and then a turn of one bulk client: a client
- * that asks for little is answered after about one turn however many bulk clients there are, and they have at least a third of the time.
+ * A turn ends after `turnMs`; what the connection has received beyond it waits for its next turn. Whoever uses up its
+ * turn is a bulk client until a turn of its ends early, and those that are not come first. Between two looks at the
+ * sockets there is about one `turnMs` for bytes that have just come, one for others that are not bulk, and then a turn
+ * of one bulk client: a client that asks for little is answered after about one turn however many bulk clients there
+ * are, and they have at least a third of the time.
  *
  * Invariants (start-time fair queueing, in both classes):
- *  - Who has used least is next. `used` of an account never goes back, and who comes with new bytes has used at most one turn less than whoever was
+ *  - Who has used least is next. `used` of an account never goes back, and who comes with new bytes has used at most
+ *    one turn less than whoever was
  *    next when last somebody was: to have asked for nothing for long saves up no more.
  *  - An account waits at most once, and what waits is called in some turn of the event loop.
  *

@@ -1,5 +1,6 @@
 /**
- * Sockets as wires: by system calls of our own where the runtime lets us have the descriptor, else (and under TLS) through Node's streams.
+ * Sockets as wires: by system calls of our own where the runtime lets us have the descriptor, else (and under TLS)
+ * through Node's streams.
  */
 import { writeSync } from 'node:fs'
 import type { Socket, SocketConstructorOpts } from 'node:net'

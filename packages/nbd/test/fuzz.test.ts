@@ -1,6 +1,6 @@
 /**
- * Hostile clients: whatever they send, they get an error or are disconnected; memory stays bounded, and a client that was
- * there all the time notices nothing.
+ * Hostile clients: whatever they send, they get an error or are disconnected; memory stays bounded, and a client that
+ * was there all the time notices nothing.
  */
 import fc from 'fast-check'
 import { beforeEach, describe, expect, test } from 'vitest'

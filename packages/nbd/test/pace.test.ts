@@ -5,8 +5,8 @@ import { Command } from '../src/protocol.ts'
 import { bareConnection, Client, requestBytes, serve } from './client.ts'
 
 /**
- * A client that keeps `depth` requests of `bytes` under way: it sends the next one for each answer that it gets, and the event loop turns
- * `turns` times between two of its requests. Answers how many were sent together, each time.
+ * A client that keeps `depth` requests of `bytes` under way: it sends the next one for each answer that it gets, and
+ * the event loop turns `turns` times between two of its requests. Answers how many were sent together, each time.
  */
 function sendings(pace: Pace, depth: number, bytes: number, requests: number, turns = 1): number[] {
   const sent: number[] = []

@@ -1,9 +1,11 @@
 /**
- * Files in memory, which behave as a system's do and fail when told to: for tests of what stands on page files, and for simulators.
+ * Files in memory, which behave as a system's do and fail when told to: for tests of what stands on page files, and for
+ * simulators.
  *
- * A file has its content, as everybody reads it, and what a power failure would leave of it: what was synced, and of each change since then
- * whatever the caller of `powerFailure` decides: all, none, or a first part. Before each call of the system `fault` is asked, and may
- * fail it, shorten it or hold it up; calls that are not held up are done when they are made, so a run depends on nothing but the caller.
+ * A file has its content, as everybody reads it, and what a power failure would leave of it: what was synced, and of
+ * each change since then whatever the caller of `powerFailure` decides: all, none, or a first part. Before each call of
+ * the system `fault` is asked, and may fail it, shorten it or hold it up; calls that are not held up are done when they
+ * are made, so a run depends on nothing but the caller.
  *
  * Invariants: no clock, no random numbers, nothing of this machine. Errors carry the codes of a real system.
  */
@@ -25,8 +27,9 @@ export interface FileCall {
 /** What is to become of a call. */
 export interface FileFault {
   /**
-   * It fails with an error of that code (`EIO`, `ENOSPC`); with `bytes`, after it has moved that much. A sync that fails takes
-   * what was written until then for lost, also what came meanwhile: it can be read, and no later sync makes it last.
+   * It fails with an error of that code (`EIO`, `ENOSPC`); with `bytes`, after it has moved that much. A sync that
+   * fails takes what was written until then for lost, also what came meanwhile: it can be read, and no later sync makes
+   * it last.
    */
   readonly code?: string
   /** A transfer moves only so many bytes. */
@@ -40,8 +43,8 @@ export interface MemoryFilesOptions {
   /** Asked before each call; `undefined`: all is well. */
   readonly fault?: (call: FileCall) => FileFault | undefined
   /**
-   * Whether there is a way around the cache, which then takes only whole blocks, and memory at 16 bytes behind a multiple of
-   * 512 (default: true).
+   * Whether there is a way around the cache, which then takes only whole blocks, and memory at 16 bytes behind a
+   * multiple of 512 (default: true).
    */
   readonly direct?: boolean
   /** Bytes that all files together can have (default: no limit). */
@@ -114,8 +117,8 @@ export class MemoryFiles implements PageFileIo {
   }
 
   /**
-   * The power fails: as `kill`, and of each change that was not synced only a part stays: `kept` is asked for the bytes of it (from its
-   * first one on; default: 0). Changes of length stay when it answers anything but 0.
+   * The power fails: as `kill`, and of each change that was not synced only a part stays: `kept` is asked for the bytes
+   * of it (from its first one on; default: 0). Changes of length stay when it answers anything but 0.
    */
   powerFailure(
     kept: (change: { readonly path: string; readonly position: number; readonly length: number }) => number = () => 0,

@@ -1,17 +1,20 @@
 /**
- * A file of our own: swap areas, cold blocks, spills, images. It is opened by what may be there, claimed, marked, and moved whole ranges
- * in and out of, around the operating system's cache where that can be.
+ * A file of our own: swap areas, cold blocks, spills, images. It is opened by what may be there, claimed, marked, and
+ * moved whole ranges in and out of, around the operating system's cache where that can be.
  *
  * Invariants:
- *  - No file is written, resized or removed that is not ours, unless the caller asked for a foreign one by its mode; and none
+ *  - No file is written, resized or removed that is not ours, unless the caller asked for a foreign one by its mode;
+ *    and none
  *    that another owner, in whichever process or thread, has claimed. Everything is judged before it is opened and once more
  *    when it is claimed: what does not pass is as it was.
  *  - When `open` throws, nothing is left behind: what was made is removed again.
  *  - Where the system has files without a name, one that is made gets its name when it is claimed and marked: nobody
  *    finds it before, and a process that is killed meanwhile leaves nothing.
- *  - Only the very file that was opened is removed (device and inode), and only when it was made here or its maker had said that nobody
+ *  - Only the very file that was opened is removed (device and inode), and only when it was made here or its maker had
+ *    said that nobody
  *    will want it.
- *  - A transfer moves the whole range or fails, with the system's error as cause. See transfers.ts for order, memory and late errors.
+ *  - A transfer moves the whole range or fails, with the system's error as cause. See transfers.ts for order, memory
+ *    and late errors.
  *  - A file that is to be kept and that nobody can find any more (removed, renamed, replaced), or that somebody else
  *    has cut off, fails its next sync. No write makes a file that was cut off as long as it was, which would hide it.
  *
@@ -40,16 +43,19 @@ import { type PageFileCounters, TransferBuffers, Transfers } from './transfers.t
 
 /** What a marked file holds. */
 export interface PageFileContent {
-  /** In words, 1 to 64 printable ASCII characters: `tmem cold blocks`. A file with another name in its mark is not opened. */
+  /**
+   * In words, 1 to 64 printable ASCII characters: `tmem cold blocks`. A file with another name in its mark is not
+   * opened.
+   */
   readonly name: string
   /**
-   * The first block of a new file: 4096 bytes (default: zeros). Bytes 0 to 1023 and 3072 to 4085 become the mark's; the others
-   * stay the caller's, who may read and write them at any time.
+   * The first block of a new file: 4096 bytes (default: zeros). Bytes 0 to 1023 and 3072 to 4085 become the mark's; the
+   * others stay the caller's, who may read and write them at any time.
    */
   readonly header?: Uint8Array
   /**
-   * A file of zeros only (what a power failure leaves), and one with one of its two marks damaged, are ours, too: for content that is
-   * checked, or worth nothing. Default false: such a file is refused.
+   * A file of zeros only (what a power failure leaves), and one with one of its two marks damaged, are ours, too: for
+   * content that is checked, or worth nothing. Default false: such a file is refused.
    */
   readonly tolerant?: boolean
 }
@@ -59,7 +65,8 @@ export interface PageFileContent {
  *  - `make`: nothing, or a leftover: a file that we made, would have removed, and whose process or thread has ended.
  *  - `ours`: nothing, or a file with our mark and the same content.
  *  - `plain`: nothing, or any file. It has no mark: every byte of it is the caller's.
- *  - `existing`: a file or device, whatever it holds. With `content` it is marked and becomes ours; without, only the caller writes to it.
+ *  - `existing`: a file or device, whatever it holds. With `content` it is marked and becomes ours; without, only the
+ *    caller writes to it.
  *  - `read`: the same, to be read only, and not claimed.
  */
 export type PageFileMode = (typeof modes)[number]
@@ -68,7 +75,8 @@ const modes = ['make', 'ours', 'plain', 'existing', 'read'] as const
 
 /**
  * What was there.
- *  - `nothing`: it was made. `leftover`, `zeros`: it was emptied. All three read as zeros, but for the first block of a marked one.
+ *  - `nothing`: it was made. `leftover`, `zeros`: it was emptied. All three read as zeros, but for the first block of a
+ *    marked one.
  *  - `ours`; `damaged`: ours, but one of its marks was spoilt, so its content needs to be checked.
  *  - `other`: a file without a mark that counts (modes `plain`, `existing`, `read`).
  */
@@ -83,18 +91,24 @@ export interface PageFileRequest {
   readonly bytes?: ByteAmount
   /** What it holds: required with `make` and `ours`, possible with `existing`. */
   readonly content?: PageFileContent
-  /** Leave the file in place when it is closed (default: false; what was there with another mark than that of a leftover always stays). */
+  /**
+   * Leave the file in place when it is closed (default: false; what was there with another mark than that of a leftover
+   * always stays).
+   */
   readonly keep?: boolean
-  /** A block device may be used (default: it is refused). It must be free: not mounted, swapped to, or in use otherwise. */
+  /**
+   * A block device may be used (default: it is refused). It must be free: not mounted, swapped to, or in use otherwise.
+   */
   readonly blockDevice?: boolean
   /**
-   * `device` (default): around the operating system's cache where that can be, and a write is acknowledged when its errors have
-   * been reported. `cache`: a write is acknowledged when it is in the cache; a late error is reported by `sync`.
+   * `device` (default): around the operating system's cache where that can be, and a write is acknowledged when its
+   * errors have been reported. `cache`: a write is acknowledged when it is in the cache; a late error is reported by
+   * `sync`.
    */
   readonly through?: 'device' | 'cache'
   /**
-   * `blocking`: all transfers are done in the calling thread, which waits: for a thread on which those of the runtime's pool may be waiting
-   * (a pager). Default `pool`: only `readNow`, `writeNow` and `syncNow` block.
+   * `blocking`: all transfers are done in the calling thread, which waits: for a thread on which those of the runtime's
+   * pool may be waiting (a pager). Default `pool`: only `readNow`, `writeNow` and `syncNow` block.
    */
   readonly io?: 'pool' | 'blocking'
   /** Where memory comes from, at sites `pageFile.…` (default: the system). */
@@ -119,7 +133,10 @@ export class PageFile {
   readonly found: PageFileFound
   /** The file stays when it is closed. */
   readonly keep: boolean
-  /** The kinds of lock by which it is claimed: `flock`, `net:[NUMBER]` (a socket's name in that namespace); none for mode `read`. */
+  /**
+   * The kinds of lock by which it is claimed: `flock`, `net:[NUMBER]` (a socket's name in that namespace); none for
+   * mode `read`.
+   */
   readonly locks: readonly string[]
   /** Bytes of a block: a write of whole ones needs no reads, and only whole ones are given back. */
   readonly blockBytes: number = blockBytes
@@ -179,9 +196,9 @@ export class PageFile {
   }
 
   /**
-   * Opens a file, or makes it. Blocks; an owner that holds the file is waited for 15 ms. Throws `TmemError`: `TMEM_IO` (the
-   * message says what is there and what to do), `TMEM_NO_MEMORY`; `RangeError` and `TypeError` for a request that makes no
-   * sense.
+   * Opens a file, or makes it. Blocks; an owner that holds the file is waited for 15 ms. Throws `TmemError`: `TMEM_IO`
+   * (the message says what is there and what to do), `TMEM_NO_MEMORY`; `RangeError` and `TypeError` for a request that
+   * makes no sense.
    */
   static open(request: PageFileRequest): PageFile {
     checkRequest(request)
@@ -315,16 +332,17 @@ export class PageFile {
   }
 
   /**
-   * The error of a sync that failed: what was acknowledged since the one before may be lost, though it can still be read. Every later sync
-   * fails, too, until all of that was written once more and `restored` was called.
+   * The error of a sync that failed: what was acknowledged since the one before may be lost, though it can still be
+   * read. Every later sync fails, too, until all of that was written once more and `restored` was called.
    */
   get lost(): unknown {
     return this.#transfers.lost
   }
 
   /**
-   * Reserves memory between which and the file whole blocks move without a copy, where it begins at a multiple of 4096 in it. Other memory
-   * serves as well, by way of the file's buffers. `bytes` is a multiple of 4096. Blocks. Throws `TmemError` (`TMEM_NO_MEMORY`).
+   * Reserves memory between which and the file whole blocks move without a copy, where it begins at a multiple of 4096
+   * in it. Other memory serves as well, by way of the file's buffers. `bytes` is a multiple of 4096. Blocks. Throws
+   * `TmemError` (`TMEM_NO_MEMORY`).
    */
   reserve(bytes: number): Uint8Array {
     this.#checkOpen()
@@ -338,8 +356,8 @@ export class PageFile {
   }
 
   /**
-   * Fills `length` bytes of `into` from `at` on with those from `position` on. Rejects with `TmemError` (`TMEM_IO`), `into` then being
-   * filled in part. Throws `RangeError` for a range outside of the file or the memory.
+   * Fills `length` bytes of `into` from `at` on with those from `position` on. Rejects with `TmemError` (`TMEM_IO`),
+   * `into` then being filled in part. Throws `RangeError` for a range outside of the file or the memory.
    */
   read(into: Uint8Array, at: number, length: number, position: number): Promise<void> {
     this.#check(into, at, length, position)
@@ -359,10 +377,10 @@ export class PageFile {
   }
 
   /**
-   * Writes `length` bytes of `from`, beginning at `at`, to `position`. They must not change until it has settled. Writes that
-   * touch the same block of 4096 bytes are done in the order of their calls; whole blocks cost no reads. Rejects with
-   * `TmemError` (`TMEM_IO`): then any part of the blocks touched may have been written. Throws `RangeError` for a range outside
-   * of the file or the memory, or in a mark.
+   * Writes `length` bytes of `from`, beginning at `at`, to `position`. They must not change until it has settled.
+   * Writes that touch the same block of 4096 bytes are done in the order of their calls; whole blocks cost no reads.
+   * Rejects with `TmemError` (`TMEM_IO`): then any part of the blocks touched may have been written. Throws
+   * `RangeError` for a range outside of the file or the memory, or in a mark.
    */
   write(from: Uint8Array, at: number, length: number, position: number): Promise<void> {
     this.#checkWrite(from, at, length, position)
@@ -375,7 +393,10 @@ export class PageFile {
     )
   }
 
-  /** The same, in the calling thread. Throws an `Error` when a write to one of the blocks is under way: it cannot be waited for. */
+  /**
+   * The same, in the calling thread. Throws an `Error` when a write to one of the blocks is under way: it cannot be
+   * waited for.
+   */
   writeNow(from: Uint8Array, at: number, length: number, position: number): void {
     this.#checkWrite(from, at, length, position)
     if (this.#transfers.changes(position, length))
@@ -391,7 +412,10 @@ export class PageFile {
     )
   }
 
-  /** Resolves when everything that was acknowledged before the call is on the medium. Rejects with `TmemError`; see `lost`. */
+  /**
+   * Resolves when everything that was acknowledged before the call is on the medium. Rejects with `TmemError`; see
+   * `lost`.
+   */
   sync(): Promise<void> {
     this.#checkOpen()
     return this.#mapped(
@@ -421,9 +445,9 @@ export class PageFile {
   }
 
   /**
-   * Gives whole blocks back to the file system, after the writes to them that are under way; they then read as zeros. Resolves
-   * to false, with nothing done, where that cannot be had (no koffi, a file system without holes): write zeros if the content
-   * must go. The call blocks for as long as the file system needs, 0.1 ms here.
+   * Gives whole blocks back to the file system, after the writes to them that are under way; they then read as zeros.
+   * Resolves to false, with nothing done, where that cannot be had (no koffi, a file system without holes): write zeros
+   * if the content must go. The call blocks for as long as the file system needs, 0.1 ms here.
    */
   async punch(position: number, length: number): Promise<boolean> {
     this.#checkOpen()
@@ -440,9 +464,9 @@ export class PageFile {
   }
 
   /**
-   * Takes the room for all of the file, so that no later write finds the disk full; what is in it stays. At once where the file
-   * system can do that (through koffi); else by writing every block, and nothing else may be written meanwhile. Rejects with
-   * `TmemError`, the file then having taken part of it.
+   * Takes the room for all of the file, so that no later write finds the disk full; what is in it stays. At once where
+   * the file system can do that (through koffi); else by writing every block, and nothing else may be written
+   * meanwhile. Rejects with `TmemError`, the file then having taken part of it.
    */
   async fill(onProgress?: Progress): Promise<void> {
     this.#checkOpen()
@@ -484,8 +508,8 @@ export class PageFile {
   }
 
   /**
-   * The runs of the file, from a position on, that may hold anything but zeros: position and length. All of it where holes are
-   * not told.
+   * The runs of the file, from a position on, that may hold anything but zeros: position and length. All of it where
+   * holes are not told.
    */
   *dataExtents(from = 0): Generator<readonly [position: number, length: number]> {
     for (let at = from; at < this.bytes; ) {
@@ -501,8 +525,8 @@ export class PageFile {
   }
 
   /**
-   * Cuts the file off, or adds zeros that take no room. Throws `TmemError` (`TMEM_IO`); `RangeError` for a length that is no
-   * multiple of 4096; an `Error` while transfers of a marked file are under way.
+   * Cuts the file off, or adds zeros that take no room. Throws `TmemError` (`TMEM_IO`); `RangeError` for a length that
+   * is no multiple of 4096; an `Error` while transfers of a marked file are under way.
    */
   resize(bytes: number): void {
     this.#checkOpen()
@@ -523,8 +547,9 @@ export class PageFile {
   }
 
   /**
-   * Waits for what is under way, closes the file and ends the claim. The file is removed when it was made here and not to be kept, or
-   * with `remove` in any case. Nothing is synced. Idempotent. Rejects with `TmemError`, the file being closed all the same.
+   * Waits for what is under way, closes the file and ends the claim. The file is removed when it was made here and not
+   * to be kept, or with `remove` in any case. Nothing is synced. Idempotent. Rejects with `TmemError`, the file being
+   * closed all the same.
    */
   close(options: { readonly remove?: boolean } = {}): Promise<void> {
     this.#checkRemove(options)

@@ -1,15 +1,16 @@
 /**
- * The operating system's files, as far as a page file needs them: one method for each call, so that a test or a simulator can put
- * another system in its place, or fail a single call of this one.
+ * The operating system's files, as far as a page file needs them: one method for each call, so that a test or a
+ * simulator can put another system in its place, or fail a single call of this one.
  *
- * node:fs does nearly all of it. What it lacks comes from the C library through koffi, where that loads: whole-file locks,
- * space given back and taken ahead, where data lies. Without koffi those answer that they cannot be had, and `lacks` says why.
+ * node:fs does nearly all of it. What it lacks comes from the C library through koffi, where that loads: whole-file
+ * locks, space given back and taken ahead, where data lies. Without koffi those answer that they cannot be had, and
+ * `lacks` says why.
  *
  * Invariants: a descriptor stays node:fs's own, so the runtime closes it when the thread that opened it ends, after the
  * transfers under way.
  *
- * Source: open(2), linkat(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd, /proc/swaps and
- * /proc/locks; loop(4) for what is known of a loop device in /sys/block.
+ * Source: open(2), linkat(2), flock(2), fallocate(2), lseek(2), statfs(2), swapon(2); proc(5) for /proc/self/fd,
+ * /proc/swaps and /proc/locks; loop(4) for what is known of a loop device in /sys/block.
  */
 
 import {
@@ -66,8 +67,8 @@ export interface OpenHow {
 }
 
 /**
- * A system with files. Methods throw or reject with the system's own error (`code`). A transfer may be short: it answers how many bytes
- * it moved. Everything is positional: no method depends on where another one was.
+ * A system with files. Methods throw or reject with the system's own error (`code`). A transfer may be short: it
+ * answers how many bytes it moved. Everything is positional: no method depends on where another one was.
  */
 export interface PageFileIo {
   /** Why some of what follows cannot be had here, in words; `undefined` when all can. */
@@ -79,17 +80,19 @@ export interface PageFileIo {
   identifyOpen(descriptor: number): FileIdentity
   open(path: string, how: OpenHow): number
   /**
-   * Makes a file without a name, in the folder of `path` and to be given that one by `name`, for reading and writing, with mode 0600: it
-   * is gone with its descriptor until then. `undefined` where that cannot be had.
+   * Makes a file without a name, in the folder of `path` and to be given that one by `name`, for reading and writing,
+   * with mode 0600: it is gone with its descriptor until then. `undefined` where that cannot be had.
    */
   makeUnnamed(path: string): number | undefined
   /**
-   * Gives a file made by `makeUnnamed` its name. 'taken': there is something of that name; 'none': the file system cannot do that.
+   * Gives a file made by `makeUnnamed` its name. 'taken': there is something of that name; 'none': the file system
+   * cannot do that.
    */
   name(descriptor: number, path: string): 'named' | 'taken' | 'none'
   /**
-   * The same file once more, around the system's cache; transfers are then of whole blocks from and to aligned memory, else `EINVAL`.
-   * `memory`: the file system keeps its files in memory, so nothing is gained, and nothing can fail later; `none`: it has no such way.
+   * The same file once more, around the system's cache; transfers are then of whole blocks from and to aligned memory,
+   * else `EINVAL`. `memory`: the file system keeps its files in memory, so nothing is gained, and nothing can fail
+   * later; `none`: it has no such way.
    */
   openDirect(descriptor: number, write: boolean): number | 'memory' | 'none'
   close(descriptor: number): void
@@ -167,7 +170,10 @@ class Libc {
     return this.#code() === 'EEXIST' ? 'taken' : 'none'
   }
 
-  /** Locks the open file for this descriptor alone. False: another descriptor has it locked; `undefined`: no locks there. */
+  /**
+   * Locks the open file for this descriptor alone. False: another descriptor has it locked; `undefined`: no locks
+   * there.
+   */
   lock(descriptor: number): boolean | undefined {
     const exclusively = 2
     const atOnce = 4
@@ -189,7 +195,10 @@ class Libc {
     }
   }
 
-  /** The first place from `position` on with data (3) or with a hole (4); `undefined` when there is none; without `lseek` all is data. */
+  /**
+   * The first place from `position` on with data (3) or with a hole (4); `undefined` when there is none; without
+   * `lseek` all is data.
+   */
   seek(descriptor: number, position: number, what: 3 | 4): number | undefined {
     if (this.#lseek === undefined) return what === 3 ? position : undefined
     const found = this.#lseek(descriptor, position, what)
@@ -273,7 +282,8 @@ class SystemFiles implements PageFileIo {
     try {
       return openSync(dirname(resolve(path)), O_RDWR | unnamed, 0o600)
     } catch {
-      // File systems say in many ways that they have no such files; what else is wrong is told by making it with a name.
+      // File systems say in many ways that they have no such files; what else is wrong is told by making it with a
+      // name.
       return undefined
     }
   }
@@ -307,13 +317,15 @@ class SystemFiles implements PageFileIo {
     const there = mountTable()
     const leadsHere = (text: string): boolean => {
       const path = Buffer.from(text, 'latin1').toString()
-      // A server of files that hangs would be waited for, in a call that nothing ends. Our own file's has just answered.
+      // A server of files that hangs would be waited for, in a call that nothing ends. Our own file's has just
+      // answered.
       const mount = mountOf(path, there)
       if (mount !== undefined && waitsForOthers(mount.type) && mount.device !== deviceOf(id)) return false
       try {
         return this.identify(path, true)?.id === id
       } catch {
-        // Where nothing can be looked at (a mount whose server ends, a folder of somebody else) is no file that is open here.
+        // Where nothing can be looked at (a mount whose server ends, a folder of somebody else) is no file that is open
+        // here.
         return false
       }
     }

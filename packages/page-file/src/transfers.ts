@@ -2,18 +2,22 @@
  * Moving bytes between memory and an open file: whole ranges or an error, however the system takes them.
  *
  * Around the system's cache (`O_DIRECT`) the system wants whole blocks and memory that is aligned for the device, and
- * JavaScript cannot see addresses. So the first aligned place in a piece of memory is found by trying: at every multiple of 16
- * bytes (the allocator's alignment) until the system takes it. Whole blocks move straight from and to memory that was reserved
- * here. Everything else goes through buffers of our own, so the caller's range and memory may lie as they like: a read fetches
- * the blocks around it, a write of parts of blocks reads those first. (Measured: the copy of 128 KiB costs 10 to 15 µs, its
- * direct write 65 to 80.) What lies behind the last whole block of the file goes through the cache.
+ * JavaScript cannot see addresses. So the first aligned place in a piece of memory is found by trying: at every
+ * multiple of 16 bytes (the allocator's alignment) until the system takes it. Whole blocks move straight from and to
+ * memory that was reserved here. Everything else goes through buffers of our own, so the caller's range and memory may
+ * lie as they like: a read fetches the blocks around it, a write of parts of blocks reads those first. (Measured: the
+ * copy of 128 KiB costs 10 to 15 µs, its direct write 65 to 80.) What lies behind the last whole block of the file goes
+ * through the cache.
  *
  * Invariants:
- *  - Writes, and punches, that touch the same block are done in the order in which they were asked for; so what a write puts
+ *  - Writes, and punches, that touch the same block are done in the order in which they were asked for; so what a write
+ *    puts
  *    back around its range is what is there. Nothing orders reads: one that meets a write may see a mixture.
- *  - At most as many transfers are under way as there are buffers; who comes later waits in turn. Nothing is allocated for them but their
+ *  - At most as many transfers are under way as there are buffers; who comes later waits in turn. Nothing is allocated
+ *    for them but their
  *    promises.
- *  - A write that was acknowledged has reported its errors, unless writes end in the cache (`late`): then a sync reports them. Where a
+ *  - A write that was acknowledged has reported its errors, unless writes end in the cache (`late`): then a sync
+ *    reports them. Where a
  *    sync has to follow each write, those that come together share one; one that fails fails all writes that were under way.
  *
  * Source: open(2), NOTES on O_DIRECT; fdatasync(2), and what a failed one leaves: pages that count as clean.
@@ -26,7 +30,10 @@ import type { PageFileIo } from './system.ts'
 export interface TransferBuffersOptions {
   /** Bytes of each: the largest direct transfer, a multiple of 4096 (default: 128 KiB). */
   readonly bytes?: ByteAmount
-  /** How many transfers there can be at the same time: 1 to 1024 (default: 4). Those that block have one more buffer of their own. */
+  /**
+   * How many transfers there can be at the same time: 1 to 1024 (default: 4). Those that block have one more buffer of
+   * their own.
+   */
   readonly count?: number
   readonly allocator?: Allocator
 }
@@ -79,7 +86,9 @@ export class TransferBuffers {
   }
 }
 
-/** What was moved, since the file was opened. Transfers are the system's: a write of part of a block has a read, too. */
+/**
+ * What was moved, since the file was opened. Transfers are the system's: a write of part of a block has a read, too.
+ */
 export interface PageFileCounters {
   reads: number
   writes: number
@@ -121,8 +130,8 @@ interface Step {
 }
 
 /**
- * Transfers to be done, each answered with the bytes that it moved, or `refused`: so that one text serves those that wait and those that
- * block. At the end: whether anything was written into the system's cache.
+ * Transfers to be done, each answered with the bytes that it moved, or `refused`: so that one text serves those that
+ * wait and those that block. At the end: whether anything was written into the system's cache.
  */
 type Steps = Generator<Step, boolean, number>
 

@@ -1,4 +1,7 @@
-/** One owner at a time: whatever the name, whoever the other one is, however the last one ended. Real files, processes and threads. */
+/**
+ * One owner at a time: whatever the name, whoever the other one is, however the last one ended. Real files, processes
+ * and threads.
+ */
 import { linkSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
@@ -98,7 +101,8 @@ describe.each(natives)('koffi %s', (native) => {
   test.each(['process', 'thread'])(
     'the claim of a %s that was killed while it wrote is void, and its writes are over',
     async (kind) => {
-      // Without a mark nothing is written that would wait for the other owner's transfers; and through the cache they are long.
+      // Without a mark nothing is written that would wait for the other owner's transfers; and through the cache they
+      // are long.
       const long = { path, mode: 'plain', bytes: 2 ** 27, keep: true, through: 'cache' } as const
       const other = started(kind === 'process' ? otherProcess() : otherThread())
       expect(await other.open(long, { native })).toMatchObject({ open: true })

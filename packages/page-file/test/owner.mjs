@@ -1,4 +1,5 @@
-// Opens page files as it is told, as a process or as a thread of its own: messages {id, open, close, write, at, exit}; answers {id, ...}.
+// Opens page files as it is told, as a process or as a thread of its own: messages {id, open, close, write, at, exit};
+// answers {id, ...}.
 import { isMainThread, parentPort, threadId } from 'node:worker_threads'
 import { PageFile, systemFiles } from '@tmem/page-file'
 

@@ -352,7 +352,9 @@ export class RamsterPlace implements SlowPlace {
     }
   }
 
-  /** The bytes of a block, from whoever has it. Rejects with `TmemError`: `TMEM_CORRUPT` when nobody has it any more. */
+  /**
+   * The bytes of a block, from whoever has it. Rejects with `TmemError`: `TMEM_CORRUPT` when nobody has it any more.
+   */
   async #fetch(location: number, generation: number, units: number): Promise<Uint8Array> {
     const bad: Machine[] = []
     let failure: unknown

@@ -19,7 +19,10 @@ export interface ProcessMemoryOptions {
   readonly name?: string
 }
 
-/** Memory of this process that can be borrowed as another machine's. Throws `RangeError` for a limit that makes no sense. */
+/**
+ * Memory of this process that can be borrowed as another machine's. Throws `RangeError` for a limit that makes no
+ * sense.
+ */
 export function processMemory(options: ProcessMemoryOptions): RemotePlan {
   checkOptions('processMemory', options, { limitBytes: true, name: 'text?' })
   const limitBytes = bytesOf('processMemory', 'limitBytes', options.limitBytes)

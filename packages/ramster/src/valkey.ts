@@ -1,18 +1,19 @@
 /**
  * Memory of a Valkey or Redis server: one key for each block, under a name of this life of this borrower, with a lease.
  *
- * `maxmemory` with `noeviction` is the memory that is lent: a server that is full answers so, and the block is refused. A
- * server that evicts by itself is good for pages that may vanish only, and is refused for others.
+ * `maxmemory` with `noeviction` is the memory that is lent: a server that is full answers so, and the block is refused.
+ * A server that evicts by itself is good for pages that may vanish only, and is refused for others.
  *
  * Invariants:
  *  - It is open only while the connection is up, the server has said what it is, and nothing waits longer than the
  *    deadline: who misses it loses the connection, and with it all that was under way there.
- *  - Nothing is sent twice, and nothing waits for a connection: what cannot be sent now fails now. How much is under way
+ *  - Nothing is sent twice, and nothing waits for a connection: what cannot be sent now fails now. How much is under
+ *    way
  *    is the place's business, which bounds it.
  *  - A server that was started anew has lost its content, whatever it may have loaded: what it loaded is older.
  *
- * A key is `prefix:life:key`, the life being 96 random bits. So neither another borrower of the same name nor an earlier
- * life is ever read; what they leave behind ends with its lease, without anybody looking for it.
+ * A key is `prefix:life:key`, the life being 96 random bits. So neither another borrower of the same name nor an
+ * earlier life is ever read; what they leave behind ends with its lease, without anybody looking for it.
  *
  * Source: the protocol and the errors (OOM, LOADING, READONLY, NOPERM, WRONGPASS) as Redis 7.0 documents them.
  */
@@ -75,7 +76,10 @@ const lastRetryMs = 3000
 /** Milliseconds after which a server that cannot be used yet is asked again. */
 const askAgainMs = 200
 
-/** A Valkey or Redis server as a machine to borrow from. Throws `RangeError` or `TypeError` for settings that make no sense. */
+/**
+ * A Valkey or Redis server as a machine to borrow from. Throws `RangeError` or `TypeError` for settings that make no
+ * sense.
+ */
 export function valkey(options: ValkeyOptions): RemotePlan {
   checkOptions('valkey', options, names)
   const { host, port = 6379, prefix = 'tmem', leaseMs = 3_600_000, deadlineMs = 2000, connectMs = 10_000 } = options
@@ -299,7 +303,8 @@ class ValkeyMemory implements RemoteMemory {
     const gets = this.#gets.splice(0)
     try {
       this.#mustBeOpen()
-      // For keys that have something else than a string, which somebody else has put there, it answers that there is none.
+      // For keys that have something else than a string, which somebody else has put there, it answers that there is
+      // none.
       const blocks = await this.#within(this.#client.mgetBuffer(gets.map(({ key }) => this.#prefix + key)))
       for (const [n, { resolve }] of gets.entries()) resolve(blocks[n] ?? undefined)
     } catch (error) {
@@ -327,7 +332,9 @@ class ValkeyMemory implements RemoteMemory {
     if (!this.isOpen) throw this.failure ?? this.#told(new Error('it is not connected'))
   }
 
-  /** What is asked, or the error when that takes too long: then the connection is given up, with all that is under way. */
+  /**
+   * What is asked, or the error when that takes too long: then the connection is given up, with all that is under way.
+   */
   #within<Answer>(asked: Promise<Answer>): Promise<Answer> {
     // Answers come in the order of the questions, so the first that waits has waited longest.
     this.#waitingSince.push(performance.now())

@@ -6,9 +6,9 @@
  * message once more, later. A node crashes: its memory is gone, and it is another life of it that comes back. Nothing
  * here waits for time to pass.
  *
- * A *careful* history lets one node be in trouble at a time, and crashes it only while every block has both copies: then
- * every page that was accepted is there, always. Any other history may lose pages. In both no byte is ever wrong, a
- * flushed page never comes back, and when the network is well again everything settles.
+ * A *careful* history lets one node be in trouble at a time, and crashes it only while every block has both copies:
+ * then every page that was accepted is there, always. Any other history may lose pages. In both no byte is ever wrong,
+ * a flushed page never comes back, and when the network is well again everything settles.
  */
 import { makePage } from '@tmem/conformance'
 import { compose, GetOutcome, type PageStore, type Pool, PutOutcome, type StatsNode, TmemError } from '@tmem/core'

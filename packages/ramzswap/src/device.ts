@@ -1,25 +1,31 @@
 /**
- * A block device in compressed memory: ramzswap (compcache 0.6.2) and what zram made of it, over any stack of places; and
- * virtswap, whose stack begins with memory of a hypervisor.
+ * A block device in compressed memory: ramzswap (compcache 0.6.2) and what zram made of it, over any stack of places;
+ * and virtswap, whose stack begins with memory of a hypervisor.
  *
- * A slot is a page of 4 KiB, under its own number in the one pool of the device's stack. Where it rests, and when it moves, is the stack's
- * business; the device turns requests into pages. Requests may be of any multiple of 512 bytes; what is no whole page is read, changed and written.
+ * A slot is a page of 4 KiB, under its own number in the one pool of the device's stack. Where it rests, and when it
+ * moves, is the stack's business; the device turns requests into pages. Requests may be of any multiple of 512 bytes;
+ * what is no whole page is read, changed and written.
  *
  * Invariants:
- *  - A page that was acknowledged stays until it is overwritten, discarded or cut off: an overwrite that is refused leaves the old page
+ *  - A page that was acknowledged stays until it is overwritten, discarded or cut off: an overwrite that is refused
+ *    leaves the old page
  *    (`Pool.replace`).
- *  - Pages are changed whole, and two changes of different parts of a page are both kept: who has waited for a page in order to change a part of
+ *  - Pages are changed whole, and two changes of different parts of a page are both kept: who has waited for a page in
+ *    order to change a part of
  *    it looks again when somebody else has changed it meanwhile.
- *  - A slot that holds a page, which the stack does not find, is lost: an error until it is overwritten or discarded, and never zeros.
+ *  - A slot that holds a page, which the stack does not find, is lost: an error until it is overwritten or discarded,
+ *    and never zeros.
  *
- * DEVIATION from ramzswap: num_reads counts all reads, as num_writes counts all writes (what was forwarded to the backing store was taken out of
- * the former only); failed_writes counts writes that failed (also those for which memory was wanting and which went to the backing store);
- * sizes are given (they had defaults by the size of memory); size limit, memlimit and statistics are each device's own (the limit on compressed pages was one
- * variable for all); requests need not be single aligned pages; a slot that holds nothing reads as zeros (it left the buffer
- * as it was); an overwrite that fails leaves the old page (it was freed first); slot 0 is a page like any other, mkswap writes the
- * header (it was preset, and freeing it made counters underflow); a backing store that is too small is refused (its size replaced
- * the one that was given); a device without room for its whole size is refused (writes failed later); pages that do not shrink rest in memory while
- * there is room, and go to the backing store when they are cold (they went there at once).
+ * DEVIATION from ramzswap: num_reads counts all reads, as num_writes counts all writes (what was forwarded to the
+ * backing store was taken out of the former only); failed_writes counts writes that failed (also those for which memory
+ * was wanting and which went to the backing store); sizes are given (they had defaults by the size of memory); size
+ * limit, memlimit and statistics are each device's own (the limit on compressed pages was one variable for all);
+ * requests need not be single aligned pages; a slot that holds nothing reads as zeros (it left the buffer as it was);
+ * an overwrite that fails leaves the old page (it was freed first); slot 0 is a page like any other, mkswap writes the
+ * header (it was preset, and freeing it made counters underflow); a backing store that is too small is refused (its
+ * size replaced the one that was given); a device without room for its whole size is refused (writes failed later);
+ * pages that do not shrink rest in memory while there is room, and go to the backing store when they are cold (they
+ * went there at once).
  *
  * Sources: the reference notes on ramzswap, zram's documentation, and Nitin Gupta's virtswap (December 2009).
  */
@@ -59,18 +65,24 @@ export interface RamzswapOptions {
   /** Largest size that `resize` will be asked for (default: `sizeBytes`). A table is reserved for it. */
   readonly maxSizeBytes?: ByteAmount
   /**
-   * Where pages rest, as `compose` takes it, e.g. `[zcache({ limitBytes }), frontswap({ file, sizeBytes })]`. Must be sure to have room for the whole
-   * device, which opens it for itself.
+   * Where pages rest, as `compose` takes it, e.g. `[zcache({ limitBytes }), frontswap({ file, sizeBytes })]`. Must be
+   * sure to have room for the whole device, which opens it for itself.
    */
   readonly stack: readonly Layer[]
   /**
-   * Largest amount of memory for pages, as it is charged to a client; what is over it goes to the places below that wait. Default: what the places' own
-   * limits allow.
+   * Largest amount of memory for pages, as it is charged to a client; what is over it goes to the places below that
+   * wait. Default: what the places' own limits allow.
    */
   readonly memlimitBytes?: ByteAmount
-  /** Milliseconds, from any start, never going back: `idle` knows how long a page was not touched, and places have budgets of wear. Default: neither. */
+  /**
+   * Milliseconds, from any start, never going back: `idle` knows how long a page was not touched, and places have
+   * budgets of wear. Default: neither.
+   */
   readonly clock?: () => number
-  /** Called when background work has come up: somebody should call `tick` soon (default: whoever has it ticks all the time). */
+  /**
+   * Called when background work has come up: somebody should call `tick` soon (default: whoever has it ticks all the
+   * time).
+   */
   readonly wake?: () => void
   /** Told how far a place is that takes long to open, such as a file whose blocks have to be written. */
   readonly onProgress?: OpenProgress
@@ -116,7 +128,10 @@ export function ramzswap(options: RamzswapOptions): Ramzswap {
   return new Ramzswap(options)
 }
 
-/** Makes a virtswap: a device whose stack begins with memory of a hypervisor, which may be small, and which may be wanted back (`recall`). */
+/**
+ * Makes a virtswap: a device whose stack begins with memory of a hypervisor, which may be small, and which may be
+ * wanted back (`recall`).
+ */
 export function virtswap(options: RamzswapOptions): Ramzswap {
   checkOptions('virtswap', options, names)
   return new Ramzswap({ ...options, stack: lent(options.stack) })
@@ -185,7 +200,9 @@ export class Ramzswap implements BlockDevice {
     return this.#slots.full * pageBytes
   }
 
-  /** Limit on the memory for pages (memlimit), in bytes; 0: none but the places' own. What is above a lowered one stays. */
+  /**
+   * Limit on the memory for pages (memlimit), in bytes; 0: none but the places' own. What is above a lowered one stays.
+   */
   get memlimitBytes(): number {
     const { limit } = this.#stack.meter
     return limit === Number.POSITIVE_INFINITY ? 0 : limit
@@ -262,8 +279,8 @@ export class Ramzswap implements BlockDevice {
   }
 
   /**
-   * Changes the size while the device is in use, up to `maxSizeBytes`. What lies beyond a smaller end is gone.
-   * Throws `RangeError` for a size that cannot be, and `TmemError` (`TMEM_NO_MEMORY`) when the stack has no room for it.
+   * Changes the size while the device is in use, up to `maxSizeBytes`. What lies beyond a smaller end is gone. Throws
+   * `RangeError` for a size that cannot be, and `TmemError` (`TMEM_NO_MEMORY`) when the stack has no room for it.
    */
   resize(sizeBytes: number): void {
     assertSize('the size', sizeBytes)
@@ -283,8 +300,8 @@ export class Ramzswap implements BlockDevice {
   }
 
   /**
-   * Marks pages as idle, until their next access: all of them, or those not accessed for so many seconds (needs `clock`).
-   * Returns how many are marked now.
+   * Marks pages as idle, until their next access: all of them, or those not accessed for so many seconds (needs
+   * `clock`). Returns how many are marked now.
    */
   idle(age: 'all' | number): number {
     if (age !== 'all' && !this.#slots.hasAges)
@@ -295,8 +312,9 @@ export class Ramzswap implements BlockDevice {
   }
 
   /**
-   * Moves pages of a kind (or one page) from memory to the place that waits, within `writebackLimit`. Resolves to how many were
-   * moved. Rejects with `TMEM_UNSUPPORTED` when none waits, with `TMEM_IO` when it fails: what is not moved by then stays where it was.
+   * Moves pages of a kind (or one page) from memory to the place that waits, within `writebackLimit`. Resolves to how
+   * many were moved. Rejects with `TMEM_UNSUPPORTED` when none waits, with `TMEM_IO` when it fails: what is not moved
+   * by then stays where it was.
    */
   async writeback(request: WritebackRequest, maxPages: number = Number.POSITIVE_INFINITY): Promise<number> {
     this.#assertOpen()
@@ -304,8 +322,9 @@ export class Ramzswap implements BlockDevice {
   }
 
   /**
-   * Compresses pages in memory again with the stronger codec of their place (`zcache({ recompress })`). What does not take less by that is marked
-   * incompressible. Resolves to how many take less. Rejects with `TMEM_UNSUPPORTED` when no place has such a codec.
+   * Compresses pages in memory again with the stronger codec of their place (`zcache({ recompress })`). What does not
+   * take less by that is marked incompressible. Resolves to how many take less. Rejects with `TMEM_UNSUPPORTED` when no
+   * place has such a codec.
    */
   async recompress(request: RecompressRequest = {}): Promise<number> {
     this.#assertOpen()
@@ -313,15 +332,18 @@ export class Ramzswap implements BlockDevice {
   }
 
   /**
-   * The hypervisor wants memory back: up to `maxPages` pages come from there to the device's own places. Resolves to how many
-   * did; fewer when nothing here would take them, and those stay there.
+   * The hypervisor wants memory back: up to `maxPages` pages come from there to the device's own places. Resolves to
+   * how many did; fewer when nothing here would take them, and those stay there.
    */
   async recall(maxPages: number = Number.POSITIVE_INFINITY): Promise<number> {
     this.#assertOpen()
     return this.#moves.recall(maxPages)
   }
 
-  /** Gives up all pages, and begins to count anew: what the device was when it was made (RESET), with the settings that it has now. */
+  /**
+   * Gives up all pages, and begins to count anew: what the device was when it was made (RESET), with the settings that
+   * it has now.
+   */
   reset(): void {
     for (let slot = 0; slot < this.#slots.size; slot++) this.#empty(slot)
     this.#moves.reset()
@@ -333,19 +355,28 @@ export class Ramzswap implements BlockDevice {
     this.#statistics.forgetMostUsed()
   }
 
-  /** Lets the stack do background work. Throws `TmemError` (`TMEM_BROKEN`) when its invariants do not hold any more: nothing of it is served then. */
+  /**
+   * Lets the stack do background work. Throws `TmemError` (`TMEM_BROKEN`) when its invariants do not hold any more:
+   * nothing of it is served then.
+   */
   tick(budget: Budget): Progress {
     const progress = this.#stack.store.tick(budget)
     this.#statistics.look()
     return progress
   }
 
-  /** Moves pages in memory together, so that memory becomes free; how many, 0: there is nothing to gain (compact, with zram). */
+  /**
+   * Moves pages in memory together, so that memory becomes free; how many, 0: there is nothing to gain (compact, with
+   * zram).
+   */
   compact(pages: number): number {
     return this.#stack.store.compact(pages)
   }
 
-  /** Flags of a slot as zram's block_state shows them: s same, w written back, h huge, i idle, r recompressed, n incompressible. */
+  /**
+   * Flags of a slot as zram's block_state shows them: s same, w written back, h huge, i idle, r recompressed, n
+   * incompressible.
+   */
   blockState(slot: number): string {
     const where = this.#where
     if (slot >= this.#slots.size || !this.#find(slot)) return ''

@@ -1,7 +1,9 @@
 /**
- * What a device itself keeps of each slot: whether it holds a page, whether that is all zeros, or marked as idle, and when it was touched last.
+ * What a device itself keeps of each slot: whether it holds a page, whether that is all zeros, or marked as idle, and
+ * when it was touched last.
  *
- * Where the page is, the stack knows. That it should be there is known here: so a page that the stack has lost is an error, and never zeros.
+ * Where the page is, the stack knows. That it should be there is known here: so a page that the stack has lost is an
+ * error, and never zeros.
  *
  * Invariant: `held` slots below `size` hold a page, `full` of which have bytes; none beyond.
  */

@@ -1,26 +1,31 @@
 /**
  * A device whose pages survive its process: a block device over another one, and beside it a raw image of it in a file.
  *
- * Reads are the device's own. What was changed is dirty, by page of 4 KiB, until it is in the image. `flush` copies all dirty pages there and
- * syncs the file. With `writethrough` each write is in the image (in the operating system's cache) before it is acknowledged, so that
- * it survives the process; `flush` then only syncs. When a device is opened over an image that is there, its pages go into the device first.
+ * Reads are the device's own. What was changed is dirty, by page of 4 KiB, until it is in the image. `flush` copies all
+ * dirty pages there and syncs the file. With `writethrough` each write is in the image (in the operating system's
+ * cache) before it is acknowledged, so that it survives the process; `flush` then only syncs. When a device is opened
+ * over an image that is there, its pages go into the device first.
  *
  * The image is a page file (@tmem/page-file) without a mark: byte n of it is byte n of the device. It is sparse: pages
  * that were never written take no room, and those that became zeros give theirs back where the file system can do that.
  * It is claimed as long as the device is open.
  *
  * Invariants:
- *  - Each page of the image holds what the device's page held when it was last flushed, or at some time since: never a mixture, as far as
+ *  - Each page of the image holds what the device's page held when it was last flushed, or at some time since: never a
+ *    mixture, as far as
  *    the process goes. (When power fails, what of the writes since the last flush is there is up to the disk, as with any disk.)
- *  - Outside of a copy under way, a page of the image that differs from the device's is dirty. A bit is cleared before its page is read, so a change meanwhile sets it again; it
+ *  - Outside of a copy under way, a page of the image that differs from the device's is dirty. A bit is cleared before
+ *    its page is read, so a change meanwhile sets it again; it
  *    is also set again when the copy failed.
- *  - A page without a `filled` bit is all zeros in the image, so zeros need not be written there: an image stays sparse.
+ *  - A page without a `filled` bit is all zeros in the image, so zeros need not be written there: an image stays
+ *    sparse.
  *  - `unsynced` are the pages that were written since the last sync that succeeded began. When a sync fails they all
  *    become dirty, also those that were written while it was under way: the operating system may have given them up,
  *    and no later sync would tell.
  *  - An image that cannot be found by its name any more, or that somebody has cut off, fails the flush. What was cut
  *    off is dirty then.
- *  - Copies and syncs are done one after the other. With `writethrough`, a write to pages that are being copied waits for the copy.
+ *  - Copies and syncs are done one after the other. With `writethrough`, a write to pages that are being copied waits
+ *    for the copy.
  */
 import { lstatSync, realpathSync } from 'node:fs'
 import {
@@ -46,7 +51,9 @@ export interface SnapshotOptions {
   readonly path: string
   /** Acknowledge a write only when it survives the process (default: when it is flushed). */
   readonly writethrough?: boolean
-  /** Largest size that `resize` will be asked for (default: the device's size). Half a byte is reserved for each page. */
+  /**
+   * Largest size that `resize` will be asked for (default: the device's size). Half a byte is reserved for each page.
+   */
   readonly maxSizeBytes?: ByteAmount
   /** Told how many bytes of the image are in the device. */
   readonly onProgress?: (done: number, total: number) => void
@@ -333,7 +340,8 @@ export class Snapshot implements BlockDevice {
         device.resize(before)
         throw error
       }
-      // Smaller it is. What could not be cut off is overwritten with zeros if the device grows again; the next flush tries again, or fails.
+      // Smaller it is. What could not be cut off is overwritten with zeros if the device grows again; the next flush
+      // tries again, or fails.
       const first = sizeBytes / pageBytes
       this.#dirty.add(first, before / pageBytes)
       this.#filled.add(first, before / pageBytes)
@@ -564,7 +572,9 @@ export class Snapshot implements BlockDevice {
     this.#filled.remove(first, last)
   }
 
-  /** Counts a failure of the image. The system's own error says why; where there is none, the file says what is wrong. */
+  /**
+   * Counts a failure of the image. The system's own error says why; where there is none, the file says what is wrong.
+   */
   #failed(what: string, error: unknown, at?: number): Error {
     this.#failures++
     const { cause } = error as Error

@@ -1,10 +1,12 @@
 /**
- * The stack of a device: one chain of places, opened for it alone, with one pool in which slot n is the page of index n.
+ * The stack of a device: one chain of places, opened for it alone, with one pool in which slot n is the page of index
+ * n.
  *
- * A block device cannot refuse a write. So there must be room for its whole size in places that are sure to have it, and a device without that
- * is refused when it is made.
+ * A block device cannot refuse a write. So there must be room for its whole size in places that are sure to have it,
+ * and a device without that is refused when it is made.
  *
- * Invariant: the meter has what the pages in memory of the device's own take; pages in somebody else's memory, and on a disk, cost nothing.
+ * Invariant: the meter has what the pages in memory of the device's own take; pages in somebody else's memory, and on a
+ * disk, cost nothing.
  */
 import {
   type Account,
@@ -58,7 +60,10 @@ export interface DeviceStack {
   readonly store: PageStore & Required<Pick<PageStore, 'usage' | 'compact'>>
   readonly pool: PlacePool
   readonly meter: Meter
-  /** Bytes of pages that are sure to find room; and those of them that do in places that wait, where no memlimit is in the way. */
+  /**
+   * Bytes of pages that are sure to find room; and those of them that do in places that wait, where no memlimit is in
+   * the way.
+   */
   readonly roomBytes: number
   readonly waitingRoomBytes: number
   /** Some place promises that what it has acknowledged survives the process. */
@@ -103,8 +108,8 @@ export function planDevice(
 }
 
 /**
- * Opens the stack of a device. Throws `TmemError` with nothing left open: `TMEM_BAD_STACK` when its layers cannot stand together, are no places,
- * or have no room for the whole device.
+ * Opens the stack of a device. Throws `TmemError` with nothing left open: `TMEM_BAD_STACK` when its layers cannot stand
+ * together, are no places, or have no room for the whole device.
  */
 export function openStack(options: StackOptions): DeviceStack {
   const { name, sizeBytes, allocator, check, clock, wake, onProgress } = options

@@ -1,9 +1,9 @@
 /**
- * What a device counts, and the statistics that are made of it and of what its stack says: those of ramzswap's GET_STATS and of zram's
- * files, under their names.
+ * What a device counts, and the statistics that are made of it and of what its stack says: those of ramzswap's
+ * GET_STATS and of zram's files, under their names.
  *
- * Invariants (asserted by the tests): empty + same_filled + hypervisor + compressed + uncompressed + backing + lost = slots;
- * stored = all of these but empty + overwritten + freed + cut_off.
+ * Invariants (asserted by the tests): empty + same_filled + hypervisor + compressed + uncompressed + backing + lost =
+ * slots; stored = all of these but empty + overwritten + freed + cut_off.
  */
 import type { PlaceUsage, StackUsage, StatsNode } from '@tmem/core'
 import { pageBytes } from './stack.ts'

@@ -96,7 +96,8 @@ test.each(Object.keys(kinds))(
         const { device, file } = kinds[name as keyof typeof kinds]()
         const wanted = new Uint8Array(pages * 4096)
         const got = new Uint8Array(pages * 4096)
-        // A page whose write failed holds the old bytes or the new ones, or is lost on a full device: looks which, and goes on with that.
+        // A page whose write failed holds the old bytes or the new ones, or is lost on a full device: looks which, and
+        // goes on with that.
         const adopt = async (at: number, length: number, bytes: Uint8Array): Promise<void> => {
           for (let from = at; from < at + length; ) {
             const to = Math.min(at + length, (Math.floor(from / 4096) + 1) * 4096)

@@ -68,7 +68,10 @@ export function failsFirst(code: string): (position: number) => Error | undefine
   }
 }
 
-/** The end of a stack: a swap file in memory, and that file once it was opened. `slots`: as an area made with mkswap has them. */
+/**
+ * The end of a stack: a swap file in memory, and that file once it was opened. `slots`: as an area made with mkswap has
+ * them.
+ */
 export function backingFile(pages: number, slots: boolean = false): { layers: Layer[]; file: () => File } {
   let file: File | undefined
   const traits: PlaceTraits = {
@@ -96,7 +99,9 @@ export function backingFile(pages: number, slots: boolean = false): { layers: La
   }
 }
 
-/** Compressed memory with ramzswap's rule for a backing store below it: what does not shrink to half goes there at once. */
+/**
+ * Compressed memory with ramzswap's rule for a backing store below it: what does not shrink to half goes there at once.
+ */
 export const compressed = (limitBytes: number = 2 ** 20): Layer[] => [zcache({ limitBytes, zvMaxZsize: 2048 })]
 
 /** Plain memory with room for that many pages, or a few more. */

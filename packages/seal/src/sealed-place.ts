@@ -237,7 +237,9 @@ export class SealedPlace implements SlowPlace {
     sealed.filled = end
   }
 
-  /** A flight did not arrive. What an earlier one has brought there stays, the rest was refused; else it is an error. */
+  /**
+   * A flight did not arrive. What an earlier one has brought there stays, the rest was refused; else it is an error.
+   */
   #crashed({ outer, first, count }: SealedFlight, error: unknown): void {
     this.#underWay -= count
     if (outer!.locations.subarray(0, first).every((location) => location === none)) throw error

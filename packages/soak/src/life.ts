@@ -68,7 +68,9 @@ export interface Counts {
   flushes: number
   /** Clients that went in the middle of a request. */
   vanished: number
-  /** Knobs that were turned, among them sizes and resets; resets and smaller sizes that were refused because of users. */
+  /**
+   * Knobs that were turned, among them sizes and resets; resets and smaller sizes that were refused because of users.
+   */
   knobs: number
   resizes: number
   resets: number

@@ -19,7 +19,9 @@ export const sectorBytes = 512
 /** Of a page: devices keep those whole. */
 export const pageSectors: number = 4096 / sectorBytes
 
-/** What a server leaves of a device when it ends: nothing, what was flushed and perhaps more, all that was acknowledged. */
+/**
+ * What a server leaves of a device when it ends: nothing, what was flushed and perhaps more, all that was acknowledged.
+ */
 export type Left = 'nothing' | 'flushed' | 'acknowledged'
 
 /** A change of the sectors from `from` up to but without `to`. */
@@ -76,7 +78,10 @@ export class DeviceModel {
   #flushes = 0
   #expected: Buffer = Buffer.alloc(0)
 
-  /** @param number below 16: of the device among others; @param sizeBytes whole pages; @param maxBytes that it may grow to */
+  /**
+   * @param number below 16: of the device among others; @param sizeBytes whole pages; @param maxBytes that it may grow
+   * to
+   */
   constructor(name: string, number: number, sizeBytes: number, maxBytes: number) {
     this.name = name
     this.#number = number
@@ -159,7 +164,9 @@ export class DeviceModel {
     return undefined
   }
 
-  /** The device has another size. What is cut off may come back from an image until the next flush; growing adds zeros. */
+  /**
+   * The device has another size. What is cut off may come back from an image until the next flush; growing adds zeros.
+   */
   resize(sizeBytes: number): void {
     const sectors = sizeBytes / sectorBytes
     for (let sector = sectors; sector < this.#sectors; sector++) this.#set(sector, 0, false)
@@ -167,7 +174,9 @@ export class DeviceModel {
     this.#sectors = sectors
   }
 
-  /** The server has ended: all that it was asked and has not answered may be done or not, and this is what it leaves. */
+  /**
+   * The server has ended: all that it was asked and has not answered may be done or not, and this is what it leaves.
+   */
   ended(left: Left): void {
     this.#reads.clear()
     if (left === 'nothing') {

@@ -1,17 +1,17 @@
 /**
- * A soak: servers of the program under test, one after the other in one folder, clients that do all that clients may, and a
- * model that knows what must be read back.
+ * A soak: servers of the program under test, one after the other in one folder, clients that do all that clients may,
+ * and a model that knows what must be read back.
  *
- * A server has one life: it is started over what the one before has left, read as a whole, used by a crew of clients for
- * some seconds, and ends: killed under load, or asked to. Between crews there are quiet moments, in which nobody has a
- * device open: everything is read and compared, descriptors, memory and statistics are looked at, and what gives up pages
- * is done (while there are users it has to be refused).
+ * A server has one life: it is started over what the one before has left, read as a whole, used by a crew of clients
+ * for some seconds, and ends: killed under load, or asked to. Between crews there are quiet moments, in which nobody
+ * has a device open: everything is read and compared, descriptors, memory and statistics are looked at, and what gives
+ * up pages is done (while there are users it has to be refused).
  *
  * The seed decides what everybody does, and for how long; in which order the requests of several clients meet is the
  * machine's. So a run with the same seed tries the same things, and need not end the same way.
  *
- * Devices: one without an image (a kill leaves nothing, and the next server must refuse until that is consented to), one
- * with an image (what was flushed is there), one whose image is written through (what was acknowledged is there).
+ * Devices: one without an image (a kill leaves nothing, and the next server must refuse until that is consented to),
+ * one with an image (what was flushed is there), one whose image is written through (what was acknowledged is there).
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'

@@ -3,8 +3,8 @@
  *
  * The client of NBD knows what is wanted here: EXPORT_NAME, simple replies, any number of requests under way. It is
  * written from the protocol's document (doc/proto.md of NetworkBlockDevice/nbd) and shares nothing with the server's
- * side, so that a mistake in one is not one in the other. The file is opened for direct I/O: the kernel keeps what it has
- * read otherwise, and what a client of NBD writes does not reach that.
+ * side, so that a mistake in one is not one in the other. The file is opened for direct I/O: the kernel keeps what it
+ * has read otherwise, and what a client of NBD writes does not reach that.
  */
 import { constants } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
@@ -221,8 +221,8 @@ function requestOf(type: number, at: number, length: number, cookie: bigint, fla
 const goneCodes = new Set(['ENOTCONN', 'ECONNABORTED', 'ECONNREFUSED', 'ENODEV', 'EIO'])
 
 /**
- * Transferred at a time: with direct I/O the kernel cuts what is larger than a request where pages of the caller's memory
- * end, and that memory begins anywhere.
+ * Transferred at a time: with direct I/O the kernel cuts what is larger than a request where pages of the caller's
+ * memory end, and that memory begins anywhere.
  */
 const transferBytes = 2 ** 17
 

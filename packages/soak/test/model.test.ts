@@ -1,4 +1,7 @@
-/** What the model allows and what it finds. A random device that keeps the rules is always right; one that breaks one is not. */
+/**
+ * What the model allows and what it finds. A random device that keeps the rules is always right; one that breaks one is
+ * not.
+ */
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type Change, DeviceModel, type Left, sectorBytes } from '../src/index.ts'

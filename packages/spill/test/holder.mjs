@@ -1,6 +1,6 @@
-// Uses a spill file until it is killed: node holder.mjs FILE SIZE LIMIT
-// Says on standard output, before and after each change, what it does: `b NUMBER`, then `e NUMBER`. LIMIT above 0: a zcache of so many bytes
-// above the spill, which sinks in the background. As a thread it only posts a message when it has the file.
+// Uses a spill file until it is killed: node holder.mjs FILE SIZE LIMIT Says on standard output, before and after each
+// change, what it does: `b NUMBER`, then `e NUMBER`. LIMIT above 0: a zcache of so many bytes above the spill, which
+// sinks in the background. As a thread it only posts a message when it has the file.
 import { writeSync } from 'node:fs'
 import { parentPort } from 'node:worker_threads'
 import { compose, PutOutcome } from '@tmem/core'

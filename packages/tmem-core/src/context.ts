@@ -11,7 +11,8 @@ const allocate = (make: (bytes: number) => ArrayBufferLike, bytes: number): Arra
   try {
     return make(bytes)
   } catch (error) {
-    // The runtime's answer to "no memory" (and to "longer than any buffer can be") is a RangeError, perhaps of another realm.
+    // The runtime's answer to "no memory" (and to "longer than any buffer can be") is a RangeError, perhaps of another
+    // realm.
     if ((error as { readonly name?: unknown } | null)?.name === 'RangeError') return undefined
     throw error
   }

@@ -59,7 +59,9 @@ const topByte = 0xff000000 | 0
 const nil = numberMask
 const maxDistance = 127
 
-/** Words at the start of the state: the rest are three per queue, then those of the pools: first object, pages, objects. */
+/**
+ * Words at the start of the state: the rest are three per queue, then those of the pools: first object, pages, objects.
+ */
 const FREE_ENTRY = 0
 const ENTRY_WATERMARK = 1
 const FREE_OBJECT = 2

@@ -145,8 +145,8 @@ export class Order {
   }
 
   /**
-   * The oldest resident of a queue that is not on a flight. What leaves by one is at the other end of its queue; what is
-   * only written ahead has stayed where it was: neither is more than a few flights.
+   * The oldest resident of a queue that is not on a flight. What leaves by one is at the other end of its queue; what
+   * is only written ahead has stayed where it was: neither is more than a few flights.
    */
   #oldest(queue: number): number {
     const directory = this.#directory

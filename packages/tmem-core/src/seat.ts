@@ -104,7 +104,9 @@ export class Seat {
   /** Its memory is somebody else's: nobody is charged for it. */
   readonly foreign: boolean
   readonly flights: Flight[] = []
-  /** By flight and frame: the page stays in memory, and this is its clean copy. By flight: bytes of those that leave. */
+  /**
+   * By flight and frame: the page stays in memory, and this is its clean copy. By flight: bytes of those that leave.
+   */
   readonly stays: Uint8Array[] = []
   readonly leaving: number[] = []
   /** Number in the directory of the first flight that has one. */

@@ -167,8 +167,8 @@ export class Sinking {
   }
 
   /**
-   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had. 0: there
-   * is none, or none of that client among the first.
+   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had. 0:
+   * there is none, or none of that client among the first.
    */
   dropOne(client?: number): number {
     const { directory, seats } = this

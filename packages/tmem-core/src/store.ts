@@ -262,7 +262,9 @@ export type PageVisitor = (object: ObjectId, index: number) => boolean
 /** What a pool has. */
 export interface Census {
   readonly pages: number
-  /** Objects with a page. In a stack of several chains (more than 2^24 pages) one counts in each that has a page of it. */
+  /**
+   * Objects with a page. In a stack of several chains (more than 2^24 pages) one counts in each that has a page of it.
+   */
   readonly objects: number
 }
 
@@ -310,8 +312,8 @@ export interface PageStore {
    */
   compact?(pages: number): number
   /**
-   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had; 0: there
-   * is none. (Of one client it is looked for among the first 4,096, and 0 says that it is not there.)
+   * Drops the ephemeral page in memory that came first, of all or of that client: the bytes that its block had; 0:
+   * there is none. (Of one client it is looked for among the first 4,096, and 0 says that it is not there.)
    */
   evict?(client?: number): number
   /** Bytes of memory that ephemeral pages take. */

@@ -304,7 +304,9 @@ describe('handles made to collide', () => {
   /** First word that is set in a part of the table's memory: with a single page, its home. */
   const firstSet = (memory: ArrayBufferLike): number => new Int32Array(memory).findIndex((word) => word !== 0)
 
-  /** Handles whose home is that of the first or one of the `spread` words after it, found by watching an empty table. */
+  /**
+   * Handles whose home is that of the first or one of the `spread` words after it, found by watching an empty table.
+   */
   const colliding = (
     part: 'slots' | 'objectSlots',
     spread: number,

@@ -2,22 +2,25 @@
  * The pager: the thread that answers the page faults of one `SwappableBuffer`.
  *
  * A page is absent (its bytes are in the store, or it is all zeros) or resident. It comes in write-protected, and its
- * copy in the store stays; the first store to it is a second fault, which marks it dirty and flushes the copy. So a page that was
- * only read is dropped for nothing, and no page is compressed twice without having been written in between. A fault that
- * wants to write makes the page dirty at once.
+ * copy in the store stays; the first store to it is a second fault, which marks it dirty and flushes the copy. So a
+ * page that was only read is dropped for nothing, and no page is compressed twice without having been written in
+ * between. A fault that wants to write makes the page dirty at once.
  *
- * Which page goes: 2Q (Johnson and Shasha, 1994) over what a pager can see, which is faults only. A page comes in at the end of the
- * probation queue; one that comes back after fewer evictions than there are frames goes to the hot queue instead. The oldest page
- * of probation goes while that has more than a quarter of the frames, else the oldest hot one. A page whose first store was seen
- * since it came in is passed over once. Reads of a resident page cost nothing and are not seen: both queues are in the
- * order of faults, not of use.
+ * Which page goes: 2Q (Johnson and Shasha, 1994) over what a pager can see, which is faults only. A page comes in at
+ * the end of the probation queue; one that comes back after fewer evictions than there are frames goes to the hot queue
+ * instead. The oldest page of probation goes while that has more than a quarter of the frames, else the oldest hot one.
+ * A page whose first store was seen since it came in is passed over once. Reads of a resident page cost nothing and are
+ * not seen: both queues are in the order of faults, not of use.
  *
  * Invariants:
  *  - The pager never touches an absent page of the region: it would wait for itself.
- *  - A dirty page is write-protected from before its bytes are read until it is gone or made writable by a fault: no store is lost.
- *  - COPY is set exactly while the store holds the bytes that the page has; a page without COPY and without DIRTY is all zeros.
+ *  - A dirty page is write-protected from before its bytes are read until it is gone or made writable by a fault: no
+ *    store is lost.
+ *  - COPY is set exactly while the store holds the bytes that the page has; a page without COPY and without DIRTY is
+ *    all zeros.
  *  - Resident pages are in exactly one queue. There are more of them than the limit only while the store refuses them.
- *  - A fault that finds things changed (another thread's fault was first, the page went meanwhile) is answered by a wake-up:
+ *  - A fault that finds things changed (another thread's fault was first, the page went meanwhile) is answered by a
+ *    wake-up:
  *    the thread looks again.
  *  - Any failure ends the process (`guard`): neither a hang nor a wrong byte.
  */
@@ -86,8 +89,8 @@ const patienceMs = 60_000
 const spinMs = 1
 const idleMs = 100
 /**
- * A thread that is to end does nothing for so long first. Node 20 aborts, seldom, when a worker ends while a function of it is being
- * compiled in the background: it forgets the worker's isolate before V8 has waited for that.
+ * A thread that is to end does nothing for so long first. Node 20 aborts, seldom, when a worker ends while a function
+ * of it is being compiled in the background: it forgets the worker's isolate before V8 has waited for that.
  */
 const graceMs = 50
 /** Frames kept free for the faults that come in at once, so that the limit holds at every moment. */
@@ -544,7 +547,8 @@ async function main(task: PagerTask): Promise<void> {
       wake: () => {
         background.wanted = true
       },
-      // Threads of the runtime's pool wait for pages of the region: when all of them do, none is left to read or write one.
+      // Threads of the runtime's pool wait for pages of the region: when all of them do, none is left to read or write
+      // one.
       io: 'blocking',
     })
     const pool = store.newPool({ client: 0, persistent: true, shared: false, pageSize })

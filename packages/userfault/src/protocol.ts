@@ -1,8 +1,9 @@
 /**
- * What the two threads of a `SwappableBuffer` share: the one that owns the buffer and the pager that answers its faults.
+ * What the two threads of a `SwappableBuffer` share: the one that owns the buffer and the pager that answers its
+ * faults.
  *
- * The owner gives one command at a time: it writes the command and its argument into shared words, rings the bell, and sleeps
- * until the pager has written the answer. It may sleep, because the pager needs nothing of it.
+ * The owner gives one command at a time: it writes the command and its argument into shared words, rings the bell, and
+ * sleeps until the pager has written the answer. It may sleep, because the pager needs nothing of it.
  */
 import type { MessagePort } from 'node:worker_threads'
 import type { TmemErrorCode } from '@tmem/core'

@@ -4,8 +4,8 @@
  * Invariants: every failing call becomes an error that names the call and the error number's name; no state but the
  * loaded functions; a descriptor opened here is close-on-exec and belongs to the caller.
  *
- * Source: mmap(2), madvise(2), userfaultfd(2), ioctl_userfaultfd(2), Linux's include/uapi/linux/userfaultfd.h (numbers and layouts),
- * eventfd(2), sched_setaffinity(2), pthread_key_create(3).
+ * Source: mmap(2), madvise(2), userfaultfd(2), ioctl_userfaultfd(2), Linux's include/uapi/linux/userfaultfd.h (numbers
+ * and layouts), eventfd(2), sched_setaffinity(2), pthread_key_create(3).
  */
 import { TmemError } from '@tmem/core'
 
@@ -230,8 +230,8 @@ export class System {
   }
 
   /**
-   * Fills an absent page and wakes who waits for it. False: it was there already (another thread's fault was answered first;
-   * nothing was changed, and nobody was woken).
+   * Fills an absent page and wakes who waits for it. False: it was there already (another thread's fault was answered
+   * first; nothing was changed, and nobody was woken).
    */
   fill(fd: number, address: number, source: number, writeProtected: boolean): boolean {
     for (;;) {
@@ -259,8 +259,8 @@ export class System {
   }
 
   /**
-   * Waits until one of two descriptors can be read. `milliseconds`: -1 is for ever. Answers 0: none (time is up); bit 0: the first;
-   * bit 1: the second.
+   * Waits until one of two descriptors can be read. `milliseconds`: -1 is for ever. Answers 0: none (time is up); bit
+   * 0: the first; bit 1: the second.
    */
   wait(first: number, second: number, milliseconds: number): number {
     const at = pollAt / 4
@@ -338,9 +338,9 @@ export class System {
   }
 
   /**
-   * Sees to it that the process does not outlive the calling thread. When the thread ends, however it does (also when the
-   * runtime stops it in the middle of JavaScript), the system's own thread-specific destructors run: `perror` with `message`, then
-   * `_exit` with `status`, then `close` of `fd`. No JavaScript is needed for it.
+   * Sees to it that the process does not outlive the calling thread. When the thread ends, however it does (also when
+   * the runtime stops it in the middle of JavaScript), the system's own thread-specific destructors run: `perror` with
+   * `message`, then `_exit` with `status`, then `close` of `fd`. No JavaScript is needed for it.
    */
   guard(message: string, status: number, fd: number): Guard {
     const text = new TextEncoder().encode(message)

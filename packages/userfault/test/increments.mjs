@@ -1,5 +1,5 @@
-// Increments words of a buffer in a random order, `turns` times or until `stop`, and counts those that are not as they were left.
-// Threads with different offsets use different words of the same pages.
+// Increments words of a buffer in a random order, `turns` times or until `stop`, and counts those that are not as they
+// were left. Threads with different offsets use different words of the same pages.
 export function increments(buffer, offset, turns, random, stop = () => false) {
   const words = new Uint32Array(buffer)
   const count = words.length / 128

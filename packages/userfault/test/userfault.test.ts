@@ -1,6 +1,6 @@
 /**
- * The paging itself runs in processes of its own (`scenarios.mjs`, from the built package, since worker threads cannot load
- * TypeScript): a thread that waits for a page for ever can only be ended from outside.
+ * The paging itself runs in processes of its own (`scenarios.mjs`, from the built package, since worker threads cannot
+ * load TypeScript): a thread that waits for a page for ever can only be ended from outside.
  */
 import { execFile } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
@@ -25,8 +25,8 @@ interface Ended {
 }
 
 /**
- * Runs Node, without background compilation: Node 20 aborts, seldom, when any worker ends while a function of it is being compiled (`(data.first) !=
- * nullptr` in node_platform.cc), which happens to processes that end as soon as these.
+ * Runs Node, without background compilation: Node 20 aborts, seldom, when any worker ends while a function of it is
+ * being compiled (`(data.first) != nullptr` in node_platform.cc), which happens to processes that end as soon as these.
  */
 function node(flags: readonly string[], input = ''): Promise<Ended> {
   return new Promise((resolve) => {

@@ -3,8 +3,8 @@
  *
  * The guest is hostile: it writes to all of the memory at any time. Each descriptor and each header is copied once, and
  * the copy is judged; a page is copied before anything reads it twice. A chain that is wrong (a loop, too long, outside
- * of the memory, of another form) is answered with nothing written. A ring index that jumps stops the device. Nothing of
- * another guest's is reachable: a channel has a client and pools of its own.
+ * of the memory, of another form) is answered with nothing written. A ring index that jumps stops the device. Nothing
+ * of another guest's is reachable: a channel has a client and pools of its own.
  */
 import { GetOutcome, maxObjectId, type ObjectId, type PageStore, type Pool, PutOutcome } from '@tmem/core'
 import {

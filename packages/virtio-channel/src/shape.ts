@@ -10,8 +10,8 @@
  *     results      one for each chain: a signed word for each page
  *     pages        4 KiB each
  *
- * Addresses are offsets in this memory. All integers are little endian, as virtio 1.x says, and as every machine is that
- * this runs on (asserted).
+ * Addresses are offsets in this memory. All integers are little endian, as virtio 1.x says, and as every machine is
+ * that this runs on (asserted).
  *
  * Source: Virtual I/O Device (VIRTIO) 1.x, §2.7 split virtqueues, VIRTIO_F_EVENT_IDX.
  */

@@ -1,4 +1,7 @@
-/** A guest and a device: in two threads, over stores that wait, against the kernel's own header, and with a hostile guest. */
+/**
+ * A guest and a device: in two threads, over stores that wait, against the kernel's own header, and with a hostile
+ * guest.
+ */
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,6 +1,6 @@
 /**
- * Faults and copy-on-write, and what the primary page tables tell secondary MMUs. A machine keeps the rule of one kernel
- * (`CowKernel`) for when a store to a private page may write in place.
+ * Faults and copy-on-write, and what the primary page tables tell secondary MMUs. A machine keeps the rule of one
+ * kernel (`CowKernel`) for when a store to a private page may write in place.
  *
  * Source: mm/memory.c of 2.6.31 (facts only); commits 09854ba94c6a, 70e806e4e645 and 6c287605fd56.
  */

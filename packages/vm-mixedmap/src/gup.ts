@@ -53,7 +53,9 @@ export interface GupRequest {
 /** Frames with a reference (pin) on each, or why there is none. */
 export type GupResult = { kind: 'pages'; pfns: number[] } | { kind: '-EFAULT' }
 
-/** User pages are those below this number; an address range that reaches it, or wraps around, is left to the slow path. */
+/**
+ * User pages are those below this number; an address range that reaches it, or wraps around, is left to the slow path.
+ */
 export const USER_PAGES: number = 2 ** 35
 
 /** How a fault is answered; fault() of fault.ts unless the space has XIP areas. */
@@ -168,8 +170,8 @@ export function slowGupRegisters(): SlowGupRegisters {
 export type ForcedWrite = 'remembers-the-copy' | 'forgets-the-write'
 
 /**
- * The slow path for one page as a program: it holds mmap_sem for reading all the time, so whoever holds it for reading as
- * well may come between two steps. A store is forced: a debugger may store to a private area that is read-only.
+ * The slow path for one page as a program: it holds mmap_sem for reading all the time, so whoever holds it for reading
+ * as well may come between two steps. A store is forced: a debugger may store to a private area that is read-only.
  */
 export function gupSlowProgram(
   { space: id, vpn, access }: Omit<GupRequest, 'pages'>,

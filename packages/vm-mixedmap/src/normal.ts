@@ -1,7 +1,9 @@
 /**
- * vm_normal_page, and the functions that insert entries: which entry has a page descriptor behind it, and who counts it.
+ * vm_normal_page, and the functions that insert entries: which entry has a page descriptor behind it, and who counts
+ * it.
  *
- * Source: mm/memory.c of 2.6.31 (facts only); commits 7e675137a8e1 for pte_special, 6857be5fecae for special huge entries.
+ * Source: mm/memory.c of 2.6.31 (facts only); commits 7e675137a8e1 for pte_special, 6857be5fecae for special huge
+ * entries.
  */
 import {
   type Context,

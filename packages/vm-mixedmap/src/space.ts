@@ -5,8 +5,8 @@
  * tables of 512 entries, or huge entries that map 512 pages (2 MiB).
  *
  * Invariants, here and in the files beside it: an entry that vmNormalPage() calls a page holds one reference and one
- * mapcount on it, and one unit of the space's rss; any other entry holds nothing. auditMachine() checks this for a whole
- * machine.
+ * mapcount on it, and one unit of the space's rss; any other entry holds nothing. auditMachine() checks this for a
+ * whole machine.
  *
  * Every function is one atomic action of a kernel (what happens under the page-table lock), or a sequence of such
  * actions run by itself; the scenarios of @tmem/mmu-notifier take the sequences apart.

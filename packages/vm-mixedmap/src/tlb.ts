@@ -4,11 +4,11 @@
  * freed after the flush.
  *
  * A processor that has used a translation goes on using it until it is flushed, whatever the tables say. So between
- * making an entry weaker and the end of the flush nobody may act on the new entry (free, copy or reuse the page), unless
- * a lock keeps him out or he completes the flush first.
+ * making an entry weaker and the end of the flush nobody may act on the new entry (free, copy or reuse the page),
+ * unless a lock keeps him out or he completes the flush first.
  *
- * Invariants: a processor reaches no free page (access() throws); a gathered page has the gather's reference until it is
- * freed; mmap_lock has one writer or any number of readers.
+ * Invariants: a processor reaches no free page (access() throws); a gathered page has the gather's reference until it
+ * is freed; mmap_lock has one writer or any number of readers.
  *
  * All state is plain data. A flush is one step here: a processor answers it at once, because none has its interrupts
  * off; gup.ts has those.

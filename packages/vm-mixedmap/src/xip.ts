@@ -10,8 +10,8 @@
  * Invariants: a mapping of a file shows either the file's block at that offset, or the zero page while there is a hole,
  * or a private copy. The zero page is never dirty. A block belongs to one file, and is freed only when nothing maps it.
  *
- * DEVIATION: one zero page per file, where the kernel has one for all XIP files. The unmapper finds the mappings through
- * the page's reverse map, and with a page per file that is exactly the walk over the file's areas.
+ * DEVIATION: one zero page per file, where the kernel has one for all XIP files. The unmapper finds the mappings
+ * through the page's reverse map, and with a page per file that is exactly the walk over the file's areas.
  *
  * DEVIATION: an insert that finds the entry in use (-EBUSY: another thread of the process faulted at the same time)
  * counts as success. 2.6.31 treats it as fatal.

@@ -1,9 +1,9 @@
 /**
  * Control: what a toolstack asks of the host, by sub-operation.
  *
- * The two generations differ in numbers, arguments and answers: up to 4.7 single values, -1 for whatever fails; from 4.8
- * on structures and error numbers. Buffers belong to whoever asks; what is in them is copied before it is judged, and
- * what does not fit is cut off at the end of a record.
+ * The two generations differ in numbers, arguments and answers: up to 4.7 single values, -1 for whatever fails; from
+ * 4.8 on structures and error numbers. Buffers belong to whoever asks; what is in them is copied before it is judged,
+ * and what does not fit is cut off at the end of a record.
  *
  * Source: the reference notes on the ABI, §3, §5.3 and §5.4.
  */
@@ -335,7 +335,8 @@ function restorePut(host: XenHost, asked: Asked): number {
   return host.put(client, pool, asked.object, asked.arg2, page)
 }
 
-// ---- Structures of 4.8 and later --------------------------------------------------------------------------------------
+// ---- Structures of 4.8 and later
+// --------------------------------------------------------------------------------------
 
 function getClientInfo(host: XenHost, { client: id, buffer }: Asked): number {
   const { bytes, fields } = clientInfoLayout

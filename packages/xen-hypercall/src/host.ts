@@ -9,10 +9,11 @@
  * nothing of the pool before; a refused put leaves no page under its handle; what is kept per domain is bounded (16
  * slots, 16 permits; for a domain that is being saved the names of its pages; for a shared pool twice its objects).
  *
- * DEVIATION: no page is kept under the object id of all ones, because it ends a pool in a saved stream: a put of it gets
- * -ENOMEM. DEVIATION: a get whose frame is bad leaves the page where it is; Xen lost it. DEVIATION: AUTH and RESTORE_NEW
- * are privileged in all releases, and CONTROL in 4.0, too. DEVIATION: a refusal for want of a slot for a shared pool
- * leaves nothing in the table. `defects: 'original'` brings back those of Xen's defects that are named in the README.
+ * DEVIATION: no page is kept under the object id of all ones, because it ends a pool in a saved stream: a put of it
+ * gets -ENOMEM. DEVIATION: a get whose frame is bad leaves the page where it is; Xen lost it. DEVIATION: AUTH and
+ * RESTORE_NEW are privileged in all releases, and CONTROL in 4.0, too. DEVIATION: a refusal for want of a slot for a
+ * shared pool leaves nothing in the table. `defects: 'original'` brings back those of Xen's defects that are named in
+ * the README.
  *
  * Source: the reference notes on the hypercall ABI, §2; on the semantics of tmem, §2 to §7.
  */
@@ -237,8 +238,8 @@ export class XenHost {
 
   /**
    * Hypercall 38 of a domain: `address` of a `tmem_op` in its memory. The number that the guest gets: at least 0, or an
-   * error number negated. Throws `RangeError` for a domain that there is not, `TmemError` (`TMEM_BROKEN`) when the store
-   * has stopped.
+   * error number negated. Throws `RangeError` for a domain that there is not, `TmemError` (`TMEM_BROKEN`) when the
+   * store has stopped.
    */
   call(id: number, address: number): Answer {
     const domain = this.domain(id)
@@ -487,7 +488,10 @@ export class XenHost {
     return client === undefined ? -Errno.EPERM : this.newPool(client, slot < 0 ? maxPools : slot, flags, uuid)
   }
 
-  /** AUTH: permits or withdraws; client 0xFFFF up to 4.8 means everybody. 1, 0: there was nothing to withdraw, or an error. */
+  /**
+   * AUTH: permits or withdraws; client 0xFFFF up to 4.8 means everybody. 1, 0: there was nothing to withdraw, or an
+   * error.
+   */
   authorize(id: number, uuid: bigint, isPermitted: boolean): number {
     if (id === allClients) {
       this.everybodyShares = isPermitted
@@ -783,8 +787,8 @@ export class XenHost {
   }
 
   /**
-   * Evicts the ephemeral page that came first: the client's own where it has more than its share, else of all. The bytes
-   * that its block had; 0: there is none.
+   * Evicts the ephemeral page that came first: the client's own where it has more than its share, else of all. The
+   * bytes that its block had; 0: there is none.
    */
   evict(client?: Client): number {
     this.counters.Ea++

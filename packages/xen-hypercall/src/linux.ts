@@ -1,6 +1,6 @@
 /**
- * The guest's side as Linux had it: the shims that turn hooks of cleancache and frontswap into hypercalls, and the driver
- * that gives memory back by itself.
+ * The guest's side as Linux had it: the shims that turn hooks of cleancache and frontswap into hypercalls, and the
+ * driver that gives memory back by itself.
  *
  * Put and get succeed only with the result 1; everything else is "not stored" or "not there", also what Xen calls an
  * error. Pages are copied through frames of the guest that nobody else uses.
@@ -48,8 +48,8 @@ export class LinuxGuest {
   #frontswapPool = -1
 
   /**
-   * `firstFrame`: the first of three frames, one after the other, that are the shims' own. Throws `RangeError` when they
-   * are not there.
+   * `firstFrame`: the first of three frames, one after the other, that are the shims' own. Throws `RangeError` when
+   * they are not there.
    */
   constructor(host: XenHost, domain: Domain, firstFrame: number) {
     const own = Array.from({ length: frames }, (_, n) => domain.memory.frame(firstFrame + n))
@@ -145,7 +145,8 @@ export class LinuxGuest {
     void this.#page(Command.FlushObject, pool, object, 0, 0)
   }
 
-  // ---- Frontswap: one persistent pool for all areas ------------------------------------------------------------------
+  // ---- Frontswap: one persistent pool for all areas
+  // ------------------------------------------------------------------
 
   /** Makes the pool, once; false: there is none, and every page goes to its slot. */
   frontswapInit(): boolean {
@@ -184,8 +185,8 @@ const swapObject = (type: number, offset: number): number => type * 16 + (offset
 const swapIndex = (offset: number): number => Math.floor(offset / 16)
 
 /**
- * Cleancache's operations over hypercalls: what `Cleancache.register` of @tmem/cleancache takes. An index of more than 32
- * bits is not cached.
+ * Cleancache's operations over hypercalls: what `Cleancache.register` of @tmem/cleancache takes. An index of more than
+ * 32 bits is not cached.
  */
 export function linuxCleancache(guest: LinuxGuest): LinuxCleancache {
   const isIndex = (index: number): boolean => index <= 0xffffffff
@@ -250,7 +251,10 @@ export interface SelfBalloonOptions {
   readonly reservedMiB?: number
   /** MiB beyond the reserve that are the least (default 0: by the table). */
   readonly minUsableMiB?: number
-  /** What is in frontswap is room that will be wanted (default false). Shrinking itself: `SelfShrink` of @tmem/frontswap. */
+  /**
+   * What is in frontswap is room that will be wanted (default false). Shrinking itself: `SelfShrink` of
+   * @tmem/frontswap.
+   */
   readonly selfShrinking?: boolean
 }
 

@@ -1,9 +1,9 @@
 /**
  * The text of LIST: one record per line, made of named fields.
  *
- * Invariant: the text and the zero behind it fit the length that was given, and no line is cut. DEVIATION: Xen wrote the
- * line of a client also past the end of the buffer; here it is dropped as the others are. What we do not have (trees of
- * nodes, contents shared by pages, cycles) is printed as 0.
+ * Invariant: the text and the zero behind it fit the length that was given, and no line is cut. DEVIATION: Xen wrote
+ * the line of a client also past the end of the buffer; here it is dropped as the others are. What we do not have
+ * (trees of nodes, contents shared by pages, cycles) is printed as 0.
  *
  * Source: the reference notes on the ABI, §4.
  */

@@ -1,16 +1,16 @@
 /**
  * Saved domains: the part of tmem in the streams of libxc, written and read by way of control, as a toolstack does.
  *
- * Two generations: up to 4.7 single values, from 4.8 on structures. Both end with the same record of the pages that were
- * flushed while a domain moved. A stream is read piece by piece: what is kept is one page.
+ * Two generations: up to 4.7 single values, from 4.8 on structures. Both end with the same record of the pages that
+ * were flushed while a domain moved. A stream is read piece by piece: what is kept is one page.
  *
  * Invariant: a stream that is cut or wrong restores nothing (its head was not whole) or all pages before the mistake,
  * each whole; the error says where, and how much is there.
  *
- * DEVIATION: a writer that meets a page which has gone ends its pool with the mark of all ones; the original wrote fewer
- * pages than it had said, and the reader took what followed for one. DEVIATION: versions, separators and the word behind
- * the pools are checked, each pool is there once, weights are restored, and a client is frozen after its pages have come.
- * `defects: 'original'` brings the defects of §5.4 back.
+ * DEVIATION: a writer that meets a page which has gone ends its pool with the mark of all ones; the original wrote
+ * fewer pages than it had said, and the reader took what followed for one. DEVIATION: versions, separators and the word
+ * behind the pools are checked, each pool is there once, weights are restored, and a client is frozen after its pages
+ * have come. `defects: 'original'` brings the defects of §5.4 back.
  *
  * Source: the reference notes on the ABI, §5.
  */
@@ -63,9 +63,9 @@ function words(...values: readonly number[]): Uint8Array {
 }
 
 /**
- * Saves a domain: begins (the client is frozen), and yields its description and pages. Nothing: there is nothing to save.
- * `isLive`: the guest goes on running meanwhile; then, when it stands still, comes `saveFlushed`. The caller ends the
- * save with `endSave`, also when it does not go on. Throws `TmemError`.
+ * Saves a domain: begins (the client is frozen), and yields its description and pages. Nothing: there is nothing to
+ * save. `isLive`: the guest goes on running meanwhile; then, when it stands still, comes `saveFlushed`. The caller ends
+ * the save with `endSave`, also when it does not go on. Throws `TmemError`.
  */
 export async function* saveDomain(host: XenHost, id: number, isLive = false): AsyncGenerator<Uint8Array> {
   const isNew = host.isSince('4.8')
@@ -226,9 +226,9 @@ class Mistake extends Error {
 }
 
 /**
- * Restores what `saveDomain` and `saveFlushed` wrote, of the same release, into a domain without a client. An empty stream
- * restores nothing. `isLive`: the record of flushed pages must come. Rejects with `TmemError` (`TMEM_CORRUPT`) when the
- * stream is cut or wrong: what was whole before is there; kill the domain, or go on with it as it is.
+ * Restores what `saveDomain` and `saveFlushed` wrote, of the same release, into a domain without a client. An empty
+ * stream restores nothing. `isLive`: the record of flushed pages must come. Rejects with `TmemError` (`TMEM_CORRUPT`)
+ * when the stream is cut or wrong: what was whole before is there; kill the domain, or go on with it as it is.
  */
 export async function restoreDomain(
   host: XenHost,

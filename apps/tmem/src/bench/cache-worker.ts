@@ -2,8 +2,8 @@
  * A process of `tmem bench cache` that holds records: `cache-worker.js WHAT KIND RECORDS BYTES`, with `--expose-gc`.
  *
  * WHAT is `hold`: how much memory it takes; or `stall`: how long the event loop stands while the program makes garbage.
- * KIND is `tmem`, `lru`, or `empty`, which makes the records and keeps none. BYTES is the memory of a `tmem`. One line of
- * JSON is the answer.
+ * KIND is `tmem`, `lru`, or `empty`, which makes the records and keeps none. BYTES is the memory of a `tmem`. One line
+ * of JSON is the answer.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setImmediate } from 'node:timers/promises'

@@ -2,9 +2,9 @@
  * `tmem bench cache`: a cache of compressed values against those that people use: lru-cache, lmdb on tmpfs, Redis.
  *
  * Values are JSON records of 100 to 2,000 bytes out of real files (`cache-records.ts`), keys are asked for by a Zipf
- * distribution of exponent 0.9. What takes time is measured in turns. Memory is that of processes of their own, less that
- * of one that makes the same records and keeps none. Misses are counted where both have the same resident memory: what an
- * entry of lru-cache takes was measured in the same run.
+ * distribution of exponent 0.9. What takes time is measured in turns. Memory is that of processes of their own, less
+ * that of one that makes the same records and keeps none. Misses are counted where both have the same resident memory:
+ * what an entry of lru-cache takes was measured in the same run.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
@@ -314,7 +314,9 @@ async function missRows(bench: Bench, records: Records, lruBytes: number): Promi
   ]
 }
 
-/** Gets what is asked for, and sets what was missed. `scanned`: records of each of ten scans, in caches of lru-cache. */
+/**
+ * Gets what is asked for, and sets what was missed. `scanned`: records of each of ten scans, in caches of lru-cache.
+ */
 async function missesOf(
   bench: Bench,
   records: Records,

@@ -3,15 +3,18 @@
  *
  * Two loads, both of real files, every page compared with the file:
  * - a set of source files three times the first level is read twice; tmem has as much memory as the first level;
- * - the reads of a real build of this repository (`tsc -b`, recorded by strace), again and again, as somebody builds who works; both
+ * - the reads of a real build of this repository (`tsc -b`, recorded by strace), again and again, as somebody builds
+ * who works; both
  *   caches have memory for four fifths of the pages, ours half of it as tmem.
  *
- * Files are read around the operating system's cache, so that a read is a read of the disk, as in a machine whose memory is used up. Where
- * that is refused a row says so, and times are of reads that this cache answers; the numbers of pages are the same.
+ * Files are read around the operating system's cache, so that a read is a read of the disk, as in a machine whose
+ * memory is used up. Where that is refused a row says so, and times are of reads that this cache answers; the numbers
+ * of pages are the same.
  *
- * A saved read is a page that came back from tmem instead of from the file. What tmem costs is the time inside of its calls,
- * puts and gets that were in vain included; beside it stands what the codec alone takes for the same pages. The seed's headline, about
- * 300 I/O a second saved at 0.1 to 0.2 % of a CPU, is the goal of two rows: one counts pages, one requests to the disk.
+ * A saved read is a page that came back from tmem instead of from the file. What tmem costs is the time inside of its
+ * calls, puts and gets that were in vain included; beside it stands what the codec alone takes for the same pages. The
+ * seed's headline, about 300 I/O a second saved at 0.1 to 0.2 % of a CPU, is the goal of two rows: one counts pages,
+ * one requests to the disk.
  */
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs'

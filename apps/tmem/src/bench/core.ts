@@ -2,9 +2,9 @@
  * `tmem bench core`: the store of plain memory against the copy of a page to a random place.
  *
  * The reference is the fastest way that JavaScript has to copy a page into, or out of, a random place of as much memory
- * as the store holds: `set`, `Buffer.copy` and `copyWithin` are all measured, in the same rounds, and the fastest of them
- * counts. Both sides see the same random order, in which no page comes twice, and take turns one by one, so that each
- * begins with the other's memory in the caches and in the processor's address translation. The store is used as
+ * as the store holds: `set`, `Buffer.copy` and `copyWithin` are all measured, in the same rounds, and the fastest of
+ * them counts. Both sides see the same random order, in which no page comes twice, and take turns one by one, so that
+ * each begins with the other's memory in the caches and in the processor's address translation. The store is used as
  * everybody uses it: composed, with its checked boundary.
  */
 import { setFlagsFromString } from 'node:v8'
@@ -519,7 +519,9 @@ async function steadyRows(bench: Bench): Promise<Row[]> {
   }
 }
 
-/** Pauses of single puts while a store grows from nothing and is then turned over: they must not grow with the store. */
+/**
+ * Pauses of single puts while a store grows from nothing and is then turned over: they must not grow with the store.
+ */
 async function pauseRows(bench: Bench): Promise<Row[]> {
   const sizes = bench.quick ? [10_000, 100_000] : [small, large]
   const rows: Row[] = []

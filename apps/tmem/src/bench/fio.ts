@@ -1,5 +1,6 @@
 /**
- * fio, whose own figures are taken: its start and its end are in none of them. And servers in processes of their own, for it to measure.
+ * fio, whose own figures are taken: its start and its end are in none of them. And servers in processes of their own,
+ * for it to measure.
  */
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -93,7 +94,8 @@ export async function comparedByFio(
 ): Promise<Row[]> {
   const targets = [ours, theirs] as const
   for (const target of targets) await fio(filling, target)
-  // What a machine does meanwhile comes and goes in seconds: many short rounds meet it more evenly than a few long ones.
+  // What a machine does meanwhile comes and goes in seconds: many short rounds meet it more evenly than a few long
+  // ones.
   const seconds = bench.quick ? 0.5 : 0.7
   const rows: Row[] = []
   for (const load of loads)

@@ -1,9 +1,10 @@
 /**
  * What every bench suite shares: measuring ourselves and a reference in the same run, and the rows of the answer.
  *
- * Method: the functions that are compared run in turns, round by round, so that whatever the machine does meanwhile hits all
- * of them; which one begins changes from round to round; the first rounds warm up and are not counted; a figure is the
- * median of its rounds. A measured function runs all operations of a round in its own loop: nothing of the frame is inside.
+ * Method: the functions that are compared run in turns, round by round, so that whatever the machine does meanwhile
+ * hits all of them; which one begins changes from round to round; the first rounds warm up and are not counted; a
+ * figure is the median of its rounds. A measured function runs all operations of a round in its own loop: nothing of
+ * the frame is inside.
  */
 import { cpus, release, totalmem } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
@@ -85,7 +86,10 @@ export interface MeasureOptions {
   readonly operations: number
   /** Rounds that are counted; odd. By default 9, or 3 in a quick run. */
   readonly rounds?: number
-  /** Rounds before, which are not counted: until the runtime has compiled what is measured (default 5, or 1 in a quick run). */
+  /**
+   * Rounds before, which are not counted: until the runtime has compiled what is measured (default 5, or 1 in a quick
+   * run).
+   */
   readonly warmup?: number
 }
 

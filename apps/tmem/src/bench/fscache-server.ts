@@ -1,8 +1,9 @@
 /**
  * The process that `tmem bench fscache` asks: `fscache-server.js SIGN`. Ends with SIGTERM.
  *
- * It writes its port to the file SIGN, once it listens. `/DELAY/POLICY/BYTES/NAME` is a file of so many bytes, whose first byte comes after
- * DELAY milliseconds; POLICY is `fresh` (for an hour) or `asked` (each time). `/sent` tells how many bytes of bodies it has sent.
+ * It writes its port to the file SIGN, once it listens. `/DELAY/POLICY/BYTES/NAME` is a file of so many bytes, whose
+ * first byte comes after DELAY milliseconds; POLICY is `fresh` (for an hour) or `asked` (each time). `/sent` tells how
+ * many bytes of bodies it has sent.
  */
 import { renameSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'

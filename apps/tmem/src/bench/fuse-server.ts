@@ -1,6 +1,6 @@
 /**
- * The process that `tmem bench fuse` measures: `fuse-server.js BYTES DIRECTORY`. In the directory there are the devices `plain` and
- * `compressed`, and `times`: what this process has done so far (`ServerTimes`, as JSON). Ends with SIGTERM.
+ * The process that `tmem bench fuse` measures: `fuse-server.js BYTES DIRECTORY`. In the directory there are the devices
+ * `plain` and `compressed`, and `times`: what this process has done so far (`ServerTimes`, as JSON). Ends with SIGTERM.
  */
 import type { BlockDevice, Completion } from '@tmem/core'
 import { type FuseNode, fuseServer, setIoFlusher } from '@tmem/fuse'

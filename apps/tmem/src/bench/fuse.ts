@@ -1,13 +1,14 @@
 /**
- * `tmem bench fuse`: files of our mount and block devices over them, against a file of a tmpfs and the kernel's zram with LZ4; and a program
- * that the kernel swaps to them.
+ * `tmem bench fuse`: files of our mount and block devices over them, against a file of a tmpfs and the kernel's zram
+ * with LZ4; and a program that the kernel swaps to them.
  *
- * Direct I/O with libaio, driven by fio; on the tmpfs through its page cache, which is where a tmpfs has its bytes. The block device is
- * a loop device with direct I/O over the file of ramzswap over zcache. The program may use 64 MiB of its 200 MiB (a control group),
- * looks at all of them in no order, writes half of them anew, and verifies them.
+ * Direct I/O with libaio, driven by fio; on the tmpfs through its page cache, which is where a tmpfs has its bytes. The
+ * block device is a loop device with direct I/O over the file of ramzswap over zcache. The program may use 64 MiB of
+ * its 200 MiB (a control group), looks at all of them in no order, writes half of them anew, and verifies them.
  *
- * It changes the machine: a mount, a loop device, a zram device, a control group, the list of swap areas. A note in /run is written
- * first, so that whatever a run that was killed has left is found and undone by the next one; only what the note tells of is undone.
+ * It changes the machine: a mount, a loop device, a zram device, a control group, the list of swap areas. A note in
+ * /run is written first, so that whatever a run that was killed has left is found and undone by the next one; only what
+ * the note tells of is undone.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import {
@@ -268,7 +269,10 @@ const loops = (): string[] =>
     return existsSync(backing) && readFileSync(backing, 'utf8').startsWith(mountPoint)
   })
 
-/** Takes everything away that the note tells of, in the order in which it can be. Our server goes on until it is told to end. */
+/**
+ * Takes everything away that the note tells of, in the order in which it can be. Our server goes on until it is told to
+ * end.
+ */
 function undo(): void {
   const words = readFileSync(note, 'utf8').trim().split(' ')
   if (existsSync(group)) {

@@ -1,9 +1,12 @@
 /**
- * A Linux guest in QEMU that swaps to us: what it runs, the server it swaps to, and the rows of `tmem bench nbd` about it.
+ * A Linux guest in QEMU that swaps to us: what it runs, the server it swaps to, and the rows of `tmem bench nbd` about
+ * it.
  *
- * The guest has 128 MiB; a program in it uses 200 MiB in no order and verifies them. Ours is `tmem serve` on a unix socket, zcache over a
- * file; the reference is the same guest with a raw image on the same tmpfs as our file, and a second one nbdkit's plain memory, which has the
- * way through QEMU's NBD client in common with us. What is compared is the time from the start of QEMU to its end. A run whose program found one wrong byte, or that did not end, is a failure, not a figure.
+ * The guest has 128 MiB; a program in it uses 200 MiB in no order and verifies them. Ours is `tmem serve` on a unix
+ * socket, zcache over a file; the reference is the same guest with a raw image on the same tmpfs as our file, and a
+ * second one nbdkit's plain memory, which has the way through QEMU's NBD client in common with us. What is compared is
+ * the time from the start of QEMU to its end. A run whose program found one wrong byte, or that did not end, is a
+ * failure, not a figure.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
@@ -51,7 +54,10 @@ const has = (program: string): boolean => spawnSync(program, ['--version'], { st
 
 /** What came of a run. */
 export interface SwapRun {
-  /** The exit code of the program (0: every byte was right) or of what failed before or after it, or how the guest ended instead. */
+  /**
+   * The exit code of the program (0: every byte was right) or of what failed before or after it, or how the guest ended
+   * instead.
+   */
   readonly exit: number | 'died' | 'timeout'
   readonly console: string
   readonly seconds: number
@@ -61,8 +67,8 @@ export interface SwapRun {
 }
 
 /**
- * What the guest does. The kernel discards what it has freed only where it takes the drive for one that does not rotate, and swapoff waits
- * until it has done so.
+ * What the guest does. The kernel discards what it has freed only where it takes the drive for one that does not
+ * rotate, and swapoff waits until it has done so.
  */
 export const swapScript: string = scriptAfter('')
 
@@ -217,9 +223,10 @@ grep MemTotal: /proc/meminfo
 `
 
 /**
- * The rows of `tmem bench tiers` that a guest measures: its kernel's own zswap over a raw image, against the same guest over our stack, which has
- * as much less memory as ours has for compressed pages. Both images lie on the same disk, and both sides go around the host's cache.
- * Pages read are those that came from the disk: the guest counts what zswap has not answered (`pswpin`), the server what its file has.
+ * The rows of `tmem bench tiers` that a guest measures: its kernel's own zswap over a raw image, against the same guest
+ * over our stack, which has as much less memory as ours has for compressed pages. Both images lie on the same disk, and
+ * both sides go around the host's cache. Pages read are those that came from the disk: the guest counts what zswap has
+ * not answered (`pswpin`), the server what its file has.
  */
 export async function zswapRows(bench: Bench): Promise<Row[]> {
   const names = ['guest-pages-read', 'guest-time'] as const

@@ -1,9 +1,11 @@
 /**
- * `tmem bench models`: what the mails of March and April 2008 claimed of page mapping, counted on the models. Nothing here is a time:
- * every figure comes out alike on every machine.
+ * `tmem bench models`: what the mails of March and April 2008 claimed of page mapping, counted on the models. Nothing
+ * here is a time: every figure comes out alike on every machine.
  *
- * - The hooks that the VM calls for 100 pages, with `invalidate_page` beside the range pair (mmu notifier #v13) against ranges only.
- * - The memory that 100 guests need besides an image of 1 GiB that they share: page tables, without page descriptors and with them.
+ * - The hooks that the VM calls for 100 pages, with `invalidate_page` beside the range pair (mmu notifier #v13) against
+ * ranges only.
+ * - The memory that 100 guests need besides an image of 1 GiB that they share: page tables, without page descriptors
+ * and with them.
  */
 import { countHooks, RANGES_ONLY, V13_FIRST_PART, WORKLOADS } from '@tmem/mmu-notifier'
 import { structPageSaving } from '@tmem/vm-mixedmap'

@@ -1,15 +1,15 @@
 /**
- * How long a client that asks for little waits beside one that asks for all it can get: the 99th percentile of its 4 KiB
- * reads, one each millisecond, alone and beside each hostile pattern, in turns in the same run: each round measures it
- * alone once, and then beside each of them.
+ * How long a client that asks for little waits beside one that asks for all it can get: the 99th percentile of its 4
+ * KiB reads, one each millisecond, alone and beside each hostile pattern, in turns in the same run: each round measures
+ * it alone once, and then beside each of them.
  *
  * Server, hostile client and the light one each have a process of their own. The device is ramzswap over zcache, 1 GiB,
  * of which the first 64 MiB are written.
  *
  * What is measured is the server. A hostile client that sends large writes uses a processor of its own, and on two
- * processors the light client then waits for the system's turns: 11.9 times as long, where 1.1 is what the server takes.
- * So server and light client have a processor as soon as they want one (SCHED_FIFO, chrt), and the hostile client what is
- * left. Where that may not be set, those turns are in the figures.
+ * processors the light client then waits for the system's turns: 11.9 times as long, where 1.1 is what the server
+ * takes. So server and light client have a processor as soon as they want one (SCHED_FIFO, chrt), and the hostile
+ * client what is left. Where that may not be set, those turns are in the figures.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'

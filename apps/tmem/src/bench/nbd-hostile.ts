@@ -1,4 +1,7 @@
-/** A hostile client of `tmem bench nbd`: `nbd-hostile.js SOCKET PATTERN`. Says when it begins; goes on until it is killed. */
+/**
+ * A hostile client of `tmem bench nbd`: `nbd-hostile.js SOCKET PATTERN`. Says when it begins; goes on until it is
+ * killed.
+ */
 import { BenchClient, hostilePatterns } from './nbd-client.ts'
 
 const [path, pattern] = process.argv.slice(2)

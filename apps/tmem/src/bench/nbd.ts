@@ -1,10 +1,10 @@
 /**
  * `tmem bench nbd`: our NBD server against nbdkit, both driven by fio over a unix socket in the same run.
  *
- * Plain memory is `memoryDevice` against nbdkit's memory plugin. Compressed is ramzswap over zcache against the same plugin with
- * `allocator=zstd`; fio then writes blocks of which about half is random and half is zeros. All devices are written once before
- * anything is measured, and fio's own figures are taken: its start is in none of them. Each server has a process of its own.
- * How fair ours is to a client beside a hostile one is measured in nbd-fairness.ts.
+ * Plain memory is `memoryDevice` against nbdkit's memory plugin. Compressed is ramzswap over zcache against the same
+ * plugin with `allocator=zstd`; fio then writes blocks of which about half is random and half is zeros. All devices are
+ * written once before anything is measured, and fio's own figures are taken: its start is in none of them. Each server
+ * has a process of its own. How fair ours is to a client beside a hostile one is measured in nbd-fairness.ts.
  */
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -73,8 +73,9 @@ export async function serverRows(bench: Bench): Promise<Row[]> {
 }
 
 /**
- * Memory for the pages of `tmem bench zcache` on a device: zcache, which keeps also what does not shrink, over a file, which gets nothing.
- * The kernel does not count zram's tables of pages and handles, our stores count theirs: the chunks alone compare like with like.
+ * Memory for the pages of `tmem bench zcache` on a device: zcache, which keeps also what does not shrink, over a file,
+ * which gets nothing. The kernel does not count zram's tables of pages and handles, our stores count theirs: the chunks
+ * alone compare like with like.
  */
 async function corpusRows(bench: Bench): Promise<Row[]> {
   const name = 'compressed-bytes-for-corpus'

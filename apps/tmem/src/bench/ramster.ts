@@ -1,9 +1,10 @@
 /**
- * `tmem bench ramster`: pages that go to Redis servers and come back, against the client library with the same bytes; and sealing, against
- * `node:crypto` alone.
+ * `tmem bench ramster`: pages that go to Redis servers and come back, against the client library with the same bytes;
+ * and sealing, against `node:crypto` alone.
  *
- * The servers are Redis's or Valkey's own, started for this on loopback ports. What the library is measured with are the very blocks that the
- * stack sends: they are taken on their way. It gets them in pipelines of as many as one flight of ours carries.
+ * The servers are Redis's or Valkey's own, started for this on loopback ports. What the library is measured with are
+ * the very blocks that the stack sends: they are taken on their way. It gets them in pipelines of as many as one flight
+ * of ours carries.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto'
 import { setImmediate, setTimeout } from 'node:timers/promises'

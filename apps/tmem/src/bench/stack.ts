@@ -1,7 +1,7 @@
 /**
- * `tmem bench stack --stack TEXT`: what one put, get and flush cost in any stack, also in places of others (`--modules`),
- * against the copy of a page. Pages are bytes of this Node.js itself: code and data, which compress about as the memory of
- * programs does. A page that is deferred is fetched, one by one, and its waiting counts.
+ * `tmem bench stack --stack TEXT`: what one put, get and flush cost in any stack, also in places of others
+ * (`--modules`), against the copy of a page. Pages are bytes of this Node.js itself: code and data, which compress
+ * about as the memory of programs does. A page that is deferred is fetched, one by one, and its waiting counts.
  */
 import { closeSync, openSync, readSync } from 'node:fs'
 import { basePageSize, compose, GetOutcome, type Pool, PutOutcome, parseStack, poolRefusalName } from '@tmem/core'

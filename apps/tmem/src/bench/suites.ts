@@ -5,7 +5,10 @@ import { BadInput } from '../ending.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { createBench, describeMachine, type MachineDescription, type Row, type Suite } from './frame.ts'
 
-/** All suites by name, but for `stack`, which is made for a stack. A suite is loaded when it runs, with the references that it measures. */
+/**
+ * All suites by name, but for `stack`, which is made for a stack. A suite is loaded when it runs, with the references
+ * that it measures.
+ */
 export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.freeze({
   cache: async () => (await import('./cache.ts')).cache,
   cleancache: async () => (await import('./cleancache.ts')).cleancache,

@@ -1,9 +1,11 @@
 /**
- * What `tmem bench tiers` compares a stack with: orders of pages by the book, simulated over the calls that reach the stack; and a log.
+ * What `tmem bench tiers` compares a stack with: orders of pages by the book, simulated over the calls that reach the
+ * stack; and a log.
  *
- * The simulated orders know memory for so many compressed bytes, and a disk with room for all. They see what the stack sees: calls that
- * the front end made because of what the stack answered, too (a page that a get took out of memory is flushed by the swapper). Of the limit they
- * use every byte for pages: a real stack pays for its tables out of the same.
+ * The simulated orders know memory for so many compressed bytes, and a disk with room for all. They see what the stack
+ * sees: calls that the front end made because of what the stack answered, too (a page that a get took out of memory is
+ * flushed by the swapper). Of the limit they use every byte for pages: a real stack pays for its tables out of the
+ * same.
  *
  * Only the number of pages that are read from disk is counted. Nothing is stored here but sizes.
  */
@@ -23,7 +25,10 @@ export interface Calls {
   flush(page: number): void
 }
 
-/** Least recently used: what was not used for longest goes to disk. A page that is read from there comes to memory again. */
+/**
+ * Least recently used: what was not used for longest goes to disk. A page that is read from there comes to memory
+ * again.
+ */
 export class Lru implements Calls {
   /** Pages that were read from disk. */
   reads = 0
@@ -117,12 +122,14 @@ export class RecordedCalls implements Calls {
   }
 
   /**
-   * How many pages Belady's MIN reads from disk over these calls with `limitBytes` of memory. When there is too much, what goes is
-   * the page whose next get is furthest away; that may be the one that came just now. What is put anew, released or flushed before any get
-   * takes no memory. Where all pages are of one size no order reads less. With various sizes the least is not known in reasonable time
-   * (the problem is NP-hard), and this rule, which does not look at sizes, is near it.
+   * How many pages Belady's MIN reads from disk over these calls with `limitBytes` of memory. When there is too much,
+   * what goes is the page whose next get is furthest away; that may be the one that came just now. What is put anew,
+   * released or flushed before any get takes no memory. Where all pages are of one size no order reads less. With
+   * various sizes the least is not known in reasonable time (the problem is NP-hard), and this rule, which does not
+   * look at sizes, is near it.
    *
-   * Source: L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5 (1966), 78-101.
+   * Source: L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5
+   * (1966), 78-101.
    */
   minReads(limitBytes: number): number {
     const nextGet = this.#nextGets()
@@ -158,7 +165,8 @@ export class RecordedCalls implements Calls {
       memory.add(page)
       bytes += bytesOf.get(page)!
       furthest.push(nextGet[n])
-      // A get that has passed is nearer than any that is to come: as long as there are pages in memory the furthest is one of theirs.
+      // A get that has passed is nearer than any that is to come: as long as there are pages in memory the furthest is
+      // one of theirs.
       while (bytes > limitBytes) leave(this.#calls[furthest.pop()] & pageMask)
     }
     return reads
@@ -215,7 +223,10 @@ class Furthest {
 type Methods = Required<Omit<Pool, 'attributes'>>
 type Meaning = { readonly [Name in keyof Methods]: (...words: Parameters<Methods[Name]>) => void }
 
-/** The store, whose pools tell `calls` of each call before it is made. For a front end that uses one object, 0, as the swapper does. */
+/**
+ * The store, whose pools tell `calls` of each call before it is made. For a front end that uses one object, 0, as the
+ * swapper does.
+ */
 export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
   const codec = createCodec('lz4')
   const room = new Uint8Array(codec.bound(basePageSize))
@@ -302,10 +313,12 @@ function intercepted<Target extends object>(
 }
 
 /**
- * A log with greedy cleaning: blocks are written one behind the other into segments. When segments run short, the one with the fewest live
- * bytes is read, what is live in it is written again, and the segment is free. It is what a place without holes to reuse would do.
+ * A log with greedy cleaning: blocks are written one behind the other into segments. When segments run short, the one
+ * with the fewest live bytes is read, what is live in it is written again, and the segment is free. It is what a place
+ * without holes to reuse would do.
  *
- * Source: M. Rosenblum, J. K. Ousterhout, "The design and implementation of a log-structured file system", ACM TOCS 10 (1992), 26-52.
+ * Source: M. Rosenblum, J. K. Ousterhout, "The design and implementation of a log-structured file system", ACM TOCS 10
+ * (1992), 26-52.
  */
 export class GreedyLog {
   /** Bytes that were written, cleaning included. */
@@ -343,7 +356,8 @@ export class GreedyLog {
   write(page: number, bytes: number): void {
     if (bytes > this.#segmentBytes) throw new RangeError(`a block of ${bytes} bytes is longer than a segment`)
     this.#forget(page)
-    // One is kept free, for what is live in the next one that is cleaned. Who gains nothing from cleaning all has no room.
+    // One is kept free, for what is live in the next one that is cleaned. Who gains nothing from cleaning all has no
+    // room.
     for (let left = this.#live.length; !this.#fits(bytes) && this.#free.length < 2; left--) {
       if (left === 0) throw new RangeError(`the log is full: ${this.liveBytes} bytes are live`)
       this.#clean()

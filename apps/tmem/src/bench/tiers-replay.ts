@@ -1,10 +1,11 @@
 /**
- * The rows of `tmem bench tiers` about which pages are read from disk: fixed traces through an address space over a stack of two places,
- * compared with simulated orders of pages over the calls that reach it.
+ * The rows of `tmem bench tiers` about which pages are read from disk: fixed traces through an address space over a
+ * stack of two places, compared with simulated orders of pages over the calls that reach it.
  *
- * A read from disk is a page that the address space had to wait for. Where the process has read more bytes from files meanwhile than that many
- * pages, these count: a stack that reads in the middle of a get, or to clean up, is not better for it. Every page that is read
- * is compared with what was last written there; a wrong byte is a failure, not a figure.
+ * A read from disk is a page that the address space had to wait for. Where the process has read more bytes from files
+ * meanwhile than that many pages, these count: a stack that reads in the middle of a get, or to clean up, is not better
+ * for it. Every page that is read is compared with what was last written there; a wrong byte is a failure, not a
+ * figure.
  */
 import { basePageSize, type PageStore } from '@tmem/core'
 import { Swapper } from '@tmem/swapper'

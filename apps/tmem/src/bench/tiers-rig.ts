@@ -1,4 +1,7 @@
-/** What the parts of `tmem bench tiers` share: pages, stacks over a file of their own, and what this process reads and writes. */
+/**
+ * What the parts of `tmem bench tiers` share: pages, stacks over a file of their own, and what this process reads and
+ * writes.
+ */
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
@@ -11,12 +14,17 @@ import type { Bench } from './frame.ts'
 
 export const mebibyte: number = 2 ** 20
 
-/** What pages hold: those of the running program, in another order. One number, the version, says what a page holds now. */
+/**
+ * What pages hold: those of the running program, in another order. One number, the version, says what a page holds now.
+ */
 export class Contents {
   readonly #pages: readonly Uint8Array[]
   readonly #bytes: Uint16Array
 
-  /** Only of those that the fast codec compresses to so many bytes, or fewer; a page that does not shrink counts as a page. */
+  /**
+   * Only of those that the fast codec compresses to so many bytes, or fewer; a page that does not shrink counts as a
+   * page.
+   */
   constructor(mostBytes: number = basePageSize) {
     const source = readFileSync(process.execPath)
     const codec = createCodec('lz4')
@@ -55,8 +63,8 @@ export class Contents {
 }
 
 /**
- * Opens the stack, with `{file}` in its text for a file on a disk that has room for `fileBytes` and goes away afterwards, and
- * closes it when `use` has ended.
+ * Opens the stack, with `{file}` in its text for a file on a disk that has room for `fileBytes` and goes away
+ * afterwards, and closes it when `use` has ended.
  */
 export async function withStack<Answer>(
   text: string,
@@ -112,7 +120,10 @@ export async function settle(store: PageStore, bench: Bench): Promise<void> {
   }
 }
 
-/** What this process has read and written through the system so far: files, and the few bytes by which threads wake each other. */
+/**
+ * What this process has read and written through the system so far: files, and the few bytes by which threads wake each
+ * other.
+ */
 export interface ProcessIo {
   readonly bytesRead: number
   readonly bytesWritten: number

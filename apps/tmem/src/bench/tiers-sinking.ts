@@ -1,10 +1,10 @@
 /**
- * The rows of `tmem bench tiers` about pages that sink from compressed memory to a file: what is written for them, in how many operations,
- * and what puts take meanwhile.
+ * The rows of `tmem bench tiers` about pages that sink from compressed memory to a file: what is written for them, in
+ * how many operations, and what puts take meanwhile.
  *
- * Which pages rest in the file is seen from outside: their get is deferred. How many bytes have sunk follows from that and from what the codec
- * makes of them, without a counter of the stack's: what is in the file afterwards and was not before, and what was overwritten there. What is
- * written is counted by the system for the whole process.
+ * Which pages rest in the file is seen from outside: their get is deferred. How many bytes have sunk follows from that
+ * and from what the codec makes of them, without a counter of the stack's: what is in the file afterwards and was not
+ * before, and what was overwritten there. What is written is counted by the system for the whole process.
  */
 import { basePageSize, GetOutcome, type PageStore, type Pool, PutOutcome, putOutcomeName } from '@tmem/core'
 import { createRandom } from '../demo/workload.ts'
@@ -79,8 +79,9 @@ const stackOf = (limitBytes: number, fileBytes: number): string =>
   `zcache(limit=${limitBytes}) > frontswap(file={file},size=${fileBytes})`
 
 /**
- * Pages are overwritten at random, each as often as any other, so many that the compressed bytes of those in the file are a given share of
- * its size. After twice as many bytes as the file has, what is written for the next so many is compared with the bytes that sank.
+ * Pages are overwritten at random, each as often as any other, so many that the compressed bytes of those in the file
+ * are a given share of its size. After twice as many bytes as the file has, what is written for the next so many is
+ * compared with the bytes that sank.
  */
 async function liveRow(bench: Bench, contents: Contents, percent: number): Promise<Row> {
   const name = `written-${percent}%-live`

@@ -1,10 +1,10 @@
 /**
  * `tmem bench tiers`: where the pages of a stack of several places rest, and what it costs that they move.
  *
- * Most figures are counts, which come out alike in every run, of pages, bytes and operations that the system has counted for this process;
- * times are measured in turns, as everywhere. The stack is `zcache > frontswap` with nothing but its sizes set, composed from text, and is
- * used through its public interface; what it is compared with is simulated over the very calls that reach it (tiers-reference.ts),
- * or measured in the same run.
+ * Most figures are counts, which come out alike in every run, of pages, bytes and operations that the system has
+ * counted for this process; times are measured in turns, as everywhere. The stack is `zcache > frontswap` with nothing
+ * but its sizes set, composed from text, and is used through its public interface; what it is compared with is
+ * simulated over the very calls that reach it (tiers-reference.ts), or measured in the same run.
  */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -41,7 +41,10 @@ async function tiersRows(bench: Bench): Promise<readonly Row[]> {
   ]
 }
 
-/** Disk I/O of the demo's machine with tmem over that of its machine with a swap file alone: a hundredth is 99 % avoided. */
+/**
+ * Disk I/O of the demo's machine with tmem over that of its machine with a swap file alone: a hundredth is 99 %
+ * avoided.
+ */
 async function demoRow(bench: Bench): Promise<Row> {
   const silent: Terminal = {
     signal: bench.signal,
@@ -110,8 +113,9 @@ async function missRow(bench: Bench): Promise<Row> {
 }
 
 /**
- * What is kept beside the compressed bytes for a page in memory, for a page in the file, and for an object: by the stack's own counters, less
- * what places were charged for the directory, which it counts itself. A page in the file also has its part of the map of what is free there.
+ * What is kept beside the compressed bytes for a page in memory, for a page in the file, and for an object: by the
+ * stack's own counters, less what places were charged for the directory, which it counts itself. A page in the file
+ * also has its part of the map of what is free there.
  */
 async function metadataRows(bench: Bench): Promise<Row[]> {
   const contents = new Contents(basePageSize / 2)
@@ -121,7 +125,10 @@ async function metadataRows(bench: Bench): Promise<Row[]> {
   const fileBytes = most * basePageSize
   const text = `zcache(limit=${limitBytes}) > frontswap(file={file},size=${fileBytes})`
   const counted = (stats: StatsNode): number => sumOf(stats, 'metadata_bytes')! - sumOf(stats, 'directory_bytes')!
-  /** Bytes that pages have taken, how many of these rest in the file, and bytes of the map for each that it has room for. */
+  /**
+   * Bytes that pages have taken, how many of these rest in the file, and bytes of the map for each that it has room
+   * for.
+   */
   const taken = (pages: number, handle: (page: number) => [object: number, index: number]) =>
     withStack(text, fileBytes, async (store) => {
       const pool = poolOf(store)

@@ -1,13 +1,15 @@
 /**
- * The fixed traces of `tmem bench tiers`: references to the pages of an address space, the same on every machine and in every run.
+ * The fixed traces of `tmem bench tiers`: references to the pages of an address space, the same on every machine and in
+ * every run.
  *
- * A trace lies here as the rule that makes it and the digest of what must come out. As files they would be 3 MB of noise in the repository:
- * a reference to one of 16,384 equally likely pages holds 14 bits, and no coding takes them away. What comes out is compared with the digest before
- * anything is measured: a generator that changed is an error and not another trace. All of it is arithmetic that IEEE 754 and ECMAScript fix to the last bit: integers, and of the others `+` and `/`; not
- * `Math.log` or `Math.exp`, whose last bits are the engine's own.
+ * A trace lies here as the rule that makes it and the digest of what must come out. As files they would be 3 MB of
+ * noise in the repository: a reference to one of 16,384 equally likely pages holds 14 bits, and no coding takes them
+ * away. What comes out is compared with the digest before anything is measured: a generator that changed is an error
+ * and not another trace. All of it is arithmetic that IEEE 754 and ECMAScript fix to the last bit: integers, and of the
+ * others `+` and `/`; not `Math.log` or `Math.exp`, whose last bits are the engine's own.
  *
- * Every trace begins with a write to each page, in order. Its size is that of an address space of 65,536 pages over 8,192 frames, or a
- * sixteenth of all that for quick runs.
+ * Every trace begins with a write to each page, in order. Its size is that of an address space of 65,536 pages over
+ * 8,192 frames, or a sixteenth of all that for quick runs.
  */
 import { createHash } from 'node:crypto'
 import { createRandom, type Random, writeBit } from '../demo/workload.ts'
@@ -50,8 +52,8 @@ const quickDivisor = 16
 const framesPart = 8
 
 const rules: Readonly<Record<TraceName, Rule>> = Object.freeze({
-  // Three sets one after the other, each a quarter of all pages: those that were written last, those that were written first (by then
-  // cold), and, with three writes in ten, some from the middle.
+  // Three sets one after the other, each a quarter of all pages: those that were written last, those that were written
+  // first (by then cold), and, with three writes in ten, some from the middle.
   'hot-set': {
     seed: 12_345,
     digests: { full: 'c8762e8d682fabb8', quick: '916a2b23f5a28f96' },
@@ -76,7 +78,8 @@ const rules: Readonly<Record<TraceName, Rule>> = Object.freeze({
     digests: { full: '1b0faea869baf03b', quick: '21f625c402682350' },
     make: (add, random, pages, scaled) => zipf(add, random, pages, scaled, 0),
   },
-  // Six references in ten go to a hot set of 20,000 pages, one in ten of them a write; the others scan the rest, in order, over and over.
+  // Six references in ten go to a hot set of 20,000 pages, one in ten of them a write; the others scan the rest, in
+  // order, over and over.
   scan: {
     seed: 4242,
     digests: { full: '032f63c65c8342e5', quick: '7182bad6fd24e811' },

@@ -1,13 +1,16 @@
 /**
- * `tmem bench userfault`: faults of a `SwappableBuffer` over zcache against the kernel's swap to zram, and what a resident page costs.
+ * `tmem bench userfault`: faults of a `SwappableBuffer` over zcache against the kernel's swap to zram, and what a
+ * resident page costs.
  *
- * Faults: a region of 256 MiB with 32 MiB in memory, one load at a random page at a time, which is timed; every fourth page is
- * then written. Of all loads the slowest ones are the faults, as many as were counted. The kernel does the same in C.
+ * Faults: a region of 256 MiB with 32 MiB in memory, one load at a random page at a time, which is timed; every fourth
+ * page is then written. Of all loads the slowest ones are the faults, as many as were counted. The kernel does the same
+ * in C.
  *
- * Zipf: one word at a time, at places whose pages follow Zipf's law with exponent 1.2, three writes in ten, with an eighth of the region in
- * memory; against the cache that a program would have instead: pages in a Map in the order of their use over `readSync` and
- * `writeSync`. That file is either left to the operating system's cache, which then holds all of it (the program uses far more memory
- * than its limit), or opened around it (O_DIRECT), so that both sides keep to the same memory.
+ * Zipf: one word at a time, at places whose pages follow Zipf's law with exponent 1.2, three writes in ten, with an
+ * eighth of the region in memory; against the cache that a program would have instead: pages in a Map in the order of
+ * their use over `readSync` and `writeSync`. That file is either left to the operating system's cache, which then holds
+ * all of it (the program uses far more memory than its limit), or opened around it (O_DIRECT), so that both sides keep
+ * to the same memory.
  */
 import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -266,7 +269,10 @@ async function zipfRows(bench: Bench): Promise<Row[]> {
   }
 }
 
-/** Pages of a file of which some are in memory, the least recently used ones replaced: what a program would write by hand. */
+/**
+ * Pages of a file of which some are in memory, the least recently used ones replaced: what a program would write by
+ * hand.
+ */
 class FileCache {
   readonly words: Uint32Array
   /** The operating system's cache is bypassed. */
@@ -334,7 +340,10 @@ class FileCache {
   }
 }
 
-/** The first place in memory from which the device takes a page, or -1 where there is none: JavaScript cannot see addresses. */
+/**
+ * The first place in memory from which the device takes a page, or -1 where there is none: JavaScript cannot see
+ * addresses.
+ */
 function alignedPlace(file: number, memory: ArrayBuffer): number {
   for (let at = 0; at < pageBytes; at += 16)
     try {

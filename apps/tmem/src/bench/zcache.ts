@@ -1,12 +1,12 @@
 /**
  * `tmem bench zcache`: compressed pages against the codec alone, against others' LZ4, and against the kernel's zram.
  *
- * The pages are those of this machine: executables, shared libraries, headers, JavaScript, a fifth zero pages, some random. All
- * of them are kept, those that do not shrink as they are, so that both sides of a row have the same pages. The store is used
- * as everybody uses it: composed, with its checked boundary.
+ * The pages are those of this machine: executables, shared libraries, headers, JavaScript, a fifth zero pages, some
+ * random. All of them are kept, those that do not shrink as they are, so that both sides of a row have the same pages.
+ * The store is used as everybody uses it: composed, with its checked boundary.
  *
- * Bytes are all that there are: chunks with all that is free in them, tables as far as they were ever touched, those of the
- * directory for pages without a block (zero pages) as well, which the layer's own budget does not count.
+ * Bytes are all that there are: chunks with all that is free in them, tables as far as they were ever touched, those of
+ * the directory for pages without a block (zero pages) as well, which the layer's own budget does not count.
  */
 import { setImmediate } from 'node:timers/promises'
 import { availableCodecs, type CodecName, createCodec, createLz4Arena } from '@tmem/codecs'
@@ -96,7 +96,10 @@ function bytesOf(store: PageStore): { used: number; chunks: number; compressed: 
   return { used: chunks + ownTables + chain.counters['metadata_bytes']!, chunks, compressed: counters['zbytes']! }
 }
 
-/** Lets the store do all that it can between operations. A tick that finds nothing to do may still have noted which pages are idle. */
+/**
+ * Lets the store do all that it can between operations. A tick that finds nothing to do may still have noted which
+ * pages are idle.
+ */
 async function settle(store: PageStore, pages: number, bench: Bench): Promise<void> {
   const perTick = 1024
   for (let quiet = 0; quiet <= 2 * pages; quiet += perTick) {
@@ -106,7 +109,10 @@ async function settle(store: PageStore, pages: number, bench: Bench): Promise<vo
   }
 }
 
-/** Put and get against the same codec alone, in its arena: the shortest way that there is. Closes the store, which has room for all. */
+/**
+ * Put and get against the same codec alone, in its arena: the shortest way that there is. Closes the store, which has
+ * room for all.
+ */
 export async function pageRows(
   bench: Bench,
   corpus: Corpus,
@@ -160,8 +166,9 @@ export async function pageRows(
 }
 
 /**
- * Space for time, as the mail of December 2009 puts it: half the space for ten times the access. Compressed pages, metadata and what is
- * free in chunks included, against the same pages as they are; a get of each against a get of a page that is kept as it is.
+ * Space for time, as the mail of December 2009 puts it: half the space for ten times the access. Compressed pages,
+ * metadata and what is free in chunks included, against the same pages as they are; a get of each against a get of a
+ * page that is kept as it is.
  */
 export async function tradeRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
   const ours = open(pages.length)
@@ -234,7 +241,9 @@ export async function codecRows(bench: Bench, corpus: Corpus): Promise<Row[]> {
 
 const firstLine = (error: unknown): string => String(error).split('\n')[0]!
 
-/** Zero pages, which take no place, against a copy to plain memory: at new handles, and at those that have a zero page. */
+/**
+ * Zero pages, which take no place, against a copy to plain memory: at new handles, and at those that have a zero page.
+ */
 async function zeroRows(bench: Bench): Promise<Row[]> {
   const count = bench.quick ? 16_384 : 65_536
   const ours = open(count)
@@ -278,9 +287,9 @@ function randomly(seed: number): (below: number) => number {
 }
 
 /**
- * A store whose pages are replaced by others, at random, three times as often as there are pages, while `tick` does half a page's
- * work for each. During: the median of a hundred looks in the last third, none of which waits for `tick`. After: once `tick` has
- * caught up.
+ * A store whose pages are replaced by others, at random, three times as often as there are pages, while `tick` does
+ * half a page's work for each. During: the median of a hundred looks in the last third, none of which waits for `tick`.
+ * After: once `tick` has caught up.
  */
 export async function churnRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
   const { store, pool } = open(pages.length)
@@ -317,8 +326,8 @@ export async function churnRows(bench: Bench, { pages }: Corpus): Promise<Row[]>
 }
 
 /**
- * Bytes for the corpus against zram with lz4, at once and after cold pages were compressed again. The kernel does not count
- * zram's tables of pages and handles, we count ours: the chunks alone compare like with like.
+ * Bytes for the corpus against zram with lz4, at once and after cold pages were compressed again. The kernel does not
+ * count zram's tables of pages and handles, we count ours: the chunks alone compare like with like.
  */
 async function zramRows(bench: Bench, { pages, bytes }: Corpus): Promise<Row[]> {
   const strong = availableCodecs().includes('zstd') ? 'zstd' : 'deflate'
@@ -344,8 +353,8 @@ async function zramRows(bench: Bench, { pages, bytes }: Corpus): Promise<Row[]> 
 }
 
 /**
- * What is kept for a tenth of the pages after the others were flushed at random and `tick` has moved the rest together. Chunks are
- * what can be given back; tables stay as large as they once were, because they are reserved for the limit.
+ * What is kept for a tenth of the pages after the others were flushed at random and `tick` has moved the rest together.
+ * Chunks are what can be given back; tables stay as large as they once were, because they are reserved for the limit.
  */
 export async function giveBackRows(bench: Bench, { pages }: Corpus): Promise<Row[]> {
   const { store, pool } = open(pages.length)

@@ -1,8 +1,9 @@
 /**
  * What the kernel's zram needs for pages: a free /dev/zram* gets LZ4, is written page by page, asked, and reset.
  *
- * It changes the machine for a moment: a note in /run is written first, so that a device that a killed run has left full is emptied
- * by the next one; only the device that the note tells of is reset. Everything is done in one go: no signal comes in between.
+ * It changes the machine for a moment: a note in /run is written first, so that a device that a killed run has left
+ * full is emptied by the next one; only the device that the note tells of is reset. Everything is done in one go: no
+ * signal comes in between.
  */
 import {
   closeSync,
@@ -22,7 +23,10 @@ const pageBytes = 4096
 /** Pages that are written at once. */
 const perWrite = 256
 
-/** Bytes that zram has used for the pages, with what it wastes (`mem_used_total`), or in words why it cannot be asked here. */
+/**
+ * Bytes that zram has used for the pages, with what it wastes (`mem_used_total`), or in words why it cannot be asked
+ * here.
+ */
 export function zramBytes(pages: Uint8Array): number | string {
   if (process.platform !== 'linux') return 'needs Linux'
   if (process.getuid?.() !== 0) return 'needs root: it writes to a /dev/zram*'

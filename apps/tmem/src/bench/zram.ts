@@ -1,11 +1,11 @@
 /**
  * The kernel doing the same: a C program whose memory is limited by a cgroup and swapped to zram with LZ4.
  *
- * It changes the machine: a cgroup, /dev/zram0, the list of swap areas. A note in /run is written first, so that whatever a run that was
- * killed has left is found and undone by the next one; only what the note tells of is undone.
+ * It changes the machine: a cgroup, /dev/zram0, the list of swap areas. A note in /run is written first, so that
+ * whatever a run that was killed has left is found and undone by the next one; only what the note tells of is undone.
  *
- * The program serves one round per line on its standard input and ends with it. It says how long each first load of a page took
- * that was a major fault: of all loads the slowest ones, as many as there were major faults.
+ * The program serves one round per line on its standard input and ends with it. It says how long each first load of a
+ * page took that was a major fault: of all loads the slowest ones, as many as there were major faults.
  */
 import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -106,8 +106,9 @@ const attempts = 3
 class Starved extends Error {}
 
 /**
- * Sets everything up, hands it to `use`, and undoes it. When the kernel kills the program for want of memory in its group
- * meanwhile, all of that is done again. Answers in words why it cannot be had here: what `use` has measured then is none.
+ * Sets everything up, hands it to `use`, and undoes it. When the kernel kills the program for want of memory in its
+ * group meanwhile, all of that is done again. Answers in words why it cannot be had here: what `use` has measured then
+ * is none.
  */
 export async function withZramSwap(
   work: FaultWork,

@@ -1,7 +1,8 @@
 /**
- * `tmem demo`: the experiment that was proposed on the Linux mailing list in December 2009 to find out what tmem is worth. A
- * machine with all the memory runs some work; then the same machine with a part of the memory given to tmem; then with that part taken
- * away and a swap file instead. How far is the first from the last, and where between them is the second?
+ * `tmem demo`: the experiment that was proposed on the Linux mailing list in December 2009 to find out what tmem is
+ * worth. A machine with all the memory runs some work; then the same machine with a part of the memory given to tmem;
+ * then with that part taken away and a swap file instead. How far is the first from the last, and where between them is
+ * the second?
  *
  * Source: P. Machek, "Re: Tmem [PATCH 0/5] (Take 3): Transcendent memory", linux-kernel, 18 December 2009.
  */

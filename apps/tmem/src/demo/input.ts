@@ -1,9 +1,10 @@
 /**
  * The bytes that fill the demo's pages: real ones, from files.
  *
- * Files are laid one behind the other, not each on a page of its own: padding would look like memory that compresses well. When
- * there is more than is wanted, pieces are taken at even distances from all of it, so that a small demo sees the same mixture as a
- * large one. Directories are read in the order of their names, without following links and without `.git` and `.cache`.
+ * Files are laid one behind the other, not each on a page of its own: padding would look like memory that compresses
+ * well. When there is more than is wanted, pieces are taken at even distances from all of it, so that a small demo sees
+ * the same mixture as a large one. Directories are read in the order of their names, without following links and
+ * without `.git` and `.cache`.
  */
 import {
   closeSync,

@@ -1,9 +1,10 @@
 /**
  * One machine of the demo: memory of so many frames, and a store for the pages that find none.
  *
- * The time of a machine is the time of its stream: first every page is written, in order, then the references are done one after
- * the other. A read compares all bytes of the page with what was last written; a write replaces all of them by another page of the
- * input, so that one number per page says what it must hold. Afterwards, out of the time, every page is read and compared once more.
+ * The time of a machine is the time of its stream: first every page is written, in order, then the references are done
+ * one after the other. A read compares all bytes of the page with what was last written; a write replaces all of them
+ * by another page of the input, so that one number per page says what it must hold. Afterwards, out of the time, every
+ * page is read and compared once more.
  */
 import { setImmediate } from 'node:timers/promises'
 import { basePageSize, type PageStore } from '@tmem/core'
@@ -43,8 +44,8 @@ const backgroundPages = 128
 const stride = 61_803
 
 /**
- * Runs the stream; `atEnd` is called when it is through, before the pages are checked once more. Throws `Failed` at the first wrong
- * byte, `Interrupted`, and whatever the store throws.
+ * Runs the stream; `atEnd` is called when it is through, before the pages are checked once more. Throws `Failed` at the
+ * first wrong byte, `Interrupted`, and whatever the store throws.
  */
 export async function runMachine(options: MachineOptions, atEnd: () => void, terminal: Terminal): Promise<MachineRun> {
   const { name, frames, store, input, stream } = options

@@ -1,9 +1,10 @@
 /**
- * `tmem demo --remote`: a program with eight times the memory that it has. What does not fit rests compressed in memory, then in the memory of two
- * Redis or Valkey servers, then in a file. In the middle one of the servers is killed; a while later it is there again, with nothing in it.
+ * `tmem demo --remote`: a program with eight times the memory that it has. What does not fit rests compressed in
+ * memory, then in the memory of two Redis or Valkey servers, then in a file. In the middle one of the servers is
+ * killed; a while later it is there again, with nothing in it.
  *
- * Every page is compared with what was last written each time that it is read, and all of them once more at the end. The servers are started
- * for it, on loopback ports, and end with it.
+ * Every page is compared with what was last written each time that it is read, and all of them once more at the end.
+ * The servers are started for it, on loopback ports, and end with it.
  */
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -45,7 +46,10 @@ export interface RemoteReport {
   readonly seconds: number
   readonly swapOuts: number
   readonly swapIns: number
-  /** Blocks that came from the other server while one was away, and copies that were made again for the one that came back. */
+  /**
+   * Blocks that came from the other server while one was away, and copies that were made again for the one that came
+   * back.
+   */
   readonly fetchedMeanwhile: number
   readonly healedCopies: number
   /** Blocks that went to the servers, that came from there, and that are lost there. */
@@ -57,7 +61,10 @@ export interface RemoteReport {
   readonly wrongBytes: 0
 }
 
-/** Runs the demo and prints what it found. Rejects with `Failed` at the first wrong byte, and where no server can be started. */
+/**
+ * Runs the demo and prints what it found. Rejects with `Failed` at the first wrong byte, and where no server can be
+ * started.
+ */
 export async function remoteDemo(options: DemoOptions, terminal: Terminal): Promise<void> {
   const size = options.size ?? defaultBytes
   const pages = Math.floor(size / basePageSize)

@@ -16,8 +16,8 @@ export interface SwapDirectory {
 }
 
 /**
- * Makes a directory with room for a swap file of that size, in `wanted`, or in the first usual place for temporary files that lies on
- * a disk. Throws `BadInput` when that cannot be.
+ * Makes a directory with room for a swap file of that size, in `wanted`, or in the first usual place for temporary
+ * files that lies on a disk. Throws `BadInput` when that cannot be.
  */
 export function makeSwapDirectory(wanted: string | undefined, bytes: number): SwapDirectory {
   const parent = wanted ?? [tmpdir(), '/var/tmp', process.cwd()].find(isOnDisk) ?? tmpdir()

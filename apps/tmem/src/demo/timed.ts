@@ -1,5 +1,6 @@
 /**
- * The processor time that a stack takes: the time of the calls to it, less that of what its swap file makes it wait for within them.
+ * The processor time that a stack takes: the time of the calls to it, less that of what its swap file makes it wait for
+ * within them.
  *
  * Only the synchronous part of a call counts: what a `fetch` waits for is not processor time.
  */

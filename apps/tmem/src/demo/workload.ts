@@ -1,8 +1,8 @@
 /**
  * The demo's stream of page reads and writes: skewed like real ones, and the same for the same seed.
  *
- * The k-th most used of n pages is used in proportion to 1 / k^s (Zipf's law). Sampling is by rejection-inversion, which needs no
- * table and takes the same time however many pages there are.
+ * The k-th most used of n pages is used in proportion to 1 / k^s (Zipf's law). Sampling is by rejection-inversion,
+ * which needs no table and takes the same time however many pages there are.
  *
  * Sources: W. Hörmann, G. Derflinger, "Rejection-inversion to generate variates from monotone discrete distributions",
  * ACM TOMACS 6 (1996), 169–184. The generator is Chris Doty-Humphrey's sfc32 (PractRand).
@@ -37,7 +37,8 @@ export function createRandom(seed: number): Random {
 export function createZipf(count: number, exponent: number, random: Random): () => number {
   if (!Number.isSafeInteger(count) || count < 1) throw new RangeError(`count must be a positive integer, got ${count}`)
   if (!(exponent > 0 && Number.isFinite(exponent))) throw new RangeError(`exponent must be positive, got ${exponent}`)
-  // The integral of x^-s and its inverse, written so that they are exact near s = 1, where both have a removable singularity.
+  // The integral of x^-s and its inverse, written so that they are exact near s = 1, where both have a removable
+  // singularity.
   const integral = (x: number): number => {
     const log = Math.log(x)
     const t = (1 - exponent) * log
@@ -77,7 +78,10 @@ export interface StreamOptions {
   readonly seed: number
 }
 
-/** The whole stream, made ahead of time, so that making it is in nobody's time. Which pages are used most is random, too. */
+/**
+ * The whole stream, made ahead of time, so that making it is in nobody's time. Which pages are used most is random,
+ * too.
+ */
 export function createStream({ pages, references, exponent, writes, seed }: StreamOptions): Uint32Array {
   const random = createRandom(seed)
   const pageOfRank = new Uint32Array(pages).map((_, rank) => rank)

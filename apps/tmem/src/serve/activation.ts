@@ -13,7 +13,8 @@ const firstDescriptor = 3
 
 /**
  * The descriptors that were handed over, none when there are none. Their variables are taken out of `environment`, so
- * that no child believes they are its own. Throws `BadInput` for variables that make no sense, and for what is no socket.
+ * that no child believes they are its own. Throws `BadInput` for variables that make no sense, and for what is no
+ * socket.
  */
 export function activatedDescriptors(environment: NodeJS.ProcessEnv, pid: number): number[] {
   const { LISTEN_FDS: count, LISTEN_PID: meant } = environment

@@ -68,8 +68,8 @@ const maxRequest = 4096
 const patienceMs = 10_000
 
 /**
- * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects with
- * `Failed` when the socket cannot be had.
+ * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects
+ * with `Failed` when the socket cannot be had.
  */
 export async function serveControl(
   { path, mode, gid }: { readonly path: string } & SocketAccess,
@@ -137,7 +137,8 @@ export async function infoWithin(seconds: number, control: string, signal: Abort
 }
 
 /**
- * Asks a server. Rejects with `Failed` when there is none, when it is somebody else's, or when it answers with an error.
+ * Asks a server. Rejects with `Failed` when there is none, when it is somebody else's, or when it answers with an
+ * error.
  */
 export function ask<Kind extends Request['do']>(
   path: string,

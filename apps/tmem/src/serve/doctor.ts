@@ -1,9 +1,11 @@
 /**
- * `tmem doctor`: looks at everything that swapping to tmem on this host needs, and says what to do about what is missing.
+ * `tmem doctor`: looks at everything that swapping to tmem on this host needs, and says what to do about what is
+ * missing.
  *
- * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one of them can
- * be gone; 1: none. A server takes the limits of its stacks at once and must not run short itself: so memory, and a limit on it, are looked at
- * as well; and a server that was killed, whose record makes the next one refuse to start.
+ * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one
+ * of them can be gone; 1: none. A server takes the limits of its stacks at once and must not run short itself: so
+ * memory, and a limit on it, are looked at as well; and a server that was killed, whose record makes the next one
+ * refuse to start.
  */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'

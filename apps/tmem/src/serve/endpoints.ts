@@ -1,8 +1,9 @@
 /**
  * Where `tmem serve` listens for NBD, as it is said on the command line.
  *
- * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use: server-cert.pem,
- * server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory serves all of them.
+ * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use:
+ * server-cert.pem, server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory
+ * serves all of them.
  */
 import { spawnSync } from 'node:child_process'
 import { readFileSync, realpathSync, statSync } from 'node:fs'
@@ -32,7 +33,10 @@ export interface SocketAccess {
   readonly gid?: number
 }
 
-/** What `--socket-mode` and `--socket-group` say. Throws `BadInput` for what is no mode, and for a group that there is not. */
+/**
+ * What `--socket-mode` and `--socket-group` say. Throws `BadInput` for what is no mode, and for a group that there is
+ * not.
+ */
 export function accessOf({ socketMode, socketGroup }: EndpointOptions): SocketAccess {
   if (socketMode !== undefined && !/^0?[0-7]{3}$/.test(socketMode))
     throw new BadInput(`bad --socket-mode "${socketMode}": expected three octal digits, such as 660`)
@@ -124,8 +128,8 @@ export function socketPath(text: string): string {
 }
 
 /**
- * Throws `BadInput` when another user could put something else under a name: in its folder, or in one of those that lead
- * there. In a folder with the sticky bit (`/tmp`) nobody takes away what is another one's.
+ * Throws `BadInput` when another user could put something else under a name: in its folder, or in one of those that
+ * lead there. In a folder with the sticky bit (`/tmp`) nobody takes away what is another one's.
  */
 function assertOwnFolder(path: string): void {
   for (let at = realpathSync(dirname(path)); ; at = dirname(at)) {

@@ -1,12 +1,14 @@
 /**
- * What can be set on a device while it is served: zram's knobs under their names and with their words, and `recall` for virtswap. They are files of
- * the mount, and `tmem knob`.
+ * What can be set on a device while it is served: zram's knobs under their names and with their words, and `recall` for
+ * virtswap. They are files of the mount, and `tmem knob`.
  */
 import { type Completion, parseBytes } from '@tmem/core'
 import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
 import { inUse, type Users } from './users.ts'
 
-/** One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked. */
+/**
+ * One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked.
+ */
 export interface Knob {
   read(): string
   write(text: string): string | Promise<string>

@@ -1,8 +1,9 @@
 /**
  * Limits of zcache and memory that follow the host: `limit=auto` in a stack, and `--memory auto`.
  *
- * One governor (@tmem/zcache) steers one budget for all of them, of which each has an equal share: several that each looked at the same
- * free memory would all take it. What such a place may keep is not sure to be there, so it counts nothing towards the room that a device needs.
+ * One governor (@tmem/zcache) steers one budget for all of them, of which each has an equal share: several that each
+ * looked at the same free memory would all take it. What such a place may keep is not sure to be there, so it counts
+ * nothing towards the room that a device needs.
  *
  * Not for who must have all memory ahead, because the kernel of this host swaps to it.
  */
@@ -30,7 +31,8 @@ export class AutoMemory {
   #governor: Governor | undefined
 
   /**
-   * `text`: what `--memory` says, `auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`; `undefined`: nothing. Throws `BadInput` for anything else.
+   * `text`: what `--memory` says, `auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`; `undefined`: nothing. Throws
+   * `BadInput` for anything else.
    */
   constructor(text: string | undefined, read: ReadText = readText) {
     this.#settings = text === undefined ? undefined : settingsOf(text)
@@ -62,8 +64,8 @@ export class AutoMemory {
   }
 
   /**
-   * Begins, once all stacks were read: every limit is at its share of the floor. Throws `BadInput` for settings that make no sense, and where the
-   * host does not tell what memory it has.
+   * Begins, once all stacks were read: every limit is at its share of the floor. Throws `BadInput` for settings that
+   * make no sense, and where the host does not tell what memory it has.
    */
   begin(): void {
     if (!this.isUsed) {
@@ -93,7 +95,10 @@ export class AutoMemory {
     this.#share()
   }
 
-  /** Looks at the host, about once in a second. True: there is less for pages than they take, so that somebody should tick. */
+  /**
+   * Looks at the host, about once in a second. True: there is less for pages than they take, so that somebody should
+   * tick.
+   */
   step(nowMs: number): boolean {
     const host = this.#governor === undefined ? undefined : readHostMemory(this.#read)
     if (host === undefined) return false

@@ -1,9 +1,9 @@
 /**
- * Keeps the server itself out of what it serves: a kernel that swaps to a process of the same machine must not swap that process
- * out, nor choose it when memory is short.
+ * Keeps the server itself out of what it serves: a kernel that swaps to a process of the same machine must not swap
+ * that process out, nor choose it when memory is short.
  *
- * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is done elsewhere: the
- * memory of the stores is there before it serves (`aheadMemory`).
+ * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is
+ * done elsewhere: the memory of the stores is there before it serves (`aheadMemory`).
  */
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { processRuns } from '@tmem/core'

@@ -88,7 +88,9 @@ function liesIn(path: string, directory: BigIntStats): boolean {
   }
 }
 
-/** What is seen there. Whatever keeps it from being seen (a mount whose server was killed), whoever uses the path says. */
+/**
+ * What is seen there. Whatever keeps it from being seen (a mount whose server was killed), whoever uses the path says.
+ */
 function look<T>(at: () => T): T | undefined {
   try {
     return at()

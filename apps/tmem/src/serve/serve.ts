@@ -1,9 +1,9 @@
 /**
  * `tmem serve`: opens devices over a stack, serves them over NBD and as files, and stops when it may.
  *
- * Order: everything that is asked for is judged first, then devices are opened, then they are served, and only then does it say that it is
- * ready. It stops in the opposite order. While the kernel of this host swaps to one of its files, or has one as a loop device, it
- * does not stop (or, with `--drain`, ends that first).
+ * Order: everything that is asked for is judged first, then devices are opened, then they are served, and only then
+ * does it say that it is ready. It stops in the opposite order. While the kernel of this host swaps to one of its
+ * files, or has one as a loop device, it does not stop (or, with `--drain`, ends that first).
  */
 import { rmSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
@@ -354,8 +354,8 @@ function holdsPages(device: Ramzswap): boolean {
 }
 
 /**
- * Rejects with `LookFirst` where a server was killed and the kernel still has loop devices over its files: each access to them fails, and once the
- * mount is taken away nobody can tell what they were.
+ * Rejects with `LookFirst` where a server was killed and the kernel still has loop devices over its files: each access
+ * to them fails, and once the mount is taken away nobody can tell what they were.
  */
 async function judgeLoops(directory: string): Promise<void> {
   let place: Place

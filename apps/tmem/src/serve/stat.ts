@@ -31,14 +31,17 @@ export async function stat(
 }
 
 /**
- * Two tables. Of each device, in pages: used = same + hyper + compr + raw + backing + lost, and used + unwritten = kernel + stale: `kernel` are the slots that the
- * kernel has given out, `stale` those of ours that it has freed and not yet discarded (and the header page), `unwritten` those of its that it has not
- * written (it knows pages of zeros itself). The kernel tells only a number; so of the last two we know the difference, and show that. `unsaved` are
+ * Two tables. Of each device, in pages: used = same + hyper + compr + raw + backing + lost, and used + unwritten =
+ * kernel + stale: `kernel` are the slots that the kernel has given out, `stale` those of ours that it has freed and not
+ * yet discarded (and the header page), `unwritten` those of its that it has not written (it knows pages of zeros
+ * itself). The kernel tells only a number; so of the last two we know the difference, and show that. `unsaved` are
  * pages that a snapshot would lose if the server were killed now.
  *
- * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places are hyper + compr + raw + backing.
+ * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places
+ * are hyper + compr + raw + backing.
  *
- * Of each machine that lends memory: blocks there, those that may not vanish and would be lost with it now, and those that may vanish.
+ * Of each machine that lends memory: blocks there, those that may not vanish and would be lost with it now, and those
+ * that may vanish.
  */
 async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
   const names = devices.map(({ name }) => name)

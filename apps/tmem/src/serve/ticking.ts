@@ -1,8 +1,9 @@
 /**
- * Background work of a device, when its stack asks for it: soon after it has asked to be woken, again while there is more to do, and else
- * now and then.
+ * Background work of a device, when its stack asks for it: soon after it has asked to be woken, again while there is
+ * more to do, and else now and then.
  *
- * While there is more to do it rests as long as it has worked, so that it takes half of a processor at most, and requests have their turn.
+ * While there is more to do it rests as long as it has worked, so that it takes half of a processor at most, and
+ * requests have their turn.
  *
  * A device whose work throws is broken. It is left alone from then on, and nobody else's work ends with it.
  */

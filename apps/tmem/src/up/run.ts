@@ -1,6 +1,6 @@
 /**
- * `tmem run … -- COMMAND`: serves devices for one command, and ends with it. Signals go to the command; its exit code is that of
- * this program, 128 and its number for a signal, as shells have it.
+ * `tmem run … -- COMMAND`: serves devices for one command, and ends with it. Signals go to the command; its exit code
+ * is that of this program, 128 and its number for a signal, as shells have it.
  *
  * The command finds the way in its environment: `TMEM_CONTROL`, `TMEM_DEVICE` (the first), `TMEM_NBD` (a URI, as
  * NBD's clients take it) and, with a mount, `TMEM_FILE`.

@@ -2,9 +2,9 @@
  * `tmem up`, `down`, `status`: a server that is described by a file, from before the first device until after the last
  * swap area.
  *
- * `up` is the server, in the foreground: it turns swap on in the order of the file once all devices are served, and undoes all
- * of it in the opposite order when it ends, whether it was asked to or failed on the way. `down` and `status` ask the
- * server that runs, so they tell what is, and not what the file says.
+ * `up` is the server, in the foreground: it turns swap on in the order of the file once all devices are served, and
+ * undoes all of it in the opposite order when it ends, whether it was asked to or failed on the way. `down` and
+ * `status` ask the server that runs, so they tell what is, and not what the file says.
  */
 import { resolve } from 'node:path'
 import { chdir } from 'node:process'
@@ -46,8 +46,8 @@ export async function up(options: FileOptions & { readonly fresh?: true }, termi
 const lookMs = 100
 
 /**
- * Ends the server of the file: swap first, then the server, and waits until it has gone. Rejects with `Failed` where there is none, where
- * it does not end within `wait` seconds, and where it could not keep all.
+ * Ends the server of the file: swap first, then the server, and waits until it has gone. Rejects with `Failed` where
+ * there is none, where it does not end within `wait` seconds, and where it could not keep all.
  */
 export async function down(options: FileOptions & { readonly wait: number }, terminal: Terminal): Promise<void> {
   const control = controlOf(options, await readConfig(options.file))

@@ -1,6 +1,6 @@
 /**
- * `tmem xen host`: a process that plays the hypervisor: domains of guests that connect to its socket, over one stack; and
- * what toolstacks ask of it.
+ * `tmem xen host`: a process that plays the hypervisor: domains of guests that connect to its socket, over one stack;
+ * and what toolstacks ask of it.
  *
  * A guest is a connection: its domain begins with it and ends with it, unless the domain was restored before (then the
  * guest that connects has it) or has moved away. Its calls are done one after the other. While its domain is saved it

@@ -1,4 +1,7 @@
-/** The bench that mounts, and swaps to a loop device and to zram: it changes the machine, and has to undo that however it ends. */
+/**
+ * The bench that mounts, and swaps to a loop device and to zram: it changes the machine, and has to undo that however
+ * it ends.
+ */
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,6 +1,6 @@
 /**
- * Another kernel than this host's swaps to `tmem serve`: a guest of QEMU with 128 MiB, in which a program uses 200 MiB and verifies them,
- * over NBD on a unix socket. What runs is the same as in `tmem bench nbd`.
+ * Another kernel than this host's swaps to `tmem serve`: a guest of QEMU with 128 MiB, in which a program uses 200 MiB
+ * and verifies them, over NBD on a unix socket. What runs is the same as in `tmem bench nbd`.
  */
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -65,7 +65,10 @@ async function figures(server: SwapServer): Promise<Figures> {
   return { device: device!.counters, slots: child.counters } as unknown as Figures
 }
 
-/** Every byte was right, a good part of the pages went out and came back more than once, and the server's statistics add up. */
+/**
+ * Every byte was right, a good part of the pages went out and came back more than once, and the server's statistics add
+ * up.
+ */
 function right({ exit, console, swapIns, swapOuts }: SwapRun, { device, slots: of }: Figures): void {
   expect({ exit, console }).toMatchObject({ exit: 0, console: expect.stringContaining(`${pages} pages, 0 wrong\n`) })
   expect(swapOuts).toBeGreaterThan(50_000)

@@ -1,4 +1,7 @@
-/** A short soak of the program finds nothing; of a program that is broken, it finds what is; Ctrl-C leaves nothing behind. */
+/**
+ * A short soak of the program finds nothing; of a program that is broken, it finds what is; Ctrl-C leaves nothing
+ * behind.
+ */
 import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'

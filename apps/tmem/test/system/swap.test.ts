@@ -1,7 +1,8 @@
 /**
- * This host's kernel really swaps to a device of `tmem serve`: its file, a loop device, and a program in a control group with 64 MiB that uses
- * 200 MiB and verifies them; or stress-ng. All of it lies in one directory and one control group (what the README says lies where it says), and is
- * undone also when a test fails, and before the first test, in case that a run before was killed.
+ * This host's kernel really swaps to a device of `tmem serve`: its file, a loop device, and a program in a control
+ * group with 64 MiB that uses 200 MiB and verifies them; or stress-ng. All of it lies in one directory and one control
+ * group (what the README says lies where it says), and is undone also when a test fails, and before the first test, in
+ * case that a run before was killed.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
@@ -200,8 +201,9 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     writeFileSync(join(group, 'memory.limit_in_bytes'), '64M')
     const before = swapped()
     const words = ['--vm', '4', '--vm-bytes', '192M', '--vm-keep', '--verify', '--metrics', '--timeout', '15s']
-    // It asks for all of its memory at once again and again (MADV_POPULATE_READ); in a group this small the kernel then kills a worker now and
-    // then, with zram as its swap as well, and stress-ng starts another one. What it verifies is the same.
+    // It asks for all of its memory at once again and again (MADV_POPULATE_READ); in a group this small the kernel then
+    // kills a worker now and then, with zram as its swap as well, and stress-ng starts another one. What it verifies is
+    // the same.
     const script = `echo $$ > ${group}/cgroup.procs && exec timeout -s KILL 90 stress-ng ${words.join(' ')} --temp-path ${folder} 2>&1`
     const stress = spawn('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] })
     running.add(stress)

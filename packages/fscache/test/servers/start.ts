@@ -1,4 +1,6 @@
-/** Real file servers, each a process of its own for as long as a test takes; and a wire that counts what comes over it. */
+/**
+ * Real file servers, each a process of its own for as long as a test takes; and a wire that counts what comes over it.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
@@ -102,7 +104,8 @@ export const fileServers: readonly FileServer[] = Object.freeze([
     },
   },
   {
-    // Its memory of what files are like is off: for a second it would give a changed file the old ETag, also to `fetch`.
+    // Its memory of what files are like is off: for a second it would give a changed file the old ETag, also to
+    // `fetch`.
     name: 'lighttpd',
     needs: { packages: ['lighttpd'] },
     parts: 'parts',
@@ -147,7 +150,10 @@ export interface Running {
   stop(): Promise<void>
 }
 
-/** Starts a server of the files in `root`; `state` is a folder for its own. Rejects with what it printed when it does not answer. */
+/**
+ * Starts a server of the files in `root`; `state` is a folder for its own. Rejects with what it printed when it does
+ * not answer.
+ */
 export async function start(server: FileServer, root: string, state: string): Promise<Running> {
   mkdirSync(state, { recursive: true })
   const port = await freePort()

@@ -141,7 +141,8 @@ function rawHugeWorld(): World {
 }
 
 /**
- * Page 0 is mapped by a huge entry. Of its 512 frames only the first exists: states stay small, and only page 0 is used.
+ * Page 0 is mapped by a huge entry. Of its 512 frames only the first exists: states stay small, and only page 0 is
+ * used.
  */
 export function mapOneHuge({ machine }: World, pfn: number): void {
   const space = spaceOf(machine, 0)

@@ -1,6 +1,6 @@
 /**
- * The world of the rules of `devices.ts` and `guests.ts`: one page, and what is known of it. Only the order of actions and
- * the locks are modelled there, not the page tables, which are those of the other files.
+ * The world of the rules of `devices.ts` and `guests.ts`: one page, and what is known of it. Only the order of actions
+ * and the locks are modelled there, not the page tables, which are those of the other files.
  */
 import {
   type Actor,

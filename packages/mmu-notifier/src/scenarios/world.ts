@@ -241,8 +241,8 @@ export function secondaryScenario(
 }
 
 /**
- * A program as part of another: its "end" becomes the step after it. Names and labels get a prefix, so that two can stand
- * in one actor.
+ * A program as part of another: its "end" becomes the step after it. Names and labels get a prefix, so that two can
+ * stand in one actor.
  */
 export function inlined<L extends object>(steps: readonly Step<World, L>[], prefix: string): Step<World, L>[] {
   const after = `${prefix} done`

@@ -1,4 +1,7 @@
-/** A peer that is there no more, and says so to nobody: two machines (network namespaces), and the network between them goes down. */
+/**
+ * A peer that is there no more, and says so to nobody: two machines (network namespaces), and the network between them
+ * goes down.
+ */
 import { execFileSync, spawn } from 'node:child_process'
 import { expect, test } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'

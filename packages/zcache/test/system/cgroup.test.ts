@@ -1,6 +1,6 @@
 /**
- * The governor for real: a control group with a limit, a pool that takes all it may have, and a hog beside it that grows
- * fast. Nobody is killed, the pool makes room, and it does not swing to and fro.
+ * The governor for real: a control group with a limit, a pool that takes all it may have, and a hog beside it that
+ * grows fast. Nobody is killed, the pool makes room, and it does not swing to and fro.
  *
  * Needs root and a memory controller that can be written; the group is removed again, also on failure.
  */

@@ -1,4 +1,7 @@
-/** A process whose memory grows fast and stays, as with mlockall: arguments MiB, MiB per step of 100 ms, seconds to stay. */
+/**
+ * A process whose memory grows fast and stays, as with mlockall: arguments MiB, MiB per step of 100 ms, seconds to
+ * stay.
+ */
 const [total, step, seconds] = process.argv.slice(2).map(Number)
 const held = []
 for (let taken = 0; taken < total; taken += step) {

@@ -1,6 +1,6 @@
 /**
- * A process whose zcache takes all the memory it may have, under the governor. Arguments: seconds. Prints one JSON line per
- * step: seconds, budget and use in bytes. Started by cgroup.test.ts inside of a control group with a limit.
+ * A process whose zcache takes all the memory it may have, under the governor. Arguments: seconds. Prints one JSON line
+ * per step: seconds, budget and use in bytes. Started by cgroup.test.ts inside of a control group with a limit.
  */
 import { readFileSync } from 'node:fs'
 import { ByteLimit, compose } from '@tmem/core'
