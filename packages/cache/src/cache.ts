@@ -12,8 +12,9 @@
  * its entries.
  *
  * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has some; a
- * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders)
- * runs before anything is changed, or after everything is.
+ * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders,
+ * who listens to the channel) runs before anything is changed, or after everything is. `#record` and `#hash` are of the
+ * last key that was looked for: what is read from them is read before anybody waits.
  *
  * Source of the rule: Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023); of pages of one
  * lifetime, Segcache (NSDI 2021).
@@ -260,6 +261,8 @@ export class Cache<V = unknown> {
   /** Records of a page that is being emptied which are written again: number, and uses. */
   readonly #keeping: Uint8Array = new Uint8Array(maxRecords * 2)
   #isEmptying = false
+  /** Entries that went, of which the channel was not told yet: it is when everything is in order again. */
+  #untold = 0
   /** The page of the entry that was found last was not in the window. */
   #isFar = false
   /** The stack has asked for a tick, or uses more than its limit. */
@@ -339,46 +342,47 @@ export class Cache<V = unknown> {
    * had.
    */
   async load(key: CacheKey): Promise<V | undefined> {
+    const own = ownKey(key)
     if (this.#opening !== undefined) await this.#opening
-    const hash = this.#hashOf('load', key)
-    let outcome = this.#find(key, hash)
-    if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
-    return this.#answer(key, outcome)
+    const hash = this.#hashOf('load', own)
+    const outcome = this.#find(own, hash)
+    if (outcome !== Miss.Deferred) return this.#answer(own, outcome)
+    return await this.#bring(own, hash, (brought) => this.#answer(own, brought))
   }
 
   /**
    * The value of a key, which `loader` gives where there is none: one call for a key, however many callers wait (they
    * get the loader's own value). Behind the end of its ttl, within `grace`, the old value is answered, and loaded anew
    * behind it; if that fails, the next call tries again. Rejects with what the loader throws, with a `TimeoutError`, or
-   * with the reason of the signal; and with what `set` throws for a value that cannot be kept.
+   * with the reason of the signal; and with what `set` throws for a value that cannot be kept. A loader that fetches
+   * its own key would wait for itself: an `Error`, when it does so before it waits for something else, or with the
+   * signal it was given; otherwise only a `timeout` ends it.
    */
   async fetch(key: CacheKey, loader: Loader<V>, options: FetchOptions = {}): Promise<V | undefined> {
     const { ttl, grace, absentTtl, tags = noTags, timeout, signal } = checkedFetch(loader, options)
+    const own = ownKey(key)
     signal?.throwIfAborted()
     if (this.#opening !== undefined) await this.#opening
-    const hash = this.#hashOf('fetch', key)
-    let outcome = this.#find(key, hash)
-    if (outcome === Miss.Deferred) outcome = await this.#bring(key, hash)
-    const old = outcome === stale ? (this.#value() as V | undefined) : undefined
-    if (outcome !== stale) {
-      const isHit = outcome === hit
-      const value = this.#answer(key, outcome)
-      if (isHit) return value
-    }
+    const hash = this.#hashOf('fetch', own)
     const keep = (value: V | undefined): void => {
       if (this.#closed !== undefined) return
       if (value !== undefined) this.#writer.take('cache.fetch', value, this.#codec)
       else if (absentTtl === undefined) return
       else this.#writer.takeAbsent()
       const fresh = value === undefined ? absentTtl! : ttl
-      this.#store('fetch', key, value === undefined ? fresh : fresh + grace, fresh, tags)
+      this.#store('fetch', own, value === undefined ? fresh : fresh + grace, fresh, tags)
+      this.#tellEvicted()
     }
-    const load = this.#loads.of(key) ?? this.#loads.start(key, { loader, tags, timeout, keep })
-    if (outcome === stale) {
+    const use = (outcome: number): V | undefined | Promise<V | undefined> => {
+      const old = outcome === stale ? (this.#value() as V | undefined) : this.#answer(own, outcome)
+      if (outcome === hit) return old
+      const load = this.#loads.of(own) ?? this.#loads.start(own, { loader, tags, timeout, keep })
+      if (outcome !== stale) return this.#loads.wait(load, signal)
       this.#counts.stale++
       return old
     }
-    return await this.#loads.wait(load, signal)
+    const outcome = this.#find(own, hash)
+    return await (outcome === Miss.Deferred ? this.#bring(own, hash, use) : use(outcome))
   }
 
   /** Values of several keys, as `get`. */
@@ -469,7 +473,9 @@ export class Cache<V = unknown> {
   tick(pages = 256): boolean {
     this.#assertOpen('tick')
     this.#shareLimit()
-    return this.#relieve(pages)
+    const isMore = this.#relieve(pages)
+    this.#tellEvicted()
+    return isMore
   }
 
   /**
@@ -601,6 +607,7 @@ export class Cache<V = unknown> {
     const { pool, store } = this.#stack
     const book = this.#book
     for (let queue = 0; queue < queues; queue++) if (this.#open[queue] !== none) this.#seal(queue)
+    this.#tellEvicted()
     const indexes = new Uint32Array(sunkAtOnce)
     // Pages that come meanwhile may sink, or not; the numbers are asked for anew after each wait.
     for (let page = 0; page < book.watermark; ) {
@@ -667,7 +674,7 @@ export class Cache<V = unknown> {
       return Miss.Untagged
     }
     let outcome: number = hit
-    if (record.expiry !== Number.POSITIVE_INFINITY) {
+    if (record.expiry !== Number.POSITIVE_INFINITY || record.fresh !== Number.POSITIVE_INFINITY) {
       const now = this.#clock()
       if (now >= record.expiry) {
         this.#remove(this.#table.find(hash))
@@ -727,13 +734,17 @@ export class Cache<V = unknown> {
     return outcome
   }
 
-  /** Waits for the page of a key, and looks again. */
-  async #bring(key: CacheKey, hash: number): Promise<number> {
+  /** Waits for the page of a key, looks again, and answers what is made of that at once: while it is still so. */
+  async #bring(
+    key: CacheKey,
+    hash: number,
+    use: (outcome: number) => V | undefined | Promise<V | undefined>,
+  ): Promise<V | undefined> {
     const book = this.#book
     const { pool } = this.#stack
     for (;;) {
       const slot = this.#table.find(hash)
-      if (slot === noSlot) return this.#find(key, hash)
+      if (slot === noSlot) return use(this.#find(key, hash))
       const page = pageOf(this.#table.refAt(slot))
       const stamp = book.stamps[page]!
       const span = book.spans[page]!
@@ -745,22 +756,22 @@ export class Cache<V = unknown> {
       }
       this.#assertOpen('load')
       const again = this.#table.find(hash)
-      if (again === noSlot) return this.#rehashed(key, hash)
+      if (again === noSlot) return use(this.#rehashed(key, hash))
       if (pageOf(this.#table.refAt(again)) !== page || book.stamps[page] !== stamp) {
         // Written anew meanwhile.
         const outcome = this.#rehashed(key, hash)
-        if (outcome !== Miss.Deferred) return outcome
+        if (outcome !== Miss.Deferred) return use(outcome)
         continue
       }
-      if (got !== GetOutcome.Hit || stampIn(bytes, 0) !== stamp) return this.#lost(hash, page, Miss.Vanished)
+      if (got !== GetOutcome.Hit || stampIn(bytes, 0) !== stamp) return use(this.#lost(hash, page, Miss.Vanished))
       this.#counts.pagesRead += Math.max(1, span)
       this.#hash.of(key)
       const { kind, length } = this.#hash
       const ref = this.#table.refAt(again)
       const at = span === 0 ? offsetIn(bytes, 0, recordOf(ref)) : headBytes
-      if (!this.#record.read(bytes, at, bytes.length)) return Miss.Collided
+      if (!this.#record.read(bytes, at, bytes.length)) return use(Miss.Collided)
       if (span === 0 && book.placeOf(page) === 0) bytes.copy(book.window, book.enter(page, false))
-      return this.#judge(key, kind, length, hash, true)
+      return use(this.#judge(key, kind, length, hash, true))
     }
   }
 
@@ -835,7 +846,10 @@ export class Cache<V = unknown> {
     if (tags.length > 0) facts.sequence = ++this.#tags.sequence
     const hash = this.#hashOf(who, key)
     const { kind, length } = this.#hash
-    const now = expiry === Number.POSITIVE_INFINITY ? 0 : this.#clock()
+    // What never ends may still be fresh for a while only; there is no end of freshness behind that of life.
+    const now = fresh === Number.POSITIVE_INFINITY ? 0 : this.#clock()
+    if (!(now >= 0 && now <= maxWide))
+      throw new RangeError(`cache.${who}: clock gives milliseconds since 1970, below 2^48; it gave ${now}`)
     facts.expiry = timeOf(now + expiry)
     facts.fresh = fresh < expiry ? timeOf(now + fresh) : Number.POSITIVE_INFINITY
     this.#counts.sets++
@@ -1102,7 +1116,7 @@ export class Cache<V = unknown> {
     const before = this.#counts.room + this.#counts.expired
     if (book.spans[page] === 0) this.#evictShared(page, wasMain)
     else this.#evictSpan(page, wasMain)
-    if (this.#channel.hasSubscribers) this.#tell('evict', undefined, this.#counts.room + this.#counts.expired - before)
+    if (this.#channel.hasSubscribers) this.#untold += this.#counts.room + this.#counts.expired - before
     return true
   }
 
@@ -1206,7 +1220,7 @@ export class Cache<V = unknown> {
 
   /** Bytes of the cache's own tables. */
   #ownBytes(): number {
-    return this.#table.bytes + this.#ghosts.bytes + this.#book.bytes
+    return this.#table.bytes + this.#ghosts.bytes + this.#book.bytes + this.#tags.bytes
   }
 
   /** Gives the places what the cache's own tables leave of the limit. */
@@ -1230,6 +1244,7 @@ export class Cache<V = unknown> {
         return pending
       }
       for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#evict()) return false
+      if (this.#table.shrink()) this.#shareLimit()
     }
     return true
   }
@@ -1260,12 +1275,25 @@ export class Cache<V = unknown> {
     throw new RangeError(`cache.${who}: a key has at most ${maxKeyBytes} bytes, this one has more: hash it`)
   }
 
+  #tellEvicted(): void {
+    const count = this.#untold
+    this.#untold = 0
+    if (count > 0) this.#channel.publish({ cache: this, operation: 'evict', key: undefined, outcome: count })
+  }
+
   #tell(operation: CacheMessage['operation'], key: CacheKey | undefined, outcome: string | number): void {
+    this.#tellEvicted()
     this.#channel.publish({ cache: this, operation, key, outcome })
   }
 }
 
 const noTags: readonly string[] = Object.freeze([])
+
+/** A key that stays as it is while somebody waits, whatever its caller does with the bytes. */
+const ownKey = (key: CacheKey): CacheKey => {
+  if (!(key instanceof Uint8Array)) return key
+  return Buffer.isBuffer(key) ? Buffer.from(key) : new Uint8Array(key)
+}
 const noHashes: readonly number[] = Object.freeze([])
 
 const missName = (outcome: number): string => (outcome === stale ? 'expired' : missNames[outcome]!)
@@ -1297,7 +1325,8 @@ function checkedFetch(
   checkTags('cache.fetch', tags)
   if (signal !== undefined && !(signal instanceof AbortSignal))
     throw new TypeError(`cache.fetch: signal is an AbortSignal, got ${typeof signal}`)
-  return { ...options, ttl, grace: grace ?? 0 }
+  // They are its caller's, who may use the array again.
+  return { ...options, ttl, grace: grace ?? 0, tags: tags === undefined ? undefined : [...tags] }
 }
 
 function checkLifetime(who: string, name: string, lifetime: unknown): void {

@@ -3,6 +3,9 @@
  *
  * A load is told by its signal to end when its time is over, when every caller that waited for it has gone, and when
  * the cache is closed. What it gives is kept only if nobody set or deleted the key meanwhile: what they did is newer.
+ *
+ * Invariant: a load is in `#running` until its loader has ended, or is not waited for any more; in `#under` only as
+ * long as it is the one of its key.
  */
 import type { CacheKey } from './cache.ts'
 
@@ -41,6 +44,9 @@ export class Loads<V> {
   started = 0
   failed = 0
   readonly #under: Map<string, Load<V>> = new Map()
+  readonly #running: Set<Load<V>> = new Set()
+  /** The load whose loader has been called, and has not come back. */
+  #calling: Load<V> | undefined
 
   /** The load of a key that is under way. */
   of(key: CacheKey): Load<V> | undefined {
@@ -67,8 +73,12 @@ export class Loads<V> {
           )
     const run = async (): Promise<V | undefined> => {
       try {
+        end.signal.throwIfAborted()
         // A loader that does not look at its signal is not waited for.
-        const value = await until(end.signal, Promise.resolve(loader(key, { signal: end.signal })))
+        const value = await until(
+          end.signal,
+          Promise.resolve(this.#call(load, () => loader(key, { signal: end.signal }))),
+        )
         this.#leave(name, load)
         if (load.isCurrent) keep(value)
         return value
@@ -77,11 +87,13 @@ export class Loads<V> {
         throw error
       } finally {
         clearTimeout(timer)
+        this.#running.delete(load)
         this.#leave(name, load)
       }
     }
     const load = { isCurrent: true, tags, end, waiting: 0 } as { -readonly [Name in keyof Load<V>]: Load<V>[Name] }
     this.#under.set(name, load)
+    this.#running.add(load)
     // The loader runs when everything is in place, also one that fails or comes back here at once.
     load.value = Promise.resolve().then(run)
     // It is counted; who waits is told.
@@ -89,8 +101,10 @@ export class Loads<V> {
     return load
   }
 
-  /** Waits for a load, until the caller's own signal. */
+  /** Waits for a load, until the caller's own signal. Rejects when the load would wait for itself, as far as is known. */
   async wait(load: Load<V>, signal: AbortSignal | undefined): Promise<V | undefined> {
+    if (load === this.#calling || load.end.signal === signal)
+      throw new Error('cache.fetch: a loader fetches its own key, and would wait for itself: get it from elsewhere')
     load.waiting++
     try {
       return await (signal === undefined ? load.value : until(signal, load.value))
@@ -121,9 +135,18 @@ export class Loads<V> {
 
   /** Ends all. */
   abort(reason: Error): void {
-    for (const load of this.#under.values()) {
+    for (const load of this.#running) {
       load.isCurrent = false
       load.end.abort(reason)
+    }
+  }
+
+  #call<T>(load: Load<V>, loader: () => T): T {
+    this.#calling = load
+    try {
+      return loader()
+    } finally {
+      this.#calling = undefined
     }
   }
 

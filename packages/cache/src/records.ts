@@ -129,7 +129,8 @@ export class RecordView {
     this.expiry = this.fresh = Number.POSITIVE_INFINITY
     this.tagCount = 0
     if (flags !== 0) {
-      if (from + 3 * wideBytes + 1 > bytes.length) return false
+      const times = ((flags & hasExpiry) === 0 ? 0 : wideBytes) + ((flags & hasFresh) === 0 ? 0 : wideBytes)
+      if (from + times + ((flags & hasTags) === 0 ? 0 : 1 + wideBytes) > end) return false
       if ((flags & hasExpiry) !== 0) {
         this.expiry = bytes.readUIntLE(from, wideBytes)
         from += wideBytes

@@ -60,7 +60,7 @@ export interface CacheStack {
   readonly taken: { bytes: number }
   /** Pages that there may be at once. */
   readonly capacity: number
-  /** Bytes of the largest entry that it is worth making room for. */
+  /** Bytes of the largest entry that it is worth making room for, as the limit is now. */
   readonly largest: number
   /** Some place promises that what it has taken survives the process. */
   readonly survives: boolean
@@ -120,7 +120,9 @@ export function openStack(options: StackOptions, wake: () => void): CacheStack {
     places,
     taken,
     capacity: Math.min(2 ** 24 - 2, Math.floor((stack === undefined ? bytes : limit.maximumBytes * 8) / bytesPerPage)),
-    largest: stack === undefined ? bytes / 2 : Number.POSITIVE_INFINITY,
+    get largest() {
+      return stack === undefined ? (limit.bytes + fileBytes) / 2 : Number.POSITIVE_INFINITY
+    },
     survives,
   }
 }

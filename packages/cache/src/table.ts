@@ -7,7 +7,7 @@
  *
  * The table is split in segments by the upper bits of the hash. Each is open addressing with linear probing, whose
  * homes are in the order of the hashes; it grows by a quarter by itself, so that growing never needs more memory at
- * once than a small share of the table. Removal shifts back.
+ * once than a small share of the table; what got too large for its entries shrinks when it is told. Removal shifts back.
  *
  * Invariant: a hash is in at most one slot; between its home and its slot there is no empty one.
  */
@@ -97,7 +97,8 @@ export class EntryTable {
 
   /** Makes room for a hash that is not there. False, and nothing was done: there is no memory for it. */
   reserve(hash: number): boolean {
-    return this.growthFor(hash) === 0 || this.#grow(hash >>> (32 - segmentBits))
+    const segment = hash >>> (32 - segmentBits)
+    return this.growthFor(hash) === 0 || this.#resize(segment, grown(this.#slots[segment]!))
   }
 
   /** Adds a hash that is not there, and for which there is room. */
@@ -147,6 +148,17 @@ export class EntryTable {
     }
   }
 
+  /** Gives memory back that few entries are in. Whether there was some. */
+  shrink(): boolean {
+    const { bytes } = this
+    for (let segment = 0; segment < segments; segment++) {
+      // As full as after growing, so that the next ones do not make it grow again.
+      const size = Math.max(firstSlots, Math.ceil(this.#counts[segment]! / 0.64))
+      if (size * 5 < this.#slots[segment]! * 3) this.#resize(segment, size)
+    }
+    return this.bytes < bytes
+  }
+
   /** Calls `use` with every entry. */
   forEach(use: (hash: number, ref: number) => void): void {
     for (let segment = 0; segment < segments; segment++) {
@@ -166,9 +178,8 @@ export class EntryTable {
     this.bytes = segments * firstSlots * slotWords * 4
   }
 
-  #grow(segment: number): boolean {
+  #resize(segment: number, size: number): boolean {
     const old = this.#segments[segment]!
-    const size = grown(this.#slots[segment]!)
     const memory = this.#allocator.allocate(size * slotWords * 4, 'cache.table')
     if (memory === undefined) return false
     this.#segments[segment] = new Int32Array(memory)

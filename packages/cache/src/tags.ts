@@ -9,6 +9,8 @@ import type { RecordView } from './records.ts'
 
 /** Deleted tags that are remembered. */
 const maxDeleted = 16384
+/** Bytes of one, at most: three words, a bucket's half, and that the map grows by doubling. */
+const deletedBytes = 56
 
 export class Tags {
   /** The number of the last write of an entry with tags. */
@@ -17,6 +19,11 @@ export class Tags {
   floor = 0
   /** By hash of the tag: the last write when it was deleted. */
   readonly deleted: Map<number, number> = new Map()
+
+  /** Bytes of what is remembered. */
+  get bytes(): number {
+    return this.deleted.size * deletedBytes
+  }
 
   delete(tag: number): void {
     if (this.deleted.size === maxDeleted && !this.deleted.has(tag)) {

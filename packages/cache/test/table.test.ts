@@ -52,6 +52,8 @@ test('the table answers as a Map does, also for hashes that lie close together',
         }
       }
       agree()
+      table.shrink()
+      agree()
       table.removeWhere((ref) => pageOf(ref) % modulus === 0)
       for (const [key, ref] of model) if (pageOf(ref) % modulus === 0) model.delete(key)
       agree()
