@@ -1,5 +1,4 @@
 /** The layers that can be named in the text of a stack, and `tmem stack`. */
-import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import {
@@ -21,6 +20,11 @@ import { spillFactory } from '@tmem/spill'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
 import { BadInput } from './ending.ts'
+import { readGivenFile } from './given-file.ts'
+
+/** A stack has a few lines. */
+const maxFileBytes = 2 ** 20
+
 import type { Terminal } from './terminal.ts'
 
 /** Every layer of this program. */
@@ -66,7 +70,7 @@ export async function stackFromFile(
   const { parse, YAMLParseError } = await import('yaml')
   let text: string
   try {
-    text = readFileSync(path, 'utf8')
+    text = readGivenFile(path, maxFileBytes).toString()
   } catch (error) {
     throw new BadInput(`cannot read the stack in ${path}: ${(error as Error).message}`)
   }
@@ -74,7 +78,8 @@ export async function stackFromFile(
   try {
     data = parse(text)
   } catch (error) {
-    if (!(error instanceof YAMLParseError)) throw error
+    // Its aliases are looked at last: they stand for nothing, or for too much.
+    if (!(error instanceof YAMLParseError || error instanceof ReferenceError)) throw error
     throw new BadInput(`${path} is not YAML: ${error.message.split('\n')[0]}`)
   }
   return stackFromData(data, factories)

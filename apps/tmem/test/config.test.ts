@@ -1,11 +1,14 @@
 /** The file of `tmem up`: each kind of mistake, where it is told to be, and the schema that editors read. */
-import { writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { BadInput } from '../src/ending.ts'
+import { stackFromFile } from '../src/layers.ts'
 import type { DeviceRequest } from '../src/serve/serve.ts'
 import { configSchema, readConfig } from '../src/up/config.ts'
-import { temporaryDirectory, tmem } from './tmem.ts'
+import { decode } from '../src/xen/decode.ts'
+import { silentTerminal, temporaryDirectory, tmem } from './tmem.ts'
 
 const stack = 'memory(limit=80MiB)'
 const good = `stack: ${stack}\ndevices:\n  a: { size: 64MiB }\nnbd: [unix:x]\n`
@@ -22,6 +25,17 @@ async function mistakesIn(text: string): Promise<readonly string[]> {
 const mistakes: readonly (readonly [what: string, text: string, expected: readonly (string | RegExp)[]])[] = [
   ['no YAML', 'stack: [\n', [/^2:1: /]],
   ['nothing', '', [/^1:1: devices: expected devices by name/]],
+  ['an alias of nothing', good.replace('64MiB', '*size'), [/^3:14: there is no anchor size/]],
+  [
+    'aliases of aliases',
+    `${Array.from('abcdefg', (name, n, all = 'abcdefg') => `${name}: &${name} [${Array.from({ length: 9 }, () => (n === 0 ? 'x' : `*${all[n - 1]}`)).join(',')}]\n`).join('')}devices: *g\n`,
+    [/^2:\d+: its aliases stand for more than a file can mean/],
+  ],
+  [
+    'a name that JavaScript keeps',
+    `${good}  __proto__: {}\n`.replace('nbd: [unix:x]\n', '').concat('nbd: [unix:x]\n'),
+    [/^4:3: __proto__: no name/],
+  ],
   ['a list', '- a\n', [/^1:1: expected names and values: stack, devices/]],
   ['a name twice', `${good}stack: x\n`, [/^5:1: Map keys must be unique/]],
   ['a name misspelt', `${good}contol: c\n`, [/^5:1: contol: unknown name contol: did you mean control\?/]],
@@ -172,4 +186,16 @@ test('the schema knows every name, and refuses others', () => {
   expect(additionalProperties).toBe(false)
   expect(Object.keys(properties)).toContain('devices')
   expect(Object.entries(properties).filter(([, { description }]) => description === undefined)).toEqual([])
+})
+
+test.each([
+  ['a pipe', (file: string): unknown => execFileSync('mkfifo', [file]), /is no file/],
+  ['a device without an end', (file: string): unknown => symlinkSync('/dev/zero', file), /is no file/],
+  ['a file of 2 GiB', (file: string): unknown => execFileSync('truncate', ['-s', '2G', file]), /more than/],
+])('%s is refused before it is read', async (_, make, why) => {
+  const file = join(temporaryDirectory(), 'tmem.yaml')
+  make(file)
+  await expect(readConfig(file)).rejects.toThrow(why)
+  await expect(stackFromFile(file)).rejects.toThrow(why)
+  expect(() => decode([file], { as: 'op', release: '4.9', bits: '64' }, silentTerminal())).toThrow(why)
 })

@@ -99,6 +99,23 @@ test('run tells of a command that is not there, and leaves nothing', async () =>
   expect(left()).toEqual(before)
 })
 
+test('run tells of what is no command for the system, of no place for its sockets, and leaves nothing', async () => {
+  const before = left()
+  for (const command of ['', 'x'.repeat(5000)]) {
+    const { code, stderr } = await run(command)
+    expect(code).toBe(1)
+    expect(stderr).toMatch(/^tmem: .* cannot be run: [^\n]*\n$/)
+  }
+  expect(left()).toEqual(before)
+  const nowhere = join(temporaryDirectory(), 'none')
+  const { code, stderr } = await tmem(
+    ['run', '--stack', 'memory(limit=80MiB)', '--device', 'name=d,size=64MiB', '--', 'true'],
+    { through: ['env', `TMPDIR=${nowhere}`] },
+  )
+  expect(code).toBe(2)
+  expect(stderr).toMatch(/^tmem: the sockets have no place in [^\n]*\n$/)
+})
+
 test('a signal goes to the command', async () => {
   const command = ['sh', '-c', 'trap "echo told; exit 5" TERM; echo begun; while :; do sleep 0.05; done']
   const { code, stdout } = await tmem(

@@ -1,5 +1,5 @@
 /** Hosts as processes: what a toolstack asks of them, domains that are saved and restored, and one that moves while it runs. */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { temporaryDirectory, tmem } from './tmem.ts'
@@ -137,6 +137,8 @@ test('a domain is saved and restored; what is there is not overwritten, what is 
   const saved = await tmem(['xen', 'save', '5', file, ...at])
   expect([saved.code, saved.stderr]).toEqual([0, ''])
   const bytes = readFileSync(file)
+  // A guest's memory is nobody else's to read.
+  expect(statSync(file).mode & 0o777).toBe(0o600)
   expect(saved.stdout).toContain(`${bytes.length} bytes in ${file}`)
   expect(await tmem(['xen', 'save', '5', file, ...at])).toMatchObject({
     code: 1,

@@ -48,7 +48,7 @@ test('decode refuses what is none', async () => {
   expect(missing.stderr).toContain('is neither hex nor a file that can be read')
   const large = join(folder, 'large')
   writeFileSync(large, Buffer.alloc(70_000))
-  expect((await tmem(['xen', 'decode', large])).stderr).toContain('has 70000 bytes; a structure has less than 200')
+  expect((await tmem(['xen', 'decode', large])).stderr).toContain('has 70000 bytes, more than 65536')
   expect((await tmem(['xen', 'decode', '00', '--release', '4.13'])).code).toBe(2)
 })
 

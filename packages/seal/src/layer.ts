@@ -1,6 +1,6 @@
 /** Sealing as a layer of a stack: its settings, judged before anything is opened, and its key. */
 import { hkdfSync, randomBytes } from 'node:crypto'
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import {
   checkOptions,
   isSlow,
@@ -80,7 +80,8 @@ function keyOfThisStart(keyFile: string | undefined): Uint8Array {
 function readSecret(path: string): Uint8Array {
   let secret: Buffer
   try {
-    const file = openSync(path, 'r')
+    // Opening a pipe would wait for who writes to it.
+    const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
     try {
       if (!fstatSync(file).isFile()) throw new Error('it is no file')
       const buffer = Buffer.alloc(mostSecretBytes + 1)

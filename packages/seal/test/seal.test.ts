@@ -1,5 +1,7 @@
 /** What somebody can do who writes to where sealed blocks lie: here to the swap file itself. */
+
 import { equal, ok } from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import {
   closeSync,
   existsSync,
@@ -218,6 +220,7 @@ test.for<[string, (path: string) => void, string]>([
   ['that is not there', () => undefined, 'ENOENT'],
   ['that is too short', (path) => writeFileSync(path, 'x'.repeat(31)), 'it has 31 bytes'],
   ['that is too long', (path) => writeFileSync(path, 'x'.repeat(5000)), 'more than 4096 bytes'],
+  ['that is a pipe', (path) => void execFileSync('mkfifo', [path]), 'it is no file'],
   ['that is a folder', (path) => rmSync(path, { force: true }), 'it is no file'],
 ])('a secret %s is told when the stack is opened, and nothing is left behind', async ([kind, make, why]) => {
   const keyFile = kind.endsWith('folder') ? folder : join(folder, 'key')

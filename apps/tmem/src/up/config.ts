@@ -7,18 +7,21 @@
  *
  * Paths in the file, those in the texts of stacks among them, are relative to the folder of the file.
  */
-import { readFileSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { formatBytes, nearestName, parseBytes, TmemError } from '@tmem/core'
 import { planDevice } from '@tmem/ramzswap'
-import { type Document, isMap, isNode, isPair, LineCounter, parseDocument } from 'yaml'
+import { type Document, isMap, isNode, isPair, LineCounter, parseDocument, visit } from 'yaml'
 import { z } from 'zod'
 import { BadInput } from '../ending.ts'
+import { readGivenFile } from '../given-file.ts'
 import { layersWith } from '../layers.ts'
 import type { LogFormat, LogLevel } from '../serve/log.ts'
 import { type DeviceRequest, deviceName, type ServeOptions, stackFor } from '../serve/serve.ts'
 
 const pageBytes = 4096
+
+/** A file of a thousand devices has a tenth of that. */
+const maxFileBytes = 2 ** 20
 
 /** An object of which each name is known: the nearest one is told for any other, a line each. */
 function named<Shape extends z.ZodRawShape>(shape: Shape): z.ZodObject<Shape, z.core.$strict> {
@@ -144,7 +147,7 @@ export async function readConfig(file: string): Promise<Config> {
   const path = resolve(file)
   let source: string
   try {
-    source = readFileSync(path, 'utf8')
+    source = readGivenFile(path, maxFileBytes).toString()
   } catch (error) {
     throw new BadInput(`cannot read ${file}: ${(error as Error).message}`)
   }
@@ -153,7 +156,7 @@ export async function readConfig(file: string): Promise<Config> {
   const mistakes = new Mistakes(file, document, lines)
   for (const { pos, message } of [...document.errors, ...document.warnings]) mistakes.at(pos[0], message)
   mistakes.judge()
-  const parsed = schema.safeParse(document.toJS() ?? {})
+  const parsed = schema.safeParse(contentOf(document, mistakes) ?? {})
   if (!parsed.success)
     for (const { path: where, ...issue } of parsed.error.issues) {
       if (issue.code !== 'unrecognized_keys') mistakes.of(where, issue.message)
@@ -164,6 +167,35 @@ export async function readConfig(file: string): Promise<Config> {
   await judge(parsed.data!, config, mistakes)
   mistakes.judge()
   return config
+}
+
+/** What a file says, as values. Throws `BadInput` for what has none: aliases of nothing, or of too much. */
+function contentOf(document: Document, mistakes: Mistakes): unknown {
+  visit(document, {
+    Alias: (_, alias) => {
+      if (alias.resolve(document) === undefined)
+        mistakes.at(alias.range?.[0] ?? 0, `there is no anchor ${alias.source}`)
+    },
+    Pair: (_, { key }) => {
+      // As the name of a value it would be lost on the way, and what it says with it.
+      if (isNode(key) && String(key) === '__proto__')
+        mistakes.at(key.range?.[0] ?? 0, '__proto__: no name that can be used')
+    },
+  })
+  mistakes.judge()
+  try {
+    return document.toJS()
+  } catch (error) {
+    if (!(error instanceof ReferenceError)) throw error
+    let first: number | undefined
+    visit(document, {
+      Alias: (_, alias) => {
+        first ??= alias.range?.[0]
+      },
+    })
+    mistakes.at(first ?? 0, 'its aliases stand for more than a file can mean: write out what is meant')
+    return mistakes.judge()
+  }
 }
 
 /** What a description alone cannot say. */

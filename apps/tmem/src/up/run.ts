@@ -5,11 +5,11 @@
  * The command finds the way in its environment: `TMEM_CONTROL`, `TMEM_DEVICE` (the first), `TMEM_NBD` (a URI, as
  * NBD's clients take it) and, with a mount, `TMEM_FILE`.
  */
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { Ended, Failed } from '../ending.ts'
+import { join, resolve } from 'node:path'
+import { BadInput, Ended, Failed } from '../ending.ts'
 import type { Info } from '../serve/control.ts'
 import { type Course, type ServeOptions, serve } from '../serve/serve.ts'
 import type { Terminal } from '../terminal.ts'
@@ -21,7 +21,7 @@ export async function runCommand(
   terminal: Terminal,
 ): Promise<void> {
   // Nobody else is to find the sockets.
-  const folder = mkdtempSync(join(tmpdir(), 'tmem-run-'))
+  const folder = ownFolder()
   const control = join(folder, 'control.sock')
   const socket = join(folder, 'nbd.sock')
   let code = 0
@@ -36,6 +36,16 @@ export async function runCommand(
   if (code !== 0) throw new Ended(code)
 }
 
+/** Absolute: the command may work in another folder. Throws `BadInput`. */
+function ownFolder(): string {
+  const parent = resolve(tmpdir())
+  try {
+    return mkdtempSync(join(parent, 'tmem-run-'))
+  } catch (error) {
+    throw new BadInput(`the sockets have no place in ${parent}, name another TMPDIR: ${(error as Error).message}`)
+  }
+}
+
 function courseOf(
   [program, ...words]: readonly string[],
   { control, socket }: { readonly control: string; readonly socket: string },
@@ -44,7 +54,7 @@ function courseOf(
   let signalled: () => void = () => undefined
   return {
     until: ({ devices, fuse }: Info) =>
-      new Promise((resolve, reject) => {
+      new Promise((settle, reject) => {
         const { name } = devices[0]!
         const env = {
           ...process.env,
@@ -53,12 +63,20 @@ function courseOf(
           TMEM_NBD: `nbd+unix:///${name}?socket=${socket}`,
           ...(fuse === null ? {} : { TMEM_FILE: join(fuse, name) }),
         }
-        const child = spawn(program!, words, { stdio: 'inherit', env })
+        const failed = (error: Error): void => reject(new Failed(`${program || '""'} cannot be run: ${error.message}`))
+        let child: ChildProcess
+        try {
+          child = spawn(program!, words, { stdio: 'inherit', env })
+        } catch (error) {
+          // Some of what the system refuses is thrown, some comes as an event.
+          failed(error as Error)
+          return
+        }
         signalled = () => void child.kill('SIGTERM')
-        child.once('error', (error) => reject(new Failed(`${program} cannot be run: ${error.message}`)))
+        child.once('error', failed)
         child.once('exit', (code, signal) => {
           ended(code ?? 128 + constants.signals[signal!])
-          resolve()
+          settle()
         })
       }),
     signalled: () => signalled(),

@@ -52,8 +52,17 @@ const lookMs = 100
 export async function down(options: FileOptions & { readonly wait: number }, terminal: Terminal): Promise<void> {
   const control = controlOf(options, await readConfig(options.file))
   const info = await ask(control, 'info')
+  const isThere = (): boolean => {
+    const server = formerServer(control)
+    return server?.running === true && server.pid === info.pid
+  }
+  if (!isThere())
+    throw new Failed(
+      `what answers at ${control} says it is process ${info.pid}, and here that is none or another one: end it where it runs`,
+    )
   if (info.fileSystem !== null) await drain(info.fileSystem)
-  process.kill(info.pid, 'SIGTERM')
+  // That takes its time: the server may have ended, and its number may be another one's by now.
+  if (isThere()) process.kill(info.pid, 'SIGTERM')
   const end = performance.now() + options.wait * 1000
   while (formerServer(control)?.running === true) {
     if (performance.now() >= end)

@@ -184,7 +184,8 @@ export async function flush(bytes: number, options: XenOptions, terminal: Termin
 export async function save(domain: string, file: string, options: XenOptions, terminal: Terminal): Promise<void> {
   const id = domainOf(domain)
   const partial = `${file}.${process.pid}.partial`
-  const handle = await openFile(partial, 'wx').catch((error: Error) => {
+  // What was in a guest's memory is nobody else's to read.
+  const handle = await openFile(partial, 'wx', 0o600).catch((error: Error) => {
     throw new BadInput(`${partial} cannot be made: ${error.message}`)
   })
   try {
@@ -192,7 +193,7 @@ export async function save(domain: string, file: string, options: XenOptions, te
       const { socket, reader } = await open(options.control, { do: 'save', domain: id })
       try {
         // Before the first piece there may be an error.
-        for await (const piece of piecesOrError(options.control, reader)) await handle.write(piece)
+        for await (const piece of piecesOrError(options.control, reader)) await handle.appendFile(piece)
         const { bytes } = await answerOf(options.control, reader)
         await handle.datasync()
         // Unlike a rename it replaces nobody's file.

@@ -1,8 +1,8 @@
 /** `tmem xen decode`: a raw structure of Xen's tmem interface in words. */
-import { readFileSync } from 'node:fs'
 import { type Described, describe, type Release, type Structure } from '@tmem/xen-hypercall'
 import pc from 'picocolors'
 import { BadInput } from '../ending.ts'
+import { readGivenFile } from '../given-file.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 
 /** Structures have less than 200 bytes: who names a larger file means something else. */
@@ -47,11 +47,9 @@ function bytesOfFile(words: readonly string[]): Uint8Array {
   const name = words.join(' ')
   let bytes: Buffer
   try {
-    bytes = readFileSync(name)
+    bytes = readGivenFile(name, maxFileBytes)
   } catch (error) {
     throw new BadInput(`xen decode: ${name} is neither hex nor a file that can be read: ${(error as Error).message}`)
   }
-  if (bytes.length > maxFileBytes)
-    throw new BadInput(`xen decode: ${name} has ${bytes.length} bytes; a structure has less than 200`)
   return hexOf(bytes.toString('latin1')) ?? bytes
 }

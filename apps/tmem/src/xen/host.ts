@@ -27,6 +27,7 @@ import {
 } from '@tmem/xen-hypercall'
 import { Failed } from '../ending.ts'
 import { layersWith } from '../layers.ts'
+import { socketPath } from '../serve/endpoints.ts'
 import { Ticking } from '../serve/ticking.ts'
 import type { Terminal } from '../terminal.ts'
 import { answerOf, brokenPiece, lastPiece, open, SocketReader, write, writeLine, writePieces } from './socket.ts'
@@ -51,6 +52,7 @@ const maxBuffer = 2 ** 20
 /** Runs until it is interrupted. */
 export async function host(options: HostOptions, terminal: Terminal): Promise<void> {
   const layers = parseStack(options.stack, await layersWith(options.modules))
+  const control = socketPath(options.control)
   const accounts = createAccounts(options.max === undefined ? {} : { maximumBytes: options.max })
   let ticking: Ticking | undefined
   const store = compose(layers, { accounts, wake: () => ticking?.wake() })
@@ -70,8 +72,8 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
       )
     })
     server = createServer({ allowHalfOpen: true }, (socket) => machine.serve(socket))
-    await listenAtPath(server, options.control).catch((error: Error) => {
-      throw new Failed(`the socket ${options.control} cannot be made: ${error.message}`)
+    await listenAtPath(server, control).catch((error: Error) => {
+      throw new Failed(`the socket ${control} cannot be made: ${error.message}`)
     })
     const facts = { pid: process.pid, control: options.control, release: options.release }
     terminal.print(options.json === true ? JSON.stringify(facts) : `Xen ${options.release} at ${options.control}`)
