@@ -63,6 +63,6 @@ test('tmem bench cleancache --quick --json: a working set and a real build, from
   expect(row('replay-tsc-pages').reference_value).toBeGreaterThan(300)
   expect(row('replay-tsc-puts-per-saved-read').value).toBeGreaterThan(0)
   const timed = rows.map(({ name }) => name).filter((name) => /time|per-saved|second/.test(name))
-  expect(timed).toHaveLength(6)
+  expect(timed).toHaveLength(7)
   for (const name of timed) expect(row(name).value).toBeGreaterThan(0)
 })

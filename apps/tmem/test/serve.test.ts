@@ -236,7 +236,7 @@ describe('tmem serve', () => {
     for (const [path, words] of [
       [
         join(folder, 'missing', 's'),
-        /^tmem: the socket .*missing.s cannot be made: there is no directory .*missing\n$/,
+        /^tmem: the socket .*missing.s cannot be made: there is no directory .*missing: make it with mkdir -p\n$/,
       ],
       [folder, /^tmem: .* is there, and no socket: name another path\n$/],
       // A file where a directory is wanted: the system says what is wrong.

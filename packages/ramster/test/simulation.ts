@@ -7,8 +7,9 @@
  * here waits for time to pass.
  *
  * A *careful* history lets one node be in trouble at a time, and crashes it only while every block has both copies:
- * then every page that was accepted is there, always. Any other history may lose pages. In both no byte is ever wrong,
- * a flushed page never comes back, and when the network is well again everything settles.
+ * then every page that was accepted is there at the end, and always while it has two copies. Any other history may lose
+ * pages. In both no byte is ever wrong, a flushed page never comes back, and when the network is well again everything
+ * settles.
  */
 import { makePage } from '@tmem/conformance'
 import { compose, GetOutcome, type PageStore, type Pool, PutOutcome, type StatsNode, TmemError } from '@tmem/core'
@@ -335,7 +336,9 @@ class History {
       })
     } else if (what < 0.5) {
       this.#played.fetched++
-      borrower.begin(() => borrower.fetch(index, () => this.#wasCareless))
+      // While a block has one copy, and its only machine does not answer, nobody can give it: it is not lost.
+      const mayFail = (): boolean => this.#wasCareless || borrower.counter('one_copy_only') > 0
+      borrower.begin(() => borrower.fetch(index, mayFail))
     } else if (what < 0.53) borrower.store.tick({ pages: 64 })
     else if (what < 0.9) this.#deliver()
     else this.#trouble()
