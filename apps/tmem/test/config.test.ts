@@ -1,6 +1,6 @@
 /** The file of `tmem up`: each kind of mistake, where it is told to be, and the schema that editors read. */
 import { execFileSync } from 'node:child_process'
-import { symlinkSync, writeFileSync } from 'node:fs'
+import { closeSync, ftruncateSync, openSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { BadInput } from '../src/ending.ts'
@@ -188,10 +188,16 @@ test('the schema knows every name, and refuses others', () => {
   expect(Object.entries(properties).filter(([, { description }]) => description === undefined)).toEqual([])
 })
 
+function truncated(path: string, bytes: number): number {
+  const file = openSync(path, 'w')
+  ftruncateSync(file, bytes)
+  return file
+}
+
 test.each([
   ['a pipe', (file: string): unknown => execFileSync('mkfifo', [file]), /is no file/],
   ['a device without an end', (file: string): unknown => symlinkSync('/dev/zero', file), /is no file/],
-  ['a file of 2 GiB', (file: string): unknown => execFileSync('truncate', ['-s', '2G', file]), /more than/],
+  ['a file of 2 GiB', (file: string): unknown => closeSync(truncated(file, 2 ** 31)), /more than/],
 ])('%s is refused before it is read', async (_, make, why) => {
   const file = join(temporaryDirectory(), 'tmem.yaml')
   make(file)

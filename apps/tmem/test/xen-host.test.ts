@@ -129,6 +129,11 @@ test('a domain is saved and restored; what is there is not overwritten, what is 
   const here = await hosting('--release', '4.5')
   const at = ['--control', here.control]
   const guest = await SocketGuest.connect(here.control, 5)
+  // It is no server of devices, though it knows what info is.
+  expect(await tmem(['stat', ...at])).toMatchObject({
+    code: 1,
+    stderr: expect.stringContaining('no server of devices'),
+  })
   await guest.newPool(persistent)
   for (let index = 0; index < 20; index++) {
     guest.page.fill(index)

@@ -172,6 +172,9 @@ export function ask<Kind extends Request['do']>(
       }
       if (typeof answer === 'object' && answer !== null && 'error' in answer)
         reject(new Failed(`the server at ${path}: ${String(answer.error)}`))
+      // A host of Xen knows some of the words, too.
+      else if (kind === 'info' && !Array.isArray((answer as Partial<Info> | null)?.devices))
+        reject(new Failed(`what answers at ${path} is no server of devices: name another --control`))
       else resolve(answer as Answers[Kind])
     })
   })

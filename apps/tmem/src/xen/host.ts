@@ -30,7 +30,17 @@ import { layersWith } from '../layers.ts'
 import { socketPath } from '../serve/endpoints.ts'
 import { Ticking } from '../serve/ticking.ts'
 import type { Terminal } from '../terminal.ts'
-import { answerOf, brokenPiece, lastPiece, open, SocketReader, write, writeLine, writePieces } from './socket.ts'
+import {
+  answerOf,
+  brokenPiece,
+  lastPiece,
+  open,
+  SocketReader,
+  streamPatienceMs,
+  write,
+  writeLine,
+  writePieces,
+} from './socket.ts'
 
 /** Options of the command. */
 export interface HostOptions {
@@ -329,7 +339,9 @@ class Machine {
         const begun = performance.now()
         const rest = await writePieces(there, saveFlushed(this.#host, id))
         await write(there, lastPiece)
-        const { restored } = await answerOf(to, reader)
+        // What it says later is nothing to it either: it gives up a domain of which nobody hears.
+        const patience = setTimeout(() => there.destroy(), streamPatienceMs)
+        const { restored } = await answerOf(to, reader).finally(() => clearTimeout(patience))
         // From here on it is there. Its guest learns by the end of its connection.
         this.#running.delete(id)
         this.#host.killDomain(id)

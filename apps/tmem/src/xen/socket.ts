@@ -82,18 +82,40 @@ export class SocketReader {
   }
 }
 
-/** Writes, and waits while the other side has not read what was written before. Rejects when it has gone. */
-export async function write(socket: Socket, bytes: Uint8Array | string): Promise<void> {
+/** How long the other side of a stream may take nothing, and a host that was sent all may say nothing. */
+export const streamPatienceMs = 30_000
+
+/**
+ * Writes, and waits while the other side has not read what was written before; at most `patienceMs`, then it ends the
+ * connection. Rejects when the other side has gone, or is ended.
+ */
+export async function write(socket: Socket, bytes: Uint8Array | string, patienceMs?: number): Promise<void> {
   if (socket.destroyed) throw new Error('the other side has gone')
   if (socket.write(bytes)) return
-  await Promise.race([once(socket, 'drain'), once(socket, 'close')])
-  if (socket.destroyed) throw new Error('the other side has gone')
+  const waiting = new AbortController()
+  const { signal } = waiting
+  const timer = patienceMs === undefined ? undefined : setTimeout(() => socket.destroy(), patienceMs)
+  try {
+    await Promise.race([once(socket, 'drain', { signal }), once(socket, 'close', { signal })])
+  } finally {
+    clearTimeout(timer)
+    // Each drain would leave its listener for the end.
+    waiting.abort()
+  }
+  if (socket.destroyed) throw new Error('the other side has gone, or takes nothing')
 }
 
 export const writeLine = (socket: Socket, line: object): Promise<void> => write(socket, `${JSON.stringify(line)}\n`)
 
-/** Writes a stream as pieces, without the last one. */
-export async function writePieces(socket: Socket, stream: AsyncIterable<Uint8Array>): Promise<number> {
+/**
+ * Writes a stream as pieces, without the last one. Whoever takes none of it for `patienceMs` is ended: a guest may
+ * stand still meanwhile.
+ */
+export async function writePieces(
+  socket: Socket,
+  stream: AsyncIterable<Uint8Array>,
+  patienceMs: number = streamPatienceMs,
+): Promise<number> {
   let bytes = 0
   let parts: Uint8Array[] = []
   let length = 0
@@ -101,7 +123,7 @@ export async function writePieces(socket: Socket, stream: AsyncIterable<Uint8Arr
     if (length === 0) return
     const head = Buffer.alloc(4)
     head.writeUInt32LE(length)
-    await write(socket, Buffer.concat([head, ...parts]))
+    await write(socket, Buffer.concat([head, ...parts]), patienceMs)
     bytes += length
     parts = []
     length = 0
