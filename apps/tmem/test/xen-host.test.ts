@@ -1,5 +1,5 @@
 /** Hosts as processes: what a toolstack asks of them, domains that are saved and restored, and one that moves while it runs. */
-import { readFileSync, statSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { temporaryDirectory, tmem } from './tmem.ts'
@@ -154,6 +154,16 @@ test('a domain is saved and restored; what is there is not overwritten, what is 
     code: 1,
     stderr: expect.stringContaining('there is no domain 9'),
   })
+  // What does not fit is no saved domain: neither a part of it, nor one whose last write was short.
+  for (const blocks of [10, 72]) {
+    const through = ['bash', '-c', `ulimit -f ${blocks}; exec "$@"`, 'bash']
+    const { code, stderr } = await tmem(['xen', 'save', '5', join(folder, 'short'), ...at], { through })
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/^tmem: .* cannot be written, and is taken away: .*EFBIG[^\n]*\n$/),
+    ])
+  }
+  expect(readdirSync(folder)).toEqual(['domain'])
   // The guest goes on.
   expect(await guest.call(put, 0, 1, 99)).toBe(1)
 

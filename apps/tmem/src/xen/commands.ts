@@ -188,14 +188,17 @@ export async function save(domain: string, file: string, options: XenOptions, te
   const handle = await openFile(partial, 'wx', 0o600).catch((error: Error) => {
     throw new BadInput(`${partial} cannot be made: ${error.message}`)
   })
+  const full = (error: Error): never => {
+    throw new Failed(`${partial} cannot be written, and is taken away: ${error.message}`)
+  }
   try {
     try {
       const { socket, reader } = await open(options.control, { do: 'save', domain: id })
       try {
         // Before the first piece there may be an error.
-        for await (const piece of piecesOrError(options.control, reader)) await handle.appendFile(piece)
+        for await (const piece of piecesOrError(options.control, reader)) await handle.appendFile(piece).catch(full)
         const { bytes } = await answerOf(options.control, reader)
-        await handle.datasync()
+        await handle.datasync().catch(full)
         // Unlike a rename it replaces nobody's file.
         await link(partial, file).catch((error: Error) => {
           throw new Failed(`${file} cannot be made: ${error.message}`)
