@@ -233,7 +233,7 @@ const leastPlacesBytes = 512 * 1024
 const shareBytes = 64 * 1024
 
 /** Bytes of the window for each so many bytes of memory; and its smallest and largest number of pages. */
-const windowShare = 48
+const windowShare = 24
 const minFrames = 48
 const maxFrames = 16384
 
@@ -263,8 +263,8 @@ export class Cache<V = unknown> {
   #isEmptying = false
   /** Entries that went, of which the channel was not told yet: it is when everything is in order again. */
   #untold = 0
-  /** The page of the entry that was found last was not in the window. */
-  #isFar = false
+  /** The page of the entry that was found last was not in the window, or that is used again and again since now. */
+  #isToMove = false
   /** The stack has asked for a tick, or uses more than its limit. */
   #isOver = false
   #closed: Promise<void> | undefined
@@ -646,7 +646,7 @@ export class Cache<V = unknown> {
     const ref = this.#table.refAt(slot)
     const page = pageOf(ref)
     const { kind, length } = this.#hash
-    this.#isFar = false
+    this.#isToMove = false
     if (book.spans[page] === 0) {
       let at = book.placeOf(page)
       if (at === 0) {
@@ -687,7 +687,9 @@ export class Cache<V = unknown> {
     const slot = this.#table.find(hash)
     const ref = this.#table.refAt(slot)
     const uses = usesOf(ref)
-    if (uses < maxUses) this.#table.setRef(slot, withUses(ref, uses + 1))
+    if (uses === maxUses) return outcome
+    this.#table.setRef(slot, withUses(ref, uses + 1))
+    if (uses + 1 === maxUses) this.#isToMove = true
     return outcome
   }
 
@@ -700,7 +702,7 @@ export class Cache<V = unknown> {
     const outcome = this.#stack.pool.get(0, page, new Uint8Array(window.buffer, window.byteOffset + at, pageBytes))
     if (outcome === GetOutcome.Hit && stampIn(window, at) === book.stamps[page]) {
       this.#counts.pagesRead++
-      this.#isFar = true
+      this.#isToMove = true
       return hit
     }
     book.dropFrame(page)
@@ -793,20 +795,20 @@ export class Cache<V = unknown> {
     if (outcome === hit) {
       this.#counts.hits++
       value = this.#value()
-      if (this.#isFar) this.#gather(key)
+      if (this.#isToMove) this.#gather(key)
     } else this.#misses[outcome === stale ? Miss.Expired : outcome]!++
     if (this.#channel.hasSubscribers) this.#tell('get', key, outcome === hit ? 'hit' : missName(outcome))
     return value as V | undefined
   }
 
   /**
-   * An entry that is used again and again, and whose page was not in the window, is written anew beside others that
-   * were used again: so a page in the window has several such entries, instead of one among others.
+   * An entry that is used again and again is written anew beside others that were used again: so a page in the window
+   * has several such entries, instead of one among others, and they do not go with a page of what is new.
    */
   #gather(key: CacheKey): void {
     const book = this.#book
     const { window } = book
-    this.#isFar = false
+    this.#isToMove = false
     const hash = this.#hash.of(key)
     const slot = this.#table.find(hash)
     if (slot === noSlot) return

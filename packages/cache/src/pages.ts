@@ -6,7 +6,8 @@
  * the oldest of a class is about the first whose entries expire.
  *
  * The window has copies of pages in the form in which records are read. What was asked for most lately stays there, by
- * the second-chance rule. A page that is being filled, or `used` twice since the hand passed, is not taken.
+ * the second-chance rule. A page that is being filled, or `used` twice since the hand passed, is not taken. Only pages
+ * that are read take more of it into use: who writes alone needs few frames, and memory for no others.
  *
  * Everything is in typed arrays, reserved for all pages; the operating system gives memory only to what was touched.
  */
@@ -46,6 +47,8 @@ export const emptyingFrame = 1
 export const nestedFrame = 2
 export const movingFrame = 3
 const ownFrames = 4
+/** Frames in use before any page is read: enough for a page of each queue that is being filled, and some that were. */
+const framesForWriting = 2 * queues
 
 /** Bytes of the tables for each page. */
 const bytesPerPage = 8 + 4 * 5 + 2 * 2 + 1
@@ -90,6 +93,8 @@ export class PageBook {
   /** 0: may be taken; 1: used since the hand passed; 2: being filled. */
   readonly #state: Uint8Array
   #hand = ownFrames
+  /** Frames in use are those below: those that are needed for writing, and one more for each page that was read. */
+  #framesUsed: number
   #free = none
   /** The stamp of the next page. */
   #stamp = 1
@@ -120,6 +125,7 @@ export class PageBook {
     this.window = Buffer.from(window, 0, this.frames * pageBytes)
     this.#owner = new Int32Array(this.frames).fill(none)
     this.#state = new Uint8Array(this.frames)
+    this.#framesUsed = Math.min(this.frames, ownFrames + framesForWriting)
   }
 
   /** Bytes of the tables that are in use: as far as they were touched. */
@@ -312,19 +318,21 @@ export class PageBook {
   /** Where in the window there is room for a page, whose copy is written there now, in bytes. */
   enter(page: number, isFilling: boolean): number {
     let frame = this.#hand
-    for (;;) {
-      const state = this.#state[frame]!
-      if (state === 0) break
-      // What is being filled stays.
-      if (state === 1) this.#state[frame] = 0
-      if (++frame === this.frames) frame = ownFrames
-    }
+    if (!isFilling && this.#framesUsed < this.frames) frame = this.#framesUsed++
+    else
+      for (;;) {
+        const state = this.#state[frame]!
+        if (state === 0) break
+        // What is being filled stays.
+        if (state === 1) this.#state[frame] = 0
+        if (++frame === this.#framesUsed) frame = ownFrames
+      }
     const owner = this.#owner[frame]!
     if (owner !== none) this.#frameOf[owner] = 0
     this.#owner[frame] = page
     this.#frameOf[page] = frame
     this.#state[frame] = isFilling ? 2 : 0
-    this.#hand = frame + 1 === this.frames ? ownFrames : frame + 1
+    this.#hand = frame + 1 === this.#framesUsed ? ownFrames : frame + 1
     return frame * pageBytes
   }
 

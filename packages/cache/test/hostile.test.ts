@@ -7,11 +7,12 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { ByteLimit, GetOutcome, type Layer, type PageStore, type Pool } from '@tmem/core'
+import { ByteLimit, GetOutcome, type Layer, type PageStore, type Pool, systemAllocator } from '@tmem/core'
 import { spill } from '@tmem/spill'
 import { zcache } from '@tmem/zcache'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { Cache, type CacheMessage } from '../src/index.ts'
+import { PageBook } from '../src/pages.ts'
 
 let folder = ''
 beforeAll(() => {
@@ -275,7 +276,7 @@ describe('a lowered limit', () => {
     const limit = new ByteLimit(64 * 2 ** 20)
     const cache = new Cache<string | Uint8Array>({ memory: limit })
     for (let n = 0; n < 200_000; n++) cache.set(`key ${n}`, `value ${n} `.repeat(10))
-    limit.bytes = 6 * 2 ** 20
+    limit.bytes = 9 * 2 ** 20
     while (cache.tick());
     const { entries, memoryBytes } = cache.stats()
     expect(memoryBytes).toBeLessThanOrEqual(limit.bytes)
@@ -284,6 +285,20 @@ describe('a lowered limit', () => {
     expect(cache.stats().entries).toBe(entries)
     cache.check()
     await cache.close()
+  })
+
+  test('who only writes uses little of the window, and who reads all of it', () => {
+    const book = new PageBook(4000, 1000, systemAllocator)
+    const enter = (isFilling: boolean): number => {
+      const page = book.take(0)
+      const at = book.enter(page, isFilling)
+      if (isFilling) book.filled(page)
+      return at
+    }
+    const written = Array.from({ length: 1500 }, () => enter(true))
+    expect(Math.max(...written)).toBeLessThan(50 * 4096)
+    const read = Array.from({ length: 1500 }, () => enter(false))
+    expect(Math.max(...read)).toBe((book.frames - 1) * 4096)
   })
 
   test('deleted tags count', async () => {
