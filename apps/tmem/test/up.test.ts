@@ -1,6 +1,7 @@
 /** `tmem up`, `status`, `down` and `run`, as an operator would use them. Swap is a system test's. */
 import { spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
@@ -143,4 +144,22 @@ test('a folder in the place of the control socket is told, and nothing is left',
   expect(code).toBe(2)
   expect(stderr).toContain('is there, and no socket')
   expect(readdirSync(folder)).toEqual(['control.sock', 'tmem.yaml'])
+})
+
+test('down signals no process that is not the server of the record', async () => {
+  const folder = temporaryDirectory()
+  const file = join(folder, 'tmem.yaml')
+  writeFileSync(file, text)
+  const stranger = spawn('sleep', ['60'])
+  const answering = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.once('data', () =>
+      socket.end(`${JSON.stringify({ pid: stranger.pid, devices: [], nbd: [], fileSystem: null })}\n`),
+    )
+  })
+  await new Promise<void>((resolve) => void answering.listen(join(folder, 'control.sock'), resolve))
+  const { code, stderr } = await tmem(['down', '-f', file, '--wait', '1'])
+  answering.close()
+  expect([code, stderr]).toEqual([1, expect.stringContaining('here that is none or another one')])
+  expect(stranger.signalCode).toBe(null)
+  stranger.kill()
 })
