@@ -655,11 +655,15 @@ async function opened(
 }
 
 function deviceFor(
-  { snapshot: _image, writethrough: _how, ...request }: DeviceRequest,
+  { name, sizeBytes, memlimitBytes, maxSizeBytes }: DeviceRequest,
   { isVirtual, ...context }: Context & { readonly onProgress: OpenProgress },
 ): Ramzswap {
+  const limits = {
+    ...(memlimitBytes === undefined ? {} : { memlimitBytes }),
+    ...(maxSizeBytes === undefined ? {} : { maxSizeBytes }),
+  }
   try {
-    return (isVirtual ? virtswap : ramzswap)({ ...request, ...context })
+    return (isVirtual ? virtswap : ramzswap)({ name, sizeBytes, ...limits, ...context })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error
