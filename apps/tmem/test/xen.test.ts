@@ -1,6 +1,7 @@
 /** `tmem xen decode`, and the benches of the interface and of the channel, as a user runs them. */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { defaultRelease, releases } from '@tmem/xen-hypercall'
 import { expect, test } from 'vitest'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
@@ -49,7 +50,11 @@ test('decode refuses what is none', async () => {
   const large = join(folder, 'large')
   writeFileSync(large, Buffer.alloc(70_000))
   expect((await tmem(['xen', 'decode', large])).stderr).toContain('has 70000 bytes, more than 65536')
-  expect((await tmem(['xen', 'decode', '00', '--release', '4.13'])).code).toBe(2)
+  const unknown = await tmem(['xen', 'decode', '00', '--release', '4.13'])
+  expect(unknown.code).toBe(2)
+  expect(unknown.stderr).toMatch(/^tmem: --release: there is no 4\.13; did you mean 4\.\d+\? /)
+  const { stdout: help } = await tmem(['xen', 'host', '--help'])
+  expect(help.replaceAll(/\s+/g, ' ')).toContain(`4.0 to ${releases.at(-1)} (default: ${defaultRelease})`)
 })
 
 test('the benches measure each row', async () => {

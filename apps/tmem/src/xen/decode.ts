@@ -1,9 +1,10 @@
 /** `tmem xen decode`: a raw structure of Xen's tmem interface in words. */
-import { type Described, describe, type Release, type Structure } from '@tmem/xen-hypercall'
+import { type Described, describe, type Structure } from '@tmem/xen-hypercall'
 import pc from 'picocolors'
 import { BadInput } from '../ending.ts'
 import { readGivenFile } from '../given-file.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
+import { releaseOf } from './release.ts'
 
 /** Structures have less than 200 bytes: who names a larger file means something else. */
 const maxFileBytes = 65_536
@@ -11,17 +12,19 @@ const maxFileBytes = 65_536
 /** Options of the command. */
 export interface DecodeOptions {
   readonly as: Structure
-  readonly release: Release
+  /** Its name; `undefined`: the default. */
+  readonly release?: string
   readonly bits: '32' | '64'
   readonly json?: true
 }
 
 /** Prints the structure that `words` are in hex, or that the file of that name has, raw or in hex. */
 export function decode(words: readonly string[], options: DecodeOptions, terminal: Terminal): void {
+  const release = releaseOf(options.release)
   const bytes = hexOf(words.join('')) ?? bytesOfFile(words)
   let described: Described
   try {
-    described = describe(bytes, { as: options.as, release: options.release, bits: options.bits === '32' ? 32 : 64 })
+    described = describe(bytes, { as: options.as, release, bits: options.bits === '32' ? 32 : 64 })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(`xen decode: ${error.message}`)
     throw error

@@ -16,7 +16,6 @@ import {
   endSave,
   GuestMemory,
   poolInfoLayout,
-  type Release,
   restoreDomain,
   SubOperation,
   saveDomain,
@@ -30,6 +29,7 @@ import { layersWith } from '../layers.ts'
 import { socketPath } from '../serve/endpoints.ts'
 import { Ticking } from '../serve/ticking.ts'
 import type { Terminal } from '../terminal.ts'
+import { releaseOf } from './release.ts'
 import {
   answerOf,
   brokenPiece,
@@ -47,7 +47,8 @@ export interface HostOptions {
   readonly stack: string
   readonly modules?: readonly string[]
   readonly control: string
-  readonly release: Release
+  /** Its name; `undefined`: the default. */
+  readonly release?: string
   readonly defects: 'mended' | 'original'
   /** Bytes of persistent pages that each domain may have. */
   readonly max?: number
@@ -61,13 +62,14 @@ const maxBuffer = 2 ** 20
 
 /** Runs until it is interrupted. */
 export async function host(options: HostOptions, terminal: Terminal): Promise<void> {
+  const release = releaseOf(options.release)
   const layers = parseStack(options.stack, await layersWith(options.modules))
   const control = socketPath(options.control)
   const accounts = createAccounts(options.max === undefined ? {} : { maximumBytes: options.max })
   let ticking: Ticking | undefined
   const store = compose(layers, { accounts, wake: () => ticking?.wake() })
   let broken: Error | undefined
-  const machine = new Machine(new XenHost({ store, accounts, release: options.release, defects: options.defects }))
+  const machine = new Machine(new XenHost({ store, accounts, release, defects: options.defects }))
   let server: Server | undefined
   try {
     await store.ready?.()
@@ -85,8 +87,8 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
     await listenAtPath(server, control).catch((error: Error) => {
       throw new Failed(`the socket ${control} cannot be made: ${error.message}`)
     })
-    const facts = { pid: process.pid, control: options.control, release: options.release }
-    terminal.print(options.json === true ? JSON.stringify(facts) : `Xen ${options.release} at ${options.control}`)
+    const facts = { pid: process.pid, control: options.control, release }
+    terminal.print(options.json === true ? JSON.stringify(facts) : `Xen ${release} at ${options.control}`)
     await stopped
     if (broken !== undefined) throw new Failed(`the stack is broken: ${broken.message}`)
   } finally {
