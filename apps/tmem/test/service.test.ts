@@ -110,3 +110,15 @@ test('a folder that is not there: what to make', async () => {
     `its folder does not exist: make it with mkdir -p ${folder}/not`,
   )
 })
+
+test('a server that hangs is told as one that is there', async () => {
+  const { info, control, stop } = await serving(stack, ...device)
+  process.kill(info.pid, 'SIGSTOP')
+  const { code, stderr } = await tmem(['stat', '--control', control])
+  process.kill(info.pid, 'SIGCONT')
+  expect({ code, stderr }).toEqual({
+    code: 1,
+    stderr: expect.stringMatching(/^tmem: the server at .* has not answered for 10 seconds: it is stopped or hangs/),
+  })
+  expect((await stop()).code).toBe(0)
+})

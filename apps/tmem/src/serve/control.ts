@@ -117,6 +117,9 @@ async function reply(
 function noAnswer(path: string, { code, message }: NodeJS.ErrnoException): string {
   if (code === 'EACCES' || code === 'EPERM')
     return `this user may not open the control socket ${path} (${message}): ask as the user of its server or as root, or have tmem serve give it a group (--socket-group)`
+  // What is no error of the system is our own patience, which came to its end.
+  if (code === undefined)
+    return `the server at ${path} ${message}: it is stopped or hangs, so look at its process; while it is there no other can start`
   return `no server at ${path} (${message}): start one with tmem serve, or name its --control`
 }
 
@@ -149,7 +152,10 @@ export function ask<Kind extends Request['do']>(
     const socket = connect(path)
     let text = ''
     socket.setEncoding('utf8')
-    if (kind !== 'knobs') socket.setTimeout(patienceMs, () => socket.destroy(new Error('it does not answer')))
+    if (kind !== 'knobs')
+      socket.setTimeout(patienceMs, () =>
+        socket.destroy(new Error(`has not answered for ${patienceMs / 1000} seconds`)),
+      )
     socket.on('connect', () => {
       const user = peerOf(socket)?.uid ?? statSync(path).uid
       if (isTrusted(user)) socket.write(`${JSON.stringify({ do: kind, ...details })}\n`)
