@@ -121,6 +121,34 @@ class Toy implements SlowPlace {
 
 const toyLayer = (toy: Toy): Layer => ({ name: 'toy', place: { traits: toy.traits, open: () => toy } })
 
+/** zcache as a layer whose blocks come out with one bit wrong while they are spoilt. */
+function damagedUpper(): { readonly upper: Layer; readonly spoil: (on: boolean) => void } {
+  let isSpoilt = false
+  const compressed = zcache({ limitBytes: 256 * 1024 }).place!
+  const damaging = (place: Place): Place =>
+    new Proxy(place, {
+      get: (target, property) => {
+        const value = Reflect.get(target, property)
+        if (typeof value !== 'function') return value
+        return (...args: unknown[]) => {
+          const answer = value.apply(target, args)
+          const [, block] = args as [number, { bytes: Uint8Array; at: number }]
+          if (property === 'get' && isSpoilt) block.bytes[block.at + 5]! ^= 1
+          return answer
+        }
+      },
+    })
+  return {
+    upper: {
+      name: 'zcache',
+      place: { traits: compressed.traits, open: (context) => damaging(compressed.open(context)) },
+    },
+    spoil: (on) => {
+      isSpoilt = on
+    },
+  }
+}
+
 function poolOf(store: PageStore, persistent: boolean, shared = !persistent): Pool {
   const pool = store.newPool({ client: 1, persistent, shared, pageSize })
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
@@ -202,32 +230,14 @@ describe('ephemeral pages over a place that must be written', () => {
   test('a damaged page on its way down is dropped, once', async () => {
     for (const below of ['memory', 'slow'] as const) {
       const toy = new Toy('process')
-      let damage = false
-      const compressed = zcache({ limitBytes: 256 * 1024 }).place!
-      const damaging = (place: Place): Place =>
-        new Proxy(place, {
-          get: (target, property) => {
-            const value = Reflect.get(target, property)
-            if (typeof value !== 'function') return value
-            return (...args: unknown[]) => {
-              const answer = value.apply(target, args)
-              const [, block] = args as [number, { bytes: Uint8Array; at: number }]
-              if (property === 'get' && damage) block.bytes[block.at + 5]! ^= 1
-              return answer
-            }
-          },
-        })
-      const upper: Layer = {
-        name: 'zcache',
-        place: { traits: compressed.traits, open: (context) => damaging(compressed.open(context)) },
-      }
+      const { upper, spoil } = damagedUpper()
       const lower = below === 'memory' ? [memory({ limitBytes: 2 ** 20 })] : [toyLayer(toy)]
       const store = compose([upper, ...lower])
       const pool = poolOf(store, false)
       fill(pool, 0, 100)
-      damage = true
+      spoil(true)
       for (let index = 100; index < 900; index++) pool.put(7, index, noise(index))
-      damage = false
+      spoil(false)
       for (let index = 900; index < 2000; index++) expect(pool.put(7, index, noise(index))).toBe(Stored)
       const into = new Uint8Array(pageSize)
       expect(await pool.fetch(7, 1999, into)).toBe(Hit)
@@ -272,25 +282,7 @@ describe('writing ahead', () => {
 
   test('what is damaged is not written, and stays for a get to report', async () => {
     const toy = new Toy('nothing')
-    let damage = false
-    const compressed = zcache({ limitBytes: 256 * 1024 }).place!
-    const damaging = (place: Place): Place =>
-      new Proxy(place, {
-        get: (target, property) => {
-          const value = Reflect.get(target, property)
-          if (typeof value !== 'function') return value
-          return (...args: unknown[]) => {
-            const answer = value.apply(target, args)
-            const [, block] = args as [number, { bytes: Uint8Array; at: number }]
-            if (property === 'get' && damage) block.bytes[block.at + 5]! ^= 1
-            return answer
-          }
-        },
-      })
-    const upper: Layer = {
-      name: 'zcache',
-      place: { traits: compressed.traits, open: (context) => damaging(compressed.open(context)) },
-    }
+    const { upper, spoil } = damagedUpper()
     const store = compose([upper, toyLayer(toy)])
     const pool = poolOf(store, true)
     for (let index = 0; index < 100; index++) expect(pool.put(7, index, noise(index))).toBe(Stored)
@@ -299,9 +291,9 @@ describe('writing ahead', () => {
     const moves = (): number[] => countersOf(store, 'moves').map(({ cleaned, corrupt }) => cleaned! + corrupt!)
     const [, before] = moves()
     const writes = toy.writes
-    damage = true
+    spoil(true)
     for (let n = 0; n < 4; n++) store.tick({ pages: 16 })
-    damage = false
+    spoil(false)
     await new Promise((resolve) => setImmediate(resolve))
     const [corrupt, cleaned] = moves()
     expect(corrupt).toBeGreaterThan(0)
