@@ -240,8 +240,6 @@ interface Controller {
 
 /** Bytes of a piece of a body that comes from the cache, at most, or a page when that is larger. */
 export const pieceBytes = 262_144
-/** Bytes that are made room for at once on a server's word. */
-const roomOnTrust = 16 * 2 ** 20
 
 /** The bytes of a body: piece by piece as the source of a byte stream, or all at once. */
 export class Source {
@@ -303,21 +301,22 @@ export class Source {
     const look = this.#look
     try {
       if (look !== undefined && look.first === look.last && look.bytes.length === this.#size) return look.bytes
-      const promised = this.#size ?? this.#fill?.end ?? 0
-      let into = new Uint8Array(Math.min(promised, roomOnTrust))
+      // Joined at the end, as `fetch` does: room for all of it that stands from the first byte on outlives scavenges, and
+      // costs full collections.
+      const pieces: Uint8Array[] = []
       for (;;) {
         const bytes = await (signal === undefined ? this.#piece() : abortable(this.#piece(), signal))
         if (bytes === undefined) break
-        const at = this.#position
         this.#position += bytes.length
-        if (this.#position > into.length) {
-          const more = new Uint8Array(Math.max(this.#position, Math.min(promised, 2 * into.length)))
-          more.set(into.subarray(0, at))
-          into = more
-        }
-        into.set(bytes, at)
+        pieces.push(this.#lent ? bytes.slice() : bytes)
       }
-      return into.length === this.#position ? into : into.slice(0, this.#position)
+      const into = new Uint8Array(this.#position)
+      let at = 0
+      for (const piece of pieces) {
+        into.set(piece, at)
+        at += piece.length
+      }
+      return into
     } finally {
       await this.#end()
     }
