@@ -29,6 +29,8 @@ export interface RamsterOptions {
 const minSizeBytes = 2 ** 20
 const maxSizeBytes = 2 ** 38
 const mostMachines = 8
+/** Blocks that are asked for in one message: what 1 MiB of pages consists of. */
+const readsAtOnce = 256
 
 /**
  * Blocks in the memory of other machines. Throws `TypeError` for unknown options, `RangeError` for settings that make
@@ -53,6 +55,7 @@ export function ramster(options: RamsterOptions): Layer {
     // A machine may be full, or away.
     reservedBytes: 0,
     maxPageSize,
+    readsAtOnce,
   })
   return Object.freeze({
     name: 'ramster',

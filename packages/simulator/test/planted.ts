@@ -11,6 +11,7 @@ import { Chain } from '../../tmem-core/src/chain.ts'
 import { ChainPool } from '../../tmem-core/src/chain-pool.ts'
 import { Directory } from '../../tmem-core/src/directory.ts'
 import { Ledger } from '../../tmem-core/src/ledger.ts'
+import { Reads } from '../../tmem-core/src/reads.ts'
 import { Rising } from '../../tmem-core/src/rising.ts'
 import { Sinking } from '../../tmem-core/src/sinking.ts'
 import { ByteBudget } from '../../zcache/src/arena.ts'
@@ -216,15 +217,15 @@ export const planted: readonly Planted[] = [
     },
   },
   {
-    name: 'who waits for a buffer to read into is not woken',
+    name: 'who waits for a read is not woken',
     first: 0,
     plant: () => {
       const isDue = every(3)
       return patch(
-        Rising.prototype,
+        Reads.prototype,
         'giveBack',
         (giveBack) =>
-          function (this: Rising, read) {
+          function (this: Reads, read) {
             if (!isDue()) giveBack.call(this, read)
           },
       )

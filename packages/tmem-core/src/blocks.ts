@@ -544,22 +544,30 @@ export class Blocks {
   /** As `get`, waiting where that is needed. */
   async fetch(pool: BlockPool, object: ObjectId, index: number, into: Uint8Array, to: number): Promise<GetOutcome> {
     const { directory, rising, seats } = this
+    const { reads } = rising
     for (;;) {
       if (pool.gone) return GetOutcome.Miss
       const outcome = this.get(pool, object, index, into, to)
       if (outcome !== GetOutcome.Deferred) return outcome
-      const read = await rising.borrow()
-      if (read === undefined) return GetOutcome.Miss
+      let entry = this.find(pool, object, index)
+      const seat = seats[directory.placeOf(entry)]!
+      const bytes = directory.unitsOf(entry) * seat.slow!.unitBytes
+      let read = reads.lend(seat, bytes)
+      if (read === undefined) {
+        read = await reads.wait(seat, bytes)
+        if (read === undefined) return GetOutcome.Miss
+        entry = pool.gone ? none : this.find(pool, object, index)
+      }
       try {
-        const entry = pool.gone ? none : this.find(pool, object, index)
         if (entry === none) return GetOutcome.Miss
-        if (directory.placeOf(entry) === samePlace) continue
-        if (seats[directory.placeOf(entry)]!.slow === undefined) continue
+        // It may have gone to another place while this waited, and take more there.
+        if (directory.placeOf(entry) !== seat.number) continue
+        if (directory.unitsOf(entry) * seat.slow!.unitBytes > read.bytes.length) continue
         if (!(await rising.read(read, entry, into, to))) continue
         this.counters.fetched++
         return GetOutcome.Hit
       } finally {
-        rising.giveBack(read)
+        reads.giveBack(read)
       }
     }
   }

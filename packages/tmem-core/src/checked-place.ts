@@ -72,9 +72,10 @@ abstract class CheckedPlace {
     this.name = place.name
     this.traits = place.traits
     if (place.codec !== undefined) this.codec = place.codec
-    const { capacity, reservedBytes, persistent, ephemeral } = this.traits
+    const { capacity, reservedBytes, persistent, ephemeral, readsAtOnce = 1 } = this.traits
     this.holds(isCount(capacity) && capacity > 0, `a capacity of ${capacity} blocks`)
     this.holds(isCount(reservedBytes), `${reservedBytes} bytes are reserved`)
+    this.holds(isCount(readsAtOnce, 65_536) && readsAtOnce > 0, `${readsAtOnce} blocks are read at once`)
     this.holds(persistent || ephemeral, 'it keeps no kind of page')
   }
 

@@ -24,24 +24,9 @@ import { none } from './handles.ts'
 import { SinkClock } from './order.ts'
 import { TmemError } from './outcomes.ts'
 import { Block, type BlockCodec, type Flight, isSlow, type MovedBlock, maxBlockBytes } from './place.ts'
+import type { Read } from './reads.ts'
 import { type OpenPlace, type PoolKind, Seat } from './seat.ts'
 import type { LayerContext } from './store.ts'
-
-/** A read in progress. */
-/** A read in progress. */
-export class Read {
-  readonly bytes: Uint8Array
-  readonly words: Int32Array
-  seat: Seat | undefined
-  location: number = none
-  /** What was asked for was given up, or moved, meanwhile. */
-  stale = false
-
-  constructor(memory: ArrayBufferLike, at: number, length: number) {
-    this.bytes = new Uint8Array(memory, at, length)
-    this.words = new Int32Array(memory, at, length >>> 2)
-  }
-}
 
 export interface LedgerOptions {
   readonly places: readonly OpenPlace[]
@@ -68,8 +53,8 @@ export class Ledger {
   /** The block that is being put, and one that is on the move meanwhile. */
   readonly block: Block = new Block()
   readonly moving: Block = new Block()
-  /** All reads that there can be at once. */
-  readonly reads: Read[] = []
+  /** All reads that are under way. */
+  reads: readonly Read[] = []
   /** Added to the numbers of entries and residents by which places know them. */
   readonly base: number
   /** Told by a place of a block that it has moved. */

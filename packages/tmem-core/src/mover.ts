@@ -158,7 +158,7 @@ export class Mover {
     this.sinking.close()
     this.rising.close()
     await this.settle()
-    await this.rising.settle()
+    await this.rising.reads.settle()
   }
 
   /** Throws an `Error` that names a broken invariant, and adds what is known to be in each place. For tests. */

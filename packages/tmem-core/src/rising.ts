@@ -2,89 +2,50 @@
  * Reading from slow places: a page that is asked for rises to memory, if there is room for it without failing anybody.
  *
  * A page that rose keeps its block below as a clean copy, so that sinking again writes nothing; where content survives
- * the process it is given up there. Buffers for reads are taken when the stack is made: a page that cannot be read for
- * want of memory would be lost to its caller.
+ * the process it is given up there.
  */
 import { type Directory, EPHEMERAL, TRIED } from './directory.ts'
 import { sealOf } from './frame.ts'
-import { none } from './handles.ts'
-import { type Ledger, Read } from './ledger.ts'
+import type { Ledger } from './ledger.ts'
 import { TmemError } from './outcomes.ts'
-import { frameBytes, maxBlockBytes, maxRoundingBytes } from './place.ts'
+import { frameBytes } from './place.ts'
+import { type Read, Reads } from './reads.ts'
 import type { PoolKind, Seat } from './seat.ts'
 import type { Sinking } from './sinking.ts'
 import type { LayerContext } from './store.ts'
 
-/** Blocks that are read at the same time. */
-const readsAtOnce = 16
 export class Rising {
   readonly seats: readonly Seat[]
   readonly directory: Directory
+  readonly reads: Reads
   readonly #ledger: Ledger
   readonly #sinking: Sinking
   readonly #context: LayerContext
-  readonly #free: Read[] = []
-  readonly #waiting: ((read: Read | undefined) => void)[] = []
-  /** Called when no read is under way any more. */
-  #allBack: (() => void) | undefined
   #closed = false
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`). */
   constructor(ledger: Ledger, sinking: Sinking, context: LayerContext) {
     this.seats = ledger.seats
     this.directory = ledger.directory
+    this.reads = new Reads(ledger.seats, context)
+    ledger.reads = this.reads.underWay
     this.#ledger = ledger
     this.#sinking = sinking
     this.#context = context
-    const frames = this.seats.flatMap((seat) =>
-      // A place may round up to whole blocks.
-      seat.slow === undefined ? [] : [seat.unitsFor(maxBlockBytes) * seat.slow.unitBytes + maxRoundingBytes],
-    )
-    if (frames.length === 0) return
-    const bytes = Math.max(...frames)
-    const reads = context.io === 'blocking' ? 1 : readsAtOnce
-    const memory = context.allocator.allocate(reads * bytes, 'chain.reads')
-    if (memory === undefined)
-      throw new TmemError('TMEM_NO_MEMORY', `no memory to read pages (${reads * bytes} bytes)`, { layer: 'chain' })
-    for (let n = 0; n < reads; n++) {
-      const read = new Read(memory, n * bytes, bytes)
-      ledger.reads.push(read)
-      this.#free.push(read)
-    }
-  }
-
-  /** A buffer for a read; `undefined` when the stack was closed while it waited. */
-  async borrow(): Promise<Read | undefined> {
-    if (this.#closed) return undefined
-    return this.#free.pop() ?? (await new Promise<Read | undefined>((resolve) => this.#waiting.push(resolve)))
-  }
-
-  giveBack(read: Read): void {
-    read.seat = undefined
-    read.location = none
-    const next = this.#waiting.shift()
-    if (next !== undefined) {
-      next(read)
-      return
-    }
-    this.#free.push(read)
-    if (this.#free.length === this.#ledger.reads.length) this.#allBack?.()
   }
 
   /**
-   * Reads the page of an entry in a slow place to `into[to]`, and takes it out of a private ephemeral pool. True: it is
+   * Reads the page of an entry, which is in the place that the read is of, to `into[to]`, and takes it out of a private ephemeral pool. True: it is
    * there. False: it changed meanwhile, or was ephemeral and is gone: look again. Rejects with `TmemError` (`TMEM_IO`,
    * `TMEM_CORRUPT`): a persistent page stays.
    */
   async read(read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
     const { directory } = this
-    const seat = this.seats[directory.placeOf(entry)]!
+    const { seat } = read
     const slow = seat.slow!
     const location = directory.locationOf(entry)
     const units = directory.unitsOf(entry)
-    read.seat = seat
     read.location = location
-    read.stale = false
     let failure: Error | undefined
     try {
       if (this.#context.io === 'blocking' && slow.readNow !== undefined) slow.readNow(location, units, read.bytes)
@@ -131,7 +92,7 @@ export class Rising {
   /** Makes the page of what was read, and lets it rise. Returns what is wrong with it. */
   #arrived(read: Read, entry: number, units: number, into: Uint8Array, to: number): TmemError | undefined {
     const { directory } = this
-    const seat = read.seat!
+    const { seat } = read
     const pool = this.#ledger.poolOf(entry)
     const isHere = directory.placeOf(entry) === seat.number
     seat.counters.reads++
@@ -232,18 +193,10 @@ export class Rising {
     else this.#ledger.freeSlow(seat, location, units)
   }
 
-  /** Nothing is read any more; who waits for a buffer is told. */
+  /** Nothing is read any more; who waits for a read is told. */
   close(): void {
     this.#closed = true
-    for (const resolve of this.#waiting.splice(0)) resolve(undefined)
-  }
-
-  /** Resolves when no read is under way any more: they need their buffers and their places. */
-  async settle(): Promise<void> {
-    if (this.#free.length === this.#ledger.reads.length) return
-    await new Promise<void>((resolve) => {
-      this.#allBack = resolve
-    })
+    this.reads.close()
   }
 }
 

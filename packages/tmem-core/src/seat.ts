@@ -281,5 +281,3 @@ export class Seat {
     this.failure = undefined
   }
 }
-
-/** A read in progress. */
