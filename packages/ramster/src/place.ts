@@ -209,7 +209,23 @@ export class RamsterPlace implements SlowPlace {
   }
 
   open(): boolean {
-    return !this.#closed && this.#open().length >= this.#copies
+    return !this.#closed && this.#opens() >= this.#copies
+  }
+
+  /** How many machines answer, each counted once. Asked for each page that sinks: it takes no memory. */
+  #opens(): number {
+    let count = 0
+    for (let n = 0; n < this.#machines.length; n++) {
+      const { memory } = this.#machines[n]!
+      if (!memory.isOpen || memory.identity === undefined) continue
+      let isFirst = true
+      for (let before = 0; before < n && isFirst; before++) {
+        const other = this.#machines[before]!.memory
+        isFirst = !other.isOpen || other.identity !== memory.identity
+      }
+      if (isFirst) count++
+    }
+    return count
   }
 
   /** Machines that answer, those with most room first, and each only once, whatever the number of its names. */
@@ -234,9 +250,10 @@ export class RamsterPlace implements SlowPlace {
     const open = this.#open()
     if (this.#closed || open.length < this.#copies) throw this.#unavailable()
     const batches = open.map((machine): Batch => ({ machine, life: machine.lives, keys: [], blocks: [], taken: [] }))
+    const firstKey = this.#nextGeneration
     const leaving = this.#load(flight, batches)
     const failure = await this.#put(batches)
-    const landed = this.#land(flight, batches, leaving)
+    const landed = this.#land(flight, batches, leaving, firstKey)
     if (failure === undefined || landed > 0) this.#failure = undefined
     else throw this.#noted(failure)
   }
@@ -266,11 +283,12 @@ export class RamsterPlace implements SlowPlace {
       const units = flight.units[n]!
       const persistent = this.#owners?.isPersistent(flight.owners[n]!) ?? this.traits.persistent
       const location = this.#allot(units)
+      // Also one that finds no room: so a key says which frame it is of.
+      const generation = this.#nextGeneration++
       leaving.push({ location, persistent })
       if (location === none) continue
       const at = flight.offsets[n]!
       const bytes = flight.bytes.subarray(at, at + units * unitBytes)
-      const generation = this.#nextGeneration++
       this.#generations[location] = generation
       this.#sums[location] = crc32(bytes)
       const copies = persistent ? copiesOfPersistent : 1
@@ -285,25 +303,23 @@ export class RamsterPlace implements SlowPlace {
     return leaving
   }
 
-  /** Notes where the frames of a flight are: all of their copies, or none. Answers how many there are. */
-  #land(flight: Flight, batches: readonly Batch[], leaving: readonly Leaving[]): number {
-    // By generation: who has it, and who may have it.
-    const got = new Map<number, { mask: number; copies: number; wanted: number }>()
+  /**
+   * Notes where the frames of a flight are, whose keys count up from `firstKey`: all of their copies, or none. Answers
+   * how many there are.
+   */
+  #land(flight: Flight, batches: readonly Batch[], leaving: readonly Leaving[], firstKey: number): number {
+    // By frame: who has it.
+    const masks = new Uint8Array(leaving.length)
     for (const { machine, life, keys, taken } of batches)
       for (const [n, key] of keys.entries()) {
-        const one = got.get(key) ?? { mask: 0, copies: 0, wanted: 0 }
-        one.wanted++
-        if (taken?.[n] === true && machine.lives === life) {
-          one.mask |= machine.bit
-          one.copies++
-        } else if (taken === undefined) machine.flushes.push(key)
-        got.set(key, one)
+        if (taken?.[n] === true && machine.lives === life) masks[key - firstKey]! |= machine.bit
+        else if (taken === undefined) machine.flushes.push(key)
       }
     let landed = 0
     for (const [n, { location, persistent }] of leaving.entries()) {
-      const { mask, copies, wanted } = got.get(this.#generations[location] ?? 0) ?? { mask: 0, copies: 0, wanted: 1 }
-      const isHere = location !== none && copies === wanted
-      this.#counters[`${persistent ? 'pers' : 'eph'}_pages_${isHere ? 'remoted' : 'remote_failed'}`]++
+      const mask = masks[n]!
+      const isHere = location !== none && countOf(mask) === (persistent ? copiesOfPersistent : 1)
+      this.#counters[namesOf(persistent)[isHere ? 'remoted' : 'failed']]++
       if (location === none) continue
       if (!isHere) {
         this.#flush(this.#generations[location]!, mask)
@@ -342,12 +358,12 @@ export class RamsterPlace implements SlowPlace {
 
   async read(location: number, units: number, into: Uint8Array): Promise<void> {
     const generation = this.#generations[location]!
-    const kind = this.#states[location] === EPHEMERAL ? 'eph' : 'pers'
+    const names = namesOf(this.#states[location] !== EPHEMERAL)
     try {
       into.set(await this.#fetch(location, generation, units))
-      this.#counters[`remote_${kind}_pages_succ_get`]++
+      this.#counters[names.got]++
     } catch (error) {
-      this.#counters[`remote_${kind}_pages_unsucc_get`]++
+      this.#counters[names.notGot]++
       throw error
     }
   }
@@ -358,7 +374,9 @@ export class RamsterPlace implements SlowPlace {
   async #fetch(location: number, generation: number, units: number): Promise<Uint8Array> {
     const bad: Machine[] = []
     let failure: unknown
-    for (const machine of this.#holdersOf(location)) {
+    let left = this.#holders[location]!
+    for (let machine = this.#oneOf(left, location); machine !== undefined; machine = this.#oneOf(left, location)) {
+      left &= ~machine.bit
       let bytes: Uint8Array | undefined
       try {
         bytes = await machine.memory.get(generation)
@@ -387,12 +405,15 @@ export class RamsterPlace implements SlowPlace {
     )
   }
 
-  /** Who has a block, those that answer first, and not always the same one. */
-  #holdersOf(location: number): Machine[] {
-    const mask = this.#holders[location]!
-    const holders = this.#machines.filter(({ bit }) => (mask & bit) !== 0)
-    if (location % 2 === 1) holders.reverse()
-    return holders.toSorted((a, b) => Number(b.memory.isOpen) - Number(a.memory.isOpen))
+  /** One of the machines of a mask: rather one that answers, and not for each location the same one. */
+  #oneOf(mask: number, location: number): Machine | undefined {
+    let found: Machine | undefined
+    for (const machine of this.#machines) {
+      if ((mask & machine.bit) === 0) continue
+      const { isOpen } = machine.memory
+      if (found === undefined || (isOpen === found.memory.isOpen ? location % 2 === 1 : isOpen)) found = machine
+    }
+    return found
   }
 
   // ---- Flushing ---------------------------------------------------------------------------------------------------
@@ -702,6 +723,22 @@ export function openRamster(options: Omit<RamsterPlaceOptions, 'table'>, { alloc
     })
   return new RamsterPlace({ ...options, table })
 }
+
+/** Names of the counters of pages that may not vanish, and of those that may. */
+const persistentNames = {
+  remoted: 'pers_pages_remoted',
+  failed: 'pers_pages_remote_failed',
+  got: 'remote_pers_pages_succ_get',
+  notGot: 'remote_pers_pages_unsucc_get',
+} as const
+const ephemeralNames = {
+  remoted: 'eph_pages_remoted',
+  failed: 'eph_pages_remote_failed',
+  got: 'remote_eph_pages_succ_get',
+  notGot: 'remote_eph_pages_unsucc_get',
+} as const
+const namesOf = (persistent: boolean): typeof persistentNames | typeof ephemeralNames =>
+  persistent ? persistentNames : ephemeralNames
 
 const countOf = (mask: number): number => {
   let count = 0
