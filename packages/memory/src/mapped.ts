@@ -12,7 +12,7 @@
  * Source: mmap(2), madvise(2).
  */
 import { createRequire } from 'node:module'
-import { markAsUntransferable } from 'node:worker_threads'
+import workerThreads from 'node:worker_threads'
 import type { Allocator } from '@tmem/core'
 import { systemAllocator } from '@tmem/core'
 
@@ -24,6 +24,10 @@ const privateAnonymous = 0x22
 const dontNeed = 4
 
 type Koffi = typeof import('koffi')
+/** What runtimes have since 21, and the types of 20 do not know. */
+interface Marks {
+  readonly isMarkedAsUntransferable?: (object: object) => boolean
+}
 type Call = (...args: readonly number[]) => number
 
 /**
@@ -63,7 +67,9 @@ class Maps {
   /** The memory at an address. */
   view(address: number, bytes: number): ArrayBuffer {
     const buffer = this.#koffi.view(BigInt(address), bytes)
-    markAsUntransferable(buffer)
+    // Runtimes since 21 have done it themselves. Marked once more, the buffer cannot be let go of when Node 24 ends, which
+    // ends with SIGABRT then.
+    if ((workerThreads as Marks).isMarkedAsUntransferable?.(buffer) !== true) workerThreads.markAsUntransferable(buffer)
     return buffer
   }
 

@@ -35,7 +35,8 @@ test('with mapped memory what goes is the system’s at once, and all of it at t
   expect(process.memoryUsage.rss() - before).toBeGreaterThan(40 * MiB)
   for (let i = 0; i < 14_000; i++) if (i % 20 !== 0) pool.flushPage(0, i)
   settle(stack)
-  expect(process.memoryUsage.rss() - before).toBeLessThan(25 * MiB)
+  // A twentieth of the pages, in half as many chunks, and what the runtime has taken meanwhile.
+  expect(process.memoryUsage.rss() - before).toBeLessThan(32 * MiB)
   expect(given.size).toBe(stack.counters('arena')['chunks'])
   for (let i = 0; i < 14_000; i += 20) {
     expect(pool.get(0, i, page)).toBe(Hit)
