@@ -80,11 +80,11 @@ export const fileServers: readonly FileServer[] = Object.freeze([
       writeFileSync(join(state, 'types'), 'text/html html\ntext/plain txt\n')
       writeFileSync(
         join(state, 'apache.conf'),
-        `${names.map((name) => `LoadModule ${name}_module ${modules}/mod_${name}.so`).join('\n')}
-        ServerName localhost\nListen 127.0.0.1:${port}\nDefaultRuntimeDir ${state}\nPidFile ${state}/pid\nErrorLog ${state}/errors
-        User www-data\nGroup www-data\nTypesConfig ${state}/types\nDocumentRoot ${root}
+        `${names.map((name) => `LoadModule ${name}_module "${modules}/mod_${name}.so"`).join('\n')}
+        ServerName localhost\nListen 127.0.0.1:${port}\nDefaultRuntimeDir "${state}"\nPidFile "${state}/pid"\nErrorLog "${state}/errors"
+        User www-data\nGroup www-data\nTypesConfig "${state}/types"\nDocumentRoot "${root}"
         AddOutputFilterByType DEFLATE text/html
-        <Directory ${root}>\nRequire all granted\n</Directory>\n`,
+        <Directory "${root}">\nRequire all granted\n</Directory>\n`,
       )
       const words = [join(unpacked('apache2-bin'), 'usr/sbin/apache2'), '-X', '-f', join(state, 'apache.conf')]
       return { words, env: { LD_LIBRARY_PATH: libraries.join(':') } }
@@ -97,7 +97,7 @@ export const fileServers: readonly FileServer[] = Object.freeze([
     command: ({ root, state, port }) => {
       writeFileSync(
         join(state, 'Caddyfile'),
-        `{\nadmin off\nauto_https off\n}\nhttp://127.0.0.1:${port} {\nbind 127.0.0.1\nroot * ${root}\nencode gzip\nfile_server\n}\n`,
+        `{\nadmin off\nauto_https off\n}\nhttp://127.0.0.1:${port} {\nbind 127.0.0.1\nroot * "${root}"\nencode gzip\nfile_server\n}\n`,
       )
       const words = [join(unpacked('caddy'), 'usr/bin/caddy'), 'run', '--adapter', 'caddyfile', '--config']
       return { words: [...words, join(state, 'Caddyfile')], env: { HOME: state } }
