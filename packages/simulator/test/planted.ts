@@ -162,7 +162,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a write that failed is taken for done',
-    first: 0,
+    first: 80,
     plant: () =>
       patch(
         SwapPlace.prototype,
@@ -233,7 +233,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a client goes on paying for a page that was released',
-    first: 58,
+    first: 150,
     plant: () =>
       patch(
         Blocks.prototype,
@@ -326,7 +326,7 @@ export const planted: readonly Planted[] = [
   },
   {
     name: 'a page that was flushed is found again after a restart',
-    first: 69,
+    first: 725,
     plant: () => patch(SpillFile.prototype, 'eraseRecords', () => ignore),
   },
   {
