@@ -300,12 +300,17 @@ function program(terminal: Terminal): Command {
   const xen = tmem.command('xen').description("Xen's tmem interface")
   xen
     .command('decode')
-    .description('a raw structure in words')
-    .argument('<words...>', 'the structure in hex, or a file that has it, raw or in hex')
+    .description('a raw structure, or a saved domain, in words')
+    .argument('<words...>', 'the structure in hex, or a file that has it, raw or in hex; or what save wrote')
     .addOption(
-      new Option('--as <structure>', 'what it is')
-        .choices(['op', 'sysctl', 'handle', 'client', 'pool'] as const)
-        .default('op' as const),
+      new Option('--as <structure>', 'what it is (default: a stream where it begins as one, else op)').choices([
+        'op',
+        'sysctl',
+        'handle',
+        'client',
+        'pool',
+        'stream',
+      ] as const),
     )
     .addOption(xenRelease())
     .addOption(new Option('--bits <width>', 'width of the guest').choices(['32', '64'] as const).default('64' as const))

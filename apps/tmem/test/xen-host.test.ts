@@ -145,6 +145,13 @@ test('a domain is saved and restored; what is there is not overwritten, what is 
   // A guest's memory is nobody else's to read.
   expect(statSync(file).mode & 0o777).toBe(0o600)
   expect(saved.stdout).toContain(`${bytes.length} bytes in ${file}`)
+  const told = await tmem(['xen', 'decode', file])
+  expect([told.code, told.stderr]).toEqual([0, `20 pages in ${bytes.length} bytes\n`])
+  expect(told.stdout).toMatch(
+    /^ +0 {2}head {18}Xen 4\.0 to 4\.7: version 1, up to 16 pools; client: compress, weight 0, cap 0$/m,
+  )
+  expect(told.stdout).toMatch(/^ +32 {2}pool {18}pool 0: persistent, private, .*; up to 20 pages$/m)
+  expect(told.stdout.match(/^ +\d+ {2}page {18}pool 0, object 1, index \d+$/gm)?.length).toBe(20)
   expect(await tmem(['xen', 'save', '5', file, ...at])).toMatchObject({
     code: 1,
     stderr: expect.stringContaining('EEXIST'),
@@ -176,6 +183,9 @@ test('a domain is saved and restored; what is there is not overwritten, what is 
   const answer = await tmem(['xen', 'restore', '6', cut, ...at])
   expect(answer.code).toBe(1)
   expect(answer.stderr).toContain('ends in page 3 of 20 of pool 0')
+  const half = await tmem(['xen', 'decode', '--json', cut])
+  expect([half.code, half.stdout]).toEqual([2, ''])
+  expect(half.stderr).toMatch(/^tmem: xen decode: the saved stream ends in page 3 of 20 of pool 0 \(byte 10000\)\n$/)
   const restored = await tmem(['xen', 'restore', '6', file, '--json', ...at])
   expect(JSON.parse(restored.stdout)).toEqual({ domain: '6', pools: 1, pages: 20 })
   const twin = await SocketGuest.connect(here.control, 6)

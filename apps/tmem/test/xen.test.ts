@@ -39,6 +39,43 @@ test('decode says what a structure is, from words, from hex in a file, and from 
   })
 })
 
+test('decode says what a stream has, from words and from files of any size; as JSON when it is whole', async () => {
+  const folder = temporaryDirectory()
+  // Of 4.9: a client with a persistent pool of 40 pages of one object.
+  const word = (...values: number[]): Buffer => Buffer.from(Uint32Array.from(values).buffer)
+  const pages = Array.from({ length: 40 }, (_, n) =>
+    Buffer.concat([word(5, 0, 0, 0, 0, 0, n), Buffer.alloc(4096, n + 1)]),
+  )
+  const none = 0xffffffff
+  const head = word(0xfffffffb, 1, 16, 1, 1, 250, none, 0x01000001, 0, 40, 0, 0, 0, 0, 0)
+  const stream = Buffer.concat([head, ...pages, word(none, 0xfffffffa, 0, 5, 0, 0, 0, 0, 0, 3, none)])
+  const file = join(folder, 'saved')
+  writeFileSync(file, stream)
+  const { code, stdout, stderr } = await tmem(['xen', 'decode', '--json', file])
+  expect([code, stderr]).toEqual([0, ''])
+  const told = JSON.parse(stdout) as { title: string; bytes: number; pages: number; records: object[] }
+  expect(told).toMatchObject({ title: 'saved stream', bytes: stream.length, pages: 40 })
+  expect(told.records.length).toBe(46)
+  expect(told.records[0]).toEqual({
+    name: 'head',
+    at: 0,
+    bytes: 28,
+    words: 'Xen 4.8 and later: version 1, 1 of up to 16 pools; client: frozen, weight 250',
+  })
+  expect(told.records[2]).toEqual({ name: 'page', at: 60, bytes: 4124, words: 'pool 0, object 5, index 0' })
+  const inWords = await tmem(['xen', 'decode', '--json', '--as', 'stream', head.toString('hex')])
+  expect([inWords.code, inWords.stdout]).toEqual([2, ''])
+  expect(inWords.stderr).toBe('tmem: xen decode: the saved stream ends in page 1 of 40 of pool 0 (byte 60)\n')
+  // What is whole is told before the mistake.
+  writeFileSync(file, stream.subarray(0, 60 + 2 * 4124 + 7))
+  const cut = await tmem(['xen', 'decode', file])
+  expect(cut.code).toBe(2)
+  expect(cut.stdout.match(/ page +pool 0, object 5, index/g)?.length).toBe(2)
+  expect(cut.stderr).toContain('ends in page 3 of 40 of pool 0')
+  const old = await tmem(['xen', 'decode', '--release', '4.5', file])
+  expect(old).toMatchObject({ code: 2, stderr: expect.stringContaining('is of Xen 4.8 or later, not of 4.5') })
+})
+
 test('decode refuses what is none', async () => {
   const folder = temporaryDirectory()
   const short = await tmem(['xen', 'decode', '0400'])
@@ -49,7 +86,9 @@ test('decode refuses what is none', async () => {
   expect(missing.stderr).toContain('is neither hex nor a file that can be read')
   const large = join(folder, 'large')
   writeFileSync(large, Buffer.alloc(70_000))
-  expect((await tmem(['xen', 'decode', large])).stderr).toContain('has 70000 bytes, more than 65536')
+  expect((await tmem(['xen', 'decode', large])).stderr).toContain(
+    'has 70000 bytes, more than 65536, and begins as no stream',
+  )
   const unknown = await tmem(['xen', 'decode', '00', '--release', '4.13'])
   expect(unknown.code).toBe(2)
   expect(unknown.stderr).toMatch(/^tmem: --release: there is no 4\.13; did you mean 4\.\d+\? /)

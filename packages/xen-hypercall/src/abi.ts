@@ -255,7 +255,10 @@ export const poolInfoLayout: Layout<'flags' | 'id' | 'n_pages' | 'uuid'> = {
 /** The id that names no object: all bits set. */
 export const invalidObject: bigint = (1n << 192n) - 1n
 
-/** Object ids as they lie in memory: three words of 64 bits, the lowest first (one in 4.0.0). */
+/**
+ * Object ids as they lie in memory: three words of 64 bits, the lowest first (one in 4.0.0). All bits set, in that one
+ * word too, is `invalidObject`.
+ */
 export function readObject(view: DataView, { at, count = 1 }: Field): ObjectId | typeof invalidObject {
   const low = view.getUint32(at, true)
   const high = view.getUint32(at + 4, true)
@@ -264,12 +267,18 @@ export function readObject(view: DataView, { at, count = 1 }: Field): ObjectId |
   if (rest === 0 && high < 0x200000) return high * 2 ** 32 + low
   let object = 0n
   for (let word = count - 1; word >= 0; word--) object = (object << 64n) | view.getBigUint64(at + word * 8, true)
-  return object
+  return object === (1n << BigInt(count * 64)) - 1n ? invalidObject : object
 }
 
 /** Writes an object id as `readObject` reads it; what does not fit the words of the field is cut off. */
 export function writeObject(view: DataView, { at, count = 1 }: Field, object: ObjectId): void {
-  let rest = BigInt(object)
+  if (typeof object === 'number') {
+    view.setUint32(at, object, true)
+    view.setUint32(at + 4, object / 2 ** 32, true)
+    for (let word = at + 8; word < at + count * 8; word += 4) view.setUint32(word, 0, true)
+    return
+  }
+  let rest = object
   for (let word = 0; word < count; word++) {
     view.setBigUint64(at + word * 8, rest, true)
     rest >>= 64n

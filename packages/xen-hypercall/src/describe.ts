@@ -1,4 +1,4 @@
-/** Raw structures in words, for people: what each field is, and what is wrong with it. */
+/** Raw structures, and saved streams, in words, for people: what each field is, and what is wrong with it. */
 import { checkOptions } from '@tmem/core'
 import {
   allClients,
@@ -10,9 +10,11 @@ import {
   type Field,
   handleLayout,
   interfaceVersion,
+  invalidObject,
   isSince,
   type Layout,
   maxPools,
+  OldClientBit,
   operationLayouts,
   PoolBit,
   pageSizeShift,
@@ -27,6 +29,7 @@ import {
   sysctlTmem,
   versionShift,
 } from './abi.ts'
+import { readStream, type StreamHead, type StreamRecord, type StreamSource } from './saved-stream.ts'
 
 /** Structures that can be described. `op`: a `tmem_op`, whose command says which arm it has. */
 export const structures = ['op', 'sysctl', 'handle', 'client', 'pool'] as const
@@ -55,6 +58,9 @@ export interface Described {
   readonly bytes: number
   readonly fields: readonly DescribedField[]
 }
+
+const newClientBits = { frozen: ClientBit.Frozen, compress: ClientBit.Compress, migrating: ClientBit.Migrating }
+const oldClientBits = { compress: OldClientBit.Compress, 'frozen before': OldClientBit.FrozenBefore }
 
 /** Describes the structure at the start of `bytes`. Throws `RangeError` when it is too short. */
 export function describe(bytes: Uint8Array, options: DescribeOptions = {}): Described {
@@ -87,12 +93,7 @@ export function describe(bytes: Uint8Array, options: DescribeOptions = {}): Desc
       need(clientInfoLayout, 'client information')
       return told('client information', clientInfoLayout, (name, field) => {
         const value = readField(view, field)
-        if (name === 'flags')
-          return namesOf(value, {
-            frozen: ClientBit.Frozen,
-            compress: ClientBit.Compress,
-            migrating: ClientBit.Migrating,
-          })
+        if (name === 'flags') return namesOf(value, newClientBits)
         return name === 'maxpools' && value > maxPools ? `${value}: more than ${maxPools}` : `${value}`
       })
     case 'pool':
@@ -146,6 +147,62 @@ export function describe(bytes: Uint8Array, options: DescribeOptions = {}): Desc
   }
 }
 
+/** A record of a saved stream in words. */
+export interface DescribedRecord {
+  /** What it is, in a word or two. */
+  readonly name: string
+  /** Bytes from the start of the stream, and how many it has. */
+  readonly at: number
+  readonly bytes: number
+  /** What it says. */
+  readonly words: string
+}
+
+/**
+ * Describes a saved stream, record by record: of `release`, or of the generation that its head has. Throws `TmemError`
+ * (`TMEM_CORRUPT`) where it is cut or wrong, after what was whole before.
+ */
+export async function* describeStream(source: StreamSource, release?: Release): AsyncGenerator<DescribedRecord, void> {
+  let head: StreamHead | undefined
+  for await (const record of readStream(source, release === undefined ? {} : { release })) {
+    if (record.kind === 'head') head = record
+    const { kind: name, at, bytes } = record
+    yield { name, at, bytes, words: recordWords(record, head!.release) }
+  }
+}
+
+function recordWords(record: StreamRecord, release: Release): string {
+  switch (record.kind) {
+    case 'head': {
+      const { version, maxPools: most, pools, flags, weight, cap } = record
+      const bits = isSince(release, '4.8') ? newClientBits : oldClientBits
+      const many = pools === undefined ? `up to ${most} pools` : `${pools} of up to ${most} pools`
+      const rest = cap === undefined ? '' : `, cap ${cap}`
+      return `${generationOf(release)}: version ${version}, ${many}; client: ${namesOf(flags, bits)}, weight ${weight}${rest}`
+    }
+    case 'pool': {
+      const { poolId, flags, pages, uuid } = record
+      const shared = (flags & PoolBit.Shared) === 0 ? '' : `, uuid ${uuidText(uuid)}`
+      return `pool ${poolId}: ${flagWords(flags & ~4, release)}; up to ${pages} pages${shared}`
+    }
+    case 'page':
+    case 'flushed':
+      return `pool ${record.poolId}, object ${record.object}, index ${record.index}`
+    case 'no more pages':
+      return 'fewer pages came than the pool had'
+    case 'end of pools':
+    case 'flushed pages':
+    case 'end of flushed pages':
+      return ''
+  }
+}
+
+/** Releases that write the same stream. */
+function generationOf(release: Release): string {
+  if (release === '4.0.0') return 'Xen 4.0.0'
+  return isSince(release, '4.8') ? 'Xen 4.8 and later' : 'Xen 4.0 to 4.7'
+}
+
 function operationWords(name: string, view: DataView, field: Field, release: Release): string {
   const value = readField(view, field)
   switch (name) {
@@ -177,9 +234,8 @@ function hexOf(view: DataView, { at, bytes, count = 1 }: Field): string {
 }
 
 function objectWords(view: DataView, field: Field): string {
-  const object = BigInt(readObject(view, field))
-  if (object === (1n << BigInt((field.count ?? 1) * 64)) - 1n) return 'all ones: no object'
-  return `object ${object}`
+  const object = readObject(view, field)
+  return object === invalidObject ? 'all ones: no object' : `object ${object}`
 }
 
 /** A uuid as the tools write it: the first 16 digits are the high half. */

@@ -2,7 +2,7 @@
  * Saved domains: the part of tmem in the streams of libxc, written and read by way of control, as a toolstack does.
  *
  * Two generations: up to 4.7 single values, from 4.8 on structures. Both end with the same record of the pages that
- * were flushed while a domain moved. A stream is read piece by piece: what is kept is one page.
+ * were flushed while a domain moved. How they are read is in `saved-stream.ts`.
  *
  * Invariant: a stream that is cut or wrong restores nothing (its head was not whole) or all pages before the mistake,
  * each whole; the error says where, and how much is there.
@@ -14,10 +14,8 @@
  *
  * Source: the reference notes on the ABI, §5.
  */
-import { type ObjectId, TmemError } from '@tmem/core'
+import { TmemError } from '@tmem/core'
 import {
-  ClientBit,
-  Command,
   clientInfoLayout,
   handleLayout,
   maxPools,
@@ -26,17 +24,23 @@ import {
   pageBytes,
   poolInfoLayout,
   readField,
-  readObject,
-  readUuid,
   SubOperation as Sub,
   writeField,
 } from './abi.ts'
 import { type ControlBuffer, type ControlRequest, controlBuffer } from './control.ts'
 import type { XenHost } from './host.ts'
-
-const beginning = -5
-const flushedPages = -6
-const end = 0xffffffff
+import {
+  flushedMark,
+  readStream,
+  type StreamFlushed,
+  type StreamHead,
+  type StreamPage,
+  type StreamPool,
+  type StreamRecord,
+  type StreamSource,
+  streamEnd,
+  streamMark,
+} from './saved-stream.ts'
 
 /** What a stream has brought. */
 export interface Restored {
@@ -76,16 +80,16 @@ export async function* saveDomain(host: XenHost, id: number, isLive = false): As
     arg2: Number(isLive),
   })
   if (isNew ? began < 0 : began <= 0) return
-  yield words(beginning)
+  yield words(streamMark)
   yield* isNew ? saveNew(host, id) : saveOld(host, id)
-  yield words(end)
+  yield words(streamEnd)
 }
 
 async function* saveOld(host: XenHost, id: number): AsyncGenerator<Uint8Array> {
   const get = (subOperation: number, more: Partial<ControlRequest> = {}): Promise<number> =>
     Promise.resolve(host.control({ subOperation, client: id, ...more }))
-  yield words(await get(Sub.SaveGetVersion), await get(Sub.SaveGetMaxPools), end)
-  yield words(await get(Sub.SaveGetFlags), await get(Sub.SaveGetWeight), await get(Sub.SaveGetCap), end)
+  yield words(await get(Sub.SaveGetVersion), await get(Sub.SaveGetMaxPools), streamEnd)
+  yield words(await get(Sub.SaveGetFlags), await get(Sub.SaveGetWeight), await get(Sub.SaveGetCap), streamEnd)
   for (let poolId = 0; poolId < maxPools; poolId++) {
     const flags = await get(Sub.SaveGetPoolFlags, { poolId })
     if (flags === -1) continue
@@ -102,7 +106,7 @@ async function* saveNew(host: XenHost, id: number): AsyncGenerator<Uint8Array> {
   const info = new Uint8Array(clientInfoLayout.bytes)
   await ask(host, 'GET_CLIENT_INFO', { subOperation: Sub.GetClientInfo, client: id, buffer: controlBuffer(info) }, 0)
   yield info
-  yield words(end)
+  yield words(streamEnd)
   const { bytes, fields } = poolInfoLayout
   const pools = new Uint8Array(maxPools * bytes)
   const request = { subOperation: Sub.GetPools, client: id, arg1: pools.length, buffer: controlBuffer(pools) }
@@ -140,7 +144,7 @@ async function* savePages(host: XenHost, id: number, poolId: number, most: numbe
 /** The record of the pages that were flushed since a live save began; the guest stands still. */
 export async function* saveFlushed(host: XenHost, id: number): AsyncGenerator<Uint8Array> {
   const { bytes, fields } = handleLayout(host.release)
-  yield words(flushedPages)
+  yield words(flushedMark)
   for (;;) {
     const handle = new Uint8Array(bytes)
     const request = { subOperation: Sub.SaveGetNextInvalidation, client: id, arg1: bytes }
@@ -149,80 +153,12 @@ export async function* saveFlushed(host: XenHost, id: number): AsyncGenerator<Ui
     yield handle.slice(fields.oid.at)
     yield handle.slice(fields.index.at, fields.index.at + 4)
   }
-  yield words(end)
+  yield words(streamEnd)
 }
 
 /** Ends a save: the client is frozen as it was before. */
 export function endSave(host: XenHost, id: number): void {
   void host.control({ subOperation: Sub.SaveEnd, client: id })
-}
-
-/** Reads bytes that come in pieces of any size. */
-class Reader {
-  readonly #source: AsyncIterator<Uint8Array>
-  #piece: Uint8Array = new Uint8Array(0)
-  #at = 0
-  /** Bytes taken. */
-  position = 0
-
-  constructor(source: AsyncIterable<Uint8Array> | Iterable<Uint8Array>) {
-    this.#source = iterate(source)
-  }
-
-  /** Whether there is nothing more. */
-  async isAtEnd(): Promise<boolean> {
-    while (this.#at === this.#piece.length) {
-      const next = await this.#source.next()
-      if (next.done === true) return true
-      this.#piece = next.value
-      this.#at = 0
-    }
-    return false
-  }
-
-  /** So many bytes, copied. Throws where the stream ends before. */
-  async take(bytes: number, what: string): Promise<Uint8Array<ArrayBuffer>> {
-    const taken = new Uint8Array(bytes)
-    for (let done = 0; done < bytes; ) {
-      if (await this.isAtEnd()) throw new Mistake(`ends in ${what}`, this.position)
-      const length = Math.min(bytes - done, this.#piece.length - this.#at)
-      taken.set(this.#piece.subarray(this.#at, this.#at + length), done)
-      this.#at += length
-      this.position += length
-      done += length
-    }
-    return taken
-  }
-
-  async view(bytes: number, what: string): Promise<DataView> {
-    return new DataView((await this.take(bytes, what)).buffer)
-  }
-
-  async word(what: string): Promise<number> {
-    return (await this.view(4, what)).getUint32(0, true)
-  }
-
-  async expect(value: number, what: string): Promise<void> {
-    const found = await this.word(what)
-    if (found !== value >>> 0)
-      throw new Mistake(`has ${hex(found)} for ${what}, which is ${hex(value)}`, this.position - 4)
-  }
-}
-
-async function* iterate(source: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  yield* source
-}
-
-const hex = (value: number): string => `0x${(value >>> 0).toString(16)}`
-
-/** Something is wrong with a stream. */
-class Mistake extends Error {
-  readonly at: number
-
-  constructor(message: string, at: number) {
-    super(message)
-    this.at = at
-  }
 }
 
 /**
@@ -233,23 +169,18 @@ class Mistake extends Error {
 export async function restoreDomain(
   host: XenHost,
   id: number,
-  source: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+  source: StreamSource,
   isLive = false,
 ): Promise<Restored> {
-  const reader = new Reader(source)
-  const restoring = new Restoring(host, id, reader)
+  const { release, isOriginal } = host
+  const restoring = new Restoring(host, id)
   try {
-    await restoring.run(isLive)
+    for await (const record of readStream(source, { release, isOriginal, isLive })) await restoring.restore(record)
   } catch (error) {
+    if (!(error instanceof TmemError)) throw error
     const { pools, pages } = restoring
     const is = `${pages} pages in ${pools} pools of domain ${id} are restored`
-    if (error instanceof Mistake)
-      throw new TmemError('TMEM_CORRUPT', `the saved stream ${error.message} (byte ${error.at}); ${is}`, {
-        layer: 'xen',
-      })
-    if (error instanceof TmemError)
-      throw new TmemError(error.code, `${error.message}; ${is}`, { layer: 'xen', cause: error })
-    throw error
+    throw new TmemError(error.code, `${error.message}; ${is}`, { layer: 'xen', cause: error })
   }
   const { pools, pages, flushed } = restoring
   return { pools, pages, flushed }
@@ -261,131 +192,67 @@ class Restoring {
   flushed = 0
   readonly #host: XenHost
   readonly #id: number
-  readonly #reader: Reader
-  readonly #seen = new Set<number>()
+  /** To be frozen when its pages have come. */
+  #isFrozen = false
 
-  constructor(host: XenHost, id: number, reader: Reader) {
+  constructor(host: XenHost, id: number) {
     this.#host = host
     this.#id = id
-    this.#reader = reader
   }
 
-  async run(isLive: boolean): Promise<void> {
-    const reader = this.#reader
-    if (await reader.isAtEnd()) {
-      if (isLive) throw new Mistake('is empty: nothing was saved', 0)
-      return
+  /** Does what a record says. */
+  async restore(record: StreamRecord): Promise<void> {
+    switch (record.kind) {
+      case 'head':
+        return this.#head(record)
+      case 'pool':
+        return this.#pool(record)
+      case 'page':
+        return this.#page(record)
+      case 'flushed':
+        return this.#flushed(record)
+      case 'end of pools':
+        if (this.#isFrozen) await this.#set(Sub.Freeze, 0)
+        return
+      case 'no more pages':
+      case 'flushed pages':
+      case 'end of flushed pages':
     }
-    await reader.expect(beginning, 'the mark of its beginning')
-    if (this.#host.isSince('4.8')) await this.#new()
-    else await this.#old()
-    // The original left the last word where it was, for whoever read on.
-    if (await reader.isAtEnd()) {
-      if (isLive) throw new Mistake('ends before the pages that were flushed meanwhile', reader.position)
-      return
-    }
-    await reader.expect(flushedPages, 'the mark of flushed pages')
-    await this.#flushed()
-    if (!(await reader.isAtEnd())) throw new Mistake('goes on after its end', reader.position)
   }
 
-  async #begin(): Promise<void> {
-    const least = this.#host.isSince('4.8') ? 0 : 1
-    const request = { subOperation: Sub.RestoreBegin, client: this.#id }
-    await ask(this.#host, `RESTORE_BEGIN of domain ${this.#id}`, request, least)
+  async #set(subOperation: number, arg1: number): Promise<void> {
+    await ask(this.#host, `sub-operation ${subOperation}`, { subOperation, client: this.#id, arg1 }, 0)
   }
 
-  async #old(): Promise<void> {
+  async #head({ info, flags, weight, cap = 0 }: StreamHead): Promise<void> {
     const host = this.#host
-    const reader = this.#reader
-    const client = this.#id
-    const version = host.release === '4.0.0' ? 0 : 1
-    const head = await reader.view(28, 'its head')
-    const word = (n: number): number => head.getUint32(n * 4, true)
-    if (!host.isOriginal) {
-      if (word(0) !== version) throw new Mistake(`is of version ${word(0)}, not ${version}`, 4)
-      if (word(1) > maxPools) throw new Mistake(`has up to ${word(1)} pools, more than ${maxPools}`, 8)
-      if (word(2) !== end || word(6) !== end) throw new Mistake('has no separator where one must be', 12)
-      if ((word(3) & ~(OldClientBit.Compress | OldClientBit.FrozenBefore)) !== 0)
-        throw new Mistake(`has flags ${hex(word(3))} that nobody knows`, 16)
+    const begin = { subOperation: Sub.RestoreBegin, client: this.#id }
+    await ask(host, `RESTORE_BEGIN of domain ${this.#id}`, begin, host.isSince('4.8') ? 0 : 1)
+    if (info !== undefined) {
+      const set = { subOperation: Sub.SetClientInfo, client: this.#id, buffer: controlBuffer(info) }
+      await ask(host, 'SET_CLIENT_INFO', set, 0)
+      return
     }
-    await this.#begin()
-    const set = (subOperation: number, arg1: number): Promise<number> =>
-      ask(host, `sub-operation ${subOperation}`, { subOperation, client, arg1 }, 0)
-    await set(Sub.SetCompress, word(3) & OldClientBit.Compress)
-    const isFrozen = (word(3) & OldClientBit.FrozenBefore) !== 0
+    await this.#set(Sub.SetCompress, flags & OldClientBit.Compress)
+    const isFrozen = (flags & OldClientBit.FrozenBefore) !== 0
     // Frozen so early, it takes no page.
-    if (isFrozen && host.isOriginal) await set(Sub.Freeze, 0)
-    await set(Sub.SetWeight, host.isOriginal ? 0 : word(4))
-    await set(Sub.SetCap, host.isOriginal ? 0 : word(5))
-    for (;;) {
-      const poolId = await reader.word('the number of a pool')
-      if (poolId === end) break
-      const pool = await reader.view(24, `pool ${poolId}`)
-      this.#assertPool(poolId, 28)
-      const slot = host.restoreNew(client, poolId, pool.getUint32(0, true), readUuid(pool, { at: 8, bytes: 8 }))
-      if (slot < 0) throw failed(`RESTORE_NEW of pool ${poolId}`, slot)
-      this.pools++
-      await this.#restorePages(poolId, pool.getUint32(4, true))
-    }
-    if (isFrozen) await set(Sub.Freeze, 0)
+    if (isFrozen && host.isOriginal) await this.#set(Sub.Freeze, 0)
+    this.#isFrozen = isFrozen
+    await this.#set(Sub.SetWeight, host.isOriginal ? 0 : weight)
+    await this.#set(Sub.SetCap, host.isOriginal ? 0 : cap)
   }
 
-  async #new(): Promise<void> {
+  async #pool({ poolId, flags, uuid, info }: StreamPool): Promise<void> {
     const host = this.#host
-    const reader = this.#reader
-    const client = this.#id
-    const info = await reader.take(clientInfoLayout.bytes, 'the description of the client')
-    const view = new DataView(info.buffer)
-    const { fields } = clientInfoLayout
-    const pools = readField(view, fields.nr_pools)
-    const separator = await reader.word('a separator')
-    if (!host.isOriginal) {
-      if (separator !== end) throw new Mistake(`has ${hex(separator)} for a separator`, reader.position - 4)
-      const version = readField(view, fields.version)
-      if (version !== 1) throw new Mistake(`is of version ${version}, not 1`, 4)
-      if (readField(view, fields.maxpools) > maxPools || pools > maxPools)
-        throw new Mistake(`has ${pools} of ${readField(view, fields.maxpools)} pools, more than ${maxPools}`, 8)
-      if ((readField(view, fields.flags) & ~(ClientBit.Frozen | ClientBit.Compress | ClientBit.Migrating)) !== 0)
-        throw new Mistake(`has flags ${hex(readField(view, fields.flags))} that nobody knows`, 16)
-    }
-    if (pools === 0) throw new Mistake('has no pools', 12)
-    await this.#begin()
-    const set = { subOperation: Sub.SetClientInfo, client, buffer: controlBuffer(info) }
-    await ask(host, 'SET_CLIENT_INFO', set, 0)
-    for (let n = 0; n < pools; n++) {
-      const pool = await reader.take(poolInfoLayout.bytes, `pool ${n + 1} of ${pools}`)
-      await this.#restorePool(pool)
-    }
-    if (!host.isOriginal) await reader.expect(end, 'the end of the pools')
-  }
-
-  async #restorePool(info: Uint8Array<ArrayBuffer>): Promise<void> {
-    const host = this.#host
-    const view = new DataView(info.buffer)
-    const { fields } = poolInfoLayout
-    const poolId = readField(view, fields.id)
-    const pages = readField(view, fields.n_pages)
-    this.#assertPool(poolId, poolInfoLayout.bytes)
-    if (host.isSince('4.9')) {
-      writeField(view, fields.n_pages, 0)
+    if (info !== undefined && host.isSince('4.9')) {
+      writeField(new DataView(info.buffer), poolInfoLayout.fields.n_pages, 0)
       const request = { subOperation: Sub.SetPools, client: this.#id, arg1: info.length, buffer: this.#bounced(info) }
       await ask(host, `SET_POOLS of pool ${poolId}`, request, 0)
     } else {
-      const slot = host.restoreNew(this.#id, poolId, readField(view, fields.flags), readUuid(view, fields.uuid))
-      if (slot < 0) throw failed(`RESTORE_NEW of pool ${poolId} (command ${Command.RestoreNew})`, slot)
+      const slot = host.restoreNew(this.#id, poolId, flags, uuid)
+      if (slot < 0) throw failed(`RESTORE_NEW of pool ${poolId}`, slot)
     }
     this.pools++
-    await this.#restorePages(poolId, pages)
-  }
-
-  #assertPool(poolId: number, length: number): void {
-    if (poolId < maxPools && !this.#seen.has(poolId)) {
-      this.#seen.add(poolId)
-      return
-    }
-    const why = poolId < maxPools ? 'twice' : `, of ${maxPools}`
-    throw new Mistake(`has a pool ${poolId} ${why}`, this.#reader.position - length)
   }
 
   /** What libxc sent: from 4.8 on its copy was never filled. */
@@ -393,48 +260,25 @@ class Restoring {
     return controlBuffer(this.#host.isOriginal && this.#host.isSince('4.8') ? new Uint8Array(bytes.length) : bytes)
   }
 
-  async #restorePages(poolId: number, most: number): Promise<void> {
-    for (let n = 0; n < most; n++) {
-      const object = await this.#object(`page ${n + 1} of ${most} of pool ${poolId}`)
-      if (object === undefined) return
-      // Index and page together: half a page restores nothing.
-      const rest = await this.#reader.take(4 + pageBytes, `page ${n + 1} of ${most} of pool ${poolId}`)
-      const request = {
-        subOperation: Sub.RestorePutPage,
-        client: this.#id,
-        poolId,
-        arg1: pageBytes,
-        arg2: new DataView(rest.buffer).getUint32(0, true),
-        object,
-        buffer: this.#bounced(rest.subarray(4)),
-      }
-      await ask(this.#host, `RESTORE_PUT_PAGE of page ${n + 1} of pool ${poolId}`, request, 1)
-      this.pages++
+  async #page({ poolId, object, index, page }: StreamPage): Promise<void> {
+    const request = {
+      subOperation: Sub.RestorePutPage,
+      client: this.#id,
+      poolId,
+      arg1: pageBytes,
+      arg2: index,
+      object,
+      buffer: this.#bounced(page),
     }
+    await ask(this.#host, `RESTORE_PUT_PAGE of object ${object} index ${index} of pool ${poolId}`, request, 1)
+    this.pages++
   }
 
-  /** An object id; `undefined`: all ones. */
-  async #object(what: string): Promise<ObjectId | undefined> {
-    const { bytes, fields } = handleLayout(this.#host.release)
-    const taken = await this.#reader.take(bytes - fields.oid.at, what)
-    if (taken.every((byte) => byte === 0xff)) return undefined
-    return readObject(new DataView(taken.buffer), { ...fields.oid, at: 0 })
-  }
-
-  async #flushed(): Promise<void> {
-    for (;;) {
-      const poolId = await this.#reader.word('the number of a pool')
-      if (poolId === end) return
-      const object = await this.#object('a flushed page')
-      const index = await this.#reader.word('a flushed page')
-      if (!this.#seen.has(poolId))
-        throw new Mistake(`flushes pages of pool ${poolId}, which it has not`, this.#reader.position)
-      if (object === undefined) continue
-      const request = { subOperation: Sub.RestoreFlushPage, client: this.#id, poolId, arg2: index, object }
-      const answer = await this.#host.control(request)
-      // Frozen, it is flushed all the same.
-      if (answer === -1) throw failed(`RESTORE_FLUSH_PAGE in pool ${poolId}`, answer)
-      this.flushed++
-    }
+  async #flushed({ poolId, object, index }: StreamFlushed): Promise<void> {
+    const request = { subOperation: Sub.RestoreFlushPage, client: this.#id, poolId, arg2: index, object }
+    const answer = await this.#host.control(request)
+    // Frozen, it is flushed all the same.
+    if (answer === -1) throw failed(`RESTORE_FLUSH_PAGE in pool ${poolId}`, answer)
+    this.flushed++
   }
 }

@@ -3,6 +3,8 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {
   Command,
+  type DescribedRecord,
+  describeStream,
   Errno,
   endSave,
   type Release,
@@ -142,6 +144,86 @@ describe.each(generations)('$release', ({ release }) => {
     expect(contents(moved, 6)).toEqual([0, 0, 0, 4, 5, 0])
     expect(moved.get(2, wide, 2 ** 32 - 1)).toBe(-Errno.EEMPTY)
   })
+})
+
+describe.each(generations)('$release in words', ({ release }) => {
+  /** A stream of a domain that has moved, and one that was saved. */
+  async function moved(): Promise<Uint8Array> {
+    const { host, guest } = source(release, 4)
+    host.setWeight(host.clients.get(1)!, 250)
+    const stream = await bytesOf(saveDomain(host, 1, true))
+    guest.page(Command.FlushPage, 0, 1n, 1)
+    return Buffer.concat([stream, await bytesOf(saveFlushed(host, 1))])
+  }
+  const all = async (stream: AsyncIterable<DescribedRecord>): Promise<DescribedRecord[]> => {
+    const records: DescribedRecord[] = []
+    for await (const record of stream) records.push(record)
+    return records
+  }
+
+  test('each record, one after the other, of the generation that the head has', async () => {
+    const stream = await moved()
+    const records = await all(describeStream(cut(stream, 1000)))
+    const names = 'head,pool,page,page,page,page,pool,pool,page,end of pools,flushed pages,flushed,end of flushed pages'
+    expect(records.map(({ name }) => name)).toEqual(names.split(','))
+    // Nothing is left out between them.
+    let at = 0
+    for (const record of records) {
+      expect(record.at).toBe(at)
+      at += record.bytes
+    }
+    expect(at).toBe(stream.length)
+    const words = records.map((record) => record.words)
+    const isNew = release === '4.8' || release === '4.9'
+    const generation = isNew ? '4.8 and later' : release === '4.0.0' ? '4.0.0' : '4.0 to 4.7'
+    expect(words[0]).toMatch(new RegExp(`^Xen ${generation}: version .*, weight 250`))
+    expect(words[0]).toContain(isNew ? '3 of up to 16 pools' : 'up to 16 pools')
+    expect(words[1]).toMatch(/^pool 0: persistent, private, .*; up to 4 pages$/)
+    expect(words.slice(2, 6).toSorted()).toEqual(
+      [0, 1, 2, 3].map((n) => `pool 0, object ${n % 3}, index ${n}`).toSorted(),
+    )
+    expect(words[8]).toBe(`pool 2, object ${release === '4.0.0' ? 2n ** 63n : 2n ** 190n + 1n}, index 4294967295`)
+    expect(words.at(-2)).toBe('pool 0, object 1, index 1')
+    expect(await all(describeStream([stream], release))).toEqual(records)
+  })
+
+  test('cut anywhere: what is whole is told, and where it ends', async () => {
+    const stream = await moved()
+    const whole = await all(describeStream([stream]))
+    const ends = whole.map((record) => record.at + record.bytes)
+    for (let length = 1; length < stream.length; length += length < 200 || length > stream.length - 200 ? 1 : 997) {
+      const told: DescribedRecord[] = []
+      const error = await (async () => {
+        for await (const record of describeStream([stream.subarray(0, length)])) told.push(record)
+      })().then(
+        () => undefined,
+        (reason: Error) => reason,
+      )
+      expect(told).toEqual(whole.filter((_, n) => ends[n]! <= length))
+      // Behind its pools it may end.
+      const isEnd = length === whole.find(({ name }) => name === 'flushed pages')!.at
+      expect(error?.message ?? 'none').toMatch(isEnd ? /^none$/ : /^the saved stream ends in .* \(byte \d+\)$/)
+    }
+  })
+
+  test('of another generation it is refused before anything is done', async () => {
+    const stream = await moved()
+    const other = release === '4.8' || release === '4.9' ? '4.5' : '4.9'
+    await expect(all(describeStream([stream], other))).rejects.toThrow(
+      /is of Xen 4\.[78] or (earlier|later), not of 4\./,
+    )
+    const { host } = target(other)
+    await expect(restoreDomain(host, 7, [stream])).rejects.toThrow('0 pages in 0 pools of domain 7 are restored')
+    expect(host.clients.has(7)).toBe(false)
+  })
+})
+
+test('all ones name no object in 4.0.0 either: such a page would end its pool in a stream', async () => {
+  const { host, guest } = source('4.0.0', 2)
+  expect(guest.put(0, 2n ** 64n - 1n, 1, 5)).toBe(-Errno.ENOMEM)
+  expect(guest.get(0, 2n ** 64n - 1n, 1)).toBe(0)
+  const stream = await bytesOf(saveDomain(host, 1))
+  expect(await restoreDomain(target('4.0.0').host, 7, [stream])).toEqual({ pools: 3, pages: 3, flushed: 0 })
 })
 
 test('nothing to save writes nothing, and restores nothing', async () => {

@@ -1,35 +1,95 @@
-/** `tmem xen decode`: a raw structure of Xen's tmem interface in words. */
-import { type Described, describe, type Structure } from '@tmem/xen-hypercall'
+/** `tmem xen decode`: a raw structure of Xen's tmem interface, or the stream of a saved domain, in words. */
+import { closeSync, fstatSync, readFileSync, readSync } from 'node:fs'
+import { TmemError } from '@tmem/core'
+import {
+  type Described,
+  type DescribedRecord,
+  describe,
+  describeStream,
+  type Structure,
+  streamMark,
+} from '@tmem/xen-hypercall'
 import pc from 'picocolors'
 import { BadInput } from '../ending.ts'
-import { readGivenFile } from '../given-file.ts'
+import { openGivenFile } from '../given-file.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { releaseOf } from './release.ts'
 
-/** Structures have less than 200 bytes: who names a larger file means something else. */
+/** Structures have less than 200 bytes: who names a larger file that is no stream means something else. */
 const maxFileBytes = 65_536
+const pieceBytes = 65_536
 
 /** Options of the command. */
 export interface DecodeOptions {
-  readonly as: Structure
-  /** Its name; `undefined`: the default. */
+  /** `undefined`: a stream where it begins as one does, else `op`. */
+  readonly as?: Structure | 'stream'
+  /** Its name; `undefined`: the default, or the generation that a stream has. */
   readonly release?: string
   readonly bits: '32' | '64'
   readonly json?: true
 }
 
-/** Prints the structure that `words` are in hex, or that the file of that name has, raw or in hex. */
-export function decode(words: readonly string[], options: DecodeOptions, terminal: Terminal): void {
-  const release = releaseOf(options.release)
-  const bytes = hexOf(words.join('')) ?? bytesOfFile(words)
+/** Prints what `words` are in hex, or what the file of that name has, raw or in hex. */
+export async function decode(words: readonly string[], options: DecodeOptions, terminal: Terminal): Promise<void> {
+  // Judged before anything is read.
+  releaseOf(options.release)
+  const hex = hexOf(words.join(''))
+  if (hex !== undefined) return decodeBytes(hex, options, terminal)
+  const name = words.join(' ')
+  let file: number
+  try {
+    file = openGivenFile(name)
+  } catch (error) {
+    throw new BadInput(`xen decode: ${name} is neither hex nor a file that can be read: ${(error as Error).message}`)
+  }
+  try {
+    const { size } = fstatSync(file)
+    if (size > maxFileBytes) {
+      const start = Buffer.alloc(4)
+      readSync(file, start, 0, 4, 0)
+      if (!isStream(start, options))
+        throw new BadInput(`xen decode: ${name} has ${size} bytes, more than ${maxFileBytes}, and begins as no stream`)
+      await decodeStream(piecesOf(file), options, terminal)
+      return
+    }
+    const bytes = readFileSync(file)
+    await decodeBytes(hexOf(bytes.toString('latin1')) ?? bytes, options, terminal)
+  } finally {
+    closeSync(file)
+  }
+}
+
+function* piecesOf(file: number): Generator<Uint8Array> {
+  for (let at = 0; ; ) {
+    const piece = Buffer.alloc(pieceBytes)
+    const bytes = readSync(file, piece, 0, pieceBytes, at)
+    if (bytes === 0) return
+    at += bytes
+    yield piece.subarray(0, bytes)
+  }
+}
+
+function isStream(bytes: Uint8Array, { as }: DecodeOptions): boolean {
+  if (as !== undefined) return as === 'stream'
+  return bytes.length >= 4 && new DataView(bytes.buffer, bytes.byteOffset).getInt32(0, true) === streamMark
+}
+
+async function decodeBytes(bytes: Uint8Array, options: DecodeOptions, terminal: Terminal): Promise<void> {
+  if (isStream(bytes, options)) await decodeStream([bytes], options, terminal)
+  else decodeStructure(bytes, options, terminal)
+}
+
+function decodeStructure(bytes: Uint8Array, options: DecodeOptions, terminal: Terminal): void {
+  const { as, bits, json } = options
+  const structure = as === undefined || as === 'stream' ? 'op' : as
   let described: Described
   try {
-    described = describe(bytes, { as: options.as, release, bits: options.bits === '32' ? 32 : 64 })
+    described = describe(bytes, { as: structure, release: releaseOf(options.release), bits: bits === '32' ? 32 : 64 })
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(`xen decode: ${error.message}`)
     throw error
   }
-  if (options.json === true) {
+  if (json === true) {
     terminal.print(JSON.stringify(described))
     return
   }
@@ -40,19 +100,33 @@ export function decode(words: readonly string[], options: DecodeOptions, termina
   if (rest > 0) terminal.note(`${rest} bytes after it are not looked at`)
 }
 
+/** Prints a line for each record, as they come; as JSON one document, of a stream that is whole. */
+async function decodeStream(source: Iterable<Uint8Array>, options: DecodeOptions, terminal: Terminal): Promise<void> {
+  const release = options.release === undefined ? undefined : releaseOf(options.release)
+  const records: DescribedRecord[] = []
+  let pages = 0
+  let bytes = 0
+  try {
+    if (options.json !== true) terminal.print(pc.bold(line('at', 'record', '')))
+    for await (const record of describeStream(source, release)) {
+      bytes = record.at + record.bytes
+      if (record.name === 'page') pages++
+      if (options.json === true) records.push(record)
+      else terminal.print(line(`${record.at}`, record.name, record.words))
+    }
+  } catch (error) {
+    if (error instanceof TmemError) throw new BadInput(`xen decode: ${error.message}`)
+    throw error
+  }
+  if (options.json === true) terminal.print(JSON.stringify({ title: 'saved stream', bytes, pages, records }))
+  else terminal.note(`${pages} pages in ${bytes} bytes`)
+}
+
+const line = (at: string, name: string, words: string): string =>
+  `${at.padStart(10)}  ${name.padEnd(20)}  ${words}`.trimEnd()
+
 /** Bytes in hex, perhaps with spaces, line ends, commas, `0x`; `undefined`: that is no hex. */
 function hexOf(text: string): Uint8Array | undefined {
   const digits = text.replaceAll(/\s|,|0x/gi, '')
   return /^([\da-f]{2})+$/i.test(digits) ? new Uint8Array(Buffer.from(digits, 'hex')) : undefined
-}
-
-function bytesOfFile(words: readonly string[]): Uint8Array {
-  const name = words.join(' ')
-  let bytes: Buffer
-  try {
-    bytes = readGivenFile(name, maxFileBytes)
-  } catch (error) {
-    throw new BadInput(`xen decode: ${name} is neither hex nor a file that can be read: ${(error as Error).message}`)
-  }
-  return hexOf(bytes.toString('latin1')) ?? bytes
 }
