@@ -5,6 +5,7 @@ export { type ControlBuffer, type ControlRequest, controlBuffer } from './contro
 export * from './describe.ts'
 export * from './guest-memory.ts'
 export * from './host.ts'
+export { HypercallStore } from './hypercall-store.ts'
 export * from './linux.ts'
 export * from './saved-stream.ts'
 export * from './stream.ts'

@@ -11,40 +11,16 @@
  * Source: drivers/xen/tmem.c and drivers/xen/xen-selfballoon.c of Linux as described in the reference notes, §8.
  */
 import { checkOptions, GetOutcome, type ObjectId, type OptionNames } from '@tmem/core'
-import {
-  Command,
-  Errno,
-  operationLayouts,
-  PoolBit,
-  pageBytes,
-  pageSizeShift,
-  versionShift,
-  writeObject,
-} from './abi.ts'
+import { PoolBit, pageBytes } from './abi.ts'
+import { GuestCalls } from './calls.ts'
 import type { Domain } from './clients.ts'
-import type { Answer, XenHost } from './host.ts'
+import type { XenHost } from './host.ts'
 
 const megabytePages = 256
 
-/** Frames of the guest that the shims use: the first for structures, the others for pages. */
-const frames = 3
-
-/** A get that the host has to wait for. */
-interface Late {
-  readonly name: string
-  readonly page: Uint8Array
-  readonly answer: Promise<number>
-}
-
-/** Hypercalls as a guest kernel makes them. */
+/** Hypercalls as the shims of a guest kernel make them. */
 export class LinuxGuest {
-  readonly #host: XenHost
-  readonly #domain: Domain
-  readonly #firstFrame: number
-  readonly #op: DataView
-  readonly #putFrame: Uint8Array
-  readonly #getFrame: Uint8Array
-  #late: Late | undefined
+  readonly #calls: GuestCalls
   #frontswapPool = -1
 
   /**
@@ -52,97 +28,39 @@ export class LinuxGuest {
    * they are not there.
    */
   constructor(host: XenHost, domain: Domain, firstFrame: number) {
-    const own = Array.from({ length: frames }, (_, n) => domain.memory.frame(firstFrame + n))
-    if (own.includes(undefined)) throw new RangeError(`the guest has no frames ${firstFrame} to ${firstFrame + 2}`)
-    const [op, put, get] = own as [Uint8Array, Uint8Array, Uint8Array]
-    this.#host = host
-    this.#domain = domain
-    this.#firstFrame = firstFrame
-    this.#op = new DataView(op.buffer, op.byteOffset, pageBytes)
-    this.#putFrame = put
-    this.#getFrame = get
-  }
-
-  #call(command: number, pool: number): Answer {
-    this.#op.setUint32(0, command, true)
-    this.#op.setInt32(4, pool, true)
-    return this.#host.call(this.#domain.id, this.#firstFrame * pageBytes)
+    this.#calls = new GuestCalls(host, domain, firstFrame, 1)
   }
 
   /** NEW_POOL; the id is the low word of the result. */
   newPool(flags: number, uuid: Uint8Array | undefined, size: number): number {
-    const { fields } = operationLayouts(this.#host.release, this.#domain.bits).creat
-    const order = Math.log2(size) - 12
-    if (!Number.isInteger(order) || order < 0) return -Errno.EINVAL
-    for (let n = 0; n < 16; n++) this.#op.setUint8(fields.uuid.at + n, uuid?.[n] ?? 0)
-    const version = this.#host.release === '4.0.0' ? 0 : 1
-    this.#op.setUint32(fields.flags.at, (flags | (order << pageSizeShift) | (version << versionShift)) >>> 0, true)
-    this.#op.setUint32(fields.arg1.at, 0, true)
-    return (this.#call(Command.NewPool, 0) as number) | 0
+    return this.#calls.newPool(flags, uuid, size)
   }
 
   destroyPool(pool: number): void {
-    void this.#call(Command.DestroyPool, pool)
-  }
-
-  #page(command: number, pool: number, object: ObjectId, index: number, frame: number): Answer {
-    const { fields } = operationLayouts(this.#host.release, this.#domain.bits).gen
-    writeObject(this.#op, fields.oid, object)
-    for (const name of ['tmem_offset', 'pfn_offset', 'len'] as const) this.#op.setUint32(fields[name].at, 0, true)
-    this.#op.setUint32(fields.index.at, index, true)
-    this.#op.setUint32(fields.cmfn.at, frame, true)
-    if (fields.cmfn.bytes === 8) this.#op.setUint32(fields.cmfn.at + 4, 0, true)
-    return this.#call(command, pool)
+    this.#calls.destroyPool(pool)
   }
 
   /** True: the page was stored. */
   put(pool: number, object: ObjectId, index: number, page: Uint8Array): boolean {
-    this.#putFrame.set(page)
-    return this.#page(Command.PutPage, pool, object, index, this.#firstFrame + 1) === 1
+    return this.#calls.put(pool, object, index, page) === 1
   }
 
   get(pool: number, object: ObjectId, index: number, into: Uint8Array): GetOutcome {
-    // Its frame is not free.
-    if (this.#late !== undefined) return GetOutcome.Deferred
-    const answer = this.#page(Command.GetPage, pool, object, index, this.#firstFrame + 2)
-    if (typeof answer === 'number') {
-      if (answer !== 1) return GetOutcome.Miss
-      into.set(this.#getFrame)
-      return GetOutcome.Hit
-    }
-    const page = new Uint8Array(pageBytes)
-    const settled = answer.then((result) => {
-      if (result === 1) page.set(this.#getFrame)
-      return result
-    })
-    this.#late = { name: `${pool}/${object}/${index}`, page, answer: settled }
-    return GetOutcome.Deferred
+    const answer = this.#calls.get(pool, object, index, into)
+    if (answer === undefined) return GetOutcome.Deferred
+    return answer === 1 ? GetOutcome.Hit : GetOutcome.Miss
   }
 
   async fetch(pool: number, object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
-    const name = `${pool}/${object}/${index}`
-    for (;;) {
-      const late = this.#late
-      if (late === undefined) {
-        const outcome = this.get(pool, object, index, into)
-        if (outcome !== GetOutcome.Deferred) return outcome
-        continue
-      }
-      const result = await late.answer
-      if (this.#late === late) this.#late = undefined
-      if (late.name !== name) continue
-      if (result !== 1) return GetOutcome.Miss
-      into.set(late.page)
-      return GetOutcome.Hit
-    }
+    return (await this.#calls.fetch(pool, object, index, into)) === 1 ? GetOutcome.Hit : GetOutcome.Miss
   }
 
   flushPage(pool: number, object: ObjectId, index: number): void {
-    void this.#page(Command.FlushPage, pool, object, index, 0)
+    this.#calls.flushPage(pool, object, index)
   }
 
   flushObject(pool: number, object: ObjectId): void {
-    void this.#page(Command.FlushObject, pool, object, 0, 0)
+    this.#calls.flushObject(pool, object)
   }
 
   // ---- Frontswap: one persistent pool for all areas
