@@ -1,8 +1,9 @@
 // Runs `npm test` as people meet it for the first time: each case is a fresh copy of what is committed, in an
 // environment of its own, made and taken away by this script. `npm run test:newcomer` runs all cases, one after the
-// other; `npm run test:newcomer -- NAME...` those. Prints a line every minute, and at the end one for each case.
+// other; `npm run test:newcomer -- NAME...` those, and NAME+NAME one that is both. Prints a line every minute, and at the
+// end one for each case.
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -11,55 +12,22 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const isRoot = process.getuid?.() === 0
 const user = `tmem-newcomer-${process.pid}`
 
-/**
- * Each prepares its environment, and answers how `npm test` is started there; or why it cannot be. Where root is not
- * the point, a user without privileges runs it.
- */
+/** What is unusual about each environment. Where root is not the point, a user without privileges runs `npm test`. */
 const cases = {
-  unprivileged: (world) => asUser(world, copyTo(world, 'checkout')),
-  'closed-folder': (world) => {
-    if (!isRoot) return 'needs root: anybody else owns all folders above the checkout'
-    const folder = join(world.folder, 'closed')
-    mkdirSync(folder, { mode: 0o700 })
-    return { cwd: copyTo(world, 'closed/checkout') }
-  },
-  'path-with-a-space': (world) => asUser(world, copyTo(world, 'new comer/Prüfung/試験')),
-  'node-22': (world) => withNode(world, 22),
-  'node-24': (world) => withNode(world, 24),
-  bare: (world) => {
-    const { cwd, through = [] } = asUser(world, copyTo(world, 'tarball'))
-    // Everything is fetched once; then there is no network.
-    const [command, ...words] = [...through, 'npm', 'run', '-s', 'build']
-    const first = spawnSync(command, words, { cwd, encoding: 'utf8', env: environment(world) })
-    if (first.status !== 0) throw new Error(`the first build failed: ${first.error?.message ?? first.stderr}`)
-    const bin = join(world.folder, 'bin')
-    mkdirSync(bin)
-    for (const name of ['pnpm', 'yarn'])
-      writeFileSync(join(bin, name), '#!/bin/sh\necho "the wrong one"\nexit 1\n', { mode: 0o755 })
-    chmodSync(world.home, 0o500)
-    const offline = isRoot ? ['unshare', '--net', 'sh', '-c', 'ip link set lo up; exec "$@"', 'sh'] : []
-    return { cwd, through: [...offline, ...through], path: bin }
-  },
-  'busy-temporary-folder': (world) => {
-    const noise = setInterval(() => {
-      for (let n = 0; n < 20; n++) {
-        const file = join(tmpdir(), `newcomer-noise-${process.pid}-${n}`)
-        if (existsSync(file)) unlinkSync(file)
-        else writeFileSync(file, 'noise')
-      }
-    }, 5)
-    world.undo.push(() => {
-      clearInterval(noise)
-      for (let n = 0; n < 20; n++) rmSync(join(tmpdir(), `newcomer-noise-${process.pid}-${n}`), { force: true })
-    })
-    return asUser(world, copyTo(world, 'checkout'))
-  },
+  unprivileged: {},
+  'closed-folder': { closed: true },
+  'path-with-a-space': { folder: 'new comer/Prüfung/試験' },
+  'node-22': { major: 22 },
+  'node-24': { major: 24 },
+  bare: { bare: true },
+  'busy-temporary-folder': { busy: true },
 }
 
-const wanted = process.argv.slice(2)
-const unknown = wanted.find((name) => !Object.hasOwn(cases, name))
+const given = process.argv.slice(2)
+const wanted = (given.length > 0 ? given : Object.keys(cases)).map((name) => name.split('+'))
+const unknown = wanted.flat().find((name) => !Object.hasOwn(cases, name))
 if (unknown !== undefined) {
-  console.error(`no case is named ${unknown}; there are ${Object.keys(cases).join(', ')}`)
+  console.error(`no case is named ${unknown}; there are ${Object.keys(cases).join(', ')}; "+" joins several into one`)
   process.exit(2)
 }
 const stopped = new AbortController()
@@ -67,16 +35,17 @@ for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => stopped.a
 
 const lines = []
 let failed = 0
-for (const name of wanted.length > 0 ? wanted : Object.keys(cases)) {
+for (const names of wanted) {
   if (stopped.signal.aborted) break
-  const { line, ok } = await runCase(name)
+  const { line, ok } = await runCase(names)
   if (!ok) failed++
   lines.push(line)
 }
 for (const line of lines) console.log(line)
 process.exitCode = stopped.signal.aborted ? 130 : failed === 0 ? 0 : 1
 
-async function runCase(name) {
+async function runCase(names) {
+  const name = names.join('+')
   // Others must be able to get there, except where that is the point.
   const folder = mkdtempSync(join(tmpdir(), 'tmem-newcomer-'))
   chmodSync(folder, 0o755)
@@ -86,7 +55,7 @@ async function runCase(name) {
   const start = performance.now()
   const seconds = () => Math.round((performance.now() - start) / 1000)
   try {
-    const how = cases[name](world)
+    const how = prepare(world, Object.assign({}, ...names.map((one) => cases[one])))
     if (typeof how === 'string') return { line: `${name.padEnd(24)}skipped: ${how}`, ok: true }
     const { status, said } = await npmTest(name, world, how, seconds)
     const summary = said.match(/^\d+ passed, \d+ failed, \d+ skipped$/m)?.[0] ?? 'no summary'
@@ -104,7 +73,52 @@ async function runCase(name) {
   }
 }
 
-function npmTest(name, world, { cwd, through = [], path }, seconds) {
+/** Makes the environment, and answers how `npm test` is started there; or why it cannot be. */
+function prepare(world, { closed, folder = closed ? 'closed/checkout' : 'checkout', major, bare, busy }) {
+  if (closed && !isRoot) return 'needs root: anybody else owns all folders above the checkout'
+  const path = []
+  if (major !== undefined) {
+    const node = join(world.folder, 'node')
+    mkdirSync(node)
+    const done = spawnSync('npm', ['install', '--prefix', node, '--no-save', `node@${major}`], { encoding: 'utf8' })
+    if (done.status !== 0) return `Node ${major} cannot be had: ${done.stderr.split('\n')[0]}`
+    path.push(join(node, 'node_modules/node/bin'))
+  }
+  if (closed) mkdirSync(join(world.folder, 'closed'), { mode: 0o700 })
+  const cwd = copyTo(world, folder)
+  let through = closed ? [] : asUser(world)
+  if (busy) makeNoise(world)
+  if (bare) {
+    // Everything is fetched once; then there is no network.
+    const [command, ...words] = [...through, 'npm', 'run', '-s', 'build']
+    const first = spawnSync(command, words, { cwd, encoding: 'utf8', env: environment(world, path) })
+    if (first.status !== 0) throw new Error(`the first build failed: ${first.error?.message ?? first.stderr}`)
+    const bin = join(world.folder, 'bin')
+    mkdirSync(bin)
+    for (const name of ['pnpm', 'yarn'])
+      writeFileSync(join(bin, name), '#!/bin/sh\necho "the wrong one"\nexit 1\n', { mode: 0o755 })
+    path.unshift(bin)
+    chmodSync(world.home, 0o500)
+    if (isRoot) through = ['unshare', '--net', 'sh', '-c', 'ip link set lo up; exec "$@"', 'sh', ...through]
+  }
+  return { cwd, through, path }
+}
+
+/** Others make files in the temporary folder, and remove them, all the time. */
+function makeNoise({ undo }) {
+  const files = Array.from({ length: 20 }, (_, n) => join(tmpdir(), `newcomer-noise-${process.pid}-${n}`))
+  const noise = setInterval(() => {
+    for (const file of files)
+      if (existsSync(file)) unlinkSync(file)
+      else writeFileSync(file, 'noise')
+  }, 5)
+  undo.push(() => {
+    clearInterval(noise)
+    for (const file of files) rmSync(file, { force: true })
+  })
+}
+
+function npmTest(name, world, { cwd, through, path }, seconds) {
   const [command, ...words] = [...through, 'npm', 'test']
   return new Promise((resolve, reject) => {
     const env = environment(world, path)
@@ -137,7 +151,7 @@ function environment({ home, folder }, path) {
     ...Object.fromEntries(kept),
     HOME: home,
     npm_config_cache: join(folder, 'npm-cache'),
-    PATH: [...(path === undefined ? [] : [path]), ...own].join(delimiter),
+    PATH: [...path, ...own].join(delimiter),
   }
 }
 
@@ -159,24 +173,16 @@ function copyTo({ folder }, name) {
 }
 
 /**
- * All that is there is given to a user made for this; nobody else's, who is not root, are the files of who runs this.
+ * All that is there is given to a user made for this; answers what lets that user run a command. Who is not root runs it
+ * by himself.
  */
-function asUser(world, cwd) {
-  if (!isRoot) return { cwd }
+function asUser(world) {
+  if (!isRoot) return []
   run('useradd', ['--no-create-home', '--home-dir', world.home, '--shell', '/bin/sh', user], root)
   world.undo.push(() => run('userdel', [user], root))
   const [uid, gid] = ['-u', '-g'].map((flag) => Number(run('id', [flag, user], root)))
   run('chown', ['-R', `${uid}:${gid}`, world.folder], root)
-  chownSync(world.folder, uid, gid)
-  return { cwd, through: ['setpriv', '--reuid', `${uid}`, '--regid', `${gid}`, '--clear-groups', '--'] }
-}
-
-function withNode(world, major) {
-  const folder = join(world.folder, 'node')
-  mkdirSync(folder)
-  const done = spawnSync('npm', ['install', '--prefix', folder, '--no-save', `node@${major}`], { encoding: 'utf8' })
-  if (done.status !== 0) return `Node ${major} cannot be had: ${done.stderr.split('\n')[0]}`
-  return { ...asUser(world, copyTo(world, 'checkout')), path: join(folder, 'node_modules/node/bin') }
+  return ['setpriv', '--reuid', `${uid}`, '--regid', `${gid}`, '--clear-groups', '--']
 }
 
 function run(name, words, cwd) {
