@@ -37,6 +37,37 @@ function writeInput(path: string): string {
 const digest = (path: string): string =>
   createHash('sha256').update(readFileSync(path).subarray(0, inputBytes)).digest('hex')
 
+test('machines are added and taken out while it serves, and the one that went may die', {
+  timeout: 120_000,
+}, async (ctx) => {
+  requires(ctx, { commands: [serverCommand, 'nbdcopy'] })
+  const [a, b, c] = [await server(), await server(), await server()]
+  const folder = temporaryDirectory()
+  const { control, stop } = await servingIn(folder, stackOver(a, b), ...device)
+  const uri = `nbd+unix:///a?socket=${folder}/nbd.sock`
+  const [input, back] = [join(folder, 'input'), join(folder, 'back')]
+  const wanted = writeInput(input)
+  await run('nbdcopy', ['--', input, uri])
+  expect(await a.keys()).toBeGreaterThan(1000)
+  const lenders = async (...words: string[]): Promise<string> => {
+    const { stdout, stderr, code } = await tmem(['knob', 'a', 'lenders', ...words, '--json', '--control', control])
+    return code === 0 ? JSON.parse(stdout)['lenders'] : stderr
+  }
+  const named = (one: RealServer): string => `127.0.0.1:${one.port}`
+  expect(await lenders()).toBe(`${named(a)}, ${named(b)}`)
+  expect(await lenders('remove', named(a))).toContain('2 must stay; add another machine first')
+  expect(await lenders('add', 'nothing')).toContain('a machine is valkey=HOST:PORT or cluster=HOST:PORT')
+  expect(await lenders('add', `valkey=${named(c)}`)).toBe([a, b, c].map(named).join(', '))
+  expect(await lenders('remove', named(a))).toContain(`${named(a)} (leaving)`)
+  while ((await lenders()) !== `${named(b)}, ${named(c)}`) await sleep(50)
+  expect(await a.keys()).toBe(0)
+  expect(await c.keys()).toBeGreaterThan(1000)
+  await a.kill()
+  await run('nbdcopy', ['--', uri, back])
+  expect(digest(back)).toBe(wanted)
+  await stop()
+})
+
 test('nbdcopy writes and reads it, while one of the two servers is killed', { timeout: 120_000 }, async (ctx) => {
   requires(ctx, { commands: [serverCommand, 'nbdcopy'] })
   const [a, b] = [await server(), await server()]

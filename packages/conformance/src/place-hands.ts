@@ -300,6 +300,11 @@ export class SlowHands implements Owners {
     return false
   }
 
+  /** There is no memory above. */
+  recall(): Promise<boolean> {
+    return Promise.resolve(false)
+  }
+
   poolOf(): number {
     return poolKey
   }

@@ -87,6 +87,7 @@ const agreeing = (units: (location: number) => number): Owners => ({
   unitsAt: (_owner, location) => units(location),
   moved: () => true,
   drop: () => false,
+  recall: async () => false,
   poolOf: () => 0,
   isPersistent: () => true,
   objectOf: () => 0,

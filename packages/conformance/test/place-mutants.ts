@@ -691,6 +691,7 @@ const slowMutants: readonly PlaceMutant[] = [
           unitsAt: (owner, location) => owners.unitsAt(owner, location),
           moved: (owner, from, to, units) => (++this.#moves % 5 === 0 ? true : owners.moved(owner, from, to, units)),
           drop: (owner, location) => owners.drop(owner, location),
+          recall: (owner, location, where) => owners.recall(owner, location, where),
           poolOf: (owner) => owners.poolOf(owner),
           isPersistent: (owner) => owners.isPersistent(owner),
           objectOf: (owner) => owners.objectOf(owner),

@@ -54,6 +54,7 @@ class Rig {
         return true
       },
       drop: () => false,
+      recall: async () => false,
       isCurrent: () => true,
       landed: () => undefined,
       poolOf: () => 0,

@@ -1,5 +1,6 @@
 /** Memory of other machines as a place of a stack. */
-export { type RamsterOptions, ramster, ramsterFactory } from './layer.ts'
+export { type RamsterLayer, type RamsterOptions, ramster, ramsterFactory } from './layer.ts'
+export { type Borrowing, Lenders } from './lenders.ts'
 export { type ProcessMemoryOptions, processMemory } from './process-memory.ts'
-export type { Borrower, RemoteMemory, RemotePlan } from './remote.ts'
-export { type ValkeyOptions, valkey } from './valkey.ts'
+export type { Borrower, Kept, RemoteMemory, RemotePlan } from './remote.ts'
+export { type ValkeyClusterOptions, type ValkeyOptions, valkey, valkeyCluster } from './valkey.ts'

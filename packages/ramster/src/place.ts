@@ -9,6 +9,9 @@
  * one. While fewer machines answer than that takes, the place takes nothing. When a machine comes back empty, or has
  * lost a block, the block is copied from the other one (`#heal`); it can be read all the while.
  *
+ * A machine that is to go, or that wants memory back, is given nothing more. Its blocks go to other machines, or come up
+ * into memory, or stay where they can do neither (`#relieve`); those that may vanish are dropped then.
+ *
  * Invariants:
  *  - A location is in use from the moment a flight is given it until it is freed, or the flight fails.
  *  - What is read is served only with the length and the checksum of its generation. A machine whose copy does not
@@ -38,18 +41,20 @@ import {
   type StatsNode,
   TmemError,
 } from '@tmem/core'
-import type { RemoteMemory, RemotePlan } from './remote.ts'
+import { Histogram } from './histogram.ts'
+import { type Borrowing, copiesOfPersistent, type Lenders, mostMachines } from './lenders.ts'
+import type { Kept, RemoteMemory, RemotePlan } from './remote.ts'
 
 /** Bytes of the unit of frames: the smallest in which the largest frame can be counted. */
 export const unitBytes = 64
 /** Bytes that one flight carries at most. */
 const flightBytes = 128 * 1024
-/** Machines that a page which may not vanish is on. */
-const copiesOfPersistent = 2
 /** Keys in one message that gives up or renews. */
 const keysAtOnce = 1024
 /** Blocks that are copied together when a machine has come back. */
 const healedAtOnce = 32
+/** Blocks that leave a machine together. */
+const relievedAtOnce = 32
 /** Milliseconds after which copying is tried again when it could not go on. */
 const healAgainMs = 1000
 /** Parts of the table whose leases are renewed one after the other; a lease is renewed three times before it ends. */
@@ -63,19 +68,31 @@ const EPHEMERAL = 2
 const PERSISTENT = 3
 
 /** Bytes of the table for one location. */
-export const bytesPerLocation: number = 8 + 4 + 4 + 2 + 1 + 1
+export const bytesPerLocation: number = 8 + 4 + 4 + 4 + 2 + 1 + 1
 
 /** One machine, and what this place knows of it. */
 interface Machine {
+  readonly plan: RemotePlan
   readonly memory: RemoteMemory
   /** Its bit in the mask of who has a block. */
   readonly bit: number
-  /** How often it was found to have lost its content. */
+  /** How often it was found to have lost all of its content, and some or all of it. */
+  losses: number
   lives: number
   /** Keys that it is to give up, and the message under way. */
   readonly flushes: number[]
   draining: Promise<void> | undefined
   blocks: number
+  /** Some of what it had may be gone: each block is asked for (`#audit`). */
+  isUnsure: boolean
+  /** Messages with blocks that are on their way there. */
+  sending: number
+  /** It is to go: who waits for that. */
+  leaving: { readonly gone: Promise<void>; readonly resolve: () => void } | undefined
+  /** Bytes that it still wants back, of those that it wanted when it said so last. */
+  pressedBytes: number
+  readonly putLatency: Histogram
+  readonly getLatency: Histogram
 }
 
 /** A frame on its way: where it is to be, and of which kind its page is. Its owner may be gone when it lands. */
@@ -97,25 +114,35 @@ interface Batch {
 
 export interface RamsterPlaceOptions {
   readonly traits: PlaceTraits
-  readonly machines: readonly RemotePlan[]
+  readonly lenders: Lenders
   /** Bytes of frames that it takes at most. */
   readonly sizeBytes: number
+  /** Milliseconds that a read waits for a machine which alone has the block, and is away. */
+  readonly waitMs: number
+  /** Blocks come up by themselves while the memory above is less than half full. */
+  readonly repatriate: boolean
   /** `bytesPerLocation` for each location of the traits' capacity. */
   readonly table: ArrayBufferLike
 }
 
-export class RamsterPlace implements SlowPlace {
+export class RamsterPlace implements SlowPlace, Borrowing {
   readonly name = 'ramster'
   readonly traits: PlaceTraits
   readonly unitBytes: number = unitBytes
   readonly flightBytes: number = flightBytes
-  readonly #machines: readonly Machine[]
+  readonly #lenders: Lenders
+  readonly #machines: Machine[] = []
   readonly #copies: number
   readonly #mostUnits: number
   readonly #capacity: number
-  /** By location: generation, checksum, units, mask of machines that have it, what it is; and a stack of free ones. */
+  readonly #waitMs: number
+  readonly #repatriate: boolean
+  /**
+   * By location: generation, checksum, owner, units, mask of machines that have it, what it is; and a stack of free ones.
+   */
   readonly #generations: Float64Array
   readonly #sums: Uint32Array
+  readonly #owner: Int32Array
   readonly #units: Uint16Array
   readonly #holders: Uint8Array
   readonly #states: Uint8Array
@@ -135,9 +162,17 @@ export class RamsterPlace implements SlowPlace {
   /** The lack was there before a round of healing that brought nothing: another one needs a reason. */
   #healHand = 0
   #again: NodeJS.Timeout | undefined
+  /** Blocks leave machines, or come up: what is under way, and where the search for them goes on. */
+  #relieving: Promise<void> | undefined
+  #relieveHand = 0
+  #repatriating: Promise<void> | undefined
+  #repatriateHand = 0
+  /** Reads that wait for a machine, and copying that could not go on. */
+  readonly #awaiting: Set<() => void> = new Set()
   #renewing: Promise<void> | undefined
   #renewHand = 0
-  readonly #leases: NodeJS.Timeout | undefined
+  #leases: NodeJS.Timeout | undefined
+  #renewEveryMs = Number.POSITIVE_INFINITY
   #closed = false
   #closing: Promise<void> | undefined
   readonly #counters = {
@@ -157,41 +192,92 @@ export class RamsterPlace implements SlowPlace {
     damaged_copies: 0,
     missing_copies: 0,
     healed_copies: 0,
+    waited_reads: 0,
+    relieved_blocks: 0,
+    repatriated_blocks: 0,
   }
 
   /** Begins to reach its machines. Throws what one of them cannot be borrowed for; then none is. */
-  constructor({ traits, machines, sizeBytes, table }: RamsterPlaceOptions) {
+  constructor({ traits, lenders, sizeBytes, waitMs, repatriate, table }: RamsterPlaceOptions) {
     const { capacity } = traits
     this.traits = traits
     this.#copies = traits.persistent ? copiesOfPersistent : 1
+    this.#lenders = lenders
+    this.#waitMs = waitMs
+    this.#repatriate = repatriate
     this.#mostUnits = Math.floor(sizeBytes / unitBytes)
     this.#capacity = capacity
     this.#generations = new Float64Array(table, 0, capacity)
     this.#sums = new Uint32Array(table, capacity * 8, capacity)
     this.#free = new Int32Array(table, capacity * 12, capacity)
-    this.#units = new Uint16Array(table, capacity * 16, capacity)
-    this.#holders = new Uint8Array(table, capacity * 18, capacity)
-    this.#states = new Uint8Array(table, capacity * 19, capacity)
-    const borrowed: Machine[] = []
+    this.#owner = new Int32Array(table, capacity * 16, capacity)
+    this.#units = new Uint16Array(table, capacity * 20, capacity)
+    this.#holders = new Uint8Array(table, capacity * 22, capacity)
+    this.#states = new Uint8Array(table, capacity * 23, capacity)
     try {
-      for (const [n, plan] of machines.entries()) {
-        const opened = (kept: boolean): void => this.#opened(machine, kept)
-        const memory = plan.borrow({ persistent: traits.persistent, opened })
-        const machine: Machine = { memory, bit: 1 << n, lives: 0, flushes: [], draining: undefined, blocks: 0 }
-        borrowed.push(machine)
-      }
+      for (const plan of lenders.joined(this)) this.add(plan)
     } catch (error) {
+      lenders.left(this)
       // A rejection of these surfaces as an unhandled one, beside the error that is thrown here.
-      for (const { memory } of borrowed) void memory.close()
+      for (const { memory } of this.#machines) void memory.close()
+      clearInterval(this.#leases)
       throw error
     }
-    this.#machines = borrowed
-    const leases = this.#machines.map(({ memory }) => memory.leaseMs).filter((lease) => lease !== undefined)
-    if (leases.length > 0)
-      this.#leases = setInterval(
-        () => this.#renewPart(),
-        Math.max(1, Math.min(...leases) / (leaseParts * renewalsPerLease)),
-      ).unref()
+  }
+
+  /** Renews leases as often as the shortest of them needs. */
+  #renewFrom(leaseMs: number): void {
+    const everyMs = Math.max(1, leaseMs / (leaseParts * renewalsPerLease))
+    if (everyMs >= this.#renewEveryMs) return
+    clearInterval(this.#leases)
+    this.#renewEveryMs = everyMs
+    this.#leases = setInterval(() => this.#renewPart(), everyMs).unref()
+  }
+
+  add(plan: RemotePlan): void {
+    let bit = 1
+    while (this.#machines.some((one) => one.bit === bit)) bit <<= 1
+    if (bit >= 1 << mostMachines) throw new RangeError('ramster: a machine that was taken out is still being emptied')
+    const memory = plan.borrow({
+      persistent: this.traits.persistent,
+      opened: (kept) => this.#opened(machine, kept),
+      pressed: () => {
+        machine.pressedBytes = memory.excessBytes
+        this.#relieveSoon()
+      },
+    })
+    const machine: Machine = {
+      plan,
+      memory,
+      bit,
+      losses: 0,
+      lives: 0,
+      flushes: [],
+      draining: undefined,
+      blocks: 0,
+      isUnsure: false,
+      sending: 0,
+      leaving: undefined,
+      pressedBytes: 0,
+      putLatency: new Histogram(),
+      getLatency: new Histogram(),
+    }
+    this.#machines.push(machine)
+    if (memory.leaseMs !== undefined) this.#renewFrom(memory.leaseMs)
+  }
+
+  remove(plan: RemotePlan): Promise<void> {
+    const machine = this.#machines.find((one) => one.plan === plan)
+    if (machine === undefined) return Promise.resolve()
+    if (machine.leaving === undefined) {
+      let resolve = (): void => undefined
+      const gone = new Promise<void>((done) => {
+        resolve = done
+      })
+      machine.leaving = { gone, resolve }
+      this.#relieveSoon()
+    }
+    return machine.leaving.gone
   }
 
   get failure(): Error | undefined {
@@ -216,25 +302,28 @@ export class RamsterPlace implements SlowPlace {
   #opens(): number {
     let count = 0
     for (let n = 0; n < this.#machines.length; n++) {
-      const { memory } = this.#machines[n]!
-      if (!memory.isOpen || memory.identity === undefined) continue
+      const { memory, leaving } = this.#machines[n]!
+      if (!memory.isOpen || memory.identity === undefined || leaving !== undefined) continue
       let isFirst = true
       for (let before = 0; before < n && isFirst; before++) {
-        const other = this.#machines[before]!.memory
-        isFirst = !other.isOpen || other.identity !== memory.identity
+        const other = this.#machines[before]!
+        isFirst = other.leaving !== undefined || !other.memory.isOpen || other.memory.identity !== memory.identity
       }
       if (isFirst) count++
     }
     return count
   }
 
-  /** Machines that answer, those with most room first, and each only once, whatever the number of its names. */
+  /**
+   * Machines that answer and are not to go, those with most room first, and each only once, whatever the number of its
+   * names.
+   */
   #open(): Machine[] {
     const seen = new Set<string>()
     const open: Machine[] = []
     for (const machine of this.#machines) {
       const { isOpen, identity } = machine.memory
-      if (!isOpen || identity === undefined || seen.has(identity)) continue
+      if (!isOpen || identity === undefined || machine.leaving !== undefined || seen.has(identity)) continue
       seen.add(identity)
       open.push(machine)
     }
@@ -265,11 +354,19 @@ export class RamsterPlace implements SlowPlace {
       batches
         .filter(({ keys }) => keys.length > 0)
         .map(async (batch) => {
+          const { machine, keys, blocks } = batch
+          const since = performance.now()
+          machine.sending++
           try {
-            batch.taken = await batch.machine.memory.put(batch.keys, batch.blocks)
+            // It may have been let go of since it was chosen.
+            if (!this.#machines.includes(machine)) throw this.#unavailable()
+            batch.taken = await machine.memory.put(keys, blocks)
+            machine.putLatency.since(since)
           } catch (error) {
             batch.taken = undefined
             failure ??= error
+          } finally {
+            machine.sending--
           }
         }),
     )
@@ -291,6 +388,7 @@ export class RamsterPlace implements SlowPlace {
       const bytes = flight.bytes.subarray(at, at + units * unitBytes)
       this.#generations[location] = generation
       this.#sums[location] = crc32(bytes)
+      this.#owner[location] = flight.owners[n]!
       const copies = persistent ? copiesOfPersistent : 1
       // Blocks that are on one machine only take turns; of several copies the first are where there is most room.
       const first = copies === 1 ? generation % batches.length : 0
@@ -313,7 +411,7 @@ export class RamsterPlace implements SlowPlace {
     for (const { machine, life, keys, taken } of batches)
       for (const [n, key] of keys.entries()) {
         if (taken?.[n] === true && machine.lives === life) masks[key - firstKey]! |= machine.bit
-        else if (taken === undefined) machine.flushes.push(key)
+        else if (taken?.[n] !== false) machine.flushes.push(key)
       }
     let landed = 0
     for (const [n, { location, persistent }] of leaving.entries()) {
@@ -333,6 +431,7 @@ export class RamsterPlace implements SlowPlace {
       landed++
     }
     this.#drainSoon()
+    if (batches.some(({ machine }) => machine.leaving !== undefined)) this.#relieveSoon()
     return landed
   }
 
@@ -360,7 +459,7 @@ export class RamsterPlace implements SlowPlace {
     const generation = this.#generations[location]!
     const names = namesOf(this.#states[location] !== EPHEMERAL)
     try {
-      into.set(await this.#fetch(location, generation, units))
+      into.set(await this.#fetchOrWait(location, generation, units))
       this.#counters[names.got]++
     } catch (error) {
       this.#counters[names.notGot]++
@@ -369,23 +468,73 @@ export class RamsterPlace implements SlowPlace {
   }
 
   /**
+   * The same, and where it may not vanish waits for a machine that alone has it and is away, as long as it may: whoever
+   * swaps has nothing else that it could do.
+   */
+  async #fetchOrWait(location: number, generation: number, units: number): Promise<Uint8Array> {
+    const since = performance.now()
+    for (let times = 0; ; times++) {
+      try {
+        return await this.#fetch(location, generation, units)
+      } catch (error) {
+        const leftMs = this.#waitMs - (performance.now() - since)
+        if (leftMs <= 0 || !this.#isAway(location, generation)) throw error
+        if (times === 0) this.#counters.waited_reads++
+        await this.#someChange(leftMs)
+      }
+    }
+  }
+
+  /** Whether a block that may not vanish is on machines all of which are away. */
+  #isAway(location: number, generation: number): boolean {
+    if (this.#closed || this.#generations[location] !== generation || this.#states[location] !== PERSISTENT)
+      return false
+    const mask = this.#holders[location]!
+    return mask !== 0 && !this.#machines.some(({ bit, memory }) => (mask & bit) !== 0 && memory.isOpen)
+  }
+
+  /** Resolves when a machine answers again, the place is closed, or so much time has passed. */
+  #someChange(mostMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const end = (): void => {
+        clearTimeout(timer)
+        this.#awaiting.delete(end)
+        resolve()
+      }
+      const timer = setTimeout(end, mostMs)
+      this.#awaiting.add(end)
+    })
+  }
+
+  #changed(): void {
+    for (const end of this.#awaiting) end()
+  }
+
+  /**
    * The bytes of a block, from whoever has it. Rejects with `TmemError`: `TMEM_CORRUPT` when nobody has it any more.
    */
   async #fetch(location: number, generation: number, units: number): Promise<Uint8Array> {
     const bad: Machine[] = []
     let failure: unknown
-    let left = this.#holders[location]!
-    for (let machine = this.#oneOf(left, location); machine !== undefined; machine = this.#oneOf(left, location)) {
-      left &= ~machine.bit
+    let asked = 0
+    // It may move meanwhile: who has it is looked up each time.
+    for (;;) {
+      const machine = this.#oneOf(this.#holders[location]! & ~asked, location)
+      if (machine === undefined) break
+      asked |= machine.bit
       let bytes: Uint8Array | undefined
+      let isAway = false
+      const since = performance.now()
       try {
         bytes = await machine.memory.get(generation)
+        machine.getLatency.since(since)
       } catch (error) {
         failure ??= error
-        continue
+        isAway = true
       }
       // Freed meanwhile: nobody looks at what comes.
       if (this.#generations[location] !== generation) throw ioError('the block was given up while it was read')
+      if (isAway) continue
       if (bytes?.length === units * unitBytes && crc32(bytes) === this.#sums[location]) {
         if (bad.length > 0 || failure !== undefined) this.#counters.second_copies_read++
         for (const one of bad) this.#setHolders(location, this.#holders[location]! & ~one.bit)
@@ -456,14 +605,14 @@ export class RamsterPlace implements SlowPlace {
 
   async #drainNow(machine: Machine): Promise<void> {
     while (machine.flushes.length > 0 && machine.memory.isOpen) {
-      const life = machine.lives
+      const { losses } = machine
       const keys = machine.flushes.splice(0, keysAtOnce)
       try {
         await machine.memory.remove(keys)
         this.#counters.remote_pages_flushed += keys.length
       } catch (error) {
         this.#noted(error)
-        if (machine.lives !== life) return
+        if (machine.losses !== losses) return
         const room = Math.max(0, this.#capacity - machine.flushes.length)
         machine.flushes.unshift(...keys.slice(0, room))
         this.#counters.remote_page_flushes_failed += Math.max(0, keys.length - room)
@@ -474,16 +623,30 @@ export class RamsterPlace implements SlowPlace {
 
   // ---- Machines that come back ------------------------------------------------------------------------------------
 
-  #opened(machine: Machine, kept: boolean): void {
+  #opened(machine: Machine, kept: Kept): void {
     if (this.#closed) return
-    if (!kept) {
-      machine.lives++
+    // What is on its way may have been taken by who is gone.
+    if (kept !== 'all') machine.lives++
+    if (kept === 'some') machine.isUnsure = true
+    if (kept === 'nothing') {
+      machine.isUnsure = false
+      machine.losses++
       machine.flushes.length = 0
       for (let location = 0; location < this.#watermark; location++)
         if ((this.#holders[location]! & machine.bit) !== 0)
           this.#setHolders(location, this.#holders[location]! & ~machine.bit)
     }
+    if (machine.isUnsure) void this.#audit(machine)
     this.#drainSoon()
+    this.#healSoon()
+    this.#relieveSoon()
+    this.#changed()
+  }
+
+  /** Finds out which blocks a machine still has. */
+  async #audit(machine: Machine): Promise<void> {
+    machine.isUnsure = false
+    if (!(await this.#renew(machine, 0, this.#watermark))) machine.isUnsure = true
     this.#healSoon()
   }
 
@@ -510,12 +673,18 @@ export class RamsterPlace implements SlowPlace {
     if (this.#lacking === 0 || this.#closed || this.#healing !== undefined) return
     this.#healing = this.#heal().finally(() => {
       this.#healing = undefined
-      if (this.#lacking === 0 || this.#closed || this.#again !== undefined) return
-      this.#again = setTimeout(() => {
-        this.#again = undefined
-        this.#healSoon()
-      }, healAgainMs).unref()
+      if (this.#lacking > 0) this.#tryAgain()
     })
+  }
+
+  /** What could not go on is tried again in a while. */
+  #tryAgain(): void {
+    if (this.#closed) return
+    this.#again ??= setTimeout(() => {
+      this.#again = undefined
+      this.#healSoon()
+      this.#relieveSoon()
+    }, healAgainMs).unref()
   }
 
   /** Makes second copies of blocks that have lost one, as long as that succeeds. */
@@ -557,8 +726,7 @@ export class RamsterPlace implements SlowPlace {
     let healed = 0
     for (const { location, generation, batch } of sent) {
       const { machine, life, keys, taken } = batch
-      if (machine.lives !== life) continue
-      const isTaken = taken?.[keys.indexOf(generation)]
+      const isTaken = machine.lives === life ? taken?.[keys.indexOf(generation)] : undefined
       if (isTaken === true && this.#generations[location] === generation) {
         this.#setHolders(location, this.#holders[location]! | machine.bit)
         this.#counters.healed_copies++
@@ -567,6 +735,116 @@ export class RamsterPlace implements SlowPlace {
     }
     this.#drainSoon()
     return healed
+  }
+
+  // ---- Machines that are to go, and blocks that come up ---------------------------------------------------------------
+
+  #relieveSoon(): void {
+    if (this.#closed || this.#relieving !== undefined || !this.#machines.some((one) => this.#mustGive(one))) return
+    this.#relieving = this.#relieve().finally(() => {
+      this.#relieving = undefined
+      if (this.#machines.some((one) => this.#mustGive(one))) this.#tryAgain()
+    })
+  }
+
+  #mustGive({ leaving, pressedBytes, blocks }: Machine): boolean {
+    return leaving !== undefined || (pressedBytes > 0 && blocks > 0)
+  }
+
+  /** Takes blocks away from machines that are to go, or want memory back, as long as that succeeds. */
+  async #relieve(): Promise<void> {
+    // In a turn of its own: whoever called is in the middle of something.
+    await Promise.resolve()
+    for (const machine of this.#machines.filter((one) => this.#mustGive(one))) {
+      while (!this.#closed && this.#mustGive(machine) && machine.blocks > 0)
+        if ((await this.#relieveSome(machine)) <= 0) break
+      await this.#letGo(machine)
+    }
+  }
+
+  /** Lets go of a machine that is to go and has nothing any more. */
+  async #letGo(machine: Machine): Promise<void> {
+    const { leaving, memory } = machine
+    if (leaving === undefined || machine.blocks > 0 || machine.sending > 0 || this.#closed) return
+    // What cannot be given up there now ends with its lease.
+    await this.#drain(machine)
+    if (machine.blocks > 0 || machine.sending > 0 || this.#closed) return
+    this.#machines.splice(this.#machines.indexOf(machine), 1)
+    await memory.close()
+    leaving.resolve()
+  }
+
+  /** Takes some blocks away from a machine. Answers how many it has fewer. */
+  async #relieveSome(machine: Machine): Promise<number> {
+    const targets = this.#open().filter((one) => one !== machine && one.pressedBytes === 0)
+    const batches = targets.map((one): Batch => ({ machine: one, life: one.lives, keys: [], blocks: [], taken: [] }))
+    const found: { readonly location: number; readonly generation: number; readonly batch: Batch | undefined }[] = []
+    const before = machine.blocks
+    let bytes = 0
+    for (let left = this.#watermark; left > 0 && found.length < relievedAtOnce; left--) {
+      const location = this.#relieveHand
+      this.#relieveHand = location + 1 >= this.#watermark ? 0 : location + 1
+      const mask = this.#holders[location]!
+      if ((mask & machine.bit) === 0 || (this.#states[location] !== PERSISTENT && this.#states[location] !== EPHEMERAL))
+        continue
+      if (machine.leaving === undefined && bytes >= machine.pressedBytes) break
+      const size = this.#units[location]! * unitBytes
+      bytes += size
+      const batch = batches.find((one) => (mask & one.machine.bit) === 0 && one.machine.memory.freeBytes > size)
+      found.push({ location, generation: this.#generations[location]!, batch })
+    }
+    await Promise.all(
+      found.map(async ({ location, generation, batch }) => {
+        if (batch === undefined) return
+        try {
+          const block = await this.#fetch(location, generation, this.#units[location]!)
+          batch.keys.push(generation)
+          batch.blocks.push(block)
+        } catch (error) {
+          this.#noted(error)
+        }
+      }),
+    )
+    const failure = await this.#put(batches)
+    if (failure !== undefined) this.#noted(failure)
+    for (const { location, generation, batch } of found) {
+      const at = batch?.keys.indexOf(generation) ?? -1
+      const isTaken = at < 0 || batch!.machine.lives !== batch!.life ? false : batch!.taken?.[at]
+      const isCurrent = this.#generations[location] === generation
+      if (batch !== undefined && at >= 0 && !(isTaken === true && isCurrent) && isTaken !== false)
+        this.#flush(generation, batch.machine.bit)
+      if (!isCurrent) continue
+      if (isTaken === true) {
+        this.#setHolders(location, (this.#holders[location]! & ~machine.bit) | batch!.machine.bit)
+        this.#flush(generation, machine.bit)
+      } else await this.#bringUp(location, generation)
+    }
+    machine.pressedBytes = Math.max(0, machine.pressedBytes - bytes)
+    this.#counters.relieved_blocks += Math.max(0, before - machine.blocks)
+    this.#drainSoon()
+    return before - machine.blocks
+  }
+
+  /** A block that no other machine takes comes up; or is dropped, where it may vanish. */
+  async #bringUp(location: number, generation: number): Promise<void> {
+    const owners = this.#owners
+    const owner = this.#owner[location]!
+    if (owners === undefined || (await owners.recall(owner, location, 'anyhow'))) return
+    if (this.#generations[location] === generation && this.#states[location] === EPHEMERAL) owners.drop(owner, location)
+  }
+
+  /** Blocks come up while there is room for them above. */
+  async #repatriateSome(most: number): Promise<void> {
+    // In a turn of its own: whoever called is in the middle of something.
+    await Promise.resolve()
+    for (let left = this.#watermark, asked = 0; left > 0 && asked < most && !this.#closed; left--) {
+      const location = this.#repatriateHand
+      this.#repatriateHand = location + 1 >= this.#watermark ? 0 : location + 1
+      if (this.#states[location] !== PERSISTENT && this.#states[location] !== EPHEMERAL) continue
+      asked++
+      if (!(await this.#owners!.recall(this.#owner[location]!, location, 'room'))) return
+      this.#counters.repatriated_blocks++
+    }
   }
 
   // ---- Leases -----------------------------------------------------------------------------------------------------
@@ -583,12 +861,14 @@ export class RamsterPlace implements SlowPlace {
     })
   }
 
-  async #renew(machine: Machine, first: number, end: number): Promise<void> {
-    for (let at = first; at < end && machine.memory.isOpen && !this.#closed; ) {
+  /** Renews the leases of a machine's blocks in a part of the table. False: it could not do so for all. */
+  async #renew(machine: Machine, first: number, end: number): Promise<boolean> {
+    for (let at = first; at < end; ) {
+      if (!machine.memory.isOpen || this.#closed) return false
       const locations: number[] = []
       for (; at < end && locations.length < keysAtOnce; at++)
         if ((this.#holders[at]! & machine.bit) !== 0) locations.push(at)
-      if (locations.length === 0) return
+      if (locations.length === 0) return true
       const keys = locations.map((location) => this.#generations[location]!)
       try {
         const there = await machine.memory.renew(keys)
@@ -600,15 +880,22 @@ export class RamsterPlace implements SlowPlace {
         }
       } catch (error) {
         this.#noted(error)
-        return
+        return false
       }
     }
+    return true
   }
 
   // ---- The rest ---------------------------------------------------------------------------------------------------
 
-  tick(_budget: Budget): Progress {
+  tick({ pages }: Budget): Progress {
     this.#healSoon()
+    for (const machine of this.#machines) if (machine.isUnsure && machine.memory.isOpen) void this.#audit(machine)
+    this.#relieveSoon()
+    if (this.#repatriate && this.#owners !== undefined && !this.#closed)
+      this.#repatriating ??= this.#repatriateSome(pages).finally(() => {
+        this.#repatriating = undefined
+      })
     // What a machine did not take, although it could be reached.
     this.#drainSoon()
     return idle
@@ -631,12 +918,15 @@ export class RamsterPlace implements SlowPlace {
       children: this.#machines.map((machine) => ({
         name: machine.memory.name,
         counters: this.#statsOf(machine),
-        children: [],
+        children: [
+          { name: 'put_latency', counters: machine.putLatency.counters(), children: [] },
+          { name: 'get_latency', counters: machine.getLatency.counters(), children: [] },
+        ],
       })),
     }
   }
 
-  #statsOf({ memory, blocks, lives, bit }: Machine): Record<string, number> {
+  #statsOf({ memory, blocks, losses, bit, leaving, pressedBytes }: Machine): Record<string, number> {
     let reachable = 0
     for (const other of this.#machines) if (other.memory.isOpen) reachable |= other.bit
     const others = reachable & ~bit
@@ -653,7 +943,9 @@ export class RamsterPlace implements SlowPlace {
       blocks,
       lost_with_it: only.persistent,
       vanish_with_it: only.ephemeral,
-      lost_content: lives,
+      lost_content: losses,
+      leaving: leaving === undefined ? 0 : 1,
+      wanted_back_bytes: pressedBytes,
     }
     return Number.isFinite(memory.freeBytes) ? { ...counters, free_bytes: memory.freeBytes } : counters
   }
@@ -667,10 +959,13 @@ export class RamsterPlace implements SlowPlace {
     this.#closed = true
     clearInterval(this.#leases)
     clearTimeout(this.#again)
-    await Promise.all([this.#healing, this.#renewing])
+    this.#lenders.left(this)
+    this.#changed()
+    await Promise.all([this.#healing, this.#renewing, this.#relieving, this.#repatriating])
     // What cannot be given up now ends with its lease.
     await Promise.all(this.#machines.map((machine) => this.#drain(machine)))
     await Promise.all(this.#machines.map(({ memory }) => memory.close()))
+    for (const { leaving } of this.#machines) leaving?.resolve()
   }
 
   check(blocks: readonly { readonly location: number; readonly units: number }[]): void {

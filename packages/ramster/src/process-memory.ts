@@ -54,6 +54,7 @@ class ProcessMemory implements RemoteMemory {
   }
 
   readonly isOpen = true
+  readonly excessBytes = 0
 
   get freeBytes(): number {
     return this.#lender.limitBytes - this.#lender.usedBytes

@@ -5,7 +5,7 @@
  * Invariants that every implementation keeps:
  *  - A block is answered as it was put, or not at all; who asks checks it all the same.
  *  - What `put` has answered with `true` is there until it is removed, until its lease ends, or until the machine loses
- *    it: then `opened(false)` is called before anything else is answered.
+ *    it: then `opened` is called before anything else is answered, or as soon as that is known.
  *  - Two borrowers, also two lives of one, never see each other's blocks.
  *  - Every promise settles within a bounded time, whatever the network does.
  */
@@ -15,11 +15,19 @@ export interface Borrower {
   /** Blocks are of pages that may not vanish: a machine that drops blocks by itself is refused. */
   readonly persistent: boolean
   /**
-   * The machine answers, having been away since it was borrowed or since the last call. `kept`: what was put before is
-   * still there, as far as one can tell; else nothing of it is.
+   * The machine answers, having been away since it was borrowed or since the last call; or it has found out that some
+   * of what was put there is gone.
    */
-  opened(kept: boolean): void
+  opened(kept: Kept): void
+  /** It wants memory back: see `excessBytes`. */
+  pressed(): void
 }
+
+/**
+ * What of the blocks that were put before is there: all, as far as one can tell; perhaps not all (whoever wants to know
+ * asks for each, with `renew`); nothing.
+ */
+export type Kept = 'all' | 'some' | 'nothing'
 
 /** Memory of one other machine, borrowed. */
 export interface RemoteMemory {
@@ -33,6 +41,8 @@ export interface RemoteMemory {
   readonly failure: Error | undefined
   /** Bytes that it had left when it was asked last; `Infinity`: it has no limit that it tells of. */
   readonly freeBytes: number
+  /** Bytes that it has lent beyond its limit, which was lowered, and wants back: 0 most of the time. */
+  readonly excessBytes: number
   /** Milliseconds after which a block is gone unless it is renewed; `undefined`: it stays. */
   readonly leaseMs: number | undefined
   /** Resolves when it is open; rejects with `TmemError` (`TMEM_IO`) when it refuses, or does not answer in time. */

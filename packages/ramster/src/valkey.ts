@@ -1,5 +1,6 @@
 /**
- * Memory of a Valkey or Redis server: one key for each block, under a name of this life of this borrower, with a lease.
+ * Memory of a Valkey or Redis server, or of a cluster of them: one key for each block, under a name of this life of this
+ * borrower, with a lease.
  *
  * `maxmemory` with `noeviction` is the memory that is lent: a server that is full answers so, and the block is refused.
  * A server that evicts by itself is good for pages that may vanish only, and is refused for others.
@@ -7,10 +8,12 @@
  * Invariants:
  *  - It is open only while the connection is up, the server has said what it is, and nothing waits longer than the
  *    deadline: who misses it loses the connection, and with it all that was under way there.
- *  - Nothing is sent twice, and nothing waits for a connection: what cannot be sent now fails now. How much is under
- *    way
- *    is the place's business, which bounds it.
+ *  - Nothing waits for a connection: what cannot be sent now fails now. How much is under way is the place's business,
+ *    which bounds it.
  *  - A server that was started anew has lost its content, whatever it may have loaded: what it loaded is older.
+ *  - A cluster is one machine. It is open while all of its slots are served. What it has acknowledged may be lost when a
+ *    replica takes over, or when a primary starts anew: when other servers have the slots than before, or the same ones
+ *    in another life, it says so (`some`). Two clusters that have the same server of the lowest id are one.
  *
  * A key is `prefix:life:key`, the life being 96 random bits. So neither another borrower of the same name nor an
  * earlier life is ever read; what they leave behind ends with its lease, without anybody looking for it.
@@ -22,8 +25,8 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { checkOptions, type OptionNames, TmemError } from '@tmem/core'
-import { type RedisOptions, Valkey } from 'iovalkey'
-import type { Borrower, RemoteMemory, RemotePlan } from './remote.ts'
+import { type Connection, clusterConnection, type Said, serverConnection } from './connection.ts'
+import type { Borrower, Kept, RemoteMemory, RemotePlan } from './remote.ts'
 
 /** How to reach a server, and what is asked of it. */
 export interface ValkeyOptions {
@@ -53,9 +56,13 @@ export interface ValkeyOptions {
   readonly connectMs?: number
 }
 
-const names: OptionNames<ValkeyOptions> = {
-  host: true,
-  port: 'number?',
+/** How to reach a cluster; the rest as for a server. */
+export interface ValkeyClusterOptions extends Omit<ValkeyOptions, 'host' | 'port'> {
+  /** Some of its servers, 1 to 16: the others are asked for. It can be reached while one of them answers. */
+  readonly nodes: readonly { readonly host: string; readonly port?: number }[]
+}
+
+const commonNames: Omit<OptionNames<ValkeyOptions>, 'host' | 'port'> = {
   username: 'text?',
   password: 'text?',
   passwordFile: 'text?',
@@ -68,11 +75,12 @@ const names: OptionNames<ValkeyOptions> = {
 }
 
 /** What does not pass by itself. */
-const lasting = /\b(WRONGPASS|NOAUTH|NOPERM)\b|the user needs|maxmemory-policy|certificate|a replica|of a cluster/i
+const lasting =
+  /\b(WRONGPASS|NOAUTH|NOPERM)\b|the user needs|maxmemory-policy|certificate|a replica|of a cluster|no cluster/i
 
-/** Milliseconds between two attempts to connect: doubled each time, up to the second. */
-const firstRetryMs = 50
-const lastRetryMs = 3000
+const mostNodes = 16
+/** Milliseconds after which a machine is asked again how it is. */
+const askHowMs = 1000
 /** Milliseconds after which a server that cannot be used yet is asked again. */
 const askAgainMs = 200
 
@@ -81,28 +89,69 @@ const askAgainMs = 200
  * sense.
  */
 export function valkey(options: ValkeyOptions): RemotePlan {
-  checkOptions('valkey', options, names)
-  const { host, port = 6379, prefix = 'tmem', leaseMs = 3_600_000, deadlineMs = 2000, connectMs = 10_000 } = options
-  if (typeof host !== 'string' || host === '')
-    throw new TypeError('valkey: host is the name of the server; it is missing')
-  const within = (name: string, value: number, least: number, most: number): void => {
-    if (!Number.isSafeInteger(value) || value < least || value > most)
-      throw new RangeError(`valkey: ${name} is ${least} to ${most}, got ${value}`)
-  }
-  within('port', port, 1, 65_535)
-  within('leaseMs', leaseMs, 1000, 7 * 86_400_000)
-  within('deadlineMs', deadlineMs, 10, 60_000)
-  within('connectMs', connectMs, 10, 3_600_000)
-  if (prefix.length < 1 || prefix.length > 64) throw new RangeError('valkey: prefix has 1 to 64 characters')
-  const settings = { ...options, host, port, prefix, leaseMs, deadlineMs, connectMs }
-  const name = `${host.includes(':') ? `[${host}]` : host}:${port}`
-  if (options.password !== undefined && options.passwordFile !== undefined)
-    throw new RangeError('valkey: give password or passwordFile, not both')
-  return Object.freeze({ name, borrow: (borrower: Borrower) => new ValkeyMemory(name, settings, borrower) })
+  checkOptions('valkey', options, { ...commonNames, host: true, port: 'number?' })
+  const { host, port = 6379 } = options
+  checkAddress('valkey', host, port)
+  const settings = settingsOf('valkey', options)
+  const name = addressText(host, port)
+  return Object.freeze({
+    name,
+    borrow: (borrower: Borrower) =>
+      new ValkeyMemory(name, settings, borrower, (redis) => serverConnection({ ...redis, host, port })),
+  })
 }
 
-type Settings = ValkeyOptions &
-  Required<Pick<ValkeyOptions, 'port' | 'prefix' | 'leaseMs' | 'deadlineMs' | 'connectMs'>>
+/**
+ * A cluster of Valkey or Redis servers as one machine to borrow from. It is one copy, however many replicas it has: a
+ * write that it has acknowledged is lost when a replica takes over that had not got it yet. Throws `RangeError` or
+ * `TypeError` for settings that make no sense.
+ */
+export function valkeyCluster(options: ValkeyClusterOptions): RemotePlan {
+  checkOptions('valkeyCluster', options, { ...commonNames, nodes: true })
+  if (!Array.isArray(options.nodes) || options.nodes.length < 1 || options.nodes.length > mostNodes)
+    throw new RangeError(`valkeyCluster: nodes is a list of 1 to ${mostNodes} servers`)
+  const nodes = options.nodes.map((node) => {
+    checkOptions('valkeyCluster: a node', node, { host: true, port: 'number?' })
+    const { host, port = 6379 } = node
+    checkAddress('valkeyCluster', host, port)
+    return { host, port }
+  })
+  const settings = settingsOf('valkeyCluster', options)
+  const name = `cluster ${addressText(nodes[0]!.host, nodes[0]!.port)}`
+  return Object.freeze({
+    name,
+    borrow: (borrower: Borrower) =>
+      new ValkeyMemory(name, settings, borrower, (redis) => clusterConnection(nodes, redis)),
+  })
+}
+
+type Settings = Omit<ValkeyOptions, 'host' | 'port'> &
+  Required<Pick<ValkeyOptions, 'prefix' | 'leaseMs' | 'deadlineMs' | 'connectMs'>>
+
+/** The settings that do not say where. */
+function settingsOf(layer: string, options: Omit<ValkeyOptions, 'host' | 'port'>): Settings {
+  const { prefix = 'tmem', leaseMs = 3_600_000, deadlineMs = 2000, connectMs = 10_000 } = options
+  within(layer, 'leaseMs', leaseMs, 1000, 7 * 86_400_000)
+  within(layer, 'deadlineMs', deadlineMs, 10, 60_000)
+  within(layer, 'connectMs', connectMs, 10, 3_600_000)
+  if (prefix.length < 1 || prefix.length > 64) throw new RangeError(`${layer}: prefix has 1 to 64 characters`)
+  if (options.password !== undefined && options.passwordFile !== undefined)
+    throw new RangeError(`${layer}: give password or passwordFile, not both`)
+  return { ...options, prefix, leaseMs, deadlineMs, connectMs }
+}
+
+function checkAddress(layer: string, host: unknown, port: number): void {
+  if (typeof host !== 'string' || host === '')
+    throw new TypeError(`${layer}: host is the name of the server; it is missing`)
+  within(layer, 'port', port, 1, 65_535)
+}
+
+function within(layer: string, name: string, value: number, least: number, most: number): void {
+  if (!Number.isSafeInteger(value) || value < least || value > most)
+    throw new RangeError(`${layer}: ${name} is ${least} to ${most}, got ${value}`)
+}
+
+const addressText = (host: string, port: number): string => `${host.includes(':') ? `[${host}]` : host}:${port}`
 
 /** Somebody who waits for it to be open. */
 interface Waiter {
@@ -123,8 +172,9 @@ class ValkeyMemory implements RemoteMemory {
   identity: string | undefined
   failure: Error | undefined
   freeBytes: number = Number.POSITIVE_INFINITY
+  excessBytes = 0
   isOpen = false
-  readonly #client: Valkey
+  readonly #connection: Connection
   readonly #borrower: Borrower
   readonly #prefix: string
   readonly #deadlineMs: number
@@ -133,18 +183,26 @@ class ValkeyMemory implements RemoteMemory {
   readonly #waiting: Set<Waiter> = new Set()
   readonly #ending: AbortController = new AbortController()
   /** Which connection it is; what was asked on another one does not count. */
-  #connection = 0
+  #times = 0
+  /** Servers by their lives, when it was opened last; and when it is asked again how it is. */
+  #lives: string | undefined
+  #how: NodeJS.Timeout | undefined
   /** What is to be asked for at the end of this turn. */
   readonly #gets: Get[] = []
   /** When each question that is under way was asked, and the timer that looks at them. */
-  readonly #waitingSince: number[] = []
+  readonly #underWay: Set<{ readonly since: number }> = new Set()
   #watch: NodeJS.Timeout | undefined
   /** Why the connection was given up, until there is another one. */
   #late: TmemError | undefined
   #closing: Promise<void> | undefined
 
-  constructor(name: string, options: Settings, borrower: Borrower) {
-    const { host, port, username, passwordFile, caFile, prefix, leaseMs, deadlineMs, connectMs } = options
+  constructor(
+    name: string,
+    options: Settings,
+    borrower: Borrower,
+    connect: (options: Parameters<typeof clusterConnection>[1]) => Connection,
+  ) {
+    const { username, passwordFile, caFile, prefix, leaseMs, deadlineMs, connectMs } = options
     const password =
       passwordFile === undefined ? options.password : readSecret('password', passwordFile).split(/\r?\n/)[0]
     const tls = caFile === undefined ? options.tls === true && {} : { ca: readSecret('certificates', caFile) }
@@ -154,29 +212,20 @@ class ValkeyMemory implements RemoteMemory {
     this.#deadlineMs = deadlineMs
     this.#connectMs = connectMs
     this.#prefix = `${prefix}:${randomBytes(12).toString('base64url')}:`
-    const settings: RedisOptions = {
-      host,
-      port,
+    this.#connection = connect({
       ...(username === undefined ? {} : { username }),
       ...(password === undefined ? {} : { password }),
       ...(tls === false ? {} : { tls }),
       connectTimeout: deadlineMs,
-      disconnectTimeout: 100,
-      enableOfflineQueue: false,
-      enableReadyCheck: false,
-      autoResendUnfulfilledCommands: false,
-      maxRetriesPerRequest: 0,
-      keepAlive: 10_000,
-      retryStrategy: (times) => Math.min(lastRetryMs, firstRetryMs * 2 ** Math.min(times - 1, 10)),
-    }
-    this.#client = new Valkey(settings)
-    this.#client.on('error', (error: Error) => this.#failed(error))
-    this.#client.on('close', () => {
-      this.#connection++
+    })
+    const { client } = this.#connection
+    client.on('error', (error: Error) => this.#failed(error))
+    client.on('close', () => {
+      this.#times++
       this.isOpen = false
     })
     // Nothing but this has been asked on the connection.
-    this.#client.on('ready', () => {
+    client.on('ready', () => {
       this.#late = undefined
       void this.#greet()
     })
@@ -184,14 +233,16 @@ class ValkeyMemory implements RemoteMemory {
 
   /** Finds out what the server is, and opens when it can be used. */
   async #greet(): Promise<void> {
-    const connection = ++this.#connection
-    while (connection === this.#connection && !this.#ending.signal.aborted) {
+    const times = ++this.#times
+    clearTimeout(this.#how)
+    while (times === this.#times && !this.#ending.signal.aborted) {
       try {
-        const said = infoOf(await this.#within(this.#client.info()))
-        if (connection !== this.#connection) return
+        const said = await this.#within(this.#connection.ask())
+        if (times !== this.#times) return
         const why = this.#unfit(said)
         if (why === undefined) {
           this.#open(said)
+          this.#askHowLater()
           return
         }
         this.#failed(new Error(why))
@@ -207,30 +258,84 @@ class ValkeyMemory implements RemoteMemory {
     }
   }
 
-  /** Why a server cannot be used now. */
-  #unfit(said: ReadonlyMap<string, string>): string | undefined {
-    if (said.get('run_id') === undefined) return 'it does not say what it is: the user needs the command INFO'
-    if (said.get('loading') === '1') return 'it is loading its data'
-    if (said.get('redis_mode') === 'cluster') return 'it is a node of a cluster, which cannot be used yet'
-    if (said.get('role') === 'slave') return 'it is a replica: name its primary'
-    const policy = said.get('maxmemory_policy')
-    if (this.#borrower.persistent && policy !== 'noeviction' && said.get('maxmemory') !== '0')
-      return `its maxmemory-policy is ${policy}: it drops pages that may not vanish; set noeviction`
+  #askHowLater(): void {
+    if (!this.#ending.signal.aborted) this.#how = setTimeout(() => void this.#askHow(), askHowMs).unref()
+  }
+
+  /** Finds out whether it is as it was: what it has left, and whether all of its servers are still the same. */
+  async #askHow(): Promise<void> {
+    const times = this.#times
+    try {
+      const said = await this.#within(this.#connection.ask())
+      if (times !== this.#times) return
+      const why = this.#unfit(said)
+      if (why === undefined) this.#open(said)
+      else {
+        this.isOpen = false
+        this.#failed(new Error(why))
+        // It is asked until it can be used again.
+        void this.#greet()
+        return
+      }
+    } catch (error) {
+      this.#failed(error)
+      if (times !== this.#times) return
+    }
+    this.#askHowLater()
+  }
+
+  /** Why a machine cannot be used now. */
+  #unfit({ servers, isCluster, problem }: Said): string | undefined {
+    if (problem !== undefined) return problem
+    for (const said of servers) {
+      if (said.get('run_id') === undefined) return 'it does not say what it is: the user needs the command INFO'
+      if (said.get('loading') === '1') return 'it is loading its data'
+      if (!isCluster && said.get('redis_mode') === 'cluster')
+        return 'it is a node of a cluster: name it so (cluster=HOST:PORT)'
+      if (isCluster && said.get('redis_mode') !== 'cluster')
+        return 'it is no cluster: name it as a server (valkey=HOST:PORT)'
+      if (said.get('role') === 'slave')
+        return isCluster ? 'a primary has just become a replica' : 'it is a replica: name its primary'
+      const policy = said.get('maxmemory_policy')
+      if (this.#borrower.persistent && policy !== 'noeviction' && said.get('maxmemory') !== '0')
+        return `its maxmemory-policy is ${policy}: it drops pages that may not vanish; set noeviction`
+    }
     return undefined
   }
 
-  #open(said: ReadonlyMap<string, string>): void {
-    const identity = said.get('run_id')
-    const kept = identity === this.identity
-    const isFirst = this.identity === undefined
-    const limit = Number(said.get('maxmemory'))
+  #open({ servers, identity }: Said): void {
+    const lives = servers
+      .map((said) => said.get('run_id')!)
+      .toSorted()
+      .join(' ')
+    const kept = this.#keptSince(lives, servers.length > 1 || identity !== servers[0]!.get('run_id'))
+    this.#lives = lives
     this.identity = identity
-    this.freeBytes = limit > 0 ? Math.max(0, limit - Number(said.get('used_memory'))) : Number.POSITIVE_INFINITY
+    // Keys are spread evenly: where there is least is what counts.
+    let least = Number.POSITIVE_INFINITY
+    let excess = 0
+    for (const said of servers) {
+      const limit = Number(said.get('maxmemory'))
+      if (limit === 0) continue
+      const left = limit - Number(said.get('used_memory'))
+      least = Math.min(least, Math.max(0, left))
+      excess += Math.max(0, -left)
+    }
+    this.freeBytes = least * servers.length
+    this.excessBytes = excess
     this.failure = undefined
+    const wasOpen = this.isOpen
     this.isOpen = true
-    this.#borrower.opened(kept || isFirst)
+    if (!wasOpen || kept !== 'all') this.#borrower.opened(kept)
+    if (excess > 0) this.#borrower.pressed()
     for (const { resolve } of this.#waiting) resolve()
     this.#waiting.clear()
+  }
+
+  /** What is there of what was put before; `isCluster`: of a server that is another one now others may have it. */
+  #keptSince(lives: string, isCluster: boolean): Kept {
+    if (this.#lives === undefined || this.#lives === lives) return 'all'
+    return isCluster ? 'some' : 'nothing'
   }
 
   /** Notes why it cannot be used. Who waits is told only what will not pass by itself. */
@@ -275,16 +380,12 @@ class ValkeyMemory implements RemoteMemory {
 
   async put(keys: readonly number[], blocks: readonly Uint8Array[]): Promise<readonly boolean[]> {
     this.#mustBeOpen()
-    const pipeline = this.#client.pipeline()
-    for (const [n, key] of keys.entries()) {
-      const { buffer, byteOffset, length } = blocks[n]!
-      pipeline.set(this.#prefix + key, Buffer.from(buffer, byteOffset, length), 'PX', this.leaseMs)
-    }
-    const replies = await this.#within(pipeline.exec())
-    return replies!.map(([error, reply]) => {
-      if (error !== null) {
-        if (error.message.startsWith('OOM')) return false
-        throw this.#told(error)
+    const named = keys.map((key) => this.#prefix + key)
+    const replies = await this.#within(this.#connection.set(named, blocks, this.leaseMs))
+    return replies.map((reply) => {
+      if (reply instanceof Error) {
+        if (reply.message.startsWith('OOM')) return false
+        throw this.#told(reply)
       }
       if (reply !== 'OK') throw this.#told(new Error(`it answered ${String(reply).slice(0, 100)} to SET`))
       return true
@@ -303,10 +404,12 @@ class ValkeyMemory implements RemoteMemory {
     const gets = this.#gets.splice(0)
     try {
       this.#mustBeOpen()
-      // For keys that have something else than a string, which somebody else has put there, it answers that there is
-      // none.
-      const blocks = await this.#within(this.#client.mgetBuffer(gets.map(({ key }) => this.#prefix + key)))
-      for (const [n, { resolve }] of gets.entries()) resolve(blocks[n] ?? undefined)
+      const blocks = await this.#within(this.#connection.get(gets.map(({ key }) => this.#prefix + key)))
+      for (const [n, { resolve, reject }] of gets.entries()) {
+        const block = blocks[n]
+        if (block instanceof Error) reject(this.#told(block))
+        else resolve(block ?? undefined)
+      }
     } catch (error) {
       for (const { reject } of gets) reject(error as Error)
     }
@@ -314,16 +417,15 @@ class ValkeyMemory implements RemoteMemory {
 
   async remove(keys: readonly number[]): Promise<void> {
     this.#mustBeOpen()
-    await this.#within(this.#client.unlink(keys.map((key) => this.#prefix + key)))
+    await this.#within(this.#connection.unlink(keys.map((key) => this.#prefix + key)))
   }
 
   async renew(keys: readonly number[]): Promise<readonly boolean[]> {
     this.#mustBeOpen()
-    const pipeline = this.#client.pipeline()
-    for (const key of keys) pipeline.pexpire(this.#prefix + key, this.leaseMs)
-    const replies = await this.#within(pipeline.exec())
-    return replies!.map(([error, reply]) => {
-      if (error !== null) throw this.#told(error)
+    const named = keys.map((key) => this.#prefix + key)
+    const replies = await this.#within(this.#connection.renew(named, this.leaseMs))
+    return replies.map((reply) => {
+      if (reply instanceof Error) throw this.#told(reply)
       return reply === 1
     })
   }
@@ -335,35 +437,34 @@ class ValkeyMemory implements RemoteMemory {
   /**
    * What is asked, or the error when that takes too long: then the connection is given up, with all that is under way.
    */
-  #within<Answer>(asked: Promise<Answer>): Promise<Answer> {
-    // Answers come in the order of the questions, so the first that waits has waited longest.
-    this.#waitingSince.push(performance.now())
+  async #within<Answer>(asked: Promise<Answer>): Promise<Answer> {
+    const question = { since: performance.now() }
+    this.#underWay.add(question)
     this.#watch ??= setTimeout(() => this.#look(), this.#deadlineMs)
-    return asked.then(
-      (answer) => {
-        this.#waitingSince.shift()
-        return answer
-      },
-      (error: unknown) => {
-        this.#waitingSince.shift()
-        throw error instanceof Error ? this.#told(this.#late ?? error) : error
-      },
-    )
+    try {
+      return await asked
+    } catch (error) {
+      // The event that says so may still be to come.
+      if (this.#connection.client.status !== 'ready') this.isOpen = false
+      throw error instanceof Error ? this.#told(this.#late ?? error) : error
+    } finally {
+      this.#underWay.delete(question)
+    }
   }
 
   /** Gives the connection up when somebody has waited too long. */
   #look(): void {
     this.#watch = undefined
-    const [since] = this.#waitingSince
-    if (since === undefined) return
-    const leftMs = since + this.#deadlineMs - performance.now()
+    const [first] = this.#underWay
+    if (first === undefined) return
+    const leftMs = first.since + this.#deadlineMs - performance.now()
     if (leftMs > 0) {
       this.#watch = setTimeout(() => this.#look(), leftMs)
       return
     }
     // Where this process was busy all the while, the answer may be here: it is read first.
     setImmediate(() => {
-      if (this.#waitingSince[0] !== since) {
+      if (!this.#underWay.has(first)) {
         this.#watch ??= setTimeout(() => this.#look(), 0)
         return
       }
@@ -372,7 +473,7 @@ class ValkeyMemory implements RemoteMemory {
       this.failure = late
       this.isOpen = false
       // All that is under way is told so when the connection is closed.
-      this.#client.disconnect(true)
+      this.#connection.client.disconnect(true)
     })
   }
 
@@ -385,13 +486,15 @@ class ValkeyMemory implements RemoteMemory {
     this.isOpen = false
     this.#ending.abort()
     clearTimeout(this.#watch)
+    clearTimeout(this.#how)
     this.failure = this.#told(new Error('it was closed'))
     for (const { reject } of this.#waiting) reject(this.failure)
     this.#waiting.clear()
+    const { client } = this.#connection
     // Between two attempts there is no connection that could end.
-    const isConnected = ['ready', 'connect', 'connecting'].includes(this.#client.status)
-    const ended = isConnected ? once(this.#client, 'end') : undefined
-    this.#client.disconnect()
+    const isConnected = ['ready', 'connect', 'connecting'].includes(client.status)
+    const ended = isConnected ? once(client, 'end') : undefined
+    client.disconnect()
     await ended
   }
 }
@@ -406,16 +509,6 @@ function readSecret(what: string, path: string): string {
       cause: error,
     })
   }
-}
-
-/** What INFO has said, by name. */
-function infoOf(text: string): Map<string, string> {
-  const said = new Map<string, string>()
-  for (const line of text.split('\r\n')) {
-    const colon = line.indexOf(':')
-    if (colon > 0) said.set(line.slice(0, colon), line.slice(colon + 1))
-  }
-  return said
 }
 
 /** What an error without a message is: several addresses were tried. */

@@ -55,6 +55,21 @@ export class SwitchedMemory implements RemoteMemory {
     return this.inner.freeBytes
   }
 
+  /** It wants so many bytes back. */
+  excessBytes = 0
+
+  press(bytes: number): void {
+    this.excessBytes = bytes
+    this.#borrower.pressed()
+  }
+
+  /** It has lost these keys, and knows that it may have lost some. */
+  async lose(keys: readonly number[]): Promise<void> {
+    await this.inner.remove(keys)
+    for (const key of keys) this.keys.delete(key)
+    this.#borrower.opened('some')
+  }
+
   /** The machine is gone; `comeBack` says in what state it returns. */
   die(): void {
     this.isOpen = false
@@ -68,7 +83,7 @@ export class SwitchedMemory implements RemoteMemory {
     }
     this.isOpen = true
     this.failure = undefined
-    this.#borrower.opened(kept)
+    this.#borrower.opened(kept ? 'all' : 'nothing')
   }
 
   ready(): Promise<void> {

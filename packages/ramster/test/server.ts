@@ -1,12 +1,15 @@
 /** A real server on loopback, which a test may stop, kill and start again; and a network before it that can fail. */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { type AddressInfo, createServer, type Server, Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { Valkey } from 'iovalkey'
+
+const run = promisify(execFile)
 
 /** The program of Debian's redis-tools: it is the server when it is called so. */
 export const serverCommand = 'redis-check-rdb'
@@ -76,6 +79,10 @@ export class RealServer {
     this.#process = undefined
   }
 
+  get isRunning(): boolean {
+    return this.#process !== undefined
+  }
+
   /** It does nothing any more, and does not say so. */
   stall(): void {
     this.#process!.kill('SIGSTOP')
@@ -107,6 +114,87 @@ export class RealServer {
   async stop(): Promise<void> {
     if (this.#process !== undefined) await this.kill()
     rmSync(this.#folder, { recursive: true, force: true })
+  }
+}
+
+/** Servers of one cluster: primaries, and a replica of each. */
+export class RealCluster {
+  readonly servers: readonly RealServer[]
+
+  private constructor(servers: readonly RealServer[]) {
+    this.servers = servers
+  }
+
+  /** Starts three primaries and three replicas; one that is away for a second and a half is replaced. */
+  static async start(...options: string[]): Promise<RealCluster> {
+    const settings = [
+      '--cluster-enabled',
+      'yes',
+      '--cluster-node-timeout',
+      '1500',
+      '--cluster-replica-no-failover',
+      'no',
+    ]
+    const servers: RealServer[] = []
+    const cluster = new RealCluster(servers)
+    try {
+      for (let n = 0; n < 6; n++)
+        servers.push(
+          await RealServer.start(
+            ...settings,
+            '--cluster-port',
+            `${await freePort()}`,
+            '--repl-diskless-sync-delay',
+            '0',
+            ...options,
+          ),
+        )
+      const addresses = servers.map(({ port }) => `127.0.0.1:${port}`)
+      await run('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '1', '--cluster-yes'])
+      await cluster.isWell()
+      return cluster
+    } catch (error) {
+      await cluster.stop()
+      throw error
+    }
+  }
+
+  /** Waits until all slots are served and every replica has what its primary has. */
+  async isWell(): Promise<void> {
+    for (let n = 0; n < 600; n++) {
+      const states = await Promise.all(
+        this.running.map((one) =>
+          one.ask(async (client) => `${await client.cluster('INFO')}${await client.info('replication')}`),
+        ),
+      )
+      const isReady = (text: string): boolean =>
+        text.includes('cluster_state:ok') && (text.includes('role:master') || text.includes('master_link_status:up'))
+      if (states.every(isReady)) return
+      await sleep(50)
+    }
+    throw new Error('the cluster does not come up')
+  }
+
+  get running(): RealServer[] {
+    return this.servers.filter(({ isRunning }) => isRunning)
+  }
+
+  /** Servers that take writes now. */
+  async primaries(): Promise<RealServer[]> {
+    const roles = await Promise.all(
+      this.running.map(async (one) => ({ one, text: await one.ask((client) => client.info('replication')) })),
+    )
+    return roles.filter(({ text }) => text.includes('role:master')).map(({ one }) => one)
+  }
+
+  /** Keys of all primaries. */
+  async keys(): Promise<number> {
+    const counts = await Promise.all((await this.primaries()).map((one) => one.keys()))
+    return counts.reduce((sum, count) => sum + count, 0)
+  }
+
+  async stop(): Promise<void> {
+    for (const server of this.servers) await server.stop()
   }
 }
 

@@ -3,8 +3,8 @@
  *
  * A message waits on its link until it is delivered; of one link they are delivered in order, as TCP does, of several
  * in any. A link breaks (some messages have been done by then, without an answer), is cut for a while, or does a
- * message once more, later. A node crashes: its memory is gone, and it is another life of it that comes back. Nothing
- * here waits for time to pass.
+ * message once more, later. A node crashes: its memory is gone, and it is another life of it that comes back. Borrowers
+ * take a lender out and another one in, and lenders want memory back. Nothing here waits for time to pass.
  *
  * A *careful* history lets one node be in trouble at a time, and crashes it only while every block has both copies:
  * then every page that was accepted is there at the end, and always while it has two copies. Any other history may lose
@@ -14,7 +14,7 @@
 import { makePage } from '@tmem/conformance'
 import { compose, GetOutcome, type PageStore, type Pool, PutOutcome, type StatsNode, TmemError } from '@tmem/core'
 import { zcache } from '@tmem/zcache'
-import { type Borrower, type RemoteMemory, type RemotePlan, ramster } from '../src/index.ts'
+import { type Borrower, Lenders, type RemoteMemory, type RemotePlan, ramster } from '../src/index.ts'
 import { turn } from './world.ts'
 
 const nodeCount = 5
@@ -74,17 +74,21 @@ class Link implements RemoteMemory {
   readonly queue: Message[] = []
   readonly #borrower: Borrower
   readonly #prefix: string
+  readonly #closed: () => void
   identity: string
   isOpen = true
   failure: Error | undefined
 
-  constructor(node: Node, borrower: Borrower, prefix: string) {
+  constructor(node: Node, borrower: Borrower, prefix: string, closed: () => void) {
+    this.#closed = closed
     this.node = node
     this.name = node.name
     this.#borrower = borrower
     this.#prefix = prefix
     this.identity = node.identity
   }
+
+  excessBytes = 0
 
   get freeBytes(): number {
     return (this.node.room - this.node.blocks.size) * 4096
@@ -125,8 +129,16 @@ class Link implements RemoteMemory {
   }
 
   close(): Promise<void> {
-    this.isOpen = false
+    this.break(this.queue.length)
+    this.#closed()
     return Promise.resolve()
+  }
+
+  /** It wants the memory of so many blocks back. */
+  press(blocks: number): void {
+    this.excessBytes = blocks * 4096
+    this.#borrower.pressed()
+    this.excessBytes = 0
   }
 
   /** Does the first message. `again`: what is to be done once more, later. */
@@ -152,7 +164,7 @@ class Link implements RemoteMemory {
     this.identity = this.node.identity
     this.isOpen = true
     this.failure = undefined
-    this.#borrower.opened(kept)
+    this.#borrower.opened(kept ? 'all' : 'nothing')
   }
 }
 
@@ -166,24 +178,47 @@ class BorrowingNode {
   readonly store: PageStore
   readonly pool: Pool
   readonly links: Link[] = []
+  readonly lenders: Lenders
+  readonly #plans: readonly RemotePlan[]
+  turned = 0
   readonly versions = new Map<number, number>()
   readonly fetching = new Set<Fetching>()
   readonly underWay = new Set<Promise<void>>()
   fault: Error | undefined
 
   constructor(name: string, nodes: readonly Node[]) {
-    const machines = nodes.map(
+    let borrowed = 0
+    this.#plans = nodes.map(
       (node): RemotePlan => ({
         name: node.name,
         borrow: (borrower) => {
-          const link = new Link(node, borrower, `${name}:`)
+          // Who is borrowed from anew does not see what was there before.
+          const link = new Link(node, borrower, `${name}:${borrowed++}:`, () => {
+            this.links.splice(this.links.indexOf(link), 1)
+          })
           this.links.push(link)
           return link
         },
       }),
     )
-    this.store = compose([zcache({ limitBytes: 2 ** 19 }), ramster({ machines, sizeBytes: 2 ** 20 })])
+    this.lenders = new Lenders(this.#plans.slice(0, machinesOfBorrower))
+    this.store = compose([
+      zcache({ limitBytes: 2 ** 19 }),
+      ramster({ machines: this.lenders, sizeBytes: 2 ** 20, waitMs: 0 }),
+    ])
     this.pool = this.store.newPool({ client: 1, persistent: true, shared: false, pageSize: 4096 }) as Pool
+  }
+
+  /** Takes a lender out, or one in that is none. */
+  turnOver(random: number): void {
+    const now = this.lenders.machines
+    const others = this.#plans.filter(({ name }) => now.every((one) => one.name !== name))
+    const [other] = others
+    const staying = now.filter(({ isLeaving }) => !isLeaving)
+    if (random < 0.5 && other !== undefined) this.lenders.add(other)
+    else if (staying.length <= 2) return
+    else void this.lenders.remove(staying[Math.floor(random * staying.length)]!.name)
+    this.turned++
   }
 
   begin(what: () => Promise<void>): void {
@@ -249,6 +284,9 @@ export interface Played {
   breaks: number
   remoted: number
   healed: number
+  /** Blocks that left a lender which was taken out or wanted memory back; lenders that were taken out or in. */
+  relieved: number
+  turned: number
   fetched: number
 }
 
@@ -268,7 +306,7 @@ class History {
   readonly #borrowers: readonly BorrowingNode[]
   /** Messages that are done once more. */
   readonly #again: (() => unknown)[] = []
-  readonly #played: Played = { crashes: 0, breaks: 0, remoted: 0, healed: 0, fetched: 0 }
+  readonly #played: Played = { crashes: 0, breaks: 0, remoted: 0, healed: 0, relieved: 0, turned: 0, fetched: 0 }
   #version = 0
   #wasCareless = false
 
@@ -279,7 +317,7 @@ class History {
     this.#nodes = Array.from({ length: nodeCount }, (_, n) => new Node(`node ${n}`, isTight ? 25 : 10_000))
     this.#borrowers = Array.from({ length: borrowerCount }, (_, n) => {
       const others = this.#nodes.filter((_one, number) => number !== n)
-      return new BorrowingNode(`node ${n}`, this.#shuffled(others).slice(0, machinesOfBorrower))
+      return new BorrowingNode(`node ${n}`, this.#shuffled(others))
     })
   }
 
@@ -340,7 +378,11 @@ class History {
       const mayFail = (): boolean => this.#wasCareless || borrower.counter('one_copy_only') > 0
       borrower.begin(() => borrower.fetch(index, mayFail))
     } else if (what < 0.53) borrower.store.tick({ pages: 64 })
-    else if (what < 0.9) this.#deliver()
+    else if (what < 0.54) borrower.turnOver(this.#random())
+    else if (what < 0.55) {
+      const link = this.#pick(borrower.links)
+      if (link.isOpen) link.press(1 + this.#upTo(8))
+    } else if (what < 0.9) this.#deliver()
     else this.#trouble()
   }
 
@@ -416,6 +458,8 @@ class History {
       if (borrower.counter('damaged_copies') !== 0) throw new Error('a key had another block')
       this.#played.remoted += borrower.counter('pers_pages_remoted')
       this.#played.healed += borrower.counter('healed_copies')
+      this.#played.relieved += borrower.counter('relieved_blocks')
+      this.#played.turned += borrower.turned
       if (this.#isCareful && borrower.counter('degraded') !== 0) throw new Error('it is degraded still')
       pool.flushObject(1)
       versions.clear()

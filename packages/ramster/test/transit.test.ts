@@ -354,7 +354,11 @@ test('the text of a stack names servers, and what is wrong in it is told', () =>
   expect(stack('zcache(limit=16MiB) > ramster(valkey=10.0.0.5:6379,valkey2=[::1]:6380)').persistent).toBe(true)
   const one = parseStack('ramster(valkey=somewhere,size=1MiB)', [ramsterFactory])[0]!.place!
   expect(one.traits).toMatchObject({ persistent: false, ephemeral: true, survives: 'nothing', capacity: 512 })
-  expect(() => stack('ramster')).toThrow('needs the option valkey')
+  expect(() => stack('ramster')).toThrow('name a server (valkey=HOST:PORT) or a cluster (cluster=HOST:PORT)')
+  expect(stack('zcache(limit=16MiB) > ramster(cluster=10.0.1.1:7001+10.0.1.2,cluster2=[::1]:6380)').persistent).toBe(
+    true,
+  )
+  expect(() => stack('ramster(cluster=a:7001+)')).toThrow('cluster is HOST:PORT')
   expect(() => stack('ramster(valkey=a:b:c)')).toThrow('valkey is HOST:PORT')
   expect(() => stack('ramster(valkey=a:99999)')).toThrow('port is 1 to 65535')
   expect(() => stack('ramster(valkey=a,valky2=b)')).toThrow('did you mean valkey2')

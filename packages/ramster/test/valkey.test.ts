@@ -8,7 +8,7 @@ import { placeCases } from '@tmem/conformance'
 import { GetOutcome } from '@tmem/core'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
-import { type RemoteMemory, type RemotePlan, ramster, type ValkeyOptions, valkey } from '../src/index.ts'
+import { Lenders, type RemoteMemory, type RemotePlan, ramster, type ValkeyOptions, valkey } from '../src/index.ts'
 import { Network, RealServer, serverCommand } from './server.ts'
 import { range, World } from './world.ts'
 
@@ -195,7 +195,8 @@ test('READONLY: a server that has become a replica takes nothing, and does again
   expect(await world.fill(10)).toBe(10)
   await a.ask((client) => client.replicaof('127.0.0.1', 1))
   expect(await world.fill(10, 10)).toBe(0)
-  expect(world.counter('pers_pages_remote_failed')).toBeGreaterThan(0)
+  // It may have been noticed before anything went there.
+  expect(world.counter('pers_pages_remote_failed') + world.counter('degraded')).toBeGreaterThan(0)
   await world.expectPages(20)
   await a.ask((client) => client.call('REPLICAOF', 'NO', 'ONE'))
   await world.expectSent(10, 10)
@@ -461,6 +462,56 @@ test('a server that stands still for a while', async () => {
   expect(world.counter('healed_copies')).toBe(0)
 })
 
+test('maxmemory that is lowered: the pages of that server go to a third one, or come back', async () => {
+  const limit = ['--maxmemory', '32mb', '--maxmemory-policy', 'noeviction']
+  const [a, b, c] = [await server(...limit), await server(), await server()]
+  const lenders = new Lenders([valkey(at(a)), valkey(at(b))])
+  const world = new World(lenders)
+  cleanups.push(() => world.store.close())
+  await world.store.ready!()
+  expect(await world.fill(1000)).toBe(1000)
+  const used = async (): Promise<number> =>
+    Number(/used_memory:(\d+)/.exec(await a.ask((client) => client.info('memory')))![1])
+  const before = await used()
+  // There is no third one: as much as that comes back.
+  await a.ask((client) => client.config('SET', 'maxmemory', `${before - MiB}`))
+  await world.expectSoon(async () => (await used()) <= before - MiB)
+  expect(await a.keys()).toBeLessThan(900)
+  expect(await a.keys()).toBeGreaterThan(300)
+  await world.expectPages(1000)
+  // And now there is.
+  lenders.add(valkey(at(c)))
+  await world.expectSoon(() => world.counter('machines_open') === 3)
+  await a.ask((client) => client.config('SET', 'maxmemory', `${before - 2 * MiB}`))
+  await world.expectSoon(async () => (await used()) <= before - 2 * MiB)
+  expect(await c.keys()).toBeGreaterThan(50)
+  await world.expectSoon(() => world.counter('one_copy_only') === 0)
+  // Taken out, it has nothing of ours left, and may go.
+  await lenders.remove(`127.0.0.1:${a.port}`)
+  expect(await a.keys()).toBe(0)
+  await a.kill()
+  await world.expectPages(1000)
+  expect([world.counter('lost'), world.counter('one_copy_only')]).toEqual([0, 0])
+  world.store.check!()
+})
+
+test('a server that is killed for good while it is taken out costs nothing', async () => {
+  const servers = [await server(), await server(), await server()] as const
+  const lenders = new Lenders(servers.map((one) => valkey(at(one))))
+  const world = new World(lenders)
+  cleanups.push(() => world.store.close())
+  await world.store.ready!()
+  expect(await world.fill(600)).toBe(600)
+  const [a] = servers
+  const gone = lenders.remove(`127.0.0.1:${a.port}`)
+  await sleep(5)
+  await a.kill()
+  await gone
+  await world.expectSoon(() => world.counter('one_copy_only') === 0)
+  await world.expectPages(600)
+  expect(world.counter('lost')).toBe(0)
+})
+
 test('flushes and puts race with pages on their way', async () => {
   const [a, b] = [await server(), await server()]
   const world = await open([at(a), at(b)])
@@ -510,7 +561,7 @@ class Connected implements RemotePlan {
 
   private constructor(plan: RemotePlan) {
     this.name = plan.name
-    this.#memory = plan.borrow({ persistent: true, opened: () => undefined })
+    this.#memory = plan.borrow({ persistent: true, opened: () => undefined, pressed: () => undefined })
   }
 
   static async to(one: RealServer): Promise<Connected> {
@@ -532,6 +583,7 @@ class Connected implements RemotePlan {
       identity: memory.identity,
       failure: undefined,
       freeBytes: memory.freeBytes,
+      excessBytes: 0,
       leaseMs: undefined,
       ready: () => Promise.resolve(),
       put: async (keys, blocks) => {

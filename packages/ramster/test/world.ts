@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { makePage } from '@tmem/conformance'
 import { compose, GetOutcome, type PageStore, type Pool, PutOutcome, type StatsNode } from '@tmem/core'
 import { zcache } from '@tmem/zcache'
-import { type RemotePlan, ramster } from '../src/index.ts'
+import { type RamsterOptions, ramster } from '../src/index.ts'
 
 const MiB = 2 ** 20
 /** Pages that are sent at once. */
@@ -15,8 +15,12 @@ export class World {
   readonly store: PageStore
   readonly pool: Pool
 
-  constructor(machines: readonly RemotePlan[], persistent: boolean = true) {
-    this.store = compose([zcache({ limitBytes: 32 * MiB }), ramster({ machines, sizeBytes: 64 * MiB })], {
+  constructor(
+    machines: RamsterOptions['machines'],
+    persistent: boolean = true,
+    { limitBytes = 32 * MiB, ...more }: Partial<RamsterOptions> & { readonly limitBytes?: number } = {},
+  ) {
+    this.store = compose([zcache({ limitBytes }), ramster({ machines, sizeBytes: 64 * MiB, waitMs: 0, ...more })], {
       check: 'model',
     })
     const pool = this.store.newPool({ client: 1, persistent, shared: !persistent, pageSize: 4096 })

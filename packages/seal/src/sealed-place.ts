@@ -140,6 +140,7 @@ export class SealedPlace implements SlowPlace {
         return true
       },
       drop: (owner, location) => owners.drop(owner, location),
+      recall: (owner, location, where) => owners.recall(owner, location, where),
       poolOf: (owner) => owners.poolOf(owner),
       isPersistent: (owner) => owners.isPersistent(owner),
       objectOf: (owner) => owners.objectOf(owner),

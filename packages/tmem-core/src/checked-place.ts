@@ -442,6 +442,16 @@ class CheckedSlowPlace extends CheckedPlace implements SlowPlace {
         )
         return isGone
       },
+      recall: async (owner, location, where) => {
+        const framed = this.#book.get(location)
+        const isGone = await owners.recall(owner, location, where)
+        // Another frame may be there by now.
+        this.demands(
+          !isGone || framed === undefined || this.#book.get(location) !== framed,
+          `owner ${owner} was recalled, and the frame at ${location} not freed`,
+        )
+        return isGone
+      },
       poolOf: (owner) => owners.poolOf(owner),
       isPersistent: (owner) => owners.isPersistent(owner),
       objectOf: (owner) => owners.objectOf(owner),

@@ -8,6 +8,7 @@ import { type Directory, samePlace } from './directory.ts'
 import { Flights } from './flights.ts'
 import { none } from './handles.ts'
 import { Ledger, type LedgerOptions } from './ledger.ts'
+import { TmemError } from './outcomes.ts'
 import { isSlow, type Owners, type Place, type RecoverBlock } from './place.ts'
 import { Rising } from './rising.ts'
 import { type PoolKind, type Seat, STRAIGHT } from './seat.ts'
@@ -48,6 +49,7 @@ export class Mover {
       unitsAt: (owner, location) => this.#unitsAt(seat, owner - this.ledger.base, location),
       moved: (owner, from, to, units) => this.#relocate(seat, owner - this.ledger.base, from, to, units),
       drop: (owner, location) => this.#giveWay(seat, owner - this.ledger.base, location),
+      recall: (owner, location, where) => this.#recall(seat, owner - this.ledger.base, location, where === 'room'),
       poolOf: (owner) => this.ledger.poolOf(owner - this.ledger.base).key,
       isPersistent: (owner) => this.ledger.poolOf(owner - this.ledger.base).attributes.persistent,
       objectOf: (owner) => directory.table.objectOf(owner - this.ledger.base),
@@ -109,6 +111,44 @@ export class Mover {
     if (this.directory.placeOf(entry) === seat.number) this.ledger.evict(entry)
     else this.ledger.endCopy(this.directory.residentOf(entry))
     return true
+  }
+
+  /** A page comes up, because its place wants to be rid of the frame. */
+  async #recall(seat: Seat, entry: number, location: number, onlyIntoRoom: boolean): Promise<boolean> {
+    const { directory } = this
+    for (let wasRead = false; ; wasRead = true) {
+      if (!this.#knows(seat, entry, location)) return true
+      if (directory.placeOf(entry) !== seat.number) {
+        this.ledger.endCopy(directory.residentOf(entry))
+        return true
+      }
+      const pool = this.ledger.poolOf(entry)
+      const { persistent, shared } = pool.attributes
+      if (wasRead || (!persistent && !shared) || (onlyIntoRoom && !this.#hasRoomAbove(seat, persistent))) return false
+      const units = directory.unitsOf(entry)
+      const read = await this.rising.reads.wait(seat, units * seat.slow!.unitBytes)
+      if (read === undefined) return false
+      try {
+        // It may have gone, and another one have come, while this waited.
+        if (!this.#knows(seat, entry, location) || directory.placeOf(entry) !== seat.number) continue
+        if (directory.unitsOf(entry) !== units || this.ledger.poolOf(entry) !== pool) continue
+        await this.rising.read(read, entry, new Uint8Array(pool.blockBytes), 0)
+      } catch (error) {
+        // Whoever asks for the page is told.
+        if (!(error instanceof TmemError)) throw error
+        return false
+      } finally {
+        this.rising.reads.giveBack(read)
+      }
+    }
+  }
+
+  /** Whether the memory that a page would come up into is less than half full. */
+  #hasRoomAbove(seat: Seat, persistent: boolean): boolean {
+    const memory = this.seats.find(
+      (one) => one.memory !== undefined && one.number < seat.number && one.keeps(persistent),
+    )?.memory
+    return memory !== undefined && memory.usedBytes < memory.limitBytes / 2
   }
 
   #knows(seat: Seat, entry: number, location: number): boolean {

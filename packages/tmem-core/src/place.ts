@@ -245,6 +245,12 @@ export interface Owners {
   moved(owner: number, from: number, to: number, units: number): boolean
   /** The room of an ephemeral page is needed: it is dropped, and its frame freed. False: it cannot go. */
   drop(owner: number, location: number): boolean
+  /**
+   * The frame is wanted away from here: its page comes up into memory, or is there already, and the frame is freed.
+   * `where` room: only while the memory above is less than half full. False: it has no room there, or could not be
+   * read, and stays. A private ephemeral page never comes up by itself. Never rejects.
+   */
+  recall(owner: number, location: number, where: 'anyhow' | 'room'): Promise<boolean>
   /** The handle of an owner that is on a flight or here: its pool's key (the same in every run), object and index. */
   poolOf(owner: number): number
   /** Whether the page of an owner may not vanish. A flight under way may outlive its owners: ask before it goes. */

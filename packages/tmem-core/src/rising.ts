@@ -35,9 +35,9 @@ export class Rising {
   }
 
   /**
-   * Reads the page of an entry, which is in the place that the read is of, to `into[to]`, and takes it out of a private ephemeral pool. True: it is
-   * there. False: it changed meanwhile, or was ephemeral and is gone: look again. Rejects with `TmemError` (`TMEM_IO`,
-   * `TMEM_CORRUPT`): a persistent page stays.
+   * Reads the page of an entry, which is in the place that the read is of, to `into[to]`, and takes it out of a private
+   * ephemeral pool. True: it is there. False: it changed meanwhile, or was ephemeral and is gone: look again. Rejects
+   * with `TmemError` (`TMEM_IO`, `TMEM_CORRUPT`): a persistent page stays.
    */
   async read(read: Read, entry: number, into: Uint8Array, to: number): Promise<boolean> {
     const { directory } = this

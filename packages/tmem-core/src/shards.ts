@@ -211,6 +211,7 @@ class Shards implements PageStore {
       unitsAt: (owner, location) => (owner < 0 ? 0 : (all[owner >>> ownBits]?.unitsAt(owner, location) ?? 0)),
       moved: (owner, from, to, units) => of(owner).moved(owner, from, to, units),
       drop: (owner, location) => of(owner).drop(owner, location),
+      recall: (owner, location, where) => of(owner).recall(owner, location, where),
       poolOf: (owner) => of(owner).poolOf(owner),
       isPersistent: (owner) => of(owner).isPersistent(owner),
       objectOf: (owner) => of(owner).objectOf(owner),

@@ -1,8 +1,9 @@
 /**
- * What can be set on a device while it is served: zram's knobs under their names and with their words, and `recall` for
- * virtswap. They are files of the mount, and `tmem knob`.
+ * What can be set on a device while it is served: zram's knobs under their names and with their words, `recall` for
+ * virtswap, and `lenders` for ramster. They are files of the mount, and `tmem knob`.
  */
-import { type Completion, parseBytes } from '@tmem/core'
+import { type Completion, type Layer, parseBytes } from '@tmem/core'
+import type { RamsterLayer } from '@tmem/ramster'
 import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
 import { inUse, type Users } from './users.ts'
 
@@ -20,14 +21,23 @@ export interface Turned {
   /** What requests go through: a snapshot, which has to know what changes, or the device itself. */
   readonly served: { resize(sizeBytes: number): void; discard(at: number, length: number): Completion }
   readonly users: Users
+  /** Whoever lends memory to it, if anybody does. */
+  readonly lending?: Lending | undefined
 }
+
+/** The machines that a device's cold pages rest on, and how others are named. */
+export type Lending = Required<Pick<RamsterLayer, 'lenders' | 'planOf'>>
+
+/** The part of a stack that borrows from other machines. */
+export const lendingIn = (stack: readonly Layer[]): Lending | undefined =>
+  stack.find((layer): layer is Layer & Lending => 'lenders' in layer && 'planOf' in layer)
 
 /** Pages that `compact` touches, and those that it touches before requests have their turn. */
 const compactPages = 2 ** 16
 const turnPages = 64
 
 /** The knobs of a device by name. */
-export function knobsOf({ device, served, users }: Turned): ReadonlyMap<string, Knob> {
+export function knobsOf({ device, served, users, lending }: Turned): ReadonlyMap<string, Knob> {
   const setting = (read: () => string, write: (text: string) => void): Knob => ({
     read,
     write: (text) => {
@@ -121,7 +131,26 @@ export function knobsOf({ device, served, users }: Turned): ReadonlyMap<string, 
       },
     ],
     ['compact', { read: () => '', write: () => compact(device) }],
+    ...(lending === undefined ? [] : [['lenders', lendersKnob(lending)] as const]),
   ])
+}
+
+/** `add valkey=HOST:PORT`, `add cluster=HOST:PORT+HOST:PORT`, `remove NAME`. */
+function lendersKnob({ lenders, planOf }: Lending): Knob {
+  const read = (): string =>
+    lenders.machines.map(({ name, isLeaving }) => (isLeaving ? `${name} (leaving)` : name)).join(', ')
+  return {
+    read,
+    write: (text) => {
+      const [, what, which] = /^(add|remove) +(.+?) *$/.exec(text) ?? []
+      if (what === undefined || which === undefined)
+        throw new RangeError(`expected add valkey=HOST:PORT, add cluster=HOST:PORT or remove NAME, got ${text}`)
+      if (what === 'add') lenders.add(planOf(which))
+      // It is gone when it has none of our blocks any more; until then it is shown as leaving.
+      else void lenders.remove(which)
+      return read()
+    },
+  }
 }
 
 /** What zram has and a device here has not, and what there is instead: for who asks for it. */

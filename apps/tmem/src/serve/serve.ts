@@ -42,7 +42,7 @@ import {
   tool,
   useText,
 } from './host.ts'
-import { type Knob, knobsElsewhere, knobsOf, type Turned } from './knobs.ts'
+import { type Knob, knobsElsewhere, knobsOf, lendingIn, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
 import type { Peer } from './peer.ts'
@@ -644,11 +644,12 @@ async function opened(
   }
   try {
     const device = deviceFor(request, { ...context, onProgress })
-    if (path === undefined) return { device, served: device }
+    const lending = lendingIn(context.stack)
+    if (path === undefined) return { device, served: device, lending }
     const { maxSizeBytes } = device
     const reading = (done: number, total: number): void => onProgress(`reading ${path}`, done, total)
     const served = await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress: reading, allocator })
-    return { device, served }
+    return { device, served, lending }
   } finally {
     progress?.end()
   }
