@@ -35,7 +35,10 @@ export function unpacked(name) {
   return fileURLToPath(new URL(`../.cache/debian/${name}`, import.meta.url))
 }
 
-const there = (entry) => (entry.unpack === undefined ? has(entry.command) : existsSync(unpacked(entry.package)))
+function there({ package: name, command, file, unpack: how }) {
+  if (how !== undefined) return existsSync(unpacked(name))
+  return file === undefined ? has(command) : existsSync(file)
+}
 
 /** Returns a line to show when something could not be installed. */
 export function installMissing() {

@@ -17,6 +17,7 @@ import { memoryFactory } from '@tmem/memory'
 import { ramsterFactory } from '@tmem/ramster'
 import { sealFactory } from '@tmem/seal'
 import { spillFactory } from '@tmem/spill'
+import { vramFactory } from '@tmem/vram'
 import { zcacheFactory } from '@tmem/zcache'
 import pc from 'picocolors'
 import { BadInput } from './ending.ts'
@@ -35,6 +36,7 @@ export const layerFactories: readonly LayerFactory[] = [
   spillFactory,
   ramsterFactory,
   sealFactory,
+  vramFactory,
 ]
 
 /**

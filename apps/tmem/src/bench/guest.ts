@@ -134,10 +134,15 @@ export interface SwapServer {
  * Starts one, whose sockets and file lie in `folder`; `zcache` is in its words, e.g. `limit=64MiB`,
  * and `device` more words of the device, e.g. `,memlimit=64MiB`.
  */
-export async function serveSwap(folder: string, zcache: string, device: string = ''): Promise<SwapServer> {
+export async function serveSwap(
+  folder: string,
+  zcache: string,
+  device: string = '',
+  between: string = '',
+): Promise<SwapServer> {
   const socket = join(folder, 'nbd.sock')
   const control = join(folder, 'control.sock')
-  const stack = `zcache(${zcache}) > frontswap(file=${folder}/swap.img,size={size})`
+  const stack = `zcache(${zcache})${between} > frontswap(file=${folder}/swap.img,size={size})`
   const what = ['--stack', stack, '--device', `name=swap0,size=${deviceBytes}${device}`]
   const where = ['--nbd', `unix:${socket}`, '--control', control]
   const bin = fileURLToPath(new URL('../../dist/bin.js', import.meta.url))

@@ -1,6 +1,7 @@
 /**
  * `tmem bench ramster`: pages that go to Redis servers and come back, against the client library with the same bytes;
- * and sealing, against `node:crypto` alone.
+ * what that costs a program and a block device (ramster-uses.ts); sealing, against `node:crypto` alone; and blocks in the
+ * memory of a video device (vram.ts).
  *
  * The servers are Redis's or Valkey's own, started for this on loopback ports. What the library is measured with are
  * the very blocks that the stack sends: they are taken on their way. It gets them in pipelines of as many as one flight
@@ -39,12 +40,14 @@ import { zcache } from '@tmem/zcache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import { LendingServer, lackingServer } from '../lending-server.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow } from './frame.ts'
+import { hotSetRow, nbdRow, useNames } from './ramster-uses.ts'
+import { vramRows } from './vram.ts'
 
 /** The suite. */
 export const ramster: Suite = {
   name: 'ramster',
   summary: 'pages in the memory of Redis servers against the client library with the same bytes, and sealing',
-  run: async (bench) => [...(await serverRows(bench)), ...(await sealRows(bench))],
+  run: async (bench) => [...(await serverRows(bench)), ...(await sealRows(bench)), ...(await vramRows(bench))],
 }
 
 const MiB = 2 ** 20
@@ -62,6 +65,7 @@ async function serverRows(bench: Bench): Promise<Row[]> {
     'fetch-batch-256',
     'put-while-remotifying-median',
     'put-while-remotifying-p99',
+    ...useNames,
   ]
   const servers: LendingServer[] = []
   try {
@@ -77,6 +81,8 @@ async function serverRows(bench: Bench): Promise<Row[]> {
       ...(await remotifyRows(bench, servers, pages)),
       ...(await fetchRows(bench, servers, pages)),
       ...(await putRows(bench, servers, pages)),
+      await hotSetRow(bench, servers),
+      await nbdRow(bench, servers),
     ]
   } finally {
     for (const server of servers) await server.stop()

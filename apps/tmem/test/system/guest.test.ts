@@ -9,6 +9,7 @@ import { setTimeout } from 'node:timers/promises'
 import type { StatsNode } from '@tmem/core'
 import { driveWords, type GuestDrive } from '@tmem/guest'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
+import { RealServer, serverCommand } from '../../../../packages/ramster/test/server.ts'
 import { requires } from '../../../../tools/requires.ts'
 import { createBench } from '../../src/bench/frame.ts'
 import {
@@ -113,6 +114,36 @@ describe('a guest that swaps to us', { timeout: 600_000 }, () => {
     right(ran, found)
     expect(found.device['bdev_num_writes']).toBeGreaterThan(ran.swapOuts / 2)
     expect(found.device['bdev_num_reads']).toBeGreaterThan(ran.swapIns / 2)
+  })
+
+  test('over the memory of other machines, one of which dies in the middle', async (ctx) => {
+    requires(ctx, { commands: [serverCommand] })
+    const run = guest(ctx, 1)
+    const [a, b] = [await RealServer.start(), await RealServer.start()]
+    for (const one of [a, b]) onTestFinished(() => one.stop())
+    const between = ` > ramster(valkey=127.0.0.1:${a.port},valkey2=127.0.0.1:${b.port},size=256MiB)`
+    const server = await serving(temporary(), 'limit=8MiB,zvMaxZsize=2048', '', between)
+    const ramster = async (): Promise<Record<string, number>> => {
+      const all: StatsNode[] = [...(await server.stats()).devices]
+      for (const node of all) {
+        if (node.name === 'ramster' && 'degraded' in node.counters) return node.counters
+        all.push(...node.children)
+      }
+      throw new Error('ramster has no statistics')
+    }
+    let over = false
+    const running = run(server.drive).finally(() => {
+      over = true
+    })
+    while ((await ramster())['remote_pers_pages_succ_get']! < 2000) {
+      expect(over).toBe(false)
+      await setTimeout(100)
+    }
+    await a.kill()
+    const { exit, console, swapIns, swapOuts } = await running
+    expect({ exit, console }).toMatchObject({ exit: 0, console: expect.stringContaining(`${pages} pages, 0 wrong\n`) })
+    expect(Math.min(swapIns, swapOuts)).toBeGreaterThan(10_000)
+    expect(await ramster()).toMatchObject({ degraded: 1, lost: 0 })
   })
 
   test('goes on when the server is killed and another one takes its place', async (ctx) => {
