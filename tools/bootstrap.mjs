@@ -18,6 +18,7 @@ const usage = {
   test: ['', 'builds, checks and tests all packages; as root on Debian it installs what tests need'],
   'test:root': ['', 'of the tests of npm test the files in which some need root'],
   'test:system': ['', 'tests with real kernels and clients; most need root'],
+  'test:kernel': ['', 'tests with guests whose kernels have hooks: downloads and compiles what they need'],
   'test:newcomer': ['[CASE...]', 'npm test as people meet it first: other users, paths, versions of Node'],
   build: ['', 'compiles all packages and their tests'],
   lint: ['', 'checks form and rules, without tests'],
@@ -36,6 +37,7 @@ const commands = {
   test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages']),
   'test:root': () => testRoot(),
   'test:system': () => test('test-system', ['build']),
+  'test:kernel': () => test('test-kernel', ['build']),
   build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
     run(['biome', 'check', '--error-on-warnings', '.']) |
