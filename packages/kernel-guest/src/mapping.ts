@@ -8,7 +8,6 @@
  */
 import { closeSync, constants, fstatSync, openSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { markAsUntransferable } from 'node:worker_threads'
 import { TmemError } from '@tmem/core'
 
 const readAndWrite = 3
@@ -45,7 +44,6 @@ export function mapGuestMemory(path: string): Uint8Array {
     // MAP_FAILED is all ones.
     if (address >= 2 ** 53) throw failed(`error ${koffi.errno()}`)
     const memory = koffi.view(BigInt(address), found.size)
-    markAsUntransferable(memory)
     unreachable.register(memory, () => munmap(address, found.size))
     return new Uint8Array(memory)
   } finally {
