@@ -126,6 +126,7 @@ function program(terminal: Terminal): Command {
     )
     .option('--litmus', 'print the litmus test of a lockless rule, for herd7 and the memory model of the kernel')
     .option('--mutant', 'that of its mutant')
+    .option('--trace <file>', 'instead: check what tmem guest run --trace has recorded against the rules of the models')
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 
@@ -307,7 +308,7 @@ function program(terminal: Terminal): Command {
         .choices(['hog', 'reread'] as const)
         .default('hog' as const),
     )
-    .option('--memory <bytes>', 'of the guest: 64MiB to 2GiB', bytes, 128 * 2 ** 20)
+    .option('--memory <bytes>', 'of the guest: 96MiB to 2GiB', bytes, 128 * 2 ** 20)
     .option('--stack <text>', 'where its pages go', 'zcache(limit=128MiB)')
     .addOption(modules())
     .option('--cache <path>', "folder that kernel, headers and module are kept in (default: in the user's cache)")
@@ -318,6 +319,7 @@ function program(terminal: Terminal): Command {
       60,
     )
     .option('--no-posted', 'the guest waits for each flush')
+    .option('--trace <file>', 'a new file for what the kernel calls: frontswap, and MMU notifiers on hog')
     .addOption(json())
     .action(async (options) => (await import('./guest/run.ts')).guestRun(options, terminal))
 

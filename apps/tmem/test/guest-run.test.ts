@@ -16,8 +16,8 @@ test('names what is missing, and the command that installs it', async () => {
 })
 
 test.each([
-  [['--memory', '10MiB'], '--memory: a guest has from 64MiB to 2GiB, in whole MiB, not 10MiB'],
-  [['--memory', '100000000'], '--memory: a guest has from 64MiB to 2GiB, in whole MiB, not 100000000'],
+  [['--memory', '10MiB'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 10MiB'],
+  [['--memory', '100000000'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 100000000'],
   [['--stack', 'zcash(limit=1MiB)'], 'no layer is named "zcash"; did you mean zcache?'],
   [['--workload', 'tar'], "option '--workload <name>' argument 'tar' is invalid. Allowed choices are hog, reread."],
 ])('%j is bad input', async (words, message) => {

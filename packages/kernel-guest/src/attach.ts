@@ -31,6 +31,7 @@ import {
 } from '@tmem/xen-hypercall'
 import { mapGuestMemory } from './mapping.ts'
 import type { SavedPages } from './saved-pages.ts'
+import { traceEventBytes } from './trace.ts'
 
 /** What a guest is attached by. */
 export interface AttachOptions {
@@ -51,6 +52,8 @@ export interface AttachOptions {
    * its processor all that time.
    */
   readonly lookMicroseconds?: number
+  /** Told what a guest that traces has recorded: whole events, as `checkTrace` reads them. */
+  readonly onEvents?: (events: Uint8Array) => void
 }
 
 const optionNames: OptionNames<AttachOptions> = {
@@ -60,6 +63,7 @@ const optionNames: OptionNames<AttachOptions> = {
   doorbell: 'text',
   saved: 'object?',
   signal: 'object?',
+  onEvents: 'function?',
   lookMicroseconds: 'number?',
 }
 
@@ -99,6 +103,8 @@ const magic = 'tmemring'
 const version = 1
 /** Where it says that it lies: `T`, the number of its first frame in hex, a new line. */
 const place = /T([\da-f]{8})\n/g
+/** A command that is none of Xen's: a frame with so many events. */
+const traceCommand = 0x74726163
 /** Longest time without a turn for others, in milliseconds. */
 const turnMs = 2
 const defaultLookMicroseconds = 50
@@ -187,6 +193,7 @@ export class AttachedGuest {
   readonly #host: XenHost
   readonly #domain: number
   readonly #saved: SavedPages | undefined
+  readonly #onEvents: ((events: Uint8Array) => void) | undefined
   readonly #lookMs: number
   readonly #memory: GuestMemory
   readonly #words: Int32Array
@@ -218,6 +225,7 @@ export class AttachedGuest {
     this.#host = options.host
     this.#domain = options.domain
     this.#saved = options.saved
+    this.#onEvents = options.onEvents
     this.#lookMs = lookMicroseconds / 1000
     this.#memory = memory
     this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
@@ -354,7 +362,8 @@ export class AttachedGuest {
   #call(position: number): boolean {
     const at = this.#ring + ring.first + (position & this.#mask) * ring.entry
     const begun = performance.now()
-    const answer = this.#host.call(this.#domain, at)
+    const isTrace = this.#words[at / 4] === traceCommand
+    const answer = isTrace ? this.#events(at) : this.#host.call(this.#domain, at)
     if (typeof answer === 'number') {
       this.#answered(position, at, answer, begun)
       return true
@@ -367,6 +376,16 @@ export class AttachedGuest {
       })
       .catch((error: Error) => this.#fail(error))
     return false
+  }
+
+  #events(at: number): number {
+    const { gen } = operationLayouts(this.#host.release, 64)
+    const view = new DataView(this.#view.buffer, this.#view.byteOffset + at, ring.result)
+    const frame = this.#memory.frame(readField(view, gen.fields.cmfn))
+    const bytes = readField(view, gen.fields.index) * traceEventBytes
+    if (frame === undefined || bytes > pageBytes) return -Errno.EFAULT
+    this.#onEvents?.(frame.slice(0, bytes))
+    return 1
   }
 
   #answered(position: number, at: number, answer: number, begun: number): void {

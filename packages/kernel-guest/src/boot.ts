@@ -22,7 +22,7 @@ export type Workload = 'hog' | 'reread'
 export interface BootOptions {
   readonly parts: GuestParts
   readonly workload: Workload
-  /** 64 MiB to 2 GiB. */
+  /** 96 MiB to 2 GiB. */
   readonly memoryBytes: ByteAmount
   /** How often `hog` goes round (default 1). */
   readonly rounds?: number
@@ -38,6 +38,11 @@ export interface BootOptions {
   readonly patienceMs?: number
   /** Flushes are left in the ring, and not waited for (default true). */
   readonly posted?: boolean
+  /**
+   * Tell the host (`onEvents` of `attachGuest`) what the kernel calls: frontswap, and MMU notifiers on the address space
+   * of `hog` (default false).
+   */
+  readonly trace?: boolean
   readonly onConsole?: (text: string) => void
   /** Default: 5 minutes. */
   readonly timeoutMs?: number
@@ -83,14 +88,15 @@ export function bootGuest(options: BootOptions): BootedGuest {
     drive: 'object?',
     patienceMs: 'number?',
     posted: 'flag?',
+    trace: 'flag?',
     onConsole: 'function?',
     timeoutMs: 'number?',
     signal: 'object?',
   })
   const { parts, workload, swapTo = 'frontswap', timeoutMs = 300_000, onConsole, signal } = options
   const memoryBytes = bytesOf('bootGuest', 'memoryBytes', options.memoryBytes)
-  if (memoryBytes < 64 * mebibyte || memoryBytes > 2 ** 31)
-    throw new RangeError(`bootGuest: memoryBytes must be from 64 MiB to 2 GiB, got ${memoryBytes}`)
+  if (memoryBytes < 96 * mebibyte || memoryBytes > 2 ** 31)
+    throw new RangeError(`bootGuest: memoryBytes must be from 96 MiB to 2 GiB, got ${memoryBytes}`)
   if (!Object.hasOwn(workloads, workload))
     throw new RangeError(`bootGuest: workload is ${Object.keys(workloads).join(' or ')}, not ${workload}`)
   const factor = workload === 'hog' ? 25 / 16 : 3 / 2
@@ -156,8 +162,8 @@ const moduleCounters = [
 
 /** The kernel discards what it has freed only where it takes the drive for one that does not rotate. */
 function scriptOf(options: BootOptions, mebibytes: number): string {
-  const { workload, swapTo, rounds = 1, patienceMs = 60_000, posted = true } = options
-  const load = `insmod /lib/tmem_guest.ko patience_ms=${patienceMs} posted=${Number(posted)} || exit 8
+  const { workload, swapTo, rounds = 1, patienceMs = 60_000, posted = true, trace = false } = options
+  const load = `insmod /lib/tmem_guest.ko patience_ms=${patienceMs} posted=${Number(posted)} trace=${Number(trace)} || exit 8
 dmesg | grep tmem_guest: | sed 's/^\\[[^]]*\\] //'`
   const module = moduleCounters.map((name) => `echo "module ${name} $(cat /sys/module/tmem_guest/parameters/${name})"`)
   return `
@@ -167,7 +173,7 @@ ${swapTo === 'frontswap' ? load : ''}
 mkswap /dev/vda >/dev/null && swapon -d /dev/vda || exit 7
 now() { cut -d' ' -f1 /proc/uptime; }
 begun=$(now)
-${workload === 'hog' ? `hog ${mebibytes} ${rounds}` : rereadScript(mebibytes)}
+${workload === 'hog' ? `hog ${mebibytes} ${rounds}${trace ? ' /dev/tmem_trace' : ''}` : rereadScript(mebibytes)}
 code=$?
 echo "workload seconds $begun $(now)"
 swapoff /dev/vda || exit 9

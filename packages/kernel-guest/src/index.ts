@@ -3,3 +3,4 @@ export { type AttachCounters, AttachedGuest, type AttachOptions, attachGuest } f
 export { type BootedGuest, type BootedRun, type BootOptions, bootGuest, type Workload, workloads } from './boot.ts'
 export { type GuestParts, lacksForGuests, PartsError, type PartsOptions, prepareParts } from './parts.ts'
 export { SavedPages, type SavedPagesOptions } from './saved-pages.ts'
+export { type Contradiction, checkTrace, type TraceReport, traceHead } from './trace.ts'

@@ -23,15 +23,20 @@
 #include <linux/highmem.h>
 #include <linux/huge_mm.h>
 #include <linux/io.h>
+#include <linux/miscdevice.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/nmi.h>
+#include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/timekeeping.h>
 
 /* Commands and pool flags of Xen's public header, and its structure for guests of 64 bits. */
 enum { TMEM_NEW_POOL = 1, TMEM_DESTROY_POOL = 2, TMEM_PUT_PAGE = 4, TMEM_GET_PAGE = 5, TMEM_FLUSH_PAGE = 6,
-       TMEM_FLUSH_OBJECT = 7 };
+       TMEM_FLUSH_OBJECT = 7,
+       /* Ours: the frame `cmfn` has `index` events. Xen has no such number. */
+       TMEM_TRACE = 0x74726163 };
 enum { TMEM_POOL_PERSIST = 1, TMEM_SPEC_VERSION_SHIFT = 24, TMEM_SPEC_VERSION = 1 };
 
 struct tmem_op {
@@ -62,7 +67,7 @@ struct entry {
 
 enum { RING_ENTRIES = PAGE_SIZE / sizeof(struct entry), RING_ORDER = 2, RING_VERSION = 1 };
 
-/* Four frames, one after the other: this head, the entries, a frame for a page that comes back, and one that is free. */
+/* Four frames, one after the other: this head, the entries, a frame for a page that comes back, and one for events. */
 struct ring {
 	char magic[8];
 	u32 version;
@@ -84,6 +89,10 @@ MODULE_PARM_DESC(patience_ms, "how long a host may be away, or without a page th
 static bool posted = true;
 module_param(posted, bool, 0444);
 MODULE_PARM_DESC(posted, "flushes are left in the ring, and are not waited for");
+
+static bool trace;
+module_param(trace, bool, 0444);
+MODULE_PARM_DESC(trace, "tell the host what the kernel calls: frontswap, and MMU notifiers of who has /dev/tmem_trace open");
 
 /*
  * What the host was asked, by command; stores that it refused, and those that it was not asked for; loads that it had to
@@ -192,6 +201,47 @@ static void post(struct entry *entry)
 		ask(entry);
 }
 
+/* Something that happened: a page (area, offset) or a range (first byte, end), an answer or a kind, whose program. */
+struct event {
+	u64 time;
+	u64 first;
+	u64 end;
+	u16 kind;
+	s16 detail;
+	u32 who;
+};
+
+enum { EVENT_STORE = 1, EVENT_LOAD, EVENT_INVALIDATE, EVENT_AREA };
+enum { EVENT_REGISTER = 16, EVENT_START, EVENT_END, EVENT_RANGE, EVENT_CHANGE_PTE, EVENT_YOUNG, EVENT_RELEASE };
+enum { EVENTS = PAGE_SIZE / sizeof(struct event) };
+
+static struct event *events;
+static unsigned int recorded;
+
+/* Hands over what was recorded; the lock is held. */
+static void hand_over(void)
+{
+	struct entry *entry;
+
+	if (recorded == 0)
+		return;
+	entry = next_entry(TMEM_TRACE);
+	entry->op.u.gen.index = recorded;
+	entry->op.u.gen.cmfn = virt_to_phys(events) >> PAGE_SHIFT;
+	ask(entry);
+	recorded = 0;
+}
+
+/* The lock is held: the order of events is that in which it was taken. */
+static void record(u16 kind, u64 first, u64 end, s16 detail, u32 who)
+{
+	if (!trace)
+		return;
+	events[recorded++] = (struct event){ ktime_get_mono_fast_ns(), first, end, kind, detail, who };
+	if (recorded == EVENTS)
+		hand_over();
+}
+
 /* A swap slot's name, as Linux gave it in Xen's guests: 16 objects for each area. */
 static void name(struct entry *entry, unsigned int type, pgoff_t offset)
 {
@@ -218,6 +268,7 @@ static int store(unsigned int type, pgoff_t offset, struct page *page)
 	name(entry, type, offset);
 	entry->op.u.gen.cmfn = page_to_pfn(page);
 	result = ask(entry);
+	record(EVENT_STORE, type, offset, result, 0);
 	puts++;
 	if (result != 1)
 		refused++;
@@ -247,6 +298,7 @@ static int load(unsigned int type, pgoff_t offset, struct page *page)
 
 			copy_page(to, bounce);
 			kunmap_atomic(to);
+			record(EVENT_LOAD, type, offset, result, 0);
 		}
 		spin_unlock(&lock);
 		if (result == 1)
@@ -274,6 +326,7 @@ static void invalidate_page(unsigned int type, pgoff_t offset)
 	name(entry, type, offset);
 	page_flushes++;
 	post(entry);
+	record(EVENT_INVALIDATE, type, offset, 0, 0);
 	spin_unlock(&lock);
 }
 
@@ -289,6 +342,8 @@ static void invalidate_area(unsigned int type)
 		object_flushes++;
 		ask(entry);
 	}
+	record(EVENT_AREA, type, 0, 0, 0);
+	hand_over();
 	spin_unlock(&lock);
 }
 
@@ -300,9 +355,109 @@ static struct frontswap_ops operations = {
 	.invalidate_area = invalidate_area,
 };
 
+/* A program that has the device open: its address space is watched until it exits. */
+struct watch {
+	struct mmu_notifier notifier;
+	u32 who;
+};
+
+static void watched(struct mmu_notifier *notifier, u16 kind, unsigned long first, unsigned long end, s16 detail)
+{
+	struct watch *watch = container_of(notifier, struct watch, notifier);
+
+	spin_lock(&lock);
+	record(kind, first, end, detail, watch->who);
+	spin_unlock(&lock);
+}
+
+static int watch_start(struct mmu_notifier *notifier, const struct mmu_notifier_range *range)
+{
+	watched(notifier, EVENT_START, range->start, range->end, range->event);
+	return 0;
+}
+
+static void watch_end(struct mmu_notifier *notifier, const struct mmu_notifier_range *range)
+{
+	watched(notifier, EVENT_END, range->start, range->end, range->event);
+}
+
+static void watch_range(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long first, unsigned long end)
+{
+	watched(notifier, EVENT_RANGE, first, end, 0);
+}
+
+static void watch_change(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long address, pte_t pte)
+{
+	watched(notifier, EVENT_CHANGE_PTE, address, address + PAGE_SIZE, 0);
+}
+
+static int watch_young(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long first, unsigned long end)
+{
+	watched(notifier, EVENT_YOUNG, first, end, 0);
+	return 0;
+}
+
+static void watch_release(struct mmu_notifier *notifier, struct mm_struct *mm)
+{
+	watched(notifier, EVENT_RELEASE, 0, 0, 0);
+}
+
+static const struct mmu_notifier_ops watch_operations = {
+	.release = watch_release,
+	.invalidate_range_start = watch_start,
+	.invalidate_range_end = watch_end,
+	.invalidate_range = watch_range,
+	.change_pte = watch_change,
+	.clear_flush_young = watch_young,
+};
+
+static int trace_open(struct inode *inode, struct file *file)
+{
+	static u32 programs;
+	struct watch *watch = kzalloc(sizeof(*watch), GFP_KERNEL);
+	int result;
+
+	if (watch == NULL)
+		return -ENOMEM;
+	watch->notifier.ops = &watch_operations;
+	spin_lock(&lock);
+	watch->who = ++programs;
+	record(EVENT_REGISTER, 0, 0, 0, watch->who);
+	spin_unlock(&lock);
+	result = mmu_notifier_register(&watch->notifier, current->mm);
+	if (result != 0) {
+		kfree(watch);
+		return result;
+	}
+	file->private_data = watch;
+	return 0;
+}
+
+/* Of a program that exits: its address space has been released before. */
+static int trace_release(struct inode *inode, struct file *file)
+{
+	struct watch *watch = file->private_data;
+
+	mmu_notifier_unregister(&watch->notifier, watch->notifier.mm);
+	kfree(watch);
+	spin_lock(&lock);
+	hand_over();
+	spin_unlock(&lock);
+	return 0;
+}
+
+static const struct file_operations trace_file = {
+	.owner = THIS_MODULE,
+	.open = trace_open,
+	.release = trace_release,
+};
+
+static struct miscdevice trace_device = { .minor = MISC_DYNAMIC_MINOR, .name = "tmem_trace", .fops = &trace_file };
+
 static int __init tmem_guest_init(void)
 {
 	struct entry *entry;
+	int result;
 
 	BUILD_BUG_ON(sizeof(struct tmem_op) != 56 || sizeof(struct entry) != 64 || offsetof(struct ring, tail) != 64);
 	/* What QEMU's debug console answers when it is read. */
@@ -315,6 +470,7 @@ static int __init tmem_guest_init(void)
 		return -ENOMEM;
 	entries = (void *)ring + PAGE_SIZE;
 	bounce = (void *)ring + 2 * PAGE_SIZE;
+	events = (void *)ring + 3 * PAGE_SIZE;
 	memcpy(ring->magic, "tmemring", sizeof(ring->magic));
 	ring->version = RING_VERSION;
 	ring->entries = RING_ENTRIES;
@@ -331,6 +487,12 @@ static int __init tmem_guest_init(void)
 		pr_err("the host gives no pool (it answers %d)\n", pool);
 		free_pages((unsigned long)ring, RING_ORDER);
 		return -EIO;
+	}
+	result = trace ? misc_register(&trace_device) : 0;
+	if (result != 0) {
+		pr_err("there is no device for traces: %d\n", result);
+		free_pages((unsigned long)ring, RING_ORDER);
+		return result;
 	}
 	frontswap_register_ops(&operations);
 	pr_info("frontswap is pool %d of the host\n", pool);

@@ -19,10 +19,11 @@ import { Failed, throwIfInterrupted } from '../ending.ts'
 import { Ticking } from '../serve/ticking.ts'
 
 /** What runs. */
-export interface MachineOptions extends Omit<BootOptions, 'signal' | 'swapTo'> {
+export interface MachineOptions extends Omit<BootOptions, 'signal' | 'swapTo' | 'trace'> {
   readonly layers: readonly Layer[]
   readonly signal: AbortSignal
   readonly lookMicroseconds?: number
+  readonly onEvents?: (events: Uint8Array) => void
   /** Called now and then while the guest runs. */
   readonly onCounters?: (counters: Readonly<AttachCounters>) => void
 }
@@ -40,7 +41,7 @@ const counterMs = 2000
 
 /** Runs a guest to its end. Rejects with `Failed`, `TmemError` or `Interrupted`. */
 export async function runMachine(options: MachineOptions): Promise<MachineRun> {
-  const { layers, signal, onCounters, lookMicroseconds, ...boot } = options
+  const { layers, signal, onCounters, lookMicroseconds, onEvents, ...boot } = options
   const before = process.cpuUsage()
   let ticking: Ticking | undefined
   const store = compose(layers, { wake: () => ticking?.wake() })
@@ -58,12 +59,13 @@ export async function runMachine(options: MachineOptions): Promise<MachineRun> {
     await store.ready?.()
     ticking = new Ticking(() => store.tick({ pages: 4096 }), onBroken)
     throwIfInterrupted(signal)
-    const { memory, doorbell, ended } = bootGuest({ ...boot, signal: ending.signal })
+    const { memory, doorbell, ended } = bootGuest({ ...boot, trace: onEvents !== undefined, signal: ending.signal })
     const gone = new AbortController()
     // Whatever it came to, nobody waits for its doorbell any more.
     const run = ended.finally(() => gone.abort())
     const look = lookMicroseconds === undefined ? {} : { lookMicroseconds }
-    const attaching = attachGuest({ host, domain, memory, doorbell, signal: gone.signal, ...look }).then(
+    const told = onEvents === undefined ? {} : { onEvents }
+    const attaching = attachGuest({ host, domain, memory, doorbell, signal: gone.signal, ...look, ...told }).then(
       (made) => {
         made.ended.catch(onBroken)
         timer = setInterval(() => onCounters?.(made.counters), counterMs)

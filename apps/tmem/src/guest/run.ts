@@ -1,8 +1,16 @@
 /** `tmem guest run`: a Linux guest that swaps into a stack of this process through the hooks of its kernel. */
+import { closeSync, openSync, rmSync, writeSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { formatBytes, parseStack } from '@tmem/core'
-import { type AttachCounters, type GuestParts, PartsError, prepareParts, type Workload } from '@tmem/kernel-guest'
+import {
+  type AttachCounters,
+  type GuestParts,
+  PartsError,
+  prepareParts,
+  traceHead,
+  type Workload,
+} from '@tmem/kernel-guest'
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
@@ -19,6 +27,8 @@ export interface GuestRunOptions {
   readonly patience: number
   /** False: flushes are waited for, one by one. */
   readonly posted: boolean
+  /** A file for what the kernel calls. */
+  readonly trace?: string
   readonly json?: true
 }
 
@@ -42,13 +52,15 @@ export async function partsIn(cache: string, terminal: Terminal): Promise<GuestP
 
 /** Runs it, and prints what the three sides have counted. */
 export async function guestRun(options: GuestRunOptions, terminal: Terminal): Promise<void> {
-  if (options.memory < 64 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
-    throw new BadInput(`--memory: a guest has from 64MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
+  if (options.memory < 96 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
+    throw new BadInput(`--memory: a guest has from 96MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
   const layers = parseStack(options.stack, await layersWith(options.modules))
   const parts = await partsIn(options.cache ?? defaultCache(), terminal)
   const lines = linesTo((line) => terminal.note(`guest: ${line}`))
+  const trace = options.trace === undefined ? undefined : new TraceFile(options.trace)
   const run = await runMachine({
     layers,
+    ...(trace === undefined ? {} : { onEvents: (events) => trace.append(events) }),
     parts,
     workload: options.workload,
     memoryBytes: options.memory,
@@ -57,7 +69,11 @@ export async function guestRun(options: GuestRunOptions, terminal: Terminal): Pr
     signal: terminal.signal,
     onConsole: lines,
     onCounters: (counters) => terminal.note(`tmem:  ${counted(counters)}`),
+  }).catch((error: unknown) => {
+    trace?.remove()
+    throw error
   })
+  trace?.close()
   terminal.print(options.json === true ? JSON.stringify(answerOf(run, options)) : shown(run))
 }
 
@@ -99,6 +115,40 @@ function shown({
     `Every byte was right. ${seconds.toFixed(2)} s in all, ${workloadSeconds.toFixed(2)} s for the workload by the guest's clock; ${hostCpuSeconds.toFixed(2)} s of CPU for the host.`,
     'The kernel counts no invalidation of a page that is stored again: flushes of pages may be more than it says.',
   ].join('\n')
+}
+
+/** A new file for a trace. Throws `BadInput` when it cannot be made, also where there is one of that name. */
+class TraceFile {
+  readonly #path: string
+  readonly #file: number
+
+  constructor(path: string) {
+    this.#path = path
+    try {
+      this.#file = openSync(path, 'wx', 0o600)
+    } catch (error) {
+      throw new BadInput(`--trace: ${path} cannot be made: ${(error as Error).message}`)
+    }
+    this.append(traceHead)
+  }
+
+  /** Throws `Failed` when the disk is full. */
+  append(bytes: Uint8Array): void {
+    try {
+      for (let done = 0; done < bytes.length; ) done += writeSync(this.#file, bytes, done)
+    } catch (error) {
+      throw new Failed(`${this.#path} cannot be written: ${(error as Error).message}`)
+    }
+  }
+
+  close(): void {
+    closeSync(this.#file)
+  }
+
+  remove(): void {
+    this.close()
+    rmSync(this.#path)
+  }
 }
 
 /** Puts pieces together to lines. */

@@ -1,10 +1,11 @@
 /** `tmem guest run`, and a guest whose stack moves to another process while it runs. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { bootGuest, type GuestParts, lacksForGuests, prepareParts } from '@tmem/kernel-guest'
 import { beforeAll, expect, onTestFinished, type TestContext, test } from 'vitest'
-import { tmem } from '../tmem.ts'
+import { temporaryDirectory, tmem } from '../tmem.ts'
 import { hosting } from '../xen-guest.ts'
 
 const cache = fileURLToPath(new URL('../../../../.cache/kernel-guest', import.meta.url))
@@ -33,6 +34,33 @@ test('runs a guest, and all sides count the same', { timeout }, async (ctx) => {
   expect(answer.host.puts).toBeGreaterThan(10_000)
   expect(stderr).toMatch(/^guest: \d+ pages, 0 wrong$/m)
   expect(left()).toEqual([])
+})
+
+test('records what the kernel calls, which the models find possible, and what is altered they do not', {
+  timeout,
+}, async (ctx) => {
+  needed(ctx)
+  const file = join(temporaryDirectory(), 'trace')
+  const ran = await tmem(['guest', 'run', '--memory', '96MiB', '--cache', cache, '--trace', file])
+  expect(ran).toMatchObject({ code: 0 })
+  const checked = await tmem(['explore', '--trace', file, '--json'])
+  expect(checked).toMatchObject({ code: 0, stderr: '' })
+  const report = JSON.parse(checked.stdout)
+  expect(report.contradictions).toEqual([])
+  expect(report.seconds).toBeGreaterThan(1)
+  expect(report.kinds.start).toBe(report.kinds.end)
+  expect(report.kinds.load).toBeGreaterThan(5000)
+  expect(report.singlePages).toBeGreaterThan(5000)
+  // The first store was refused, it says now.
+  const bytes = readFileSync(file)
+  const first = [...Array(1000).keys()].find((event) => bytes.readUInt16LE(16 + event * 32 + 24) === 1)!
+  bytes.writeInt16LE(-12, 16 + first * 32 + 26)
+  writeFileSync(file, bytes)
+  const altered = await tmem(['explore', '--trace', file])
+  expect(altered).toMatchObject({ code: 1 })
+  expect(altered.stderr).toMatch(/^tmem: [12] contradictions, the first at event \d+: (load|invalidate)-needs-store\n$/)
+  expect(await tmem(['guest', 'run', '--cache', cache, '--trace', file])).toMatchObject({ code: 2 })
+  expect(readFileSync(file)).toEqual(bytes)
 })
 
 test('ends when it is interrupted, and nothing is left', { timeout }, async (ctx) => {
