@@ -53,9 +53,19 @@ const called =
     return (exports[name] as Record<string, (...all: unknown[]) => unknown>)[method]!(...before, options)
   }
 
+interface CacheClass {
+  new (options: object): { share(): object }
+  join(shared: object, options: object): { close(): Promise<void> }
+}
+
 /** By package and type. */
 const rows: Readonly<Record<string, Row | string>> = {
   'cache CacheOptions': row(made('Cache'), none),
+  'cache JoinOptions': row(
+    (exports: { Cache: CacheClass }, options) =>
+      exports.Cache.join(new exports.Cache({ memory: '4MiB' }).share(), options as object),
+    none,
+  ),
   'cache SetOptions': row(
     (
       exports: { Cache: new (options: object) => { set(key: string, value: string, options: object): unknown } },

@@ -1,6 +1,5 @@
 /**
- * A cache of entries with keys: values of any size in the pages of a stack, found by a table without an object per
- * entry.
+ * Entries in the pages of a stack, of one thread: found by a table without an object per entry.
  *
  * What is new is written into a page in the window, where it is read like any other. A full page goes into the stack;
  * what is asked for comes back as a whole page, of which the window keeps a copy.
@@ -12,31 +11,17 @@
  * its entries.
  *
  * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has some; a
- * page number has no other page until no entry refers to the old one. Code of the user's (codecs, getters, loaders,
- * who listens to the channel) runs before anything is changed, or after everything is. `#record` and `#hash` are of the
- * last key that was looked for: what is read from them is read before anybody waits.
+ * page number has no other page until no entry refers to the old one. `#record` and `#hash` are of the last key that
+ * was looked for: what is read from them is read before anybody waits.
  *
  * Source of the rule: Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023); of pages of one
  * lifetime, Segcache (NSDI 2021).
  */
-
-import { randomFillSync } from 'node:crypto'
-import { channel } from 'node:diagnostics_channel'
-import {
-  type ByteAmount,
-  type ByteLimit,
-  checkOptions,
-  GetOutcome,
-  type Layer,
-  type LayerFactory,
-  type OptionNames,
-  PutOutcome,
-  putOutcomeName,
-  systemAllocator,
-  TmemError,
-} from '@tmem/core'
+import { GetOutcome, PutOutcome, putOutcomeName, systemAllocator, TmemError } from '@tmem/core'
+import type { CacheKey } from './cache.ts'
+import { type Entries, type EntryStats, hashOfKey, type Lifetime, timeOf } from './entries.ts'
 import { KeyHash, type KeyKind } from './hash.ts'
-import { type Loader, Loads } from './loads.ts'
+import { hit, Miss, stale } from './outcome.ts'
 import {
   emptyingFrame,
   isMainQueue,
@@ -51,10 +36,7 @@ import {
 import {
   EntryFacts,
   headBytes,
-  maxKeyBytes,
   maxSharedBytes,
-  maxTags,
-  maxWide,
   offsetIn,
   pageBytes,
   RecordView,
@@ -66,159 +48,10 @@ import {
   writeRecord,
 } from './records.ts'
 import { restoreSnapshot, sinkPages, takeSnapshot, writeSnapshot } from './snapshot.ts'
-import { type CacheFile, type CacheStack, openStack } from './stack.ts'
+import type { CacheStack } from './stack.ts'
 import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refOf, usesOf, withUses } from './table.ts'
 import { Tags } from './tags.ts'
-import { readValue, type ValueCodec, ValueKind, ValueWriter } from './values.ts'
-
-/**
- * A key: a string, or bytes. A string and its bytes are different keys. Up to 64 KiB (wide strings: two bytes a unit).
- */
-export type CacheKey = string | Uint8Array
-
-/** Settings of a cache. */
-export interface CacheOptions<V> {
-  /**
-   * Memory that it may use: keys, values, tables, everything; at least 2 MiB. Or a `ByteLimit` that can be changed
-   * while the cache is in use; what is above a lowered one goes with the next writes, and ticks. Over a `stack`, whose
-   * places have limits of their own, it bounds what the cache's own tables may take (default 64 MiB).
-   */
-  readonly memory?: ByteAmount | ByteLimit
-  /** A file beneath the memory: what is not used goes there, and a restart finds it again. */
-  readonly file?: CacheFile
-  /** A stack instead of the cache's own, as layers or as text. */
-  readonly stack?: string | readonly Layer[]
-  /** Layers by which that text may name others than `memory`, `zcache` and `spill`. */
-  readonly layers?: readonly LayerFactory[]
-  /**
-   * How values become strings or bytes (default: strings and bytes as they are, all else by structured clone). Example:
-   * `{ encode: JSON.stringify, decode: JSON.parse }`.
-   */
-  readonly codec?: ValueCodec<V, string> | ValueCodec<V, Uint8Array>
-  /** Milliseconds since 1970 (default: the time of the start, plus a clock that never jumps). */
-  readonly clock?: () => number
-}
-
-const optionNames: OptionNames<CacheOptions<unknown>> = {
-  memory: 'any?',
-  file: 'any?',
-  stack: 'any?',
-  layers: 'list?',
-  codec: 'object?',
-  clock: 'function?',
-}
-
-/** What is said of an entry that is set. */
-export interface SetOptions {
-  /** Milliseconds until it is gone: more than 0 (default: it stays until its room is needed). */
-  readonly ttl?: number | undefined
-  /** Names by which `deleteByTag` finds it: at most 255. */
-  readonly tags?: readonly string[] | undefined
-}
-
-const setNames: OptionNames<SetOptions> = { ttl: true, tags: true }
-
-/** What is said of a value that is fetched. */
-export interface FetchOptions extends SetOptions {
-  /**
-   * Milliseconds behind the end of its ttl during which the old value is answered at once, while a new one is loaded
-   * (default 0). Needs a ttl.
-   */
-  readonly grace?: number | undefined
-  /** Milliseconds that the loader has (default: any time). */
-  readonly timeout?: number | undefined
-  /**
-   * Milliseconds for which it is remembered that there is no value: that the loader gave `undefined` (default: not).
-   */
-  readonly absentTtl?: number | undefined
-  /** Ends the wait of this caller. */
-  readonly signal?: AbortSignal | undefined
-}
-
-const fetchNames: OptionNames<FetchOptions> = {
-  ttl: true,
-  tags: true,
-  grace: true,
-  timeout: true,
-  absentTtl: true,
-  signal: true,
-}
-
-/** Why there was no value. */
-export const Miss = {
-  /** There is no such entry, as far as anybody remembers. */
-  Absent: 1,
-  /** Its room was needed. */
-  Evicted: 2,
-  /** Its time was over. */
-  Expired: 3,
-  /** It was deleted by a tag. */
-  Untagged: 4,
-  /** Another key has its hash. */
-  Collided: 5,
-  /** The stack has lost its page. */
-  Vanished: 6,
-  /** It is where one has to wait for it: `load`. */
-  Deferred: 7,
-} as const
-export type Miss = (typeof Miss)[keyof typeof Miss]
-
-const missNames = ['', 'absent', 'evicted', 'expired', 'untagged', 'collided', 'vanished', 'deferred'] as const
-const hit = 0
-/** It is there, but not fresh any more. */
-const stale = 100
-
-/** What was counted, and what rests where. */
-export interface CacheStats {
-  /** Entries that are known; some of them may have expired, vanished, or been deleted by a tag. */
-  readonly entries: number
-  readonly sets: number
-  /** Sets that found no room, by reason. */
-  readonly refused: Readonly<Record<string, number>>
-  readonly deletes: number
-  readonly hits: number
-  /** Values that `fetch` answered although they were not fresh any more. */
-  readonly stale: number
-  /** Loaders that `fetch` called, and those of them that failed. */
-  readonly loads: number
-  readonly loadFailures: number
-  readonly misses: Readonly<Record<Exclude<(typeof missNames)[number], ''>, number>>
-  /** Entries that went: their room was needed, they had expired, or the stack refused or lost their page. */
-  readonly evictions: {
-    readonly room: number
-    readonly expired: number
-    readonly refused: number
-    readonly vanished: number
-  }
-  /** Entries that were written again because they were used. */
-  readonly kept: number
-  /** Pages of the stack that were brought to the window, and that were written. */
-  readonly pagesRead: number
-  readonly pagesWritten: number
-  /** Bytes: the limit, all memory in use, and of that the table of entries, the tables of pages, and the window. */
-  readonly limitBytes: number
-  readonly memoryBytes: number
-  readonly tableBytes: number
-  readonly pageTableBytes: number
-  readonly windowBytes: number
-  /** By place: pages, bytes of them, and memory that the place uses. */
-  readonly places: readonly {
-    readonly name: string
-    readonly pages: number
-    readonly bytes: number
-    readonly usedBytes: number
-  }[]
-}
-
-/** What the channel `tmem:cache` tells of each operation, while somebody listens. */
-export interface CacheMessage {
-  readonly cache: Cache<never>
-  readonly operation: 'get' | 'set' | 'delete' | 'evict'
-  /** The key; of an eviction there is none. */
-  readonly key: CacheKey | undefined
-  /** `hit`, why it is a miss, `stored`, why it was refused, or how many entries went. */
-  readonly outcome: string | number
-}
+import { readRaw, ValueKind, type ValueWriter } from './values.ts'
 
 /** How often a write makes room before it gives up. */
 const attempts = 64
@@ -237,12 +70,17 @@ const windowShare = 24
 const minFrames = 48
 const maxFrames = 16384
 
-/** A cache. See the head of the file. */
-export class Cache<V = unknown> {
-  readonly #loads: Loads<V> = new Loads()
-  readonly #codec: ValueCodec<unknown> | undefined
+/** Takes over an entry: a record, and whether it was used again. */
+export type Adopt = (bytes: Buffer, at: number, end: number, hash: number, expiry: number, isMain: boolean) => void
+
+/** See the head of the file. */
+export class OwnEntries implements Entries {
+  value: unknown
+  isAbsent = false
+  opening: Promise<void> | undefined
   readonly #clock: () => number
-  readonly #channel = channel('tmem:cache')
+  /** Whether anybody wants to know how many entries went. */
+  readonly #isTold: () => boolean
   readonly #stack: CacheStack
   /** That of an earlier run, once its entries are here. */
   #hash: KeyHash
@@ -250,7 +88,6 @@ export class Cache<V = unknown> {
   readonly #ghosts: Ghosts
   readonly #book: PageBook
   readonly #tags: Tags = new Tags()
-  readonly #writer: ValueWriter = new ValueWriter()
   readonly #facts: EntryFacts = new EntryFacts()
   readonly #record: RecordView = new RecordView()
   /** By queue: the page that is being filled, and the bytes of its records. */
@@ -261,24 +98,19 @@ export class Cache<V = unknown> {
   /** Records of a page that is being emptied which are written again: number, and uses. */
   readonly #keeping: Uint8Array = new Uint8Array(maxRecords * 2)
   #isEmptying = false
-  /** Entries that went, of which the channel was not told yet: it is when everything is in order again. */
+  /** Entries that went, of which nobody was told yet. */
   #untold = 0
   /** The page of the entry that was found last was not in the window, or that is used again and again since now. */
   #isToMove = false
   /** The stack has asked for a tick, or uses more than its limit. */
   #isOver = false
-  #closed: Promise<void> | undefined
-  /** What an earlier run has left is being read; `undefined`: it was, or there is none. */
-  #opening: Promise<void> | undefined
+  #isClosed = false
   #isRestored = false
-  /** The last snapshot, and the last sync. */
+  /** The last snapshot. */
   #epoch = 0
-  #syncing: Promise<void> = Promise.resolve()
   readonly #counts = {
     sets: 0,
     deletes: 0,
-    hits: 0,
-    stale: 0,
     room: 0,
     expired: 0,
     refused: 0,
@@ -287,37 +119,32 @@ export class Cache<V = unknown> {
     pagesRead: 0,
     pagesWritten: 0,
   }
-  readonly #misses: Float64Array = new Float64Array(missNames.length)
   readonly #refusals: Map<string, number> = new Map()
 
   /**
-   * Throws `TypeError` and `RangeError` for options that make no sense, `TmemError` when the stack cannot be opened.
+   * @param open the stack, which calls `wake` when it asks for a tick
+   * @throws RangeError when the limit is too low for the tables; then the stack is closed
    */
-  constructor(options: CacheOptions<V>) {
-    checkOptions<CacheOptions<unknown>>('cache', options as CacheOptions<unknown>, optionNames)
-    const { codec, clock = monotonic() } = options
-    if (codec !== undefined && (typeof codec.encode !== 'function' || typeof codec.decode !== 'function'))
-      throw new TypeError('cache: codec has two functions, encode and decode')
-    this.#codec = codec as ValueCodec<unknown> | undefined
+  constructor(open: (wake: () => void) => CacheStack, hash: KeyHash, clock: () => number, isTold: () => boolean) {
+    this.#hash = hash
     this.#clock = clock
-    const seeds = randomFillSync(new Int32Array(2))
-    this.#hash = new KeyHash(seeds[0]!, seeds[1]!)
-    this.#stack = openStack(options, () => {
+    this.#isTold = isTold
+    this.#stack = open(() => {
       this.#isOver = true
     })
     const { limit, capacity } = this.#stack
     const frames = Math.floor(limit.maximumBytes / windowShare / pageBytes)
     this.#book = new PageBook(capacity, Math.min(maxFrames, Math.max(minFrames, frames)), systemAllocator)
     this.#table = new EntryTable(systemAllocator)
-    this.#ghosts = new Ghosts(2 ** Math.floor(Math.log2(limit.maximumBytes / 512)))
+    this.#ghosts = new Ghosts(new Int32Array(2 ** Math.floor(Math.log2(limit.maximumBytes / 512))))
     this.#transfer = this.#book.window.subarray(transferFrame * pageBytes, (transferFrame + 1) * pageBytes)
     this.#shareLimit()
     const least = this.#ownBytes() + this.#stack.taken.bytes + leastPlacesBytes
     if (limit.bytes >= least || this.#stack.places === undefined) {
       if (!this.#stack.survives) return
-      this.#opening = this.#restore()
+      this.opening = this.#restore()
       // Who waits for it is told.
-      this.#opening.catch(() => undefined)
+      this.opening.catch(() => undefined)
       return
     }
     // A rejection of this close is not handled on purpose: it surfaces beside the error thrown here.
@@ -325,135 +152,60 @@ export class Cache<V = unknown> {
     throw new RangeError(`cache: memory is at least ${least} bytes with these settings, got ${limit.bytes}`)
   }
 
-  // ---- Reading ----------------------------------------------------------------------------------------------------
-
-  /**
-   * The value of a key; `undefined`: there is none, or it is where one has to wait for it (see `load`). A value is its
-   * caller's own.
-   */
-  get(key: CacheKey): V | undefined {
-    const hash = this.#hashOf('get', key)
-    const outcome = this.#find(key, hash)
-    return this.#answer(key, outcome)
+  find(who: string, key: CacheKey, isUse: boolean): number {
+    const hash = hashOfKey(this.#hash, who, key)
+    return this.#taken(key, this.#find(key, hash, isUse), isUse)
   }
 
-  /**
-   * As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be
-   * had.
-   */
-  async load(key: CacheKey): Promise<V | undefined> {
-    const own = ownKey(key)
-    if (this.#opening !== undefined) await this.#opening
-    const hash = this.#hashOf('load', own)
-    const outcome = this.#find(own, hash)
-    if (outcome !== Miss.Deferred) return this.#answer(own, outcome)
-    return await this.#bring(own, hash, (brought) => this.#answer(own, brought))
+  async bring<T>(key: CacheKey, use: (outcome: number) => T | Promise<T>): Promise<T> {
+    const hash = this.#hash.of(key)
+    return await this.#bring(key, hash, (outcome) => use(this.#taken(key, outcome, true)))
   }
 
-  /**
-   * The value of a key, which `loader` gives where there is none: one call for a key, however many callers wait (they
-   * get the loader's own value). Behind the end of its ttl, within `grace`, the old value is answered, and loaded anew
-   * behind it; if that fails, the next call tries again. Rejects with what the loader throws, with a `TimeoutError`, or
-   * with the reason of the signal; and with what `set` throws for a value that cannot be kept. A loader that fetches
-   * its own key would wait for itself: an `Error`, when it does so before it waits for something else, or with the
-   * signal it was given; otherwise only a `timeout` ends it.
-   */
-  async fetch(key: CacheKey, loader: Loader<V>, options: FetchOptions = {}): Promise<V | undefined> {
-    const { ttl, grace, absentTtl, tags = noTags, timeout, signal } = checkedFetch(loader, options)
-    const own = ownKey(key)
-    signal?.throwIfAborted()
-    if (this.#opening !== undefined) await this.#opening
-    const hash = this.#hashOf('fetch', own)
-    const keep = (value: V | undefined): void => {
-      if (this.#closed !== undefined) return
-      if (value !== undefined) this.#writer.take('cache.fetch', value, this.#codec)
-      else if (absentTtl === undefined) return
-      else this.#writer.takeAbsent()
-      const fresh = value === undefined ? absentTtl! : ttl
-      this.#store('fetch', own, value === undefined ? fresh : fresh + grace, fresh, tags)
-      this.#tellEvicted()
-    }
-    const use = (outcome: number): V | undefined | Promise<V | undefined> => {
-      const old = outcome === stale ? (this.#value() as V | undefined) : this.#answer(own, outcome)
-      if (outcome === hit) return old
-      const load = this.#loads.of(own) ?? this.#loads.start(own, { loader, tags, timeout, keep })
-      if (outcome !== stale) return this.#loads.wait(load, signal)
-      this.#counts.stale++
-      return old
-    }
-    const outcome = this.#find(own, hash)
-    return await (outcome === Miss.Deferred ? this.#bring(own, hash, use) : use(outcome))
+  versionOf(): undefined {
+    return undefined
   }
 
-  /** Values of several keys, as `get`. */
-  getMany(keys: Iterable<CacheKey>): (V | undefined)[] {
-    return Array.from(keys, (key) => this.get(key))
+  store(who: string, key: CacheKey, writer: ValueWriter, lifetime: Lifetime): boolean {
+    const { expiry, fresh, tags } = lifetime
+    const facts = this.#facts
+    facts.tags = tags.length === 0 ? noHashes : tags.map((tag) => this.#hash.of(tag))
+    if (tags.length > 0) facts.sequence = ++this.#tags.sequence
+    const hash = hashOfKey(this.#hash, who, key)
+    const { kind, length } = this.#hash
+    // What never ends may still be fresh for a while only; there is no end of freshness behind that of life.
+    const now = fresh === Number.POSITIVE_INFINITY ? 0 : this.#clock()
+    facts.expiry = timeOf(now + expiry)
+    facts.fresh = fresh < expiry ? timeOf(now + fresh) : Number.POSITIVE_INFINITY
+    this.#counts.sets++
+    const isMain = this.#replace(hash)
+    const bytes = recordBytes(facts, length, writer.length)
+    const queue = queueFor(expiry, isMain)
+    if (bytes > maxSharedBytes) return this.#storeSpan(key, kind, length, hash, bytes, queue, writer)
+    const at = this.#reserve(queue, bytes, hash)
+    if (at === none) return this.#refused('no room')
+    const { window } = this.#book
+    writer.writeTo(window, writeRecord(window, at, facts, key, kind, length, writer.kind, writer.length))
+    return this.#noted(queue, at, bytes, hash, facts.expiry, 0)
   }
 
-  /**
-   * Whether there is a value. Counts neither as use nor as hit. Where one has to wait for it, the hash of the key is
-   * believed.
-   */
-  has(key: CacheKey): boolean {
-    const hash = this.#hashOf('has', key)
-    const outcome = this.#find(key, hash, false)
-    return outcome === Miss.Deferred || (outcome === hit && this.#record.valueKind !== ValueKind.Absent)
-  }
-
-  // ---- Writing ----------------------------------------------------------------------------------------------------
-
-  /**
-   * Sets the value of a key. False: there was no room for it, and the key has no value now. Throws `TypeError` for what
-   * is no key and for values that cannot be serialised, `RangeError` for keys of more than 64 KiB, values of more than
-   * 64 MiB and lifetimes that are none; then nothing has changed.
-   */
-  set(key: CacheKey, value: V, options: SetOptions = {}): boolean {
-    const lifetime = checkedSet(options)
-    const tags = options.tags ?? noTags
-    // Code of the user's runs here, and may use this cache: nothing is known of it before.
-    this.#writer.take('cache.set', value, this.#codec)
-    const stored = this.#store('set', key, lifetime, lifetime, tags)
-    this.#loads.supersede(key)
-    if (this.#channel.hasSubscribers) this.#tell('set', key, stored ? 'stored' : 'refused')
-    return stored
-  }
-
-  /** Sets several values: pairs of key and value. How many were stored; it stops at the first one that throws. */
-  setMany(entries: Iterable<readonly [CacheKey, V]>, options: SetOptions = {}): number {
-    let stored = 0
-    for (const [key, value] of entries) if (this.set(key, value, options)) stored++
-    return stored
-  }
-
-  /** Deletes a value. Whether there was one; where one would have to wait for it, the hash of the key is believed. */
-  delete(key: CacheKey): boolean {
-    const hash = this.#hashOf('delete', key)
-    const outcome = this.#find(key, hash, false)
-    this.#loads.supersede(key)
-    const isKnown = outcome === hit || outcome === stale || outcome === Miss.Deferred
-    const isThere = isKnown && (outcome === Miss.Deferred || this.#record.valueKind !== ValueKind.Absent)
-    if (isKnown) {
+  remove(who: string, key: CacheKey): number {
+    const hash = hashOfKey(this.#hash, who, key)
+    const outcome = this.#taken(key, this.#find(key, hash, false), false)
+    if (outcome === hit || outcome === stale || outcome === Miss.Deferred) {
       this.#remove(this.#table.find(hash))
       this.#counts.deletes++
     }
-    if (this.#channel.hasSubscribers) this.#tell('delete', key, isThere ? 'deleted' : 'absent')
-    return isThere
+    return outcome
   }
 
-  /** Deletes all entries with that tag. Costs the same however many there are; their memory is used again by and by. */
   deleteByTag(tag: string): void {
-    if (typeof tag !== 'string') throw new TypeError(`cache.deleteByTag: a tag is a string, got ${typeof tag}`)
-    this.#assertOpen('deleteByTag')
     this.#tags.delete(this.#hash.of(tag))
-    this.#loads.supersedeAll(tag)
   }
 
-  /** Deletes everything. */
   clear(): void {
-    this.#assertOpen('clear')
     const { pool } = this.#stack
     const book = this.#book
-    this.#loads.supersedeAll()
     this.#table.clear()
     this.#ghosts.clear()
     this.#tags.clear()
@@ -464,50 +216,20 @@ export class Cache<V = unknown> {
     this.#shareLimit()
   }
 
-  // ---- Upkeep -----------------------------------------------------------------------------------------------------
-
-  /**
-   * Does what is left to do, as far as so many pages: lets entries go while the limit was lowered, and the stack's own
-   * background work. Whether there is more. To be called when the limit was changed, and nothing is written.
-   */
-  tick(pages = 256): boolean {
-    this.#assertOpen('tick')
+  tick(pages: number): boolean {
     this.#shareLimit()
-    const isMore = this.#relieve(pages)
-    this.#tellEvicted()
-    return isMore
+    return this.#relieve(pages)
   }
 
-  /**
-   * Resolves when what an earlier run has left in the file is known. Before, a cache with a file does nothing (`load`
-   * and `fetch` wait for it). Rejects with `TmemError` when the stack fails; what is damaged costs its entries only.
-   */
-  async ready(): Promise<void> {
-    await this.#opening
+  async sync(): Promise<void> {
+    if (!this.#stack.survives)
+      throw new TmemError('TMEM_UNSUPPORTED', 'cache.sync: no place of this cache survives the process', {
+        layer: 'cache',
+      })
+    await this.#writeDown()
   }
 
-  /**
-   * Writes down what is in memory, and the table of entries: resolves when all that was there at the call is in the
-   * file, and would be found after a crash of the process. It is in the file only, then: `load` has it. What is deleted
-   * or replaced afterwards is so after a crash only with the next `sync`. Rejects with `TmemError`: `TMEM_UNSUPPORTED`
-   * where no place survives, `TMEM_IO` when the file fails.
-   */
-  sync(): Promise<void> {
-    const sync = this.#syncing.then(async () => {
-      await this.#opening
-      this.#assertOpen('sync')
-      if (!this.#stack.survives)
-        throw new TmemError('TMEM_UNSUPPORTED', 'cache.sync: no place of this cache survives the process', {
-          layer: 'cache',
-        })
-      await this.#writeDown()
-    })
-    this.#syncing = sync.catch(() => undefined)
-    return sync
-  }
-
-  /** What was counted, and what rests where. */
-  stats(): CacheStats {
+  stats(): EntryStats {
     const { limit, store, taken } = this.#stack
     const places = (store.usage?.().places ?? []).map(({ name, pages, bytes, usedBytes }) => ({
       name,
@@ -515,30 +237,12 @@ export class Cache<V = unknown> {
       bytes,
       usedBytes,
     }))
-    const {
-      sets,
-      deletes,
-      hits,
-      stale: old,
-      room,
-      expired,
-      refused,
-      vanished,
-      kept,
-      pagesRead,
-      pagesWritten,
-    } = this.#counts
-    const misses = Object.fromEntries(missNames.map((name, n) => [name, this.#misses[n]!]).slice(1))
+    const { sets, deletes, room, expired, refused, vanished, kept, pagesRead, pagesWritten } = this.#counts
     return {
       entries: this.#table.count,
       sets,
       refused: Object.fromEntries(this.#refusals),
       deletes,
-      hits,
-      stale: old,
-      loads: this.#loads.started,
-      loadFailures: this.#loads.failed,
-      misses: misses as CacheStats['misses'],
       evictions: { room, expired, refused, vanished },
       kept,
       pagesRead,
@@ -552,7 +256,12 @@ export class Cache<V = unknown> {
     }
   }
 
-  /** Throws an `Error` that names a broken invariant. For tests: it looks at every entry. */
+  takeEvicted(): number {
+    const count = this.#untold
+    this.#untold = 0
+    return count
+  }
+
   check(): void {
     const book = this.#book
     const live = new Map<number, number>()
@@ -569,23 +278,89 @@ export class Cache<V = unknown> {
     this.#stack.store.check?.()
   }
 
-  /** Gives everything back; with a file, what is in memory is written down first, as by `sync`. Idempotent. */
-  close(): Promise<void> {
-    if (this.#closed === undefined) {
-      this.#closed = this.#close()
-      this.#loads.abort(new TmemError('TMEM_CLOSED', 'cache.fetch: the cache is closed', { layer: 'cache' }))
-    }
-    return this.#closed
-  }
-
-  async #close(): Promise<void> {
+  async close(): Promise<void> {
+    this.#isClosed = true
     try {
-      await this.#opening
-      await this.#syncing
+      await this.opening
       if (this.#isRestored) await this.#writeDown()
     } finally {
       await this.#stack.store.close()
     }
+  }
+
+  /** Seeds of the hash; the last write of an entry with tags; bytes of the limit. */
+  get seeds(): readonly [number, number] {
+    return [this.#hash.seed0, this.#hash.seed1]
+  }
+
+  get sequence(): number {
+    return this.#tags.sequence
+  }
+
+  get limitBytes(): number {
+    return this.#stack.limit.bytes
+  }
+
+  /** Whether the stack is one that the cache has made of memory alone. */
+  get isOfMemory(): boolean {
+    return this.#stack.places !== undefined && !this.#stack.survives
+  }
+
+  /** Hands all entries over, the oldest first, and keeps none. They give their memory back page by page. */
+  handOver(adopt: Adopt): void {
+    const book = this.#book
+    for (let queue = 0; queue < queues; queue++) {
+      for (let page = book.oldest(queue); page !== none; page = book.oldest(queue)) {
+        this.#handOverPage(page, isMainQueue(queue), adopt)
+        book.unlink(page)
+        this.#drop(page)
+      }
+      const page = this.#open[queue]!
+      this.#open[queue] = none
+      if (page === none) continue
+      this.#handOverPage(page, isMainQueue(queue), adopt)
+      book.release(page)
+    }
+  }
+
+  #handOverPage(page: number, isMain: boolean, adopt: Adopt): void {
+    const book = this.#book
+    const record = this.#record
+    if (book.spans[page] !== 0) {
+      const whole = Buffer.allocUnsafeSlow(book.spans[page]! * pageBytes)
+      const hash = book.hashes[page]!
+      if (this.#readSpan(page, whole) === hit && record.read(whole, headBytes, whole.length)) {
+        if (!this.#tags.hasDeleted(record)) adopt(whole, headBytes, record.end, hash, record.expiry, isMain)
+      }
+      this.#table.removeAt(this.#table.find(hash))
+      book.live[page] = 0
+      return
+    }
+    const isThere = book.placeOf(page) !== 0 || this.#fill(page) === hit
+    const at = book.placeOf(page)
+    for (let n = 0; isThere && n < recordsIn(book.window, at); n++) {
+      const from = at + offsetIn(book.window, at, n)
+      if (!record.read(book.window, from, at + pageBytes)) continue
+      const { end, expiry } = record
+      const isDeleted = this.#tags.hasDeleted(record)
+      const slot = this.#slotOf(page, n)
+      if (slot === noSlot) continue
+      const hash = this.#hash.bytes(book.window, record.keyAt, record.keyLength, record.keyKind)
+      this.#table.removeAt(slot)
+      if (!isDeleted) adopt(book.window, from, end, hash, expiry, isMain)
+    }
+    book.live[page] = 0
+  }
+
+  /** Reads what was found, which is where it is now only. */
+  #taken(key: CacheKey, outcome: number, isUse: boolean): number {
+    if (outcome !== hit && outcome !== stale) return outcome
+    const { bytes, valueAt, valueLength, valueKind } = this.#record
+    this.isAbsent = valueKind === ValueKind.Absent
+    if (!isUse) return outcome
+    this.value = readRaw(bytes, valueAt, valueLength, valueKind)
+    if (this.#isToMove && outcome === hit) this.#gather(key)
+    return outcome
   }
 
   // ---- The file ---------------------------------------------------------------------------------------------------
@@ -600,14 +375,13 @@ export class Cache<V = unknown> {
     }
     this.#shareLimit()
     this.#isRestored = true
-    this.#opening = undefined
+    this.opening = undefined
   }
 
   async #writeDown(): Promise<void> {
     const { pool, store } = this.#stack
     const book = this.#book
     for (let queue = 0; queue < queues; queue++) if (this.#open[queue] !== none) this.#seal(queue)
-    this.#tellEvicted()
     const indexes = new Uint32Array(sunkAtOnce)
     // Pages that come meanwhile may sink, or not; the numbers are asked for anew after each wait.
     for (let page = 0; page < book.watermark; ) {
@@ -737,11 +511,7 @@ export class Cache<V = unknown> {
   }
 
   /** Waits for the page of a key, looks again, and answers what is made of that at once: while it is still so. */
-  async #bring(
-    key: CacheKey,
-    hash: number,
-    use: (outcome: number) => V | undefined | Promise<V | undefined>,
-  ): Promise<V | undefined> {
+  async #bring<T>(key: CacheKey, hash: number, use: (outcome: number) => T | Promise<T>): Promise<T> {
     const book = this.#book
     const { pool } = this.#stack
     for (;;) {
@@ -756,7 +526,7 @@ export class Cache<V = unknown> {
         const into = bytes.subarray(n * pageBytes, (n + 1) * pageBytes)
         got = span === 0 ? await pool.fetch(0, page, into) : await pool.fetch(page + 1, n, into)
       }
-      this.#assertOpen('load')
+      if (this.#isClosed) throw new TmemError('TMEM_CLOSED', 'cache.load: the cache is closed', { layer: 'cache' })
       const again = this.#table.find(hash)
       if (again === noSlot) return use(this.#rehashed(key, hash))
       if (pageOf(this.#table.refAt(again)) !== page || book.stamps[page] !== stamp) {
@@ -783,24 +553,6 @@ export class Cache<V = unknown> {
     return this.#find(key, hash)
   }
 
-  /** The value of the record that was found. */
-  #value(): unknown {
-    const { bytes, valueAt, valueLength, valueKind } = this.#record
-    return readValue(bytes, valueAt, valueLength, valueKind, this.#codec)
-  }
-
-  /** What a get answers, counted and told. */
-  #answer(key: CacheKey, outcome: number): V | undefined {
-    let value: unknown
-    if (outcome === hit) {
-      this.#counts.hits++
-      value = this.#value()
-      if (this.#isToMove) this.#gather(key)
-    } else this.#misses[outcome === stale ? Miss.Expired : outcome]!++
-    if (this.#channel.hasSubscribers) this.#tell('get', key, outcome === hit ? 'hit' : missName(outcome))
-    return value as V | undefined
-  }
-
   /**
    * An entry that is used again and again is written anew beside others that were used again: so a page in the window
    * has several such entries, instead of one among others, and they do not go with a page of what is new.
@@ -819,7 +571,6 @@ export class Cache<V = unknown> {
     const at = book.placeOf(page)
     const record = this.#record
     const from = movingFrame * pageBytes
-    // A codec of the user's may have used the cache meanwhile.
     if (at === 0 || !record.read(window, at + offsetIn(window, at, recordOf(ref)), at + pageBytes)) return
     const start = at + offsetIn(window, at, recordOf(ref))
     const bytes = record.end - start
@@ -838,33 +589,6 @@ export class Cache<V = unknown> {
   }
 
   // ---- Storing ----------------------------------------------------------------------------------------------------
-
-  /** Stores what the writer has under a key. `expiry` and `fresh`: milliseconds from now. */
-  #store(who: string, key: CacheKey, expiry: number, fresh: number, tags: readonly string[]): boolean {
-    const facts = this.#facts
-    const writer = this.#writer
-    this.#assertOpen(who)
-    facts.tags = tags.length === 0 ? noHashes : tags.map((tag) => this.#hash.of(tag))
-    if (tags.length > 0) facts.sequence = ++this.#tags.sequence
-    const hash = this.#hashOf(who, key)
-    const { kind, length } = this.#hash
-    // What never ends may still be fresh for a while only; there is no end of freshness behind that of life.
-    const now = fresh === Number.POSITIVE_INFINITY ? 0 : this.#clock()
-    if (!(now >= 0 && now <= maxWide))
-      throw new RangeError(`cache.${who}: clock gives milliseconds since 1970, below 2^48; it gave ${now}`)
-    facts.expiry = timeOf(now + expiry)
-    facts.fresh = fresh < expiry ? timeOf(now + fresh) : Number.POSITIVE_INFINITY
-    this.#counts.sets++
-    const isMain = this.#replace(hash)
-    const bytes = recordBytes(facts, length, writer.length)
-    const queue = queueFor(expiry, isMain)
-    if (bytes > maxSharedBytes) return this.#storeSpan(key, kind, length, hash, bytes, queue)
-    const at = this.#reserve(queue, bytes, hash)
-    if (at === none) return this.#refused('no room')
-    const { window } = this.#book
-    writer.writeTo(window, writeRecord(window, at, facts, key, kind, length, writer.kind, writer.length))
-    return this.#noted(queue, at, bytes, hash, facts.expiry, 0)
-  }
 
   /** Removes the entry of a hash, if there is one. Whether the next one has been here before, and was used. */
   #replace(hash: number): boolean {
@@ -927,10 +651,17 @@ export class Cache<V = unknown> {
   }
 
   /** Stores a record in pages of its own. */
-  #storeSpan(key: CacheKey, kind: KeyKind, length: number, hash: number, recordLength: number, queue: number): boolean {
+  #storeSpan(
+    key: CacheKey,
+    kind: KeyKind,
+    length: number,
+    hash: number,
+    recordLength: number,
+    queue: number,
+    writer: ValueWriter,
+  ): boolean {
     const { pool, largest, store } = this.#stack
     const book = this.#book
-    const writer = this.#writer
     const span = Math.ceil((headBytes + recordLength) / pageBytes)
     const whole = span * pageBytes > largest ? undefined : systemAllocator.allocate(span * pageBytes, 'cache.value')
     const page = whole === undefined || !this.#growTable(hash) ? none : this.#takePage(span)
@@ -1118,7 +849,7 @@ export class Cache<V = unknown> {
     const before = this.#counts.room + this.#counts.expired
     if (book.spans[page] === 0) this.#evictShared(page, wasMain)
     else this.#evictSpan(page, wasMain)
-    if (this.#channel.hasSubscribers) this.#untold += this.#counts.room + this.#counts.expired - before
+    if (this.#isTold()) this.#untold += this.#counts.room + this.#counts.expired - before
     return true
   }
 
@@ -1256,95 +987,6 @@ export class Cache<V = unknown> {
     for (const { usedBytes } of this.#stack.store.usage?.().places ?? []) bytes += usedBytes
     return bytes
   }
-
-  // ---- Arguments --------------------------------------------------------------------------------------------------
-
-  #assertOpen(who: string): void {
-    if (this.#closed !== undefined)
-      throw new TmemError('TMEM_CLOSED', `cache.${who}: the cache is closed`, { layer: 'cache' })
-    if (this.#opening !== undefined)
-      throw new TypeError(`cache.${who}: what is in the file is not known yet: await cache.ready() first`)
-  }
-
-  #hashOf(who: string, key: CacheKey): number {
-    this.#assertOpen(who)
-    if (typeof key !== 'string' && !(key instanceof Uint8Array))
-      throw new TypeError(`cache.${who}: a key is a string or a Uint8Array, got ${key === null ? 'null' : typeof key}`)
-    if (key.length <= maxKeyBytes) {
-      const hash = this.#hash.of(key)
-      if (this.#hash.length <= maxKeyBytes) return hash
-    }
-    throw new RangeError(`cache.${who}: a key has at most ${maxKeyBytes} bytes, this one has more: hash it`)
-  }
-
-  #tellEvicted(): void {
-    const count = this.#untold
-    this.#untold = 0
-    if (count > 0) this.#channel.publish({ cache: this, operation: 'evict', key: undefined, outcome: count })
-  }
-
-  #tell(operation: CacheMessage['operation'], key: CacheKey | undefined, outcome: string | number): void {
-    this.#tellEvicted()
-    this.#channel.publish({ cache: this, operation, key, outcome })
-  }
 }
 
-const noTags: readonly string[] = Object.freeze([])
-
-/** A key that stays as it is while somebody waits, whatever its caller does with the bytes. */
-const ownKey = (key: CacheKey): CacheKey => {
-  if (!(key instanceof Uint8Array)) return key
-  return Buffer.isBuffer(key) ? Buffer.from(key) : new Uint8Array(key)
-}
 const noHashes: readonly number[] = Object.freeze([])
-
-const missName = (outcome: number): string => (outcome === stale ? 'expired' : missNames[outcome]!)
-
-/** A point in time as it is kept; what lies too far ahead is never. */
-const timeOf = (time: number): number => (time > maxWide ? Number.POSITIVE_INFINITY : Math.ceil(time))
-
-/** The lifetime that options say, in milliseconds. Throws `TypeError` or `RangeError`. */
-function checkedSet(options: SetOptions): number {
-  checkOptions('cache.set', options, setNames)
-  const { ttl = Number.POSITIVE_INFINITY, tags } = options
-  checkLifetime('cache.set', 'ttl', ttl)
-  checkTags('cache.set', tags)
-  return ttl
-}
-
-function checkedFetch(
-  loader: unknown,
-  options: FetchOptions,
-): FetchOptions & { readonly ttl: number; readonly grace: number } {
-  checkOptions('cache.fetch', options, fetchNames)
-  const { ttl = Number.POSITIVE_INFINITY, grace, timeout, absentTtl, tags, signal } = options
-  if (typeof loader !== 'function') throw new TypeError(`cache.fetch: loader is a function, got ${typeof loader}`)
-  checkLifetime('cache.fetch', 'ttl', ttl)
-  for (const [name, time] of Object.entries({ grace, timeout, absentTtl }))
-    if (time !== undefined) checkLifetime('cache.fetch', name, time)
-  if (grace !== undefined && ttl === Number.POSITIVE_INFINITY)
-    throw new RangeError('cache.fetch: grace is time behind the end of a ttl, and there is none')
-  checkTags('cache.fetch', tags)
-  if (signal !== undefined && !(signal instanceof AbortSignal))
-    throw new TypeError(`cache.fetch: signal is an AbortSignal, got ${typeof signal}`)
-  // They are its caller's, who may use the array again.
-  return { ...options, ttl, grace: grace ?? 0, tags: tags === undefined ? undefined : [...tags] }
-}
-
-function checkLifetime(who: string, name: string, lifetime: unknown): void {
-  if (typeof lifetime !== 'number')
-    throw new TypeError(`${who}: ${name} is a number of milliseconds, got ${typeof lifetime}`)
-  if (!(lifetime > 0)) throw new RangeError(`${who}: ${name} is a number of milliseconds above 0, got ${lifetime}`)
-}
-
-function checkTags(who: string, tags: readonly string[] | undefined): void {
-  if (tags === undefined) return
-  if (!Array.isArray(tags) || tags.some((tag) => typeof tag !== 'string'))
-    throw new TypeError(`${who}: tags are an array of strings`)
-  if (tags.length > maxTags) throw new RangeError(`${who}: an entry has at most ${maxTags} tags, got ${tags.length}`)
-}
-
-/** Milliseconds since 1970 that never jump: the time of the system at the start, and what has passed since. */
-function monotonic(): () => number {
-  return () => performance.timeOrigin + performance.now()
-}
