@@ -8,6 +8,16 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const fix = process.argv.includes('--fix')
 const problems = []
+/** What the README of every package has a section about, so that it is found where one looks for it. */
+const sections = [
+  'What it keeps',
+  'What it refuses',
+  'When something fails',
+  'Cost',
+  'How to observe it',
+  'Limits',
+  'Sources',
+]
 const published = ['dist', '!dist/.tsbuildinfo', 'src'] // sources, because source maps lead to them
 const json = (path) => JSON.parse(readFileSync(join(root, path), 'utf8'))
 const arrows = json('tools/arrows.json')
@@ -26,6 +36,11 @@ for (const { folder, manifest } of packages) {
   for (const file of ['README.md', 'LICENSE', 'tsconfig.json', 'src/index.ts']) {
     rule(existsSync(join(root, folder, file)), `${file} is missing`)
   }
+  const readme = existsSync(join(root, folder, 'README.md'))
+    ? readFileSync(join(root, folder, 'README.md'), 'utf8')
+    : ''
+  const lacking = sections.filter((section) => library && !readme.includes(`\n## ${section}\n`))
+  rule(lacking.length === 0, `README.md has no section ${lacking.join(', ')}`)
   const name = folder.slice(folder.indexOf('/') + 1)
   const named = library ? `@tmem/${name === 'tmem-core' ? 'core' : name}` : name
   rule(manifest.name === named, `must be named ${named}, not ${manifest.name}`)
@@ -37,8 +52,11 @@ for (const { folder, manifest } of packages) {
   rule(typeof manifest.types === 'string', 'needs "types"')
   rule(manifest.exports?.['.'] !== undefined, 'needs "exports" with "."')
   for (const [path, entry] of Object.entries(manifest.exports ?? {})) {
-    const keys = Object.keys(entry).join()
-    rule(keys === '@tmem/source,types,default', `exports["${path}"] has ${keys}, not @tmem/source,types,default`)
+    const keys = Object.keys(entry).filter((key) => key !== 'browser')
+    rule(
+      keys.join() === '@tmem/source,types,default',
+      `exports["${path}"] has ${keys.join()}, not @tmem/source,types,default, and perhaps browser between them`,
+    )
     const { '@tmem/source': source, ...others } = entry
     rule(existsSync(join(root, folder, source ?? '?')), `exports["${path}"]: ${source} does not exist`)
     const same = JSON.stringify(manifest.publishConfig?.exports?.[path]) === JSON.stringify(others)

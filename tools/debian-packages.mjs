@@ -40,10 +40,15 @@ function there({ package: name, command, file, unpack: how }) {
   return file === undefined ? has(command) : existsSync(file)
 }
 
-/** Returns a line to show when something could not be installed. */
-export function installMissing() {
+/**
+ * Returns a line to show when something could not be installed. What is marked with `"for": "system"` is large, and only
+ * installed for tests of that kind.
+ */
+export function installMissing(isSystem = false) {
   const root = process.getuid?.() === 0
-  const missing = wanted.filter((entry) => !there(entry) && (root || entry.unpack !== undefined))
+  const missing = wanted.filter(
+    (entry) => !there(entry) && (root || entry.unpack !== undefined) && (isSystem || entry.for !== 'system'),
+  )
   if (missing.length === 0 || !existsSync('/etc/debian_version')) return undefined
   if (root) apt(['update', '-qq'])
   const programs = missing.filter((entry) => entry.unpack === undefined).map((entry) => entry.package)

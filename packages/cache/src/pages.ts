@@ -14,6 +14,7 @@
 import type { Allocator } from '@tmem/core'
 import { TmemError } from '@tmem/core'
 import { pageBytes } from './records.ts'
+import { Buffer } from './runtime.ts'
 
 /** No page, no frame. */
 export const none = -1

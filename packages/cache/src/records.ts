@@ -14,6 +14,7 @@
  */
 import { basePageSize } from '@tmem/core'
 import { KeyKind } from './hash.ts'
+import { Buffer } from './runtime.ts'
 import type { ValueKind } from './values.ts'
 
 /** Bytes of a page. */

@@ -12,6 +12,7 @@
 import { GetOutcome, type Pool, PutOutcome, TmemError } from '@tmem/core'
 import { none, type PageBook, queues } from './pages.ts'
 import { maxWide, pageBytes } from './records.ts'
+import { Buffer } from './runtime.ts'
 import { type EntryTable, pageOf } from './table.ts'
 import type { Tags } from './tags.ts'
 

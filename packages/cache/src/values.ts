@@ -4,8 +4,7 @@
  *
  * A value that is handed out never shares memory with the cache or with another one that was handed out.
  */
-import { toUSVString, types } from 'node:util'
-import { DefaultSerializer, deserialize } from 'node:v8'
+import { Buffer, cloned, unclone } from './runtime.ts'
 
 /** How a value is kept. The numbers are in files: a contract. */
 export const ValueKind = {
@@ -58,10 +57,10 @@ export class ValueWriter {
     if (typeof raw === 'string') {
       const bytes = Buffer.byteLength(raw)
       if (bytes === raw.length) this.#ready(who, ValueKind.Ascii, bytes)
-      else if (toUSVString(raw) === raw) this.#ready(who, ValueKind.Utf8, bytes)
+      else if (isWellFormed(raw)) this.#ready(who, ValueKind.Utf8, bytes)
       else this.#ready(who, ValueKind.Utf16, raw.length * 2)
       this.#text = raw
-    } else if (types.isUint8Array(raw)) {
+    } else if (raw instanceof Uint8Array) {
       this.#ready(who, Buffer.isBuffer(raw) ? ValueKind.Buffer : ValueKind.Bytes, raw.length)
       this.#bytes = raw
     } else {
@@ -97,13 +96,19 @@ export class ValueWriter {
   }
 }
 
-/** The value that is kept at `bytes[at, at + length)`, before the codec. */
-export function readRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): unknown {
-  return decodeRaw(copyRaw(bytes, at, length, kind), kind)
+/** The value that is kept at `bytes[at, at + length)`. */
+export function readValue(
+  bytes: Buffer,
+  at: number,
+  length: number,
+  kind: ValueKind,
+  codec: ValueCodec<unknown> | undefined,
+): unknown {
+  const raw = readRaw(bytes, at, length, kind)
+  return codec === undefined || kind === ValueKind.Absent ? raw : codec.decode(raw as string | Uint8Array)
 }
 
-/** The same as far as it needs the bytes: what comes back is nobody else's. `decodeRaw` does the rest. */
-export function copyRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): string | Uint8Array | undefined {
+function readRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): unknown {
   switch (kind) {
     case ValueKind.Ascii:
       return bytes.toString('latin1', at, at + length)
@@ -112,37 +117,24 @@ export function copyRaw(bytes: Buffer, at: number, length: number, kind: ValueKi
     case ValueKind.Utf16:
       return bytes.toString('utf16le', at, at + length)
     case ValueKind.Bytes:
-    case ValueKind.Clone:
       return new Uint8Array(bytes.subarray(at, at + length))
     case ValueKind.Buffer:
       return Buffer.from(bytes.subarray(at, at + length))
+    case ValueKind.Clone:
+      // What is deserialised may be views of what it is read from.
+      return unclone(new Uint8Array(bytes.subarray(at, at + length)))
     case ValueKind.Absent:
       return undefined
   }
 }
 
-/** What was copied, as a value before the codec. */
-export function decodeRaw(raw: string | Uint8Array | undefined, kind: ValueKind): unknown {
-  // What is deserialised may be views of what it is read from.
-  return kind === ValueKind.Clone ? deserialize(raw as Uint8Array) : raw
-}
-
 function encodeWith(who: string, codec: ValueCodec<unknown>, value: unknown): string | Uint8Array {
   const encoded: unknown = codec.encode(value)
-  if (typeof encoded === 'string' || types.isUint8Array(encoded)) return encoded
+  if (typeof encoded === 'string' || encoded instanceof Uint8Array) return encoded
   throw new TypeError(`${who}: codec.encode gives a string or a Uint8Array; it gave ${typeof encoded}`)
 }
 
-/** Makes structured clones; what cannot be cloned is a `TypeError`, and errors of getters stay the user's own. */
-class Cloner extends DefaultSerializer {
-  _getDataCloneError(message: string): Error {
-    return new TypeError(`the value cannot be serialised (${message}): give a codec`)
-  }
-}
-
-function cloned(value: unknown): Buffer {
-  const cloner = new Cloner()
-  cloner.writeHeader()
-  cloner.writeValue(value)
-  return cloner.releaseBuffer()
+/** Whether no surrogate stands alone. */
+function isWellFormed(text: string): boolean {
+  return (text as string & { isWellFormed(): boolean }).isWellFormed()
 }

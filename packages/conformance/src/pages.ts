@@ -1,5 +1,5 @@
 /** Pages for tests: made from small numbers only, so that a failure can be repeated. */
-import { Buffer } from 'node:buffer'
+import { compareBytes } from '@tmem/core/runtime'
 
 /** A failed expectation of the suite. The message says what was expected of which page. */
 export class ConformanceError extends Error {
@@ -36,7 +36,7 @@ export function makePage(kind: PageKind, seed: number, size: number): Uint8Array
     }
   }
   if (kind === 'text') {
-    const line = Buffer.from(`page ${seed} `.padEnd(64, 'abcdefgh'))
+    const line = new TextEncoder().encode(`page ${seed} `.padEnd(64, 'abcdefgh'))
     for (let at = 0; at < 256; at += 64) page.set(line, at)
     for (let filled = 256; filled < size; filled *= 2) page.copyWithin(filled, 0, Math.min(filled, size - filled))
     // A stamp in every 256 bytes keeps parts apart.
@@ -47,7 +47,7 @@ export function makePage(kind: PageKind, seed: number, size: number): Uint8Array
 
 /** Where two pages differ first, or -1. */
 export function firstDifference(a: Uint8Array, b: Uint8Array): number {
-  if (a.length === b.length && Buffer.compare(a, b) === 0) return -1
+  if (a.length === b.length && compareBytes.call(a, b, 0, b.length, 0, a.length) === 0) return -1
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return i
   return a.length
 }

@@ -18,6 +18,7 @@ import {
   TmemError,
   unitsOf,
 } from '@tmem/core'
+import { turn } from '@tmem/core/runtime'
 import fc from 'fast-check'
 import { ConformanceError, expect, expectSame, fail, makePage } from './pages.ts'
 import {
@@ -54,7 +55,6 @@ export interface PlaceRule {
   run(bench: PlaceBench): Promise<void> | void
 }
 
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 const inMemory = (place: Place): boolean => !isSlow(place)
 const cycle = <T>(values: readonly T[], count: number): T[] =>
   Array.from({ length: count }, (_, n) => values[n % values.length]!)
@@ -812,6 +812,7 @@ export const slowRules: readonly PlaceRule[] = [
       if (!isSlow(again)) fail('it waits no more after it was opened again')
       await again.ready?.()
       const back = new SlowHands(again)
+      const text = new TextEncoder()
       const found: string[] = []
       again.recover?.(poolKey + 1, () => fail('frames of one pool were handed over for another'))
       again.recover?.(poolKey, (object, index, location, units) => {
@@ -821,8 +822,8 @@ export const slowRules: readonly PlaceRule[] = [
         return none
       })
       expectSame(
-        Buffer.from(found.toSorted().join(' ')),
-        Buffer.from(expected.toSorted().join(' ')),
+        text.encode(found.toSorted().join(' ')),
+        text.encode(expected.toSorted().join(' ')),
         'the handles that survived',
       )
       // Nobody took them in: they are gone.

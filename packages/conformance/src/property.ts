@@ -19,6 +19,7 @@ import {
   putOutcomeName,
   systemAllocator,
 } from '@tmem/core'
+import { builtin } from '@tmem/core/runtime'
 import fc from 'fast-check'
 import type { Kind, Ledger, Subject } from './harness.ts'
 import { openWorld, poolOf } from './harness.ts'
@@ -384,7 +385,7 @@ async function sweep(both: Both): Promise<void> {
 
 /** What repeats a failure: seed, path of the shrunk case and of its commands, as printed. */
 export function repetition(): { seed: number; path: string; replayPath: string } | undefined {
-  const text = process.env['TMEM_PROPERTY']
+  const text = builtin<typeof import('node:process')>('node:process')?.env['TMEM_PROPERTY']
   if (text === undefined) return undefined
   const [seed = '', path = '', replayPath = ''] = text.split(';')
   if (!/^-?\d+$/.test(seed)) throw new RangeError(`TMEM_PROPERTY must be SEED;PATH;COMMANDS, got ${text}`)

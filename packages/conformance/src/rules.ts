@@ -20,6 +20,7 @@ import {
   poolRefusalName,
   putOutcomeName,
 } from '@tmem/core'
+import { turn } from '@tmem/core/runtime'
 import type { DrivenReason, Entry, Handle, Kind, Manifest, Mode, Refusal, Subject, World } from './harness.ts'
 import { Hands, keepsKind, kinds, openWorld, poolOf, type Trial } from './harness.ts'
 import { expect, expectSame, fail, makePage } from './pages.ts'
@@ -1232,7 +1233,7 @@ export const storeRules: readonly StoreRule[] = [
       let rounds = 0
       while (tick(64)) {
         expect(++rounds < 20_000, 'tick does not come to an end')
-        if (rounds % 8 === 0) await new Promise<void>((resolve) => setImmediate(resolve))
+        if (rounds % 8 === 0) await turn()
       }
       await pool.expectPages(...entries)
     },

@@ -36,6 +36,7 @@ import {
   type StatsNode,
   unitsOf,
 } from '@tmem/core'
+import { turn as aTurn } from '@tmem/core/runtime'
 
 /** A frame at rest in slow memory, and whose it is. */
 export interface SlowFrame {
@@ -120,8 +121,6 @@ export function slowMemory(options: SlowMemoryOptions): Layer {
   const settings = { ...options, unitBytes, flightBytes, units, now }
   return Object.freeze({ name: 'slowMemory', place: { traits, open: () => new SlowMemory(traits, settings) } })
 }
-
-const aTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 
 class SlowMemory implements SlowPlace {
   readonly name = 'slowMemory'

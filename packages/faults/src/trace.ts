@@ -6,7 +6,6 @@
  * layers of a stack were called: an operation stands where its call began. With `pages`, a put keeps a copy of its page
  * (memory from the stack's allocator), and the list can be replayed; without, it keeps a checksum.
  */
-import { crc32 } from 'node:zlib'
 import {
   type Allocator,
   type Block,
@@ -35,6 +34,7 @@ import {
   poolRefusalName,
   putOutcomeName,
 } from '@tmem/core'
+import { crc32 } from '@tmem/core/runtime'
 import { openPassing, PassingPool, PassingStore, passingPlace, passingPlan, statsWith } from './passing.ts'
 
 /** A handle in a recorded batch. */

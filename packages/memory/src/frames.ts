@@ -10,6 +10,7 @@
  * one run; frames of an absent chunk belong to none.
  */
 import { basePageSize } from '@tmem/core'
+import { copyBytes } from '@tmem/core/runtime'
 
 const none = -1
 
@@ -33,17 +34,8 @@ const CHAINS = 2
 const maxOrder = 14
 const CHUNK_USED: number = CHAINS + maxOrder + 1
 
-/** Copies between buffers at offsets without making a view. */
-const copyBytes: (
-  this: Uint8Array,
-  target: Uint8Array,
-  targetStart: number,
-  sourceStart: number,
-  sourceEnd: number,
-) => number = Buffer.prototype.copy
-
 /** In place of a chunk that is not there. */
-const absent: Buffer = Buffer.alloc(0)
+const absent: Uint8Array = new Uint8Array(0)
 
 /** The memory of a set of frames: what another thread needs to attach to it. */
 export interface FramesMemory {
@@ -63,9 +55,7 @@ export class Frames {
   readonly #frames: Uint8Array
   readonly #words: Int32Array
   readonly #stride: number
-  readonly #chunks: Buffer[]
-  /** The same memory as plain arrays for the world outside, where `slice` must copy. */
-  readonly #views: Uint8Array[]
+  readonly #chunks: Uint8Array[]
   readonly #chunkMask: number
 
   /** Bytes that `state` needs for so many chunks. */
@@ -86,8 +76,7 @@ export class Frames {
     this.#frames = new Uint8Array(memory.frameStates)
     this.#words = words
     this.#stride = stride
-    this.#chunks = memory.chunks.map((chunk) => (chunk === undefined ? absent : Buffer.from(chunk)))
-    this.#views = this.#chunks.map((chunk) => new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length))
+    this.#chunks = memory.chunks.map((chunk) => (chunk === undefined ? absent : new Uint8Array(chunk)))
   }
 
   /** Marks all chains empty; once, by whoever made the memory. */
@@ -133,8 +122,7 @@ export class Frames {
 
   /** Makes a chunk present; its frames become free. */
   addChunk(chunk: number, memory: ArrayBufferLike): void {
-    this.#chunks[chunk] = Buffer.from(memory)
-    this.#views[chunk] = new Uint8Array(memory)
+    this.#chunks[chunk] = new Uint8Array(memory)
     this.openChunk(chunk)
   }
 
@@ -162,7 +150,6 @@ export class Frames {
     }
     const memory = this.#chunks[chunk].buffer
     this.#chunks[chunk] = absent
-    this.#views[chunk] = absent
     this.#state[CHUNKS] = this.#state[CHUNKS] - 1
     return memory
   }
@@ -293,7 +280,7 @@ export class Frames {
 
   /** The chunk's bytes that hold `frame`. */
   bytesOf(frame: number): Uint8Array {
-    return this.#views[frame >>> this.chunkShift]
+    return this.#chunks[frame >>> this.chunkShift]
   }
 
   /** Where `frame` starts in `bytesOf(frame)`. */
@@ -315,13 +302,14 @@ export class Frames {
   /** Copies bytes out to an offset of a buffer, from byte `at` of the run on. */
   copyOut(frame: number, at: number, target: Uint8Array, targetAt: number, length: number): void {
     const start = (frame & this.#chunkMask) * basePageSize + at
-    this.#chunks[frame >>> this.chunkShift].copy(target, targetAt, start, start + length)
+    copyBytes.call(this.#chunks[frame >>> this.chunkShift], target, targetAt, start, start + length)
   }
 
   /** Copies one frame to another. */
   copyFrame(from: number, to: number, count: number): void {
     const start = this.offsetOf(from)
-    this.#chunks[from >>> this.chunkShift].copy(
+    copyBytes.call(
+      this.#chunks[from >>> this.chunkShift],
       this.#chunks[to >>> this.chunkShift],
       this.offsetOf(to),
       start,

@@ -11,10 +11,9 @@
  *
  * Source: mmap(2), madvise(2).
  */
-import { createRequire } from 'node:module'
-import workerThreads from 'node:worker_threads'
 import type { Allocator } from '@tmem/core'
 import { systemAllocator } from '@tmem/core'
+import { builtin } from '@tmem/core/runtime'
 
 /** Bytes of the smallest request that is worth a mapping. */
 const smallestMapping = 64 * 1024
@@ -27,6 +26,7 @@ type Koffi = typeof import('koffi')
 /** What runtimes have since 21, and the types of 20 do not know. */
 interface Marks {
   readonly isMarkedAsUntransferable?: (object: object) => boolean
+  readonly markAsUntransferable: (object: object) => void
 }
 type Call = (...args: readonly number[]) => number
 
@@ -45,13 +45,17 @@ export interface MappedAllocator extends Allocator {
 /** What is used of the C library. */
 class Maps {
   readonly #koffi: Koffi
+  readonly #marks: Marks
   readonly #mmap: Call
   readonly #madvise: Call
 
   /** Throws when koffi cannot be loaded, or buffers cannot lie in memory that is not the runtime's. */
   constructor() {
-    if (process.platform !== 'linux') throw new Error(`it needs Linux's madvise, and this is ${process.platform}`)
+    const system = builtin<typeof import('node:process')>('node:process')?.platform ?? 'a browser'
+    if (system !== 'linux') throw new Error(`it needs Linux's madvise, and this is ${system}`)
+    const { createRequire } = builtin<typeof import('node:module')>('node:module')!
     this.#koffi = createRequire(import.meta.url)('koffi') as Koffi
+    this.#marks = builtin<Marks>('node:worker_threads')!
     const libc = this.#koffi.load(null)
     this.#mmap = libc.func('uintptr_t mmap(uintptr_t, size_t, int, int, int, int64_t)') as Call
     this.#madvise = libc.func('int madvise(uintptr_t, size_t, int)') as Call
@@ -69,7 +73,7 @@ class Maps {
     const buffer = this.#koffi.view(BigInt(address), bytes)
     // Runtimes since 21 have done it themselves. Marked once more, the buffer cannot be let go of when Node 24 ends, which
     // ends with SIGABRT then.
-    if ((workerThreads as Marks).isMarkedAsUntransferable?.(buffer) !== true) workerThreads.markAsUntransferable(buffer)
+    if (this.#marks.isMarkedAsUntransferable?.(buffer) !== true) this.#marks.markAsUntransferable(buffer)
     return buffer
   }
 

@@ -184,16 +184,17 @@ describe('chunks that a store gives back', () => {
 
 describe('where it cannot be had', () => {
   afterEach(() => {
-    vi.doUnmock('node:module')
+    vi.doUnmock('@tmem/core/runtime')
     vi.resetModules()
   })
 
   test('without koffi it is the runtime’s memory, and says so', async () => {
     vi.resetModules()
-    vi.doMock('node:module', () => ({
-      createRequire: () => () => {
-        throw new Error("Cannot find module 'koffi'\nRequire stack: somewhere")
-      },
+    const createRequire = () => (): never => {
+      throw new Error("Cannot find module 'koffi'\nRequire stack: somewhere")
+    }
+    vi.doMock('@tmem/core/runtime', () => ({
+      builtin: (name: string) => (name === 'node:module' ? { createRequire } : process.getBuiltinModule(name)),
     }))
     const { mappedAllocator: without } = await import('../src/mapped.ts')
     const allocator = without()

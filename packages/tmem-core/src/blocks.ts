@@ -29,6 +29,7 @@ import { longAgo, type Mover } from './mover.ts'
 import { GetOutcome, Pending, PutOutcome, putOutcomeCount, TmemError } from './outcomes.ts'
 import { type BlockCodec, maxBlockBytes } from './place.ts'
 import type { Rising } from './rising.ts'
+import { copyBytes } from './runtime.ts'
 import { fillWord, isRepeated, wordAt } from './same-filled.ts'
 import type { PoolKind, Seat } from './seat.ts'
 import type { Sinking } from './sinking.ts'
@@ -465,7 +466,7 @@ export class Blocks {
     ledger.encoded++
     block.codec = codec.id
     if (length === 0) {
-      copy.call(bytes, workspace, 0, at, at + pool.blockBytes)
+      copyBytes.call(bytes, workspace, 0, at, at + pool.blockBytes)
       length = pool.blockBytes
       block.codec = 0
       this.#huge = codec.id !== 0
@@ -681,7 +682,3 @@ export class Blocks {
     this.#woken = false
   }
 }
-
-/** The runtime's own copy with offsets, which makes no view. */
-const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
-  Buffer.prototype.copy

@@ -14,7 +14,6 @@
  *
  * Invariants: a location is in the book exactly while the place has a block there that it has acknowledged.
  */
-import { crc32 } from 'node:zlib'
 import { none } from './handles.ts'
 import { putOutcomeCount, TmemError } from './outcomes.ts'
 import {
@@ -36,6 +35,7 @@ import {
   type SlowPlace,
   unitsOf,
 } from './place.ts'
+import { compareBytes, crc32 } from './runtime.ts'
 import type { Budget, Progress, StatsNode } from './store.ts'
 import { idle } from './store.ts'
 
@@ -260,8 +260,8 @@ class CheckedMemoryPlace extends CheckedPlace implements MemoryPlace {
     const where = `(location ${taken.location}, owner ${taken.owner})`
     this.holds(sumOf(bytes, at, length) === taken.sum, `the bytes are not those that were taken ${where}`)
     this.holds(
-      Buffer.compare(before, bytes.subarray(first, at)) === 0 &&
-        Buffer.compare(behind, bytes.subarray(at + length, at + length + margin)) === 0,
+      compareBytes.call(bytes, before, 0, before.length, first, at) === 0 &&
+        compareBytes.call(bytes, behind, 0, behind.length, at + length, at + length + behind.length) === 0,
       `get filled more than the ${length} bytes of the block ${where}`,
     )
   }

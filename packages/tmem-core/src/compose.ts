@@ -11,7 +11,6 @@
  * A boundary that sees a broken rule stops for good (`TMEM_BROKEN`): a store that lied once is not asked again. In that
  * mode the places below a chain have boundaries of their own (`checked-place.ts`), which stop the one above the chain.
  */
-import { crc32 } from 'node:zlib'
 import { type Broken, checkedPlace } from './checked-place.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
@@ -28,6 +27,7 @@ import {
   TmemError,
 } from './outcomes.ts'
 import type { PlaceTraits } from './place.ts'
+import { crc32 } from './runtime.ts'
 import type { OpenPlace } from './seat.ts'
 import { openChains } from './shards.ts'
 import type {

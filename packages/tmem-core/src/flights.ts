@@ -11,6 +11,7 @@ import { none } from './handles.ts'
 import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
 import { type Block, type Flight, frameBytes, maxRoundingBytes } from './place.ts'
+import { copyBytes } from './runtime.ts'
 import { FORCED, flightsOfSeat, type Seat, STRAIGHT } from './seat.ts'
 import type { LayerContext } from './store.ts'
 
@@ -83,7 +84,7 @@ export class Flights {
     const at = flight.filled
     const units = target.unitsFor(block.length)
     const from = target.raw ? at : at + frameBytes
-    copy.call(block.bytes, bytes, from, block.at, block.at + block.length)
+    copyBytes.call(block.bytes, bytes, from, block.at, block.at + block.length)
     const end = at + units * flight.unitBytes
     // What is left of the unit held another flight's bytes.
     bytes.fill(0, from + block.length, end)
@@ -263,7 +264,3 @@ export class Flights {
 function clearEnd({ bytes, filled }: Flight): void {
   bytes.fill(0, filled, Math.ceil(filled / maxRoundingBytes) * maxRoundingBytes)
 }
-
-/** The runtime's own copy with offsets, which makes no view. */
-const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
-  Buffer.prototype.copy

@@ -25,6 +25,7 @@ import { SinkClock } from './order.ts'
 import { TmemError } from './outcomes.ts'
 import { Block, type BlockCodec, type Flight, isSlow, type MovedBlock, maxBlockBytes } from './place.ts'
 import type { Read } from './reads.ts'
+import { copyBytes } from './runtime.ts'
 import { type OpenPlace, type PoolKind, Seat } from './seat.ts'
 import type { LayerContext } from './store.ts'
 
@@ -409,11 +410,7 @@ export class Ledger {
   /** Makes a page of the block at the start of the workspace. */
   decode(codec: number, length: number, into: Uint8Array, to: number, pageBytes: number): boolean {
     if (codec !== 0) return this.codec.decode(codec, 0, length, into, to, pageBytes)
-    copy.call(this.codec.workspace, into, to, 0, pageBytes)
+    copyBytes.call(this.codec.workspace, into, to, 0, pageBytes)
     return true
   }
 }
-
-/** The runtime's own copy with offsets, which makes no view. */
-const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
-  Buffer.prototype.copy

@@ -4,7 +4,7 @@
  *
  * Source: proc_pid_stat(5); credentials(7) and wait(2) for processes that nobody has waited for.
  */
-import { readFileSync } from 'node:fs'
+import { builtin } from './runtime.ts'
 
 /** The process that wrote a mark. */
 export interface MarkedProcess {
@@ -58,7 +58,7 @@ const boot = (): string | undefined => contentOf('/proc/sys/kernel/random/boot_i
 
 function contentOf(path: string): string | undefined {
   try {
-    return readFileSync(path, 'utf8')
+    return builtin<typeof import('node:fs')>('node:fs')?.readFileSync(path, 'utf8')
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     // No such system, no such process, or one that ended while it was read.

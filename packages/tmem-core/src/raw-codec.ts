@@ -1,7 +1,7 @@
 /** The codec of a stack in which nobody compresses: pages stay as they are, and have the checksum of zlib. */
-import { crc32 } from 'node:zlib'
 import { TmemError } from './outcomes.ts'
 import { type BlockCodec, maxBlockBytes } from './place.ts'
+import { crc32 } from './runtime.ts'
 import type { Allocator } from './store.ts'
 
 /** Throws `TmemError` (`TMEM_NO_MEMORY`) when the allocator has none for its workspace. */

@@ -10,6 +10,7 @@ import type { Ledger } from './ledger.ts'
 import { TmemError } from './outcomes.ts'
 import { frameBytes } from './place.ts'
 import { type Read, Reads } from './reads.ts'
+import { copyBytes } from './runtime.ts'
 import type { PoolKind, Seat } from './seat.ts'
 import type { Sinking } from './sinking.ts'
 import type { LayerContext } from './store.ts'
@@ -97,7 +98,7 @@ export class Rising {
     const isHere = directory.placeOf(entry) === seat.number
     seat.counters.reads++
     if (seat.raw) {
-      copy.call(read.bytes, into, to, 0, pool.blockBytes)
+      copyBytes.call(read.bytes, into, to, 0, pool.blockBytes)
       if (isHere) this.#rise(read, entry, pool, seat, 0, 0, pool.blockBytes, 0, into, to)
       return undefined
     }
@@ -107,7 +108,7 @@ export class Rising {
     const { workspace } = this.#ledger.codec
     const checksum = read.words[0]! ^ sealOf(form, read.words[2]!)
     const fits = read.words[2] === this.#ledger.tagOf(entry) && this.#isFrame(seat, length, codec, units, pool)
-    if (fits) copy.call(read.bytes, workspace, 0, frameBytes, frameBytes + length)
+    if (fits) copyBytes.call(read.bytes, workspace, 0, frameBytes, frameBytes + length)
     if (
       !fits ||
       this.#ledger.codec.checksum(codec, 0, length) !== checksum ||
@@ -166,7 +167,7 @@ export class Rising {
       block.length = length
       block.codec = codec
       if (seat.raw && !upper.raw) {
-        copy.call(read.bytes, this.#ledger.codec.workspace, 0, 0, length)
+        copyBytes.call(read.bytes, this.#ledger.codec.workspace, 0, 0, length)
         sum = this.#ledger.codec.checksum(0, 0, length)
       }
     }
@@ -199,7 +200,3 @@ export class Rising {
     this.reads.close()
   }
 }
-
-/** The runtime's own copy with offsets, which makes no view. */
-const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
-  Buffer.prototype.copy

@@ -1,6 +1,7 @@
 /**
  * Pages that repeat one word of four bytes: zeros, mostly. They are kept as that word.
  */
+import { compareBytes } from './runtime.ts'
 
 /** Whether a page repeats its first four bytes. */
 export function isRepeated(bytes: Uint8Array, at: number, length: number): boolean {
@@ -13,7 +14,7 @@ export function isRepeated(bytes: Uint8Array, at: number, length: number): boole
     const byte = bytes[at + i]
     if (byte !== bytes[end + i] || byte !== bytes[half + i]) return false
   }
-  return compare.call(bytes, bytes, at, end, at + 4, at + length) === 0
+  return compareBytes.call(bytes, bytes, at, end, at + 4, at + length) === 0
 }
 
 export function wordAt(bytes: Uint8Array, at: number): number {
@@ -28,13 +29,3 @@ export function fillWord(bytes: Uint8Array, at: number, length: number, word: nu
   for (let i = 0; i < 4; i++) bytes[at + i] = word >>> (8 * i)
   for (let done = 4; done < length; done *= 2) bytes.copyWithin(at + done, at, at + Math.min(done, length - done))
 }
-
-/** The runtime's own comparison with offsets, which makes no views. */
-const compare: (
-  this: Uint8Array,
-  target: Uint8Array,
-  targetStart: number,
-  targetEnd: number,
-  sourceStart: number,
-  sourceEnd: number,
-) => number = Buffer.prototype.compare

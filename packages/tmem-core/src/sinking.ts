@@ -22,6 +22,7 @@ import { none } from './handles.ts'
 import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
 import type { Block, MemoryPlace } from './place.ts'
+import { copyBytes } from './runtime.ts'
 import type { PoolKind, Seat } from './seat.ts'
 import type { LayerContext, Sunk } from './store.ts'
 import { basePageSize } from './store.ts'
@@ -559,7 +560,7 @@ export class Sinking {
     const moving = this.#ledger.moving
     // Damage is for a get to report.
     if (this.#ledger.fetchBlock(seat, entry, resident, seat) === undefined) return -1
-    if (moving.codec === 0) copy.call(moving.bytes, this.#ledger.page, 0, moving.at, moving.at + length)
+    if (moving.codec === 0) copyBytes.call(moving.bytes, this.#ledger.page, 0, moving.at, moving.at + length)
     else if (!codec.decode(moving.codec, moving.at, length, this.#ledger.page, 0, pool.blockBytes)) return -1
     const packed = stronger.encode(this.#ledger.page, 0, pool.blockBytes, 0, length - 1)
     const before = memory.sizeOf(length)
@@ -598,7 +599,3 @@ export class Sinking {
     this.#closed = true
   }
 }
-
-/** The runtime's own copy with offsets, which makes no view. */
-const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
-  Buffer.prototype.copy

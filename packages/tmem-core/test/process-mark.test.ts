@@ -51,17 +51,16 @@ test.each(['', 'x', '0 1 a', `${own}\n`, ` ${own}`, `${own} 1`, '12345678901 1 a
 
 test('where the system does not tell when a process started, its number has to do', async () => {
   vi.resetModules()
-  vi.doMock('node:fs', () => ({
-    readFileSync: (path: string) => {
-      throw Object.assign(new Error(`ENOENT: ${path}`), { code: 'ENOENT' })
-    },
-  }))
+  const readFileSync = (path: string): never => {
+    throw Object.assign(new Error(`ENOENT: ${path}`), { code: 'ENOENT' })
+  }
+  vi.doMock('../src/runtime.ts', () => ({ builtin: () => ({ readFileSync }) }))
   try {
     const elsewhere = await import('../src/process-mark.ts')
     expect(elsewhere.processMark()).toBe(`${process.pid} - -`)
     expect(elsewhere.markedProcess(`${process.pid} - -`)).toEqual({ pid: process.pid, running: true })
     expect(elsewhere.markedProcess(own)).toEqual({ pid: process.pid, running: false })
   } finally {
-    vi.doUnmock('node:fs')
+    vi.doUnmock('../src/runtime.ts')
   }
 })

@@ -1,11 +1,5 @@
-/** The runtime's own copy, which takes offsets, so that no page operation makes a view. */
-const copy: (
-  this: Uint8Array,
-  target: Uint8Array,
-  targetStart: number,
-  sourceStart: number,
-  sourceEnd: number,
-) => number = Buffer.prototype.copy
+/** Copying bytes between places in memory. */
+import { copyBytes as copy } from '@tmem/core/runtime'
 
 /** Copies `length` bytes. */
 export function copyBytes(

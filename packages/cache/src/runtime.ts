@@ -1,0 +1,175 @@
+/**
+ * What the cache uses of Node.js, or what stands in for it in browsers: a `Buffer` with as much of one as is used here,
+ * a diagnostics channel, structured clones.
+ *
+ * Invariant: bytes that one kind of `Buffer` writes the other one reads. In browsers nobody listens to the channel, and
+ * values other than strings and bytes need a codec.
+ */
+import { builtin, compareBytes } from '@tmem/core/runtime'
+
+/** A `Buffer`, or what stands in for one. */
+export type Buffer = globalThis.Buffer
+
+type Encoding = 'latin1' | 'utf8' | 'utf16le'
+
+/** As `Buffer` of Node.js, without its checks: callers stay inside. */
+export class PortableBuffer extends Uint8Array<ArrayBuffer> {
+  static alloc(bytes: number): PortableBuffer {
+    return new PortableBuffer(new ArrayBuffer(bytes))
+  }
+
+  static allocUnsafeSlow(bytes: number): PortableBuffer {
+    return new PortableBuffer(new ArrayBuffer(bytes))
+  }
+
+  /** A copy of bytes, or a view of `length` bytes of memory from `at` on. */
+  static override from(source: unknown, at?: unknown, length?: unknown): PortableBuffer {
+    if (source instanceof ArrayBuffer) return new PortableBuffer(source, at as number, length as number)
+    const bytes = source as Uint8Array
+    const copy = new PortableBuffer(new ArrayBuffer(bytes.length))
+    copy.set(bytes)
+    return copy
+  }
+
+  static isBuffer(value: unknown): boolean {
+    return value instanceof PortableBuffer
+  }
+
+  /** Bytes of a string in UTF-8. */
+  static byteLength(text: string): number {
+    let bytes = text.length
+    for (let i = 0; i < text.length; i++) {
+      const unit = text.charCodeAt(i)
+      if (unit < 0x80) continue
+      bytes++
+      if (unit < 0x800) continue
+      bytes++
+      // A pair has four bytes for two units; one alone is written as U+FFFD, which has three.
+      if (unit < 0xd800 || unit > 0xdbff) continue
+      const next = text.charCodeAt(i + 1)
+      if (next >= 0xdc00 && next <= 0xdfff) i++
+    }
+    return bytes
+  }
+
+  #view(at: number): DataView {
+    return new DataView(this.buffer, this.byteOffset + at)
+  }
+
+  readInt32LE(at: number): number {
+    return this.#view(at).getInt32(0, true)
+  }
+
+  readUInt32LE(at: number): number {
+    return this.#view(at).getUint32(0, true)
+  }
+
+  readDoubleLE(at: number): number {
+    return this.#view(at).getFloat64(0, true)
+  }
+
+  readUIntLE(at: number, bytes: number): number {
+    let value = 0
+    for (let i = bytes - 1; i >= 0; i--) value = value * 256 + this[at + i]!
+    return value
+  }
+
+  writeInt32LE(value: number, at: number): number {
+    this.#view(at).setInt32(0, value, true)
+    return at + 4
+  }
+
+  writeUInt32LE(value: number, at: number): number {
+    this.#view(at).setUint32(0, value, true)
+    return at + 4
+  }
+
+  writeDoubleLE(value: number, at: number): number {
+    this.#view(at).setFloat64(0, value, true)
+    return at + 8
+  }
+
+  writeUIntLE(value: number, at: number, bytes: number): number {
+    let rest = value
+    for (let i = 0; i < bytes; i++) {
+      this[at + i] = rest % 256
+      rest = Math.floor(rest / 256)
+    }
+    return at + bytes
+  }
+
+  compare(target: Uint8Array, targetFrom: number, targetEnd: number, from: number, end: number): number {
+    return compareBytes.call(this, target, targetFrom, targetEnd, from, end)
+  }
+
+  write(text: string, at: number, length: number, encoding: Encoding): number {
+    if (encoding === 'utf8') return new TextEncoder().encodeInto(text, this.subarray(at, at + length)).written
+    if (encoding === 'latin1') {
+      for (let i = 0; i < length; i++) this[at + i] = text.charCodeAt(i)
+      return length
+    }
+    for (let i = 0; i < length; i++) this[at + i] = text.charCodeAt(i >>> 1) >>> (8 * (i & 1))
+    return length
+  }
+
+  override toString(encoding: Encoding = 'utf8', from: number = 0, end: number = this.length): string {
+    if (encoding === 'utf8') return new TextDecoder().decode(this.slice(from, end))
+    const step = encoding === 'latin1' ? 1 : 2
+    const parts: string[] = []
+    for (let at = from; at < end; ) {
+      const units: number[] = []
+      for (; at < end && units.length < 4096; at += step)
+        units.push(step === 1 ? this[at]! : this[at]! | (this[at + 1]! << 8))
+      parts.push(String.fromCharCode(...units))
+    }
+    return parts.join('')
+  }
+}
+
+/** `Buffer` where there is one. */
+export const Buffer: typeof globalThis.Buffer =
+  (globalThis as { readonly Buffer?: typeof globalThis.Buffer }).Buffer ??
+  (PortableBuffer as unknown as typeof globalThis.Buffer)
+
+/** What is used of a diagnostics channel. */
+export interface Channel {
+  readonly hasSubscribers: boolean
+  publish(message: unknown): void
+}
+
+/** The diagnostics channel of that name; one that nobody can listen to where there is none. */
+export function channel(name: string): Channel {
+  const made = builtin<typeof import('node:diagnostics_channel')>('node:diagnostics_channel')?.channel(name)
+  return made ?? { hasSubscribers: false, publish: () => {} }
+}
+
+const v8 = builtin<typeof import('node:v8')>('node:v8')
+
+/** A structured clone as bytes. Throws `TypeError` for what cannot be cloned; errors of getters stay the user's own. */
+export const cloned: (value: unknown) => Uint8Array = v8 === undefined ? notCloned : clonerOf(v8)
+
+/** The value of such bytes, which may be views of them. */
+export function unclone(bytes: Uint8Array): unknown {
+  return v8!.deserialize(bytes)
+}
+
+function notCloned(): never {
+  throw new TypeError(
+    'the value cannot be serialised here (only strings and bytes can): give a codec, such as ' +
+      '{ encode: JSON.stringify, decode: JSON.parse }',
+  )
+}
+
+function clonerOf({ DefaultSerializer }: typeof import('node:v8')): (value: unknown) => Uint8Array {
+  class Cloner extends DefaultSerializer {
+    _getDataCloneError(message: string): Error {
+      return new TypeError(`the value cannot be serialised (${message}): give a codec`)
+    }
+  }
+  return (value) => {
+    const cloner = new Cloner()
+    cloner.writeHeader()
+    cloner.writeValue(value)
+    return cloner.releaseBuffer()
+  }
+}
