@@ -18,12 +18,15 @@ const usage = {
   test: ['', 'builds, checks and tests all packages; as root on Debian it installs what tests need'],
   'test:root': ['', 'of the tests of npm test the files in which some need root'],
   'test:system': ['', 'tests with real kernels and clients; most need root'],
-  'test:kernel': ['', 'tests with guests whose kernels have hooks: downloads and compiles what they need'],
+  'test:release': ['[--keep]', 'a release, rehearsed: versions, registry, installations, examples, upgrade'],
+  'test:runtimes': ['[NAME...]', 'the portable suite in Node 20 to the newest, Bun and Deno'],
   'test:newcomer': ['[CASE...]', 'npm test as people meet it first: other users, paths, versions of Node'],
   build: ['', 'compiles all packages and their tests'],
   lint: ['', 'checks form and rules, without tests'],
   format: ['[PATH...]', 'puts files into form'],
   try: ['', 'shows and runs the first example of README.md'],
+  'new-layer': ['NAME', 'makes a package for a place of your own, which passes its tests as it stands'],
+  reference: ['', 'writes the API reference into reference/, as pages'],
   pack: ['[FOLDER]', 'writes every package as a tarball (into packed), and says how to install them'],
   tool: ['PROGRAM [ARGUMENT...]', 'a tool of the workspace, as: vitest run packages/zcache'],
 }
@@ -34,21 +37,28 @@ if (major < 20 || (major === 20 && minor < 19)) stop(`tmem needs Node 20.19 or n
 const commands = {
   start: () => program('demo', ...args),
   tmem: () => program(...args),
-  test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages']),
+  test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages', 'api']),
   'test:root': () => testRoot(),
-  'test:system': () => test('test-system', ['build']),
-  'test:kernel': () => test('test-kernel', ['build']),
+  'test:system': async () => {
+    await prepareReleaseTools()
+    return test('test-system', ['build'])
+  },
   build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
     run(['biome', 'check', '--error-on-warnings', '.']) |
     run(['oxlint', '--type-aware', '--deny-warnings']) |
     run(['knip', '--no-progress']) |
-    run(['node', 'tools/check-workspace.mjs']),
+    run(['node', 'tools/check-workspace.mjs']) |
+    run(['node', 'tools/check-links.mjs']),
   format: () => run(['biome', 'check', '--write', ...(args.length > 0 ? args : ['.'])]),
   tool: () => run(args),
   'test:newcomer': () => run(['node', 'tools/newcomer.mjs', ...args]),
+  'test:release': () => withReleaseTools('rehearse.mjs', ...args),
   try: () => afterBuild('tools/try.mjs'),
   pack: () => afterBuild('tools/pack.mjs', ...args),
+  'test:runtimes': () => afterBuild('tools/runtimes.mjs', ...args),
+  'new-layer': () => run(['node', 'tools/new-layer.mjs', ...args]),
+  reference: () => withReleaseTools('reference.mjs'),
 }
 if (!Object.hasOwn(commands, command)) {
   stop(`usage: node tools/bootstrap.mjs ${Object.keys(commands).join('|')} [ARGUMENT...]`, 2)
@@ -97,8 +107,25 @@ async function afterBuild(script, ...words) {
   return run(['node', script, ...words])
 }
 
+/** What only a release needs has a workspace of its own, so that nobody else fetches it. */
+async function withReleaseTools(script, ...words) {
+  await prepareReleaseTools()
+  return run(['node', join('tools/release', script), ...words])
+}
+
+function prepareReleaseTools() {
+  const folder = 'tools/release'
+  return prepare('the tools of a release', `${folder}/node_modules`, [
+    'pnpm',
+    '--dir',
+    folder,
+    'install',
+    '--frozen-lockfile',
+  ])
+}
+
 function test(target, checks) {
-  const trouble = installMissing()
+  const trouble = installMissing(target === 'test-system')
   if (trouble) console.log(trouble)
   const reports = projects(target).map((folder) => join(folder, '.reports', `${target}.json`))
   for (const report of reports) rmSync(join(root, report), { force: true }) // nx restores those of cached results

@@ -13,7 +13,7 @@ import { fuseServer, setIoFlusher, statisticsTree } from '../src/index.ts'
 test('the example of the README works', async (ctx) => {
   requires(ctx, { root: true, paths: ['/dev/fuse'] })
   const mountPoint = mkdtempSync(join(tmpdir(), 'fuse-readme-'))
-  const code = /```ts\n([\s\S]*?)```/
+  const code = /```js\n([\s\S]*?)```/
     .exec(readFileSync(new URL('../README.md', import.meta.url), 'utf8'))![1]!
     .replace(/^import .*\n/gm, '')
     .replaceAll('/mnt/tmem', mountPoint)

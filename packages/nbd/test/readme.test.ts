@@ -9,7 +9,7 @@ import { Client, later, testFolder } from './client.ts'
 test('the example of the README works', async () => {
   const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
   const path = join(testFolder(), 'nbd.sock')
-  const code = /```ts\n([\s\S]*?)```/
+  const code = /```js\n([\s\S]*?)```/
     .exec(readme)![1]!
     .replace(/^import .*\n/gm, '')
     .replace('/tmp/tmem.sock', path)

@@ -10,7 +10,7 @@ test('the example of the README works', async () => {
   const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
   const folder = mkdtempSync(join(tmpdir(), 'page-file-readme-'))
   try {
-    const code = /```ts\n([\s\S]*?)```/.exec(readme)![1]!.replace(/^import .*\n/gm, '')
+    const code = /```js\n([\s\S]*?)```/.exec(readme)![1]!.replace(/^import .*\n/gm, '')
     const lines: string[] = []
     const here = code.replace('./cold.pages', join(folder, 'cold.pages'))
     const run = runInThisContext(`async (modules, console) => { const { PageFile } = modules; ${here} }`)
