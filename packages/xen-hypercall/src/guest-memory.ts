@@ -11,33 +11,27 @@ export const noFrame = -1
 
 export class GuestMemory {
   readonly bytes: Uint8Array
-  /** True: others can write to it meanwhile. */
+  /** True: other threads can write to it meanwhile. */
   readonly isShared: boolean
-  /** `bytes` as words; none where they are not aligned. */
-  readonly words: Uint32Array
   readonly #frames: Int32Array
-  /** By frame number: the view of what it stands for, made when it is first asked for. */
+  readonly #words: Uint32Array | undefined
+  /** By place in `bytes`: views, made when they are first asked for. */
   readonly #views: (Uint8Array | undefined)[] = []
 
   /**
    * @param bytes a whole number of pages of 4 KiB
    * @param frames by frame number of the guest the number of the page in `bytes`, or `noFrame`; at most 2^24 of them.
    *   Default: one after the other. Copied; see `map`.
-   * @param isShared others can write to it meanwhile: threads, or processes that have it mapped. Default: whether it is a
-   *   SharedArrayBuffer
    */
-  constructor(bytes: Uint8Array, frames?: ArrayLike<number>, isShared: boolean = isSharedArray(bytes)) {
+  constructor(bytes: Uint8Array, frames?: ArrayLike<number>) {
     if (bytes.length % pageBytes !== 0)
       throw new RangeError(`guest memory: expected a multiple of ${pageBytes} bytes, got ${bytes.length}`)
     const pages = bytes.length / pageBytes
     if (frames !== undefined && frames.length > 2 ** 24)
       throw new RangeError(`guest memory: expected at most ${2 ** 24} frames, got ${frames.length}`)
     this.bytes = bytes
-    this.words =
-      bytes.byteOffset % 4 === 0
-        ? new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
-        : new Uint32Array(0)
-    this.isShared = isShared
+    if (bytes.byteOffset % 4 === 0) this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+    this.isShared = typeof SharedArrayBuffer === 'function' && bytes.buffer instanceof SharedArrayBuffer
     this.#frames = frames === undefined ? Int32Array.from({ length: pages }, (_, n) => n) : Int32Array.from(frames)
     for (const [frame, page] of this.#frames.entries()) this.#assertPage(frame, page)
   }
@@ -52,7 +46,6 @@ export class GuestMemory {
     if (!(frame >= 0 && frame < this.#frames.length)) throw new RangeError(`guest memory: there is no frame ${frame}`)
     this.#assertPage(frame, page)
     this.#frames[frame] = page
-    this.#views[frame] = undefined
   }
 
   #assertPage(frame: number, page: number): void {
@@ -60,17 +53,16 @@ export class GuestMemory {
       throw new RangeError(`guest memory: frame ${frame} cannot stand for page ${page}`)
   }
 
-  /** The 4 KiB of a frame, or `undefined`: there is no such frame. The same view until `map` changes it. */
+  /** The 4 KiB of a frame, or `undefined`: there is no such frame. The same view each time. */
   frame(number: number): Uint8Array | undefined {
-    if (!(number >= 0 && number < this.#views.length)) return this.#view(number)
-    return this.#views[number] ?? this.#view(number)
-  }
-
-  #view(number: number): Uint8Array | undefined {
-    const page = number >= 0 ? this.#frames[number] : undefined
+    if (!(number >= 0 && number < this.#frames.length)) return undefined
+    const page = this.#frames[number]
     if (page === undefined || page === noFrame) return undefined
-    const view = this.bytes.subarray(page * pageBytes, (page + 1) * pageBytes)
-    this.#views[number] = view
+    let view = this.#views[page]
+    if (view === undefined) {
+      view = this.bytes.subarray(page * pageBytes, (page + 1) * pageBytes)
+      this.#views[page] = view
+    }
     return view
   }
 
@@ -80,17 +72,20 @@ export class GuestMemory {
   }
 
   /**
-   * The number of the word of `words` at an address, with so many bytes behind it; -1: it is not aligned, lies in two
-   * frames, or is not there. What is read there is read once: a guest may change it meanwhile.
+   * As `read`, word by word: a structure is so short that a call of the runtime takes longer. False also where that
+   * cannot be done so: it is not aligned, or lies in two frames.
    */
-  wordAt(address: number, length: number): number {
-    // Of 32 bits: others are not what a guest of that much memory gives.
-    const frame = address >>> 12
-    const within = address & (pageBytes - 1)
-    if (frame * pageBytes + within !== address || frame >= this.#frames.length) return -1
-    if ((within & 3) !== 0 || within + length > pageBytes || this.words.length === 0) return -1
+  readWords(address: number, into: Uint32Array): boolean {
+    const words = this.#words
+    const frame = Math.floor(address / pageBytes)
+    const within = address - frame * pageBytes
+    if (words === undefined || (within & 3) !== 0 || within + into.length * 4 > pageBytes) return false
+    if (!(frame >= 0 && frame < this.#frames.length)) return false
     const page = this.#frames[frame]!
-    return page === noFrame ? -1 : (page * pageBytes + within) >>> 2
+    if (page === noFrame) return false
+    const first = (page * pageBytes + within) / 4
+    for (let n = 0; n < into.length; n++) into[n] = words[first + n]!
+    return true
   }
 
   /** Copies to the guest, across frames; false: some of it is not there, and nothing was written. */
@@ -121,9 +116,6 @@ export class GuestMemory {
     return true
   }
 }
-
-const isSharedArray = ({ buffer }: Uint8Array): boolean =>
-  typeof SharedArrayBuffer === 'function' && buffer instanceof SharedArrayBuffer
 
 /** The runtime's own copy with offsets, which makes no view. */
 const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =
