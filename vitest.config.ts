@@ -2,14 +2,21 @@ import { defineConfig } from 'vitest/config'
 
 // Tests run from source: the condition "@tmem/source" leads an import of a package to its src folder.
 const conditions = ['@tmem/source', 'module', 'node', 'development|production']
-const system = process.env['TMEM_SYSTEM_TESTS'] === '1'
+/** Tests in folders of their own, which need more of a machine than others, by what asks for them. */
+const apart = { system: process.env['TMEM_SYSTEM_TESTS'] === '1', kernel: process.env['TMEM_KERNEL_TESTS'] === '1' }
+const folders = Object.keys(apart) as (keyof typeof apart)[]
+const wanted = folders.find((folder) => apart[folder])
 
 export default defineConfig({
   resolve: { conditions },
   ssr: { resolve: { conditions } },
   test: {
-    include: system ? ['**/test/system/**/*.test.ts'] : ['**/test/**/*.test.ts'],
-    exclude: ['**/node_modules/**', '**/dist/**', ...(system ? [] : ['**/test/system/**'])],
+    include: [`**/test/${wanted === undefined ? '' : `${wanted}/`}**/*.test.ts`],
+    exclude: [
+      '**/node_modules/**',
+      '**/dist/**',
+      ...(wanted === undefined ? folders.map((folder) => `**/test/${folder}/**`) : []),
+    ],
     // Where the program looks for the system's tools, too; the PATH of many users lacks these.
     env: { PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },
     // Ends what hangs. A machine that is busy with other work takes ten times as long, and nothing is wrong then.

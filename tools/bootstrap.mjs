@@ -20,6 +20,7 @@ const usage = {
   'test:system': ['', 'tests with real kernels and clients; most need root'],
   'test:release': ['[--keep]', 'a release, rehearsed: versions, registry, installations, examples, upgrade'],
   'test:runtimes': ['[NAME...]', 'the portable suite in Node 20 to the newest, Bun and Deno'],
+  'test:kernel': ['', 'tests with guests whose kernels have hooks: downloads and compiles what they need'],
   'test:newcomer': ['[CASE...]', 'npm test as people meet it first: other users, paths, versions of Node'],
   build: ['', 'compiles all packages and their tests'],
   lint: ['', 'checks form and rules, without tests'],
@@ -43,6 +44,7 @@ const commands = {
     await prepareReleaseTools()
     return test('test-system', ['build'])
   },
+  'test:kernel': () => test('test-kernel', ['build']),
   build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
     run(['biome', 'check', '--error-on-warnings', '.']) |

@@ -79,7 +79,8 @@ function inspect({ name, installed, manifest, files }) {
 function use(packages) {
   const installed = new Map(packages.map((found) => [found.name, found]))
   for (const { name, folder, manifest } of packages) {
-    for (const used of Object.keys(manifest.dependencies ?? {})) {
+    // Who uses an entry for a neighbour has the neighbour.
+    for (const used of Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies })) {
       if (installed.has(used)) continue
       link(used, join(folder, 'node_modules', used))
       if (!fs.existsSync(join(scratch, 'node_modules', used))) problems.push(`${name}: ${used} is not installed`)

@@ -13,11 +13,15 @@ import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import type { Exploration, RuleEntry, RuleReport, RuleSummary, Scenario } from '@tmem/interleave'
 import * as interleave from '@tmem/interleave'
+import { checkTrace, type TraceReport } from '@tmem/kernel-guest'
 import { pageMapping } from '@tmem/mmu-notifier'
 import pc from 'picocolors'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
 import type { ExplorerData } from './explore-worker.ts'
+import { readGivenFile } from './given-file.ts'
 import { type Terminal, tableOf } from './terminal.ts'
+
+const maxTraceBytes = 2 ** 30
 
 /** Options of the command. */
 export interface ExploreOptions {
@@ -25,6 +29,8 @@ export interface ExploreOptions {
   /** Print the litmus test of a rule instead; and that of its mutant. */
   readonly litmus?: true
   readonly mutant?: true
+  /** A file with what the kernel of a guest has called, to be checked instead. */
+  readonly trace?: string
   readonly json?: true
   /** States that one exploration may visit. */
   readonly states?: number
@@ -36,6 +42,11 @@ export interface ExploreOptions {
  * Throws `Failed` unless everything holds, every mutant was caught, and no exploration was stopped by its bound.
  */
 export async function explore(name: string | undefined, options: ExploreOptions, terminal: Terminal): Promise<void> {
+  if (options.trace !== undefined) {
+    if (name !== undefined) throw new BadInput('give a name or --trace, not both')
+    exploreTrace(options.trace, options, terminal)
+    return
+  }
   if (name !== undefined && options.list === true) throw new BadInput('give a name or --list, not both')
   if (options.litmus === true) {
     printLitmus(name, options, terminal)
@@ -47,6 +58,38 @@ export async function explore(name: string | undefined, options: ExploreOptions,
   const entry = pageMapping.entries.find((one) => one.name === name)
   const report = entry === undefined ? unknown(name) : await reportOn(entry, options, terminal)
   printReport(report, options, terminal)
+}
+
+/** Throws `BadInput` for a file that is no trace, `Failed` for one that cannot have happened. */
+function exploreTrace(path: string, { json }: ExploreOptions, terminal: Terminal): void {
+  let bytes: Uint8Array
+  try {
+    bytes = readGivenFile(path, maxTraceBytes)
+  } catch (error) {
+    throw new BadInput(`--trace: ${path} cannot be read: ${(error as Error).message}`)
+  }
+  let report: TraceReport
+  try {
+    report = checkTrace(bytes)
+  } catch (error) {
+    if (error instanceof RangeError) throw new BadInput(`--trace: ${path}: ${error.message}`)
+    throw error
+  }
+  const { events, seconds, kinds, singlePages, ranges, hooks, hooksWithPages, contradictions } = report
+  if (json === true) terminal.print(JSON.stringify(report))
+  else {
+    const rows = Object.entries(kinds).map(([kind, count]) => [kind, count.toLocaleString('en')])
+    terminal.print(tableOf(['event', 'times'], rows))
+    const share = singlePages + ranges === 0 ? '-' : `${((100 * singlePages) / (singlePages + ranges)).toFixed(1)} %`
+    terminal.print(
+      `\n${events.toLocaleString('en')} events in ${seconds.toFixed(1)} s. ${share} of the ranges are one page: with a callback for these ` +
+        `there would be ${hooksWithPages.toLocaleString('en')} hooks instead of ${hooks.toLocaleString('en')}.`,
+    )
+    for (const { event, rule, message } of contradictions) terminal.print(pc.red(`event ${event}: ${rule}: ${message}`))
+  }
+  const [first] = contradictions
+  if (first !== undefined)
+    throw new Failed(`${contradictions.length} contradictions, the first at event ${first.event}: ${first.rule}`)
 }
 
 function printLitmus(name: string | undefined, { mutant, json }: ExploreOptions, terminal: Terminal): void {

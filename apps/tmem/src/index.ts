@@ -126,6 +126,7 @@ function program(terminal: Terminal): Command {
     )
     .option('--litmus', 'print the litmus test of a lockless rule, for herd7 and the memory model of the kernel')
     .option('--mutant', 'that of its mutant')
+    .option('--trace <file>', 'instead: check what tmem guest run --trace has recorded against the rules of the models')
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 
@@ -297,6 +298,31 @@ function program(terminal: Terminal): Command {
     .addOption(json())
     .action(async (options) => (await import('./serve/doctor.ts')).doctor(options, terminal))
 
+  tmem
+    .command('guest')
+    .description('Linux guests whose kernels call the hooks of transcendent memory')
+    .command('run')
+    .description('boot a guest in QEMU that swaps into a stack of this process, and compare what all sides count')
+    .addOption(
+      new Option('--workload <name>', 'what the guest does, and verifies')
+        .choices(['hog', 'reread'] as const)
+        .default('hog' as const),
+    )
+    .option('--memory <bytes>', 'of the guest: 96MiB to 2GiB', bytes, 128 * 2 ** 20)
+    .option('--stack <text>', 'where its pages go', 'zcache(limit=128MiB)')
+    .addOption(modules())
+    .option('--cache <path>', "folder that kernel, headers and module are kept in (default: in the user's cache)")
+    .option(
+      '--patience <seconds>',
+      'how long the guest waits for us, or for a page that we took, before its kernel stops',
+      seed,
+      60,
+    )
+    .option('--no-posted', 'the guest waits for each flush')
+    .option('--trace <file>', 'a new file for what the kernel calls: frontswap, and MMU notifiers on hog')
+    .addOption(json())
+    .action(async (options) => (await import('./guest/run.ts')).guestRun(options, terminal))
+
   const xen = tmem.command('xen').description("Xen's tmem interface")
   xen
     .command('decode')
@@ -402,6 +428,15 @@ function program(terminal: Terminal): Command {
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, file, options) => (await commands()).restore(domain, file, options, terminal))
+  xen
+    .command('attach')
+    .description('serve the guest of a virtual machine, whose kernel has the module of @tmem/kernel-guest')
+    .argument('<domain>', 'the number that it gets, or that its domain was restored under')
+    .requiredOption('--memory <path>', "the file that is the guest's memory")
+    .requiredOption('--doorbell <path>', 'the socket of its doorbell')
+    .addOption(xenControl())
+    .addOption(json())
+    .action(async (domain, options) => (await commands()).attach(domain, options, terminal))
   xen
     .command('migrate')
     .description('move a domain to another host while its guest runs')

@@ -44,6 +44,7 @@ test('tmem bench cache --quick --json', { timeout: 600_000 }, async () => {
     'stall-p99.9',
     'fetch-1000-callers',
     'two-threads',
+    'four-threads-resident',
     'keyv-get',
     'keyv-set',
   ])

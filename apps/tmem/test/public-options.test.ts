@@ -53,9 +53,19 @@ const called =
     return (exports[name] as Record<string, (...all: unknown[]) => unknown>)[method]!(...before, options)
   }
 
+interface CacheClass {
+  new (options: object): { share(): object }
+  join(shared: object, options: object): { close(): Promise<void> }
+}
+
 /** By package and type. */
 const rows: Readonly<Record<string, Row | string>> = {
   'cache CacheOptions': row(made('Cache'), none),
+  'cache JoinOptions': row(
+    (exports: { Cache: CacheClass }, options) =>
+      exports.Cache.join(new exports.Cache({ memory: '4MiB' }).share(), options as object),
+    none,
+  ),
   'cache SetOptions': row(
     (
       exports: { Cache: new (options: object) => { set(key: string, value: string, options: object): unknown } },
@@ -96,6 +106,15 @@ const rows: Readonly<Record<string, Row | string>> = {
   'guest InitramfsOptions': row(called('initramfs'), () => ({ kernel: {}, busybox: nowhere, script: 'true' })),
   'interleave ChartOptions': row(called('chartHistory', [], []), none),
   'interleave ExploreOptions': row(called('explore', { initial: () => ({}), actors: [] }), none),
+  'kernel-guest AttachOptions': row(called('attachGuest'), () => ({
+    host: {},
+    domain: 1,
+    memory: nowhere,
+    doorbell: nowhere,
+  })),
+  'kernel-guest BootOptions': row(called('bootGuest'), () => ({ parts: {}, workload: 'hog', memoryBytes: 1 })),
+  'kernel-guest PartsOptions': row(called('prepareParts'), () => ({ cache: nowhere })),
+  'kernel-guest SavedPagesOptions': row(called('SavedPages.open'), () => ({ file: nowhere, sizeBytes: 1 })),
   'memory MemoryOptions': row(called('memory'), () => ({ limitBytes: 2 ** 22 })),
   'memory SharedMemoryOptions': row(called('SharedMemoryStore.create'), () => ({ limitBytes: 2 ** 26 })),
   'nbd MemoryDeviceOptions': row(called('memoryDevice'), () => ({ sizeBytes: 4096 })),

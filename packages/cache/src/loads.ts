@@ -4,11 +4,14 @@
  * A load is told by its signal to end when its time is over, when every caller that waited for it has gone, and when
  * the cache is closed. What it gives is kept only if nobody set or deleted the key meanwhile: what they did is newer.
  *
+ * A loader that fetches waits for other loads; that it would wait for itself in the end, over however many, is told at
+ * once to who closes the circle. What a loader fetches counts as waited for: nobody can tell whether it is.
+ *
  * Invariant: a load is in `#running` until its loader has ended, or is not waited for any more; in `#under` only as
- * long as it is the one of its key.
+ * long as it is the one of its key. `waitsFor` of a load has those that its loader waits for now.
  */
 import type { CacheKey } from './cache.ts'
-import { Buffer } from './runtime.ts'
+import { Buffer, type Context, context } from './runtime.ts'
 
 /** What a loader is told. */
 export interface LoadContext {
@@ -19,6 +22,12 @@ export interface LoadContext {
 /** Gets the value of a key from where it comes from. `undefined`: there is none. */
 export type Loader<V> = (key: CacheKey, context: LoadContext) => V | undefined | PromiseLike<V | undefined>
 
+/** What a load is for others that wait. */
+type Waiting = Pick<Load<unknown>, 'key' | 'hasEnded' | 'waitsFor'>
+
+/** The load in whose loader the program is: a loader may fetch from several caches. */
+const loading: Context<Waiting> = context<Waiting>()
+
 /** A load that is under way. */
 export interface Load<V> {
   readonly value: Promise<V | undefined>
@@ -26,6 +35,11 @@ export interface Load<V> {
   isCurrent: boolean
   readonly tags: readonly string[]
   readonly end: AbortController
+  /** Its loader has ended, or is not waited for any more. */
+  hasEnded: boolean
+  /** Name of its key, for messages. */
+  readonly key: CacheKey
+  readonly waitsFor: Map<Waiting, number>
   /** Callers that wait. One that nobody waited for ever (a stale value was good enough) goes on. */
   waiting: number
 }
@@ -46,8 +60,6 @@ export class Loads<V> {
   failed = 0
   readonly #under: Map<string, Load<V>> = new Map()
   readonly #running: Set<Load<V>> = new Set()
-  /** The load whose loader has been called, and has not come back. */
-  #calling: Load<V> | undefined
 
   /** The load of a key that is under way. */
   of(key: CacheKey): Load<V> | undefined {
@@ -78,7 +90,7 @@ export class Loads<V> {
         // A loader that does not look at its signal is not waited for.
         const value = await until(
           end.signal,
-          Promise.resolve(this.#call(load, () => loader(key, { signal: end.signal }))),
+          Promise.resolve(loading.run(load, () => loader(key, { signal: end.signal }))),
         )
         this.#leave(name, load)
         if (load.isCurrent) keep(value)
@@ -88,11 +100,14 @@ export class Loads<V> {
         throw error
       } finally {
         clearTimeout(timer)
+        load.hasEnded = true
         this.#running.delete(load)
         this.#leave(name, load)
       }
     }
-    const load = { isCurrent: true, tags, end, waiting: 0 } as { -readonly [Name in keyof Load<V>]: Load<V>[Name] }
+    const load = { isCurrent: true, hasEnded: false, key, tags, end, waitsFor: new Map(), waiting: 0 } as {
+      -readonly [Name in keyof Load<V>]: Load<V>[Name]
+    }
     this.#under.set(name, load)
     this.#running.add(load)
     // The loader runs when everything is in place, also one that fails or comes back here at once.
@@ -102,15 +117,25 @@ export class Loads<V> {
     return load
   }
 
-  /** Waits for a load, until the caller's own signal. Rejects when the load would wait for itself, as far as is known. */
+  /** Waits for a load, until the caller's own signal. Rejects when a loader would wait for itself. */
   async wait(load: Load<V>, signal: AbortSignal | undefined): Promise<V | undefined> {
-    if (load === this.#calling || load.end.signal === signal)
-      throw new Error('cache.fetch: a loader fetches its own key, and would wait for itself: get it from elsewhere')
+    const store = loading.getStore()
+    // What a loader has left behind waits for nobody's sake.
+    const caller = store?.hasEnded === false ? store : undefined
+    const circle = load.end.signal === signal ? [load] : caller === undefined ? undefined : wayTo(caller, load)
+    if (circle !== undefined)
+      throw new Error(`cache.fetch: ${textOf(circle)}, and would wait for itself: get it elsewhere`)
     load.waiting++
+    caller?.waitsFor.set(load, (caller.waitsFor.get(load) ?? 0) + 1)
     try {
       return await (signal === undefined ? load.value : until(signal, load.value))
     } finally {
       load.waiting--
+      if (caller !== undefined) {
+        const times = caller.waitsFor.get(load)! - 1
+        if (times === 0) caller.waitsFor.delete(load)
+        else caller.waitsFor.set(load, times)
+      }
       if (load.waiting === 0 && signal?.aborted === true) load.end.abort(signal.reason)
     }
   }
@@ -142,19 +167,38 @@ export class Loads<V> {
     }
   }
 
-  #call<T>(load: Load<V>, loader: () => T): T {
-    this.#calling = load
-    try {
-      return loader()
-    } finally {
-      this.#calling = undefined
-    }
-  }
-
   /** A load is not that of its key any more: whoever comes now begins another one. */
   #leave(name: string, load: Load<V>): void {
     if (this.#under.get(name) === load) this.#under.delete(name)
   }
+}
+
+/** The loads from one to another, by which it waits for that one; `undefined`: it does not. */
+function wayTo(target: Waiting, from: Waiting): readonly Waiting[] | undefined {
+  // A map goes on with what is added to it.
+  const before = new Map<Waiting, Waiting | undefined>([[from, undefined]])
+  for (const at of before.keys()) {
+    if (at === target) {
+      const way: Waiting[] = []
+      for (let one: Waiting | undefined = at; one !== undefined; one = before.get(one)) way.unshift(one)
+      return way
+    }
+    for (const next of at.waitsFor.keys()) if (!before.has(next)) before.set(next, at)
+  }
+  return undefined
+}
+
+/** What loaders do, each of which fetches the next one's key, and the last one that of the first. */
+function textOf(circle: readonly Waiting[]): string {
+  const [first, ...others] = circle.map(({ key }) => said(key))
+  if (others.length === 0) return `the loader of ${first} fetches its own key`
+  return `the loader of ${others.at(-1)} fetches ${[first, ...others].join(', whose loader fetches ')}`
+}
+
+/** A key in a message. */
+const said = (key: CacheKey): string => {
+  const text = typeof key === 'string' ? JSON.stringify(key) : `the bytes ${Buffer.from(key).toString('hex')}`
+  return text.length <= 60 ? text : `${text.slice(0, 57)}...`
 }
 
 /** Longest time that a timer can be set for. */

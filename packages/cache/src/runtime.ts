@@ -1,6 +1,6 @@
 /**
  * What the cache uses of Node.js, or what stands in for it in browsers: a `Buffer` with as much of one as is used here,
- * a diagnostics channel, structured clones.
+ * a diagnostics channel, structured clones, the context of what is awaited.
  *
  * Invariant: bytes that one kind of `Buffer` writes the other one reads. In browsers nobody listens to the channel, and
  * values other than strings and bytes need a codec.
@@ -131,6 +131,14 @@ export const Buffer: typeof globalThis.Buffer =
   (globalThis as { readonly Buffer?: typeof globalThis.Buffer }).Buffer ??
   (PortableBuffer as unknown as typeof globalThis.Buffer)
 
+/** What all kinds of typed arrays have in common. */
+const typedArray: object = Object.getPrototypeOf(Uint8Array.prototype)
+
+/** Whether a value is a `Uint8Array`, or a `Buffer`: the thing itself, and no proxy of one, which could run any code. */
+export function isBytes(value: unknown): value is Uint8Array {
+  return Reflect.get(typedArray, Symbol.toStringTag, value) === 'Uint8Array'
+}
+
 /** What is used of a diagnostics channel. */
 export interface Channel {
   readonly hasSubscribers: boolean
@@ -172,4 +180,18 @@ function clonerOf({ DefaultSerializer }: typeof import('node:v8')): (value: unkn
     cloner.writeValue(value)
     return cloner.releaseBuffer()
   }
+}
+
+/** A value that goes along with what is called, and with what that waits for. */
+export interface Context<T> {
+  run<Result>(value: T, work: () => Result): Result
+  getStore(): T | undefined
+}
+
+/** A context; where the runtime has none, one that nobody is ever in. */
+export function context<T extends object>(): Context<T> {
+  const hooks = builtin<typeof import('node:async_hooks')>('node:async_hooks')
+  return hooks === undefined
+    ? { run: (_, work) => work(), getStore: () => undefined }
+    : new hooks.AsyncLocalStorage<T>()
 }

@@ -213,9 +213,9 @@ export class Ghosts {
   readonly bytes: number
   readonly #hashes: Int32Array
 
-  /** @param slots a power of two */
-  constructor(slots: number) {
-    this.#hashes = new Int32Array(slots)
+  /** @param hashes zeros, as many as a power of two */
+  constructor(hashes: Int32Array) {
+    this.#hashes = hashes
     this.bytes = this.#hashes.byteLength
   }
 

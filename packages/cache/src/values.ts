@@ -4,7 +4,7 @@
  *
  * A value that is handed out never shares memory with the cache or with another one that was handed out.
  */
-import { Buffer, cloned, unclone } from './runtime.ts'
+import { Buffer, cloned, isBytes, unclone } from './runtime.ts'
 
 /** How a value is kept. The numbers are in files: a contract. */
 export const ValueKind = {
@@ -60,7 +60,7 @@ export class ValueWriter {
       else if (isWellFormed(raw)) this.#ready(who, ValueKind.Utf8, bytes)
       else this.#ready(who, ValueKind.Utf16, raw.length * 2)
       this.#text = raw
-    } else if (raw instanceof Uint8Array) {
+    } else if (isBytes(raw)) {
       this.#ready(who, Buffer.isBuffer(raw) ? ValueKind.Buffer : ValueKind.Bytes, raw.length)
       this.#bytes = raw
     } else {
@@ -96,19 +96,13 @@ export class ValueWriter {
   }
 }
 
-/** The value that is kept at `bytes[at, at + length)`. */
-export function readValue(
-  bytes: Buffer,
-  at: number,
-  length: number,
-  kind: ValueKind,
-  codec: ValueCodec<unknown> | undefined,
-): unknown {
-  const raw = readRaw(bytes, at, length, kind)
-  return codec === undefined || kind === ValueKind.Absent ? raw : codec.decode(raw as string | Uint8Array)
+/** The value that is kept at `bytes[at, at + length)`, before the codec. */
+export function readRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): unknown {
+  return decodeRaw(copyRaw(bytes, at, length, kind), kind)
 }
 
-function readRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): unknown {
+/** The same as far as it needs the bytes: what comes back is nobody else's. `decodeRaw` does the rest. */
+export function copyRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): string | Uint8Array | undefined {
   switch (kind) {
     case ValueKind.Ascii:
       return bytes.toString('latin1', at, at + length)
@@ -117,20 +111,24 @@ function readRaw(bytes: Buffer, at: number, length: number, kind: ValueKind): un
     case ValueKind.Utf16:
       return bytes.toString('utf16le', at, at + length)
     case ValueKind.Bytes:
+    case ValueKind.Clone:
       return new Uint8Array(bytes.subarray(at, at + length))
     case ValueKind.Buffer:
       return Buffer.from(bytes.subarray(at, at + length))
-    case ValueKind.Clone:
-      // What is deserialised may be views of what it is read from.
-      return unclone(new Uint8Array(bytes.subarray(at, at + length)))
     case ValueKind.Absent:
       return undefined
   }
 }
 
+/** What was copied, as a value before the codec. */
+export function decodeRaw(raw: string | Uint8Array | undefined, kind: ValueKind): unknown {
+  // What is deserialised may be views of what it is read from.
+  return kind === ValueKind.Clone ? unclone(raw as Uint8Array) : raw
+}
+
 function encodeWith(who: string, codec: ValueCodec<unknown>, value: unknown): string | Uint8Array {
   const encoded: unknown = codec.encode(value)
-  if (typeof encoded === 'string' || encoded instanceof Uint8Array) return encoded
+  if (typeof encoded === 'string' || isBytes(encoded)) return encoded
   throw new TypeError(`${who}: codec.encode gives a string or a Uint8Array; it gave ${typeof encoded}`)
 }
 

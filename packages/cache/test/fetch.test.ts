@@ -164,3 +164,50 @@ describe('fetch', () => {
     await expect(attempt()).rejects.toThrow(message)
   })
 })
+
+describe('loaders that fetch', () => {
+  test('what waits for them are told at once, over however many keys and caches', async () => {
+    const other = new Cache<string>({ memory: '2MiB' })
+    const loaders: Record<string, () => Promise<string | undefined>> = {
+      a: async () => {
+        await setTimeout(2)
+        return await cache.fetch('b', loaders['b']!)
+      },
+      b: async () => {
+        await setTimeout(2)
+        return await other.fetch('c', loaders['c']!)
+      },
+      c: async () => await cache.fetch('a', loaders['a']!),
+    }
+    await expect(cache.fetch('a', loaders['a']!)).rejects.toThrow(
+      'the loader of "c" fetches "a", whose loader fetches "b", whose loader fetches "c", and would wait for itself',
+    )
+    expect(cache.stats()).toMatchObject({ loads: 2, loadFailures: 2 })
+    // Two that begin at the same time: whoever closes the circle is told, and all that wait for it.
+    const both = await Promise.allSettled([cache.fetch('a', loaders['a']!), other.fetch('c', loaders['c']!)])
+    for (const { status } of both) expect(status).toBe('rejected')
+    await other.close()
+  })
+
+  test('what waits for nobody are not kept from it', async () => {
+    // Many wait for the same; a chain is no circle; what a loader left behind waits for nobody.
+    let left: Promise<unknown> | undefined
+    const leaf = async (): Promise<string> => {
+      await setTimeout(2)
+      return 'leaf'
+    }
+    const middle = async (): Promise<string> => `${await cache.fetch('leaf', leaf)} ${await cache.fetch('leaf', leaf)}`
+    const top = async (): Promise<string> => {
+      left = setTimeout(20).then(async () => await cache.fetch('top', () => 'again'))
+      return (await Promise.all([cache.fetch('middle', middle), cache.fetch('leaf', leaf)])).join(', ')
+    }
+    expect(await Promise.all([cache.fetch('top', top), cache.fetch('leaf', leaf)])).toEqual(['leaf leaf, leaf', 'leaf'])
+    cache.delete('top')
+    expect(await left).toBe('again')
+    // One whose time is over is waited for by nobody: the next one may wait for what it waits for.
+    const never = (): Promise<string> => new Promise(() => {})
+    const slow = async (): Promise<string | undefined> => await cache.fetch('never', never)
+    await expect(cache.fetch('slow', slow, { timeout: 5 })).rejects.toThrow(/more than 5 ms/)
+    expect(await cache.fetch('slow', () => 'fast')).toBe('fast')
+  })
+})

@@ -1,8 +1,10 @@
-// Uses more memory than it may, and verifies every byte: `hog MEBIBYTES ROUNDS`. Exit code 0: all right, 1: wrong bytes, 2: no memory.
+// Uses more memory than it may, and verifies every byte: `hog MEBIBYTES ROUNDS [FILE]`. Exit code 0: all right, 1: wrong bytes, 2: no memory.
+// FILE, if there is one, is open as long as it runs.
 //
 // First it fills all pages. Each round then looks at as many pages as there are, in no order, and writes half of them anew. At the end
 // it looks at all of them. A page depends on its number and on how often it was written: what belongs elsewhere, and what is
 // old, is wrong. Of 16 pages three have the same word everywhere, one is noise, and twelve shrink to less than half.
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +39,7 @@ static int check(const uint64_t *page, uint64_t number, uint64_t version) {
 int main(int count, char **arguments) {
   uint64_t pages = count > 1 ? strtoull(arguments[1], NULL, 10) * 256 : 0;
   int rounds = count > 2 ? atoi(arguments[2]) : 1;
-  if (pages == 0) return 2;
+  if (pages == 0 || (count > 3 && open(arguments[3], O_RDONLY) < 0)) return 2;
   uint64_t *memory = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   uint8_t *versions = calloc(pages, 1);
   if (memory == MAP_FAILED || versions == NULL) return 2;

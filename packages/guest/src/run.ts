@@ -7,7 +7,7 @@
  */
 
 import { spawn } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { type ByteAmount, bytesOf, checkOptions } from '@tmem/core'
@@ -15,8 +15,11 @@ import type { Kernel } from './initramfs.ts'
 
 /** A block device of the guest. Discards go through. */
 export type GuestDrive =
-  /** A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. */
-  | { readonly file: string; readonly direct?: true }
+  /**
+   * A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. It does at
+   * most `requestsPerSecond`, as a disk would.
+   */
+  | { readonly file: string; readonly direct?: true; readonly requestsPerSecond?: number }
   /**
    * An NBD export on a unix socket. When the connection breaks, requests wait until there is a server again, at most
    * `reconnectSeconds` (default 0: they fail), and are sent again.
@@ -29,6 +32,20 @@ export interface GuestOptions {
   readonly initramfs: Uint8Array
   readonly memoryBytes: ByteAmount
   readonly drives?: readonly GuestDrive[]
+  /**
+   * Where the guest's memory is, for others to map: a file that is made for it (mode 0600), best on a tmpfs, and that goes
+   * with it. Byte n of it is byte n of the guest's memory, which has at most 2 GiB then.
+   */
+  readonly memoryFile?: string
+  /**
+   * A unix socket that is made for the guest: bytes that it writes to its I/O port 0x505 come to whoever is connected,
+   * one at a time. Without anybody they are lost.
+   */
+  readonly doorbell?: string
+  /** More words for the command line of the guest's kernel. */
+  readonly kernelWords?: string
+  /** Told what the guest prints, as it comes. */
+  readonly onConsole?: (text: string) => void
   /** Default: 2 minutes. */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
@@ -44,6 +61,8 @@ export interface GuestRun {
 }
 
 const qemu = 'qemu-system-x86_64'
+/** The port of a guest's doorbell. */
+const doorbellPort = 0x505
 
 /**
  * Boots a guest and waits for its end. Rejects with the signal's reason when that aborts, and with an Error that has
@@ -55,13 +74,34 @@ export async function runGuest(options: GuestOptions): Promise<GuestRun> {
     initramfs: 'object',
     memoryBytes: 'bytes',
     drives: 'list?',
+    memoryFile: 'text?',
+    doorbell: 'text?',
+    kernelWords: 'text?',
+    onConsole: 'function?',
     timeoutMs: 'number?',
     signal: 'object?',
   })
-  const { initramfs, timeoutMs = 120_000, signal } = options
+  const { initramfs, memoryFile, doorbell, onConsole, timeoutMs = 120_000, signal } = options
   signal?.throwIfAborted()
+  const memoryBytes = bytesOf('runGuest', 'memoryBytes', options.memoryBytes)
+  if (memoryFile !== undefined && memoryBytes > 2 ** 31)
+    throw new RangeError(`runGuest: with a memoryFile there are at most 2 GiB, got ${memoryBytes} bytes`)
   const folder = mkdtempSync(join(tmpdir(), 'tmem-guest-'))
+  const made: string[] = []
   try {
+    if (memoryFile !== undefined) {
+      const file = openSync(memoryFile, 'wx', 0o600)
+      made.push(memoryFile)
+      try {
+        ftruncateSync(file, memoryBytes)
+      } finally {
+        closeSync(file)
+      }
+    }
+    if (doorbell !== undefined) {
+      if (existsSync(doorbell)) throw new Error(`runGuest: ${doorbell}, where the doorbell is to be, is there already`)
+      made.push(doorbell)
+    }
     const root = join(folder, 'initramfs')
     writeFileSync(root, initramfs)
     const started = performance.now()
@@ -70,7 +110,12 @@ export async function runGuest(options: GuestOptions): Promise<GuestRun> {
     })
     const printed: Buffer[] = []
     let complaint = ''
-    child.stdout.on('data', (bytes: Buffer) => printed.push(bytes))
+    // A character may come in two pieces.
+    const decoder = new TextDecoder()
+    child.stdout.on('data', (bytes: Buffer) => {
+      printed.push(bytes)
+      onConsole?.(decoder.decode(bytes, { stream: true }).replaceAll('\r', ''))
+    })
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       complaint += text
     })
@@ -103,30 +148,32 @@ export async function runGuest(options: GuestOptions): Promise<GuestRun> {
     return { console: code !== undefined ? text.slice(0, end) : text, exit, seconds }
   } finally {
     rmSync(folder, { recursive: true, force: true })
+    for (const path of made) rmSync(path, { force: true })
   }
 }
 
-function wordsOf({ kernel, memoryBytes, drives = [] }: GuestOptions, root: string): string[] {
-  const machine = [
-    '-accel',
-    'tcg',
-    '-cpu',
-    'max',
-    '-machine',
-    'q35',
-    '-smp',
-    '1',
-    '-m',
-    `size=${bytesOf('runGuest', 'memoryBytes', memoryBytes)}B`,
-  ]
+function wordsOf(options: GuestOptions, root: string): string[] {
+  const { kernel, drives = [], memoryFile, doorbell, kernelWords = '' } = options
+  const bytes = bytesOf('runGuest', 'memoryBytes', options.memoryBytes)
+  const type = memoryFile === undefined ? 'q35' : 'q35,memory-backend=memory'
+  const machine = ['-accel', 'tcg', '-cpu', 'max', '-machine', type, '-smp', '1', '-m', `size=${bytes}B`]
+  if (memoryFile !== undefined) {
+    const backend = { 'qom-type': 'memory-backend-file', id: 'memory', 'mem-path': resolve(memoryFile) }
+    machine.push('-object', JSON.stringify({ ...backend, size: bytes, share: true }))
+  }
+  // QEMU takes the path out of such words, in which a comma stands for itself when it is there twice.
+  if (doorbell !== undefined) {
+    const socket = `socket,id=doorbell,server=on,wait=off,path=${resolve(doorbell).replaceAll(',', ',,')}`
+    machine.push('-chardev', socket, '-device', `isa-debugcon,iobase=${doorbellPort},chardev=doorbell`)
+  }
   const console = ['-nodefaults', '-no-user-config', '-display', 'none', '-serial', 'stdio', '-no-reboot']
   // A panic reboots at once, which ends QEMU.
-  const append = `console=ttyS0 quiet panic=-1 guest_drives=${drives.length}`
+  const append = `console=ttyS0 quiet panic=-1 guest_drives=${drives.length} ${kernelWords}`.trimEnd()
   const boot = ['-kernel', kernel.image, '-initrd', root, '-append', append]
   return [...machine, ...console, ...boot, ...drives.flatMap(driveWords)]
 }
 
-/** What QEMU is told about a drive, the `n`-th: four words. */
+/** What QEMU is told about a drive, the `n`-th: four words, and two more where it is held up. */
 export function driveWords(drive: GuestDrive, n: number): string[] {
   const node =
     'file' in drive
@@ -138,6 +185,13 @@ export function driveWords(drive: GuestDrive, n: number): string[] {
           'reconnect-delay': drive.reconnectSeconds ?? 0,
         }
   const name = `drive${n}`
-  const options = JSON.stringify({ ...node, 'node-name': name, discard: 'unmap' })
-  return ['-blockdev', options, '-device', `virtio-blk-pci,drive=${name}`]
+  const device = ['-device', `virtio-blk-pci,drive=${name}`]
+  if ('file' in drive && drive.requestsPerSecond !== undefined) {
+    const limits = { 'iops-total': drive.requestsPerSecond }
+    const group = { 'qom-type': 'throttle-group', id: `${name}-group`, limits }
+    const throttle = { driver: 'throttle', 'node-name': name, 'throttle-group': group.id, discard: 'unmap' }
+    const file = { ...node, discard: 'unmap' }
+    return ['-object', JSON.stringify(group), '-blockdev', JSON.stringify({ ...throttle, file }), ...device]
+  }
+  return ['-blockdev', JSON.stringify({ ...node, 'node-name': name, discard: 'unmap' }), ...device]
 }

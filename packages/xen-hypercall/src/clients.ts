@@ -29,7 +29,8 @@ export interface CallScratch {
 
 export class Domain {
   readonly id: number
-  readonly memory: GuestMemory
+  /** A guest whose domain was restored, or moved here, brings its own when it comes. */
+  memory: GuestMemory
   readonly bits: Bits
   readonly isPrivileged: boolean
   /** It is being killed: its calls get -ENODEV. */

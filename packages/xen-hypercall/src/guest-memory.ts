@@ -11,7 +11,7 @@ export const noFrame = -1
 
 export class GuestMemory {
   readonly bytes: Uint8Array
-  /** True: other threads can write to it meanwhile. */
+  /** True: others can write to it meanwhile. */
   readonly isShared: boolean
   readonly #frames: Int32Array
   readonly #words: Uint32Array | undefined
@@ -22,8 +22,10 @@ export class GuestMemory {
    * @param bytes a whole number of pages of 4 KiB
    * @param frames by frame number of the guest the number of the page in `bytes`, or `noFrame`; at most 2^24 of them.
    *   Default: one after the other. Copied; see `map`.
+   * @param isShared others can write to it meanwhile: threads, or processes that have it mapped. Default: whether it is a
+   *   SharedArrayBuffer
    */
-  constructor(bytes: Uint8Array, frames?: ArrayLike<number>) {
+  constructor(bytes: Uint8Array, frames?: ArrayLike<number>, isShared: boolean = isSharedArray(bytes)) {
     if (bytes.length % pageBytes !== 0)
       throw new RangeError(`guest memory: expected a multiple of ${pageBytes} bytes, got ${bytes.length}`)
     const pages = bytes.length / pageBytes
@@ -31,7 +33,7 @@ export class GuestMemory {
       throw new RangeError(`guest memory: expected at most ${2 ** 24} frames, got ${frames.length}`)
     this.bytes = bytes
     if (bytes.byteOffset % 4 === 0) this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
-    this.isShared = typeof SharedArrayBuffer === 'function' && bytes.buffer instanceof SharedArrayBuffer
+    this.isShared = isShared
     this.#frames = frames === undefined ? Int32Array.from({ length: pages }, (_, n) => n) : Int32Array.from(frames)
     for (const [frame, page] of this.#frames.entries()) this.#assertPage(frame, page)
   }
@@ -116,6 +118,9 @@ export class GuestMemory {
     return true
   }
 }
+
+const isSharedArray = ({ buffer }: Uint8Array): boolean =>
+  typeof SharedArrayBuffer === 'function' && buffer instanceof SharedArrayBuffer
 
 /** The runtime's own copy with offsets, which makes no view. */
 const copy: (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number =

@@ -1,7 +1,8 @@
 /**
  * A process of `tmem bench cache` that holds records: `cache-worker.js WHAT KIND RECORDS BYTES`, with `--expose-gc`.
  *
- * WHAT is `hold`: how much memory it takes; or `stall`: how long the event loop stands while the program makes garbage.
+ * WHAT is `hold`: how much memory it takes; `threads`: the same in four threads, which share a `tmem`, and have an `lru`
+ * each; or `stall`: how long the event loop stands while the program makes garbage.
  * KIND is `tmem`, `lru`, or `empty`, which makes the records and keeps none. BYTES is the memory of a `tmem`. One line
  * of JSON is the answer.
  */
@@ -10,6 +11,8 @@ import { setImmediate } from 'node:timers/promises'
 import { Cache } from '@tmem/cache'
 import { LRUCache } from 'lru-cache'
 import { keyOf, Records } from './cache-records.ts'
+import type { CacheThreadData } from './cache-thread.ts'
+import { Thread } from './threads.ts'
 
 const [what, kind, count, bytes] = process.argv.slice(2) as [string, string, string, string]
 const records = new Records()
@@ -20,7 +23,9 @@ const collect = (): void => {
 }
 
 const cache = kind === 'tmem' ? new Cache<string>({ memory: Number(bytes) }) : undefined
-const lru = kind === 'lru' ? new LRUCache<string, string>({ max: number }) : undefined
+const isThreads = what === 'threads'
+const lru = kind === 'lru' && !isThreads ? new LRUCache<string, string>({ max: number }) : undefined
+const shared = isThreads ? cache?.share() : undefined
 let heapHalfway = 0
 for (let n = 0; n < number; n++) {
   if (n === number >>> 1) {
@@ -33,7 +38,18 @@ for (let n = 0; n < number; n++) {
 }
 collect()
 const entries = cache?.stats().entries ?? lru?.size ?? 0
-if (what === 'hold') {
+if (isThreads) {
+  const data: CacheThreadData = {
+    ...(shared === undefined ? {} : { shared }),
+    holds: kind !== 'empty',
+    records: number,
+  }
+  const threads = Array.from({ length: 4 }, () => new Thread('./cache-thread.js', data))
+  for (const thread of threads) await thread.next()
+  collect()
+  console.log(JSON.stringify({ rss: process.memoryUsage().rss, heap: 0, entries }))
+  await Promise.all(threads.map((thread) => thread.end()))
+} else if (what === 'hold') {
   const { rss, heapUsed } = process.memoryUsage()
   console.log(JSON.stringify({ rss, heap: heapUsed - heapHalfway, entries }))
 } else {

@@ -324,7 +324,8 @@ async function ours(folder: string): Promise<Begun> {
   return { drive: server.drive, end: () => endOf(server) }
 }
 
-async function endOf({ child, ended }: SwapServer): Promise<void> {
+/** Ends it. Rejects with `Failed` when it did not end well. */
+export async function endOf({ child, ended }: SwapServer): Promise<void> {
   child.kill('SIGTERM')
   const { code, notes } = await ended
   if (code !== 0) throw new Failed(`tmem serve ended with ${code}: ${notes.trim()}`)

@@ -15,6 +15,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   core: async () => (await import('./core.ts')).core,
   fscache: async () => (await import('./fscache.ts')).fscache,
   fuse: async () => (await import('./fuse.ts')).fuse,
+  guest: async () => (await import('./kernel-guest.ts')).guest,
   models: async () => (await import('./models.ts')).models,
   nbd: async () => (await import('./nbd.ts')).nbd,
   ramster: async () => (await import('./ramster.ts')).ramster,

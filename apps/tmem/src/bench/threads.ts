@@ -46,7 +46,8 @@ export async function measureThreads(options: ThreadsOptions): Promise<Record<Wo
   const start = new SharedArrayBuffer(4)
   const threads = [1, 2].map((object) => {
     const plain = new SharedArrayBuffer(half * basePageSize)
-    return new Thread({ store: store.handle, pool: pool.number, object, pages: half, plain, start })
+    const data: ThreadData = { store: store.handle, pool: pool.number, object, pages: half, plain, start }
+    return new Thread('./threads-worker.js', data)
   })
   try {
     await Promise.all(threads.map((thread) => thread.next()))
@@ -56,14 +57,8 @@ export async function measureThreads(options: ThreadsOptions): Promise<Record<Wo
     const round = async (work: Work, working: readonly Thread[]): Promise<number> => {
       if (signal !== undefined) throwIfInterrupted(signal)
       number++
-      for (const thread of working) thread.begin({ number, work, operations })
-      await Promise.all(working.map((thread) => thread.next()))
-      Atomics.store(startWord, 0, number)
-      Atomics.notify(startWord, 0)
-      const times = (await Promise.all(working.map((thread) => thread.next()))) as Times[]
-      const begun = Math.min(...times.map((time) => time.begun))
-      const ended = Math.max(...times.map((time) => time.ended))
-      return (working.length * operations * 2 * 1e9) / (ended - begun)
+      const taken = await roundOf(working, startWord, { number, work, operations } satisfies Round)
+      return (working.length * operations * 2 * 1e9) / taken
     }
     const figures: Record<Work, { one: number[]; two: number[] }> = {
       store: { one: [], two: [] },
@@ -107,15 +102,30 @@ function throughput({ one, two }: { one: readonly number[]; two: readonly number
   return { one: median(one), two: median(two), ratio: median(one.map((alone, i) => two[i] / alone)) }
 }
 
+/** A round of threads that begin together when `start` reaches its number: nanoseconds from first to last. */
+export async function roundOf<Round extends { readonly number: number }>(
+  working: readonly Thread[],
+  start: Int32Array,
+  round: Round,
+): Promise<number> {
+  for (const thread of working) thread.begin(round)
+  await Promise.all(working.map((thread) => thread.next()))
+  Atomics.store(start, 0, round.number)
+  Atomics.notify(start, 0)
+  const times = (await Promise.all(working.map((thread) => thread.next()))) as Times[]
+  return Math.max(...times.map((time) => time.ended)) - Math.min(...times.map((time) => time.begun))
+}
+
 /** A worker thread and what it says. */
-class Thread {
+export class Thread {
   readonly #worker: Worker
   readonly #said: unknown[] = []
   #failure: Error | undefined
   #heard: (() => void) | undefined
 
-  constructor(data: ThreadData) {
-    this.#worker = new Worker(new URL('./threads-worker.js', import.meta.url), {
+  /** @param program beside this file */
+  constructor(program: string, data: object) {
+    this.#worker = new Worker(new URL(program, import.meta.url), {
       workerData: data,
       // This process's own flags may lead imports elsewhere.
       execArgv: [],
@@ -132,7 +142,7 @@ class Thread {
     this.#worker.on('exit', (code) => failed(new Failed(`a worker thread ended (${code})`)))
   }
 
-  begin(round: Round): void {
+  begin(round: object): void {
     this.#worker.postMessage(round)
   }
 

@@ -1,5 +1,6 @@
 /** `tmem xen list` and its neighbours: what a toolstack asks of a Xen host, over its socket. */
 import { link, open as openFile, rm } from 'node:fs/promises'
+import { resolve } from 'node:path'
 import {
   allClients,
   ClientBit,
@@ -246,6 +247,18 @@ export async function restore(domain: string, file: string, options: XenOptions,
   } finally {
     await handle.close()
   }
+}
+
+/** Sends a host to the guest of a virtual machine, whose kernel has the module of @tmem/kernel-guest. */
+export async function attach(
+  domain: string,
+  options: XenOptions & { readonly memory: string; readonly doorbell: string },
+  terminal: Terminal,
+): Promise<void> {
+  const memory = resolve(options.memory)
+  const doorbell = resolve(options.doorbell)
+  await ask(options.control, { do: 'attach', domain: domainOf(domain), memory, doorbell })
+  say(options, terminal, { domain, memory, doorbell }, `domain ${domain} is the guest at ${doorbell}`)
 }
 
 /** Moves a domain to another host while its guest runs. */

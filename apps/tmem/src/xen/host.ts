@@ -4,12 +4,15 @@
  *
  * A guest is a connection: its domain begins with it and ends with it, unless the domain was restored before (then the
  * guest that connects has it) or has moved away. Its calls are done one after the other. While its domain is saved it
- * stands still; while it moves it goes on, and stands still only for the pages that went meanwhile.
+ * stands still; while it moves it goes on, and stands still only for the pages that went meanwhile. The guest of a virtual
+ * machine, whose kernel has the module of @tmem/kernel-guest, is connected to instead (`attach`), and takes its
+ * connection along when it moves.
  *
  * Invariants: a domain that could not be restored whole is gone; one that could not be moved goes on where it is.
  */
 import { createServer, type Server, type Socket } from 'node:net'
 import { compose, createAccounts, parseStack } from '@tmem/core'
+import { type AttachedGuest, attachGuest } from '@tmem/kernel-guest'
 import { listenAtPath } from '@tmem/nbd'
 import {
   controlBuffer,
@@ -32,6 +35,7 @@ import type { Terminal } from '../terminal.ts'
 import { releaseOf } from './release.ts'
 import {
   answerOf,
+  ask,
   brokenPiece,
   lastPiece,
   open,
@@ -69,7 +73,8 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
   let ticking: Ticking | undefined
   const store = compose(layers, { accounts, wake: () => ticking?.wake() })
   let broken: Error | undefined
-  const machine = new Machine(new XenHost({ store, accounts, release, defects: options.defects }))
+  const host = new XenHost({ store, accounts, release, defects: options.defects })
+  const machine = new Machine(host, (line) => terminal.note(`tmem xen host: ${line}`))
   let server: Server | undefined
   try {
     await store.ready?.()
@@ -99,9 +104,27 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
   }
 }
 
+/** A guest: a connection to us, or one of ours to its doorbell. */
+interface Guest {
+  /** Stops it between two calls; what it resolves to lets it go on. */
+  stop(): Promise<() => void>
+  /** Ends the connection: its domain is gone from here. */
+  end(): Promise<void> | void
+  /** Where a virtual machine has its memory and doorbell: whoever gets its domain needs them. */
+  readonly place?: Place
+}
+
+interface Place {
+  readonly memory: string
+  readonly doorbell: string
+}
+
+/** How long a virtual machine may take to make its doorbell. */
+const doorbellMs = 20_000
+
 /** A domain and its guest. */
 interface Running {
-  guest: Socket | undefined
+  guest: Guest | undefined
   /** Its calls wait for this. */
   gate: Promise<void>
   /** The call that is being done. */
@@ -118,14 +141,19 @@ class Machine {
   readonly #running = new Map<number, Running>()
   readonly #sockets = new Set<Socket>()
   readonly #serving = new Set<Promise<void>>()
+  readonly #links = new Set<AttachedGuest>()
+  readonly #note: (line: string) => void
 
-  constructor(host: XenHost) {
+  /** `note` is told why a guest cannot be served any more. */
+  constructor(host: XenHost, note: (line: string) => void) {
     this.#host = host
+    this.#note = note
   }
 
   async close(): Promise<void> {
     for (const socket of this.#sockets) socket.destroy()
     await Promise.all(this.#serving)
+    await Promise.all([...this.#links].map((link) => link.detach()))
     this.#host.close()
   }
 
@@ -162,6 +190,8 @@ class Machine {
         return writeLine(socket, { result: await this.#authorize(asked) })
       case 'guest':
         return this.#guest(domainOf(asked), socket, reader)
+      case 'attach':
+        return this.#attach(domainOf(asked), placeOf(asked), socket)
       case 'save':
         return this.#save(domainOf(asked), socket)
       case 'restore':
@@ -230,7 +260,7 @@ class Machine {
   async #guest(id: number, socket: Socket, reader: SocketReader): Promise<void> {
     const running = this.#running.get(id) ?? this.#begin(id)
     if (running.guest !== undefined) throw new Error(`domain ${id} has a guest already`)
-    running.guest = socket
+    running.guest = { stop: () => stopBetweenCalls(running), end: () => void socket.end() }
     const { memory } = this.#host.domain(id)
     try {
       await writeLine(socket, { domain: id, release: this.#host.release })
@@ -257,23 +287,46 @@ class Machine {
         await write(socket, answer)
       }
     } finally {
-      // A domain that has moved is another's by now.
-      if (this.#running.get(id) === running) {
-        running.guest = undefined
-        if (running.isBusy) running.isLeft = true
-        else this.#end(id)
-      }
+      this.#left(id, running)
     }
+  }
+
+  /** Goes to a guest that has a doorbell; answers when it is there, and serves it until it goes. */
+  async #attach(id: number, place: Place, socket: Socket): Promise<void> {
+    const isRestored = this.#running.has(id)
+    const running = this.#running.get(id) ?? this.#begin(id)
+    if (running.guest !== undefined) throw new Error(`domain ${id} has a guest already`)
+    // Nobody else takes it meanwhile.
+    running.guest = { stop: () => stopBetweenCalls(running), end: () => undefined, place }
+    try {
+      const signal = AbortSignal.timeout(doorbellMs)
+      const link = await attachGuest({ host: this.#host, domain: id, ...place, signal })
+      running.guest = { stop: () => link.pause(), end: () => link.detach(), place }
+      this.#links.add(link)
+      const serving = link.ended.finally(() => {
+        this.#links.delete(link)
+        this.#left(id, running)
+      })
+      serving.catch((error: Error) => this.#note(`domain ${id} has ended: ${error.message}`))
+    } catch (error) {
+      running.guest = undefined
+      if (!isRestored) this.#end(id)
+      throw error
+    }
+    await writeLine(socket, { domain: id, release: this.#host.release })
+  }
+
+  /** The guest of a domain has gone. One that has moved is another's by now. */
+  #left(id: number, running: Running): void {
+    if (this.#running.get(id) !== running) return
+    running.guest = undefined
+    if (running.isBusy) running.isLeft = true
+    else this.#end(id)
   }
 
   /** Stops a guest between two calls; what it answers lets it go on. */
   async #stop(running: Running): Promise<() => void> {
-    let open: () => void = () => undefined
-    running.gate = new Promise((resolve) => {
-      open = resolve
-    })
-    await running.call
-    return open
+    return (running.guest ?? { stop: () => stopBetweenCalls(running) }).stop()
   }
 
   #claim(id: number): Running {
@@ -317,7 +370,7 @@ class Machine {
     if (this.#host.hasDomain(id)) throw new Error(`there is a domain ${id} already`)
     const running = this.#begin(id)
     // No guest takes it before it is whole.
-    running.guest = socket
+    running.guest = { stop: () => stopBetweenCalls(running), end: () => undefined }
     try {
       const restored = await restoreDomain(this.#host, id, reader.pieces(), isLive)
       if (restored.pools === 0) throw new Error('the stream is empty: nothing was saved')
@@ -347,7 +400,9 @@ class Machine {
         // From here on it is there. Its guest learns by the end of its connection.
         this.#running.delete(id)
         this.#host.killDomain(id)
-        running.guest?.end()
+        const { guest } = running
+        await guest?.end()
+        if (guest?.place !== undefined) await ask(to, { do: 'attach', domain: id, ...guest.place })
         await writeLine(socket, { restored, bytes: live + rest, stoppedMs: performance.now() - begun })
       } finally {
         there.destroy()
@@ -358,6 +413,21 @@ class Machine {
       this.#free(id, running)
     }
   }
+}
+
+/** Stops a guest that has connected to us. */
+async function stopBetweenCalls(running: Running): Promise<() => void> {
+  let open: () => void = () => undefined
+  running.gate = new Promise((resolve) => {
+    open = resolve
+  })
+  await running.call
+  return open
+}
+
+function placeOf({ memory, doorbell }: Asked): Place {
+  if (typeof memory !== 'string' || typeof doorbell !== 'string') throw new Error('memory and doorbell are paths')
+  return { memory, doorbell }
 }
 
 function domainOf(asked: Asked): number {

@@ -1,0 +1,136 @@
+/**
+ * A guest whose swap pages are kept by a stack of this process: the stack, Xen's interface over it, the guest, and what
+ * all of them have counted.
+ *
+ * Invariants: whatever happens the guest, its files and the stack are gone at the end; a run whose guest found a wrong
+ * byte, or whose sides counted differently, is a failure.
+ */
+import { compose, type Layer, type StatsNode } from '@tmem/core'
+import {
+  type AttachCounters,
+  type AttachedGuest,
+  attachGuest,
+  type BootedRun,
+  type BootOptions,
+  bootGuest,
+} from '@tmem/kernel-guest'
+import { XenHost } from '@tmem/xen-hypercall'
+import { Failed, throwIfInterrupted } from '../ending.ts'
+import { Ticking } from '../serve/ticking.ts'
+
+/** What runs. */
+export interface MachineOptions extends Omit<BootOptions, 'signal' | 'swapTo' | 'trace'> {
+  readonly layers: readonly Layer[]
+  readonly signal: AbortSignal
+  readonly lookMicroseconds?: number
+  readonly onEvents?: (events: Uint8Array) => void
+  /** Called now and then while the guest runs. */
+  readonly onCounters?: (counters: Readonly<AttachCounters>) => void
+}
+
+/** What came of it. */
+export interface MachineRun extends BootedRun {
+  readonly host: Readonly<AttachCounters>
+  readonly stats: StatsNode
+  /** CPU time of this process, in seconds. */
+  readonly hostCpuSeconds: number
+}
+
+const domain = 1
+const counterMs = 2000
+
+/** Runs a guest to its end. Rejects with `Failed`, `TmemError` or `Interrupted`. */
+export async function runMachine(options: MachineOptions): Promise<MachineRun> {
+  const { layers, signal, onCounters, lookMicroseconds, onEvents, ...boot } = options
+  const before = process.cpuUsage()
+  let ticking: Ticking | undefined
+  const store = compose(layers, { wake: () => ticking?.wake() })
+  const host = new XenHost({ store })
+  const ending = new AbortController()
+  const end = (): void => ending.abort()
+  signal.addEventListener('abort', end)
+  let timer: NodeJS.Timeout | undefined
+  let broken: Error | undefined
+  const onBroken = (error: Error): void => {
+    broken ??= error
+    end()
+  }
+  try {
+    await store.ready?.()
+    ticking = new Ticking(() => store.tick({ pages: 4096 }), onBroken)
+    throwIfInterrupted(signal)
+    const { memory, doorbell, ended } = bootGuest({ ...boot, trace: onEvents !== undefined, signal: ending.signal })
+    const gone = new AbortController()
+    // Whatever it came to, nobody waits for its doorbell any more.
+    const run = ended.finally(() => gone.abort())
+    const look = lookMicroseconds === undefined ? {} : { lookMicroseconds }
+    const told = onEvents === undefined ? {} : { onEvents }
+    const attaching = attachGuest({ host, domain, memory, doorbell, signal: gone.signal, ...look, ...told }).then(
+      (made) => {
+        made.ended.catch(onBroken)
+        timer = setInterval(() => onCounters?.(made.counters), counterMs)
+        return made
+      },
+      (error: Error) => {
+        // A guest that did not start says why better than its doorbell does.
+        if (!gone.signal.aborted) onBroken(error)
+        return undefined
+      },
+    )
+    let done: BootedRun
+    let link: AttachedGuest | undefined
+    try {
+      done = await run
+    } finally {
+      link = await attaching
+    }
+    if (broken !== undefined) throw broken
+    if (done.exit !== 0 || link === undefined) throw new Failed(`the guest ended with ${done.exit}: ${lastOf(done)}`)
+    const { user, system } = process.cpuUsage(before)
+    const result = { ...done, host: link.counters, stats: store.stats(), hostCpuSeconds: (user + system) / 1e6 }
+    const mistakes = disagreements(result)
+    if (mistakes.length > 0) throw new Failed(`the two sides counted differently: ${mistakes.join(', ')}`)
+    return result
+  } catch (error) {
+    throwIfInterrupted(signal)
+    throw broken ?? error
+  } finally {
+    signal.removeEventListener('abort', end)
+    clearInterval(timer)
+    ticking?.stop()
+    host.close()
+    await store.close()
+  }
+}
+
+/** Why a kernel has stopped, or what the guest said last. */
+const lastOf = ({ console }: BootedRun): string =>
+  /Kernel panic.*/.exec(console)?.[0] ?? console.trim().split('\n').slice(-4).join(' / ')
+
+/**
+ * Compares what the host did with what the module asked, call by call, and that with what the kernel's own counters say
+ * of its hooks. Stores of a page that is there already invalidate it without being counted by the kernel; so does the
+ * end of an area.
+ */
+function disagreements({ host, module, frontswap }: MachineRun): string[] {
+  const pairs: (readonly [string, number | undefined, number | undefined])[] = [
+    ['pools', host.pools, module['pools']],
+    ['puts', host.puts, module['puts']],
+    ['gets', host.gets, module['gets']],
+    ['page flushes', host.page_flushes, module['page_flushes']],
+    ['object flushes', host.object_flushes, module['object_flushes']],
+    [
+      'stores of the kernel',
+      sum(module['puts'], module['declined']),
+      sum(frontswap['succ_stores'], frontswap['failed_stores']),
+    ],
+    ['refused stores of the kernel', sum(module['refused'], module['declined']), frontswap['failed_stores']],
+    ['loads of the kernel', module['gets'], sum(frontswap['loads'], module['again'])],
+  ]
+  const wrong = pairs.filter(([, ours, theirs]) => ours !== theirs)
+  const found = wrong.map(([name, ours, theirs]) => `${name} ${ours ?? 'none'} and ${theirs ?? 'none'}`)
+  if ((frontswap['invalidates'] ?? 0) > (module['page_flushes'] ?? 0)) found.push('more invalidations than flushes')
+  return found
+}
+
+const sum = (...values: readonly (number | undefined)[]): number => values.reduce<number>((all, n) => all + (n ?? 0), 0)

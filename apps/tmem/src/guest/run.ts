@@ -1,0 +1,162 @@
+/** `tmem guest run`: a Linux guest that swaps into a stack of this process through the hooks of its kernel. */
+import { closeSync, openSync, rmSync, writeSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import { formatBytes, parseStack } from '@tmem/core'
+import {
+  type AttachCounters,
+  type GuestParts,
+  PartsError,
+  prepareParts,
+  traceHead,
+  type Workload,
+} from '@tmem/kernel-guest'
+import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
+import { layersWith } from '../layers.ts'
+import { type Terminal, tableOf } from '../terminal.ts'
+import { type MachineRun, runMachine } from './machine.ts'
+
+/** Options of the command. */
+export interface GuestRunOptions {
+  readonly workload: Workload
+  readonly memory: number
+  readonly stack: string
+  readonly modules?: readonly string[]
+  readonly cache?: string
+  /** Seconds. */
+  readonly patience: number
+  /** False: flushes are waited for, one by one. */
+  readonly posted: boolean
+  /** A file for what the kernel calls. */
+  readonly trace?: string
+  readonly json?: true
+}
+
+/** Where a guest's parts are kept unless it is said. */
+export const defaultCache = (): string =>
+  join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'tmem', 'kernel-guest')
+
+/** Prepares what is missing, and says so. Rejects with `BadInput` or `Failed`. */
+export async function partsIn(cache: string, terminal: Terminal): Promise<GuestParts> {
+  try {
+    const { signal } = terminal
+    return await prepareParts({ cache, signal, onStep: (what) => terminal.note(`guest: ${what}`) })
+  } catch (error) {
+    throwIfInterrupted(terminal.signal)
+    if (error instanceof PartsError) throw new Failed(`the guest cannot be made: ${error.message}`)
+    if ((error as NodeJS.ErrnoException).syscall !== undefined)
+      throw new Failed(`the guest cannot be made: ${(error as Error).message}`)
+    throw error
+  }
+}
+
+/** Runs it, and prints what the three sides have counted. */
+export async function guestRun(options: GuestRunOptions, terminal: Terminal): Promise<void> {
+  if (options.memory < 96 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
+    throw new BadInput(`--memory: a guest has from 96MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
+  const layers = parseStack(options.stack, await layersWith(options.modules))
+  const parts = await partsIn(options.cache ?? defaultCache(), terminal)
+  const lines = linesTo((line) => terminal.note(`guest: ${line}`))
+  const trace = options.trace === undefined ? undefined : new TraceFile(options.trace)
+  const run = await runMachine({
+    layers,
+    ...(trace === undefined ? {} : { onEvents: (events) => trace.append(events) }),
+    parts,
+    workload: options.workload,
+    memoryBytes: options.memory,
+    patienceMs: options.patience * 1000,
+    posted: options.posted,
+    signal: terminal.signal,
+    onConsole: lines,
+    onCounters: (counters) => terminal.note(`tmem:  ${counted(counters)}`),
+  }).catch((error: unknown) => {
+    trace?.remove()
+    throw error
+  })
+  trace?.close()
+  terminal.print(options.json === true ? JSON.stringify(answerOf(run, options)) : shown(run))
+}
+
+function answerOf(run: MachineRun, { workload, memory, stack }: GuestRunOptions): object {
+  const { module, frontswap, host, swapIns, swapOuts, seconds, workloadSeconds, hostCpuSeconds, stats } = run
+  const disk = { swapIns, swapOuts }
+  const times = { seconds, workloadSeconds, hostCpuSeconds }
+  return { workload, memoryBytes: memory, stack, wrongBytes: 0, ...times, kernel: frontswap, module, host, disk, stats }
+}
+
+const counted = ({ puts, gets, page_flushes, refused }: AttachCounters): string =>
+  `${puts} puts, ${gets} gets, ${page_flushes} flushes, ${refused} refused`
+
+function shown({
+  module,
+  frontswap,
+  host,
+  swapIns,
+  swapOuts,
+  seconds,
+  workloadSeconds,
+  hostCpuSeconds,
+}: MachineRun): string {
+  const cell = (value: number | undefined): string => (value === undefined ? '-' : value.toLocaleString('en'))
+  const stores = (frontswap['succ_stores'] ?? 0) + (frontswap['failed_stores'] ?? 0)
+  const rows = [
+    ['puts', cell(stores), cell(module['puts']), cell(host.puts)],
+    ['of these refused', cell(frontswap['failed_stores']), cell(module['refused']), '-'],
+    ['gets', cell(frontswap['loads']), cell(module['gets']), cell(host.gets)],
+    ['flushes of pages', cell(frontswap['invalidates']), cell(module['page_flushes']), cell(host.page_flushes)],
+    ['flushes of objects', '-', cell(module['object_flushes']), cell(host.object_flushes)],
+    ['bells', '-', cell(module['bells']), cell(host.bells)],
+    ['pages read from the disk', cell(swapIns), '-', '-'],
+    ['pages written to the disk', cell(swapOuts), '-', '-'],
+  ]
+  return [
+    tableOf(['', 'kernel', 'module', 'host'], rows),
+    '',
+    `Every byte was right. ${seconds.toFixed(2)} s in all, ${workloadSeconds.toFixed(2)} s for the workload by the guest's clock; ${hostCpuSeconds.toFixed(2)} s of CPU for the host.`,
+    'The kernel counts no invalidation of a page that is stored again: flushes of pages may be more than it says.',
+  ].join('\n')
+}
+
+/** A new file for a trace. Throws `BadInput` when it cannot be made, also where there is one of that name. */
+class TraceFile {
+  readonly #path: string
+  readonly #file: number
+
+  constructor(path: string) {
+    this.#path = path
+    try {
+      this.#file = openSync(path, 'wx', 0o600)
+    } catch (error) {
+      throw new BadInput(`--trace: ${path} cannot be made: ${(error as Error).message}`)
+    }
+    this.append(traceHead)
+  }
+
+  /** Throws `Failed` when the disk is full. */
+  append(bytes: Uint8Array): void {
+    try {
+      for (let done = 0; done < bytes.length; ) done += writeSync(this.#file, bytes, done)
+    } catch (error) {
+      throw new Failed(`${this.#path} cannot be written: ${(error as Error).message}`)
+    }
+  }
+
+  close(): void {
+    closeSync(this.#file)
+  }
+
+  remove(): void {
+    this.close()
+    rmSync(this.#path)
+  }
+}
+
+/** Puts pieces together to lines. */
+function linesTo(take: (line: string) => void): (text: string) => void {
+  let rest = ''
+  return (text) => {
+    const lines = `${rest}${text}`.split('\n')
+    rest = lines.pop()!
+    for (const line of lines) if (line.trim() !== '') take(line)
+  }
+}
