@@ -112,13 +112,16 @@ export function socketPath(text: string): string {
       `the path of a socket has at most ${mostPathBytes} bytes: ${path} has ${Buffer.byteLength(path)}`,
     )
   try {
-    const found = statSync(path, { throwIfNoEntry: false })
-    if (found !== undefined && !found.isSocket())
-      throw new BadInput(`${path} is there, and no socket: name another path`)
-    if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
+    // The folder first: of a file in its place some runtimes say that there is nothing, others ENOTDIR.
+    const folder = statSync(dirname(path), { throwIfNoEntry: false })
+    if (folder === undefined)
       throw new BadInput(
         `the socket ${path} cannot be made: there is no directory ${dirname(path)}: make it with mkdir -p`,
       )
+    if (!folder.isDirectory()) throw new BadInput(`the socket ${path} cannot be made: ${dirname(path)} is no directory`)
+    const found = statSync(path, { throwIfNoEntry: false })
+    if (found !== undefined && !found.isSocket())
+      throw new BadInput(`${path} is there, and no socket: name another path`)
     assertOwnFolder(path)
   } catch (error) {
     if (error instanceof BadInput) throw error
