@@ -240,7 +240,10 @@ describe('tmem serve', () => {
       ],
       [folder, /^tmem: .* is there, and no socket: name another path\n$/],
       // A file where a directory is wanted.
-      [join(fileURLToPath(import.meta.url), 's'), /^tmem: the socket .* cannot be made: .*\/serve.test.ts is no directory\n$/],
+      [
+        join(fileURLToPath(import.meta.url), 's'),
+        /^tmem: the socket .* cannot be made: .*\/serve.test.ts is no directory\n$/,
+      ],
       // The runtime would cut it off and listen there.
       [long, /^tmem: the path of a socket has at most 107 bytes: .* has \d+\n$/],
     ] as const)
