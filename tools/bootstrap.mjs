@@ -45,7 +45,7 @@ const commands = {
     return test('test-system', ['build'])
   },
   'test:kernel': () => test('test-kernel', ['build']),
-  build: () => run(['tsc', '-b', 'tsconfig.json']) || run(['tsc', '-b', 'tsconfig.test.json']),
+  build: () => run(['node', 'tools/build.mjs']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
     run(['biome', 'check', '--error-on-warnings', '.']) |
     run(['oxlint', '--type-aware', '--deny-warnings']) |
@@ -98,14 +98,14 @@ async function findPnpm() {
 
 // In this process, so that standard streams, signals and the exit code are the program's own.
 async function program(...words) {
-  await prepare('the program', 'apps/tmem/dist', ['tsc', '-b', 'tsconfig.json'])
+  await prepare('the program', 'apps/tmem/dist', ['node', 'tools/build.mjs'])
   const bin = join(root, 'apps/tmem/dist/bin.js')
   process.argv.splice(1, process.argv.length, bin, ...words)
   await import(pathToFileURL(bin).href)
 }
 
 async function afterBuild(script, ...words) {
-  await prepare('the packages', 'apps/tmem/dist', ['tsc', '-b', 'tsconfig.json'])
+  await prepare('the packages', 'apps/tmem/dist', ['node', 'tools/build.mjs'])
   return run(['node', script, ...words])
 }
 
@@ -164,7 +164,7 @@ function testRoot() {
     .filter((folder) => existsSync(join(root, folder)))
     .flatMap((folder) => readdirSync(join(root, folder)).map((name) => join(folder, name)))
     .filter((file) => file.endsWith('.test.ts') && readFileSync(join(root, file), 'utf8').includes('root: true'))
-  return run(['tsc', '-b', 'tsconfig.json']) || run(['vitest', 'run', ...files])
+  return run(['node', 'tools/build.mjs']) || run(['vitest', 'run', ...files])
 }
 
 function read(report) {

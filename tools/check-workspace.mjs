@@ -32,7 +32,6 @@ const folderOf = new Map(packages.map(({ folder, manifest }) => [manifest.name, 
 checkVersions('package.json', json('package.json'))
 for (const { folder, manifest } of packages) {
   const rule = (kept, text) => kept || problems.push(`${folder}: ${text}`)
-  const library = folder.startsWith('packages/')
   for (const file of ['README.md', 'LICENSE', 'tsconfig.json', 'src/index.ts']) {
     rule(existsSync(join(root, folder, file)), `${file} is missing`)
   }
@@ -42,7 +41,8 @@ for (const { folder, manifest } of packages) {
   const lacking = sections.filter((section) => library && !readme.includes(`\n## ${section}\n`))
   rule(lacking.length === 0, `README.md has no section ${lacking.join(', ')}`)
   const name = folder.slice(folder.indexOf('/') + 1)
-  const named = library ? `@tmem/${name === 'tmem-core' ? 'core' : name}` : name
+  // The program is called as it is started.
+  const named = name === 'tmem' ? name : `@tmem/${name === 'tmem-core' ? 'core' : name}`
   rule(manifest.name === named, `must be named ${named}, not ${manifest.name}`)
   rule(manifest.license === 'MIT', 'needs "license": "MIT"')
   rule(manifest.type === 'module', 'needs "type": "module"')

@@ -1,7 +1,7 @@
 // Writes every package as the tarball that a release would publish, and says how to install them: for who wants to use
 // them before they are in a registry. Each comes after those that it needs. Needs a build.
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -19,7 +19,8 @@ if (done.status !== 0) throw new Error(`pnpm pack failed: ${done.error?.message 
 
 const packed = new Map(JSON.parse(done.stdout).map(({ name, filename }) => [name, filename]))
 const needs = (name) => {
-  const folder = name === 'tmem' ? 'apps/tmem' : `packages/${name === '@tmem/core' ? 'tmem-core' : name.slice(6)}`
+  const own = name === 'tmem' ? name : name === '@tmem/core' ? 'tmem-core' : name.slice(6)
+  const folder = ['packages', 'apps'].map((group) => join(group, own)).find((path) => existsSync(join(root, path)))
   return Object.keys(JSON.parse(readFileSync(join(root, folder, 'package.json'), 'utf8')).dependencies ?? {})
 }
 const order = new Set()

@@ -11,6 +11,7 @@ import { basename, resolve } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
+import type { ExploreData, ExploreSide } from '@tmem/console'
 import type { Exploration, RuleEntry, RuleReport, RuleSummary, Scenario } from '@tmem/interleave'
 import * as interleave from '@tmem/interleave'
 import { checkTrace, type TraceReport } from '@tmem/kernel-guest'
@@ -19,12 +20,13 @@ import pc from 'picocolors'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
 import type { ExplorerData } from './explore-worker.ts'
 import { readGivenFile } from './given-file.ts'
+import { judgeReport, type ReportOptions, writeReport } from './report-file.ts'
 import { type Terminal, tableOf } from './terminal.ts'
 
 const maxTraceBytes = 2 ** 30
 
 /** Options of the command. */
-export interface ExploreOptions {
+export interface ExploreOptions extends ReportOptions {
   readonly list?: true
   /** Print the litmus test of a rule instead; and that of its mutant. */
   readonly litmus?: true
@@ -44,10 +46,14 @@ export interface ExploreOptions {
 export async function explore(name: string | undefined, options: ExploreOptions, terminal: Terminal): Promise<void> {
   if (options.trace !== undefined) {
     if (name !== undefined) throw new BadInput('give a name or --trace, not both')
+    if (options.report !== undefined) throw new BadInput('--report shows interleavings: leave --trace out')
     exploreTrace(options.trace, options, terminal)
     return
   }
   if (name !== undefined && options.list === true) throw new BadInput('give a name or --list, not both')
+  if (options.report !== undefined && options.litmus === true)
+    throw new BadInput('--report shows interleavings: leave --litmus out')
+  judgeReport(options)
   if (options.litmus === true) {
     printLitmus(name, options, terminal)
     return
@@ -56,7 +62,9 @@ export async function explore(name: string | undefined, options: ExploreOptions,
   if (name === undefined) return exploreAll(options, terminal)
   if (isFile(name)) return exploreFile(name, options, terminal)
   const entry = pageMapping.entries.find((one) => one.name === name)
-  const report = entry === undefined ? unknown(name) : await reportOn(entry, options, terminal)
+  const found = entry ?? unknown(name)
+  const report = await reportOn(found, options, terminal)
+  writeReport(options, { kind: 'explore', explore: [pictureOf(found, report)] })
   printReport(report, options, terminal)
 }
 
@@ -92,6 +100,32 @@ function exploreTrace(path: string, { json }: ExploreOptions, terminal: Terminal
     throw new Failed(`${contradictions.length} contradictions, the first at event ${first.event}: ${first.rule}`)
 }
 
+/** A rule for a report: the mutant's history, and beside it how the rule is kept when everybody takes the same turns. */
+function pictureOf(entry: RuleEntry, { kept, broken }: Pick<RuleReport, 'kept' | 'broken'>): ExploreData {
+  const { name, rule, source, version, mutant } = entry
+  const turns = broken.kind === 'violated' ? broken.history.map(({ actor }) => actor) : []
+  return {
+    name,
+    rule,
+    source: `${source} (${version})`,
+    breaks: mutant.breaks,
+    kept: sideOf(entry.scenario(), kept, turns),
+    broken: sideOf(mutant.scenario(), broken, turns),
+  }
+}
+
+function sideOf(scenario: Scenario<object>, found: Exploration, turns: readonly number[]): ExploreSide {
+  const actors = scenario.actors.map(({ name }) => name)
+  const size = `${found.states} states`
+  if (found.kind === 'violated') {
+    const { history, message } = found
+    return { actors, history, message, found: `${size}: ${found.name}` }
+  }
+  const { history, trouble } = interleave.followed(scenario, turns)
+  const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: nothing wrong in ${size}, of more`
+  return { actors, history, message: trouble?.message ?? null, found: what }
+}
+
 function printLitmus(name: string | undefined, { mutant, json }: ExploreOptions, terminal: Terminal): void {
   const those = pageMapping.entries.flatMap((entry) => (entry.litmus === undefined ? [] : [entry.name]))
   if (name === undefined) throw new BadInput(`--litmus needs a rule: ${those.join(', ')}`)
@@ -118,6 +152,10 @@ function unknown(name: string): never {
 
 async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<void> {
   const reports = await allReports(options, terminal)
+  writeReport(options, {
+    kind: 'explore',
+    explore: reports.map((report, n) => pictureOf(pageMapping.entries[n]!, report)),
+  })
   const scenarios: RuleSummary[] = reports.map(({ name, rule, source, version, states, mutantCaught, bounded }) => {
     return { name, rule, source, version, states, mutantCaught, bounded }
   })
@@ -225,10 +263,17 @@ async function exploreFile(path: string, options: ExploreOptions, terminal: Term
   const subject = await load(path, url)
   try {
     if (isRule(subject)) {
-      printReport(await reportOn(subject, options, terminal), options, terminal)
+      const report = await reportOn(subject, options, terminal)
+      writeReport(options, { kind: 'explore', explore: [pictureOf(subject, report)] })
+      printReport(report, options, terminal)
       return
     }
     const found = await run(subject, options, terminal)
+    const own = { name: basename(path), rule: 'a scenario of its own', source: path, breaks: '' }
+    writeReport(options, {
+      kind: 'explore',
+      explore: [{ ...own, kept: sideOf(subject, found, []), broken: null }],
+    })
     const names = subject.actors.map(({ name }) => name)
     const width = process.stdout.columns ?? 100
     terminal.print(options.json === true ? JSON.stringify(found) : interleave.chartExploration(found, names, { width }))

@@ -75,6 +75,11 @@ function program(terminal: Terminal): Command {
     )
   const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
 
+  const report = (what: string): Option =>
+    new Option('--report <file>', `also write a page to look at, one file that needs no network: ${what}`)
+  const overwrite = (): Option =>
+    new Option('--overwrite', 'write the report also over a file that is there and is no report')
+
   const modules = (): Option =>
     new Option('--modules <file>', 'a module whose layers the stack may name, too (repeat for more)').argParser(list)
 
@@ -90,6 +95,8 @@ function program(terminal: Terminal): Command {
     )
     .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
     .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
+    .addOption(report('curves over time and the table'))
+    .addOption(overwrite())
     .option(
       '--remote',
       'instead: a program of 512MiB (--size) with an eighth of that, over two Redis servers, one of which is killed',
@@ -107,6 +114,8 @@ function program(terminal: Terminal): Command {
     .addArgument(new Argument('<suite>', 'what to measure').choices([...Object.keys(suites), 'stack']))
     .option('--quick', 'about a tenth of the work; figures are rougher')
     .option('--stack <text>', 'bench stack: the stack whose puts, gets and flushes are measured')
+    .addOption(report('every row against its reference and its goal'))
+    .addOption(overwrite())
     .addOption(modules())
     .addOption(json())
     .action(async (suite, options) => runSuite(await suiteOf(suite, options), options, terminal))
@@ -127,6 +136,8 @@ function program(terminal: Terminal): Command {
     .option('--litmus', 'print the litmus test of a lockless rule, for herd7 and the memory model of the kernel')
     .option('--mutant', 'that of its mutant')
     .option('--trace <file>', 'instead: check what tmem guest run --trace has recorded against the rules of the models')
+    .addOption(report('the rule kept and broken as sequence charts'))
+    .addOption(overwrite())
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
 
@@ -200,6 +211,8 @@ function program(terminal: Terminal): Command {
       '--nbd-limits <name=value,…>',
       'connections=256, per-address=64 (TCP), requests=128 (of each), bytes=64MiB, handshake=10, keepalive=60 (seconds)',
     )
+    .option('--http <address>', 'serve the web console: tcp:PORT (on the loopback) or tcp:HOST:PORT')
+    .option('--http-token <file>', 'who says what this file holds may turn knobs there (default: nobody may)')
     .addOption(control())
     .option('--socket-mode <mode>', 'permissions of the control socket and of unix: sockets (default: 600)')
     .option('--socket-group <group>', 'name or number of their group, which then may use them (mode 660)')

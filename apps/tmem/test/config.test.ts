@@ -40,6 +40,12 @@ const mistakes: readonly (readonly [what: string, text: string, expected: readon
   ['a name twice', `${good}stack: x\n`, [/^5:1: Map keys must be unique/]],
   ['a name misspelt', `${good}contol: c\n`, [/^5:1: contol: unknown name contol: did you mean control\?/]],
   ['two names misspelt', `${good}contol: c\nfuze: m\n`, [/^5:1: contol/, /^6:1: fuze: .* did you mean fuse\?/]],
+  [
+    'no address of a console',
+    `${good}http: { listen: 8780x }\n`,
+    [/^5:1: http: bad --http "8780x": expected tcp:PORT/],
+  ],
+  ['a token that is nowhere', `${good}http: { token: none }\n`, [/^5:1: http: --http-token .*none: ENOENT/]],
   ['no devices', `stack: ${stack}\ndevices: {}\nnbd: [unix:x]\n`, [/^2:1: devices: expected one device at least/]],
   ['a device without a size', good.replace('size: 64MiB', ''), [/^3:3: devices\.a\.size: expected an amount of bytes/]],
   ['no amount', good.replace('64MiB', '64MB1'), [/^3:8: devices\.a\.size: expected an amount of bytes such as 64MiB/]],
@@ -119,6 +125,7 @@ tls: { certificates: certs, verify-peer: true }
 log: { format: json, level: debug }
 sockets: { mode: "660", group: 7 }
 busy-turns: 3
+http: {}
 control: c.sock
 `,
   )
@@ -154,6 +161,7 @@ control: c.sock
     socketMode: '660',
     socketGroup: '7',
     busyTurns: 3,
+    http: 'tcp:127.0.0.1:8780',
     drain: true,
   })
 })
@@ -166,6 +174,7 @@ test('all that the command line of a server takes has its name in the file', asy
     'tls-certificates': 'tls',
     'tls-verify-peer': 'tls',
     'nbd-limits': 'limits',
+    'http-token': 'http',
     'socket-mode': 'sockets',
     'socket-group': 'sockets',
     'log-level': 'log',

@@ -12,7 +12,13 @@ export const bin: string = fileURLToPath(new URL('../dist/bin.js', import.meta.u
 export interface Serving {
   readonly folder: string
   readonly control: string
-  readonly info: { pid: number; nbd: string[]; fuse: string | null; devices: { name: string; sizeBytes: number }[] }
+  readonly info: {
+    pid: number
+    nbd: string[]
+    fuse: string | null
+    http: string | null
+    devices: { name: string; sizeBytes: number }[]
+  }
   /** Sends SIGTERM and waits: the exit code and what it said on standard error. */
   readonly stop: () => Promise<{ code: number | null; stderr: string }>
   /** Ends it as nothing can be prepared for. */

@@ -40,3 +40,4 @@ export {
   type Scenario,
   type Step,
 } from './scenario.ts'
+export { begin, followed, type Moment, type NextStep } from './stepping.ts'

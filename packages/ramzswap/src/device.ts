@@ -117,6 +117,19 @@ const fetchedPages = 32
 /** How often a page may be gone when it is fetched, and there when it is looked for. */
 const maxMisses = 3
 
+/** Seconds: a page that is younger is in the column; the last column has all others. */
+const ageBounds: readonly number[] = Object.freeze([1, 10, 60, 600, 3600, 86_400])
+
+/** Pages by how long nobody has touched them. */
+export interface PageAges {
+  /** Ages in seconds at which a column ends, upwards; the last column has no end. */
+  readonly bounds: readonly number[]
+  /** Pages that were looked at. */
+  readonly seen: number
+  /** By place from the top, `directory` (pages that repeat one word) first: pages by column. */
+  readonly places: readonly { readonly name: string; readonly pages: readonly number[] }[]
+}
+
 /** A page that somebody waits for in order to change a part of it. */
 interface Watch {
   readonly slot: number
@@ -391,6 +404,29 @@ export class Ramzswap implements BlockDevice {
     ]
       .filter(Boolean)
       .join('')
+  }
+
+  /**
+   * How long pages were not touched, by where they rest; `undefined` without a clock. Of a device with more than `most`
+   * slots so many are looked at, spread evenly and the same each time, and the counts are of those.
+   */
+  ages(most: number = 16_384): PageAges | undefined {
+    if (!this.#slots.hasAges) return undefined
+    const names = ['directory', ...this.#stack.store.usage().places.map(({ name }) => name)]
+    const places = names.map((name) => ({ name, pages: [...ageBounds.map(() => 0), 0] }))
+    const { size } = this.#slots
+    const stride = Math.max(1, Math.ceil(size / most))
+    let seen = 0
+    for (let n = 0; n * stride < size; n++) {
+      // Not at even distances: what is written may have a stride, too.
+      const slot = n * stride + ((Math.imul(n, 0x9e3779b1) >>> 0) % stride)
+      if (slot >= size || !this.#slots.holds(slot) || !this.#find(slot)) continue
+      const age = this.#slots.ageOf(slot)
+      const column = ageBounds.findIndex((bound) => age < bound)
+      places[this.#where.place + 1]!.pages[column < 0 ? ageBounds.length : column]!++
+      seen++
+    }
+    return { bounds: ageBounds, seen, places }
   }
 
   /** Resolves when every place of the stack takes pages. Rejects with `TmemError` where one says that it cannot. */

@@ -77,6 +77,11 @@ export class Slots {
     if (this.#seconds !== undefined) this.#touched[slot] = this.#seconds()
   }
 
+  /** Whole seconds since the last access; needs a clock. */
+  ageOf(slot: number): number {
+    return Math.max(0, Math.floor(this.#seconds!()) - this.#touched[slot]!)
+  }
+
   /** Marks pages as idle: all, or those not touched for so many seconds. How many are marked now. */
   markIdle(age: 'all' | number): number {
     const before = age === 'all' ? Number.POSITIVE_INFINITY : this.#seconds!() - age

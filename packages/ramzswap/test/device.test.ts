@@ -886,6 +886,36 @@ describe('what zram added', () => {
     expect(await codeOf(() => withFile().device.idle(5))).toBe('TMEM_UNSUPPORTED')
   })
 
+  test('ages count the pages of each place by when they were touched, and looking is no touch', async () => {
+    let now = 0
+    const { device } = withFile({ clock: () => now })
+    void device.write(0, page('text'))
+    void device.write(4096, page('zero'))
+    await device.writeback({ pageIndex: 0 })
+    now = 5_000
+    void device.write(8192, page('text', 2))
+    now = 10_500
+    const all = { bounds: [1, 10, 60, 600, 3600, 86_400], seen: 3 }
+    for (let look = 0; look < 2; look++) {
+      const ages = device.ages()!
+      expect(ages).toMatchObject(all)
+      expect(Object.fromEntries(ages.places.map(({ name, pages: counts }) => [name, counts]))).toEqual({
+        directory: [0, 0, 1, 0, 0, 0, 0],
+        zcache: [0, 1, 0, 0, 0, 0, 0],
+        frontswap: [0, 0, 1, 0, 0, 0, 0],
+      })
+    }
+    void device.read(8192, new Uint8Array(512))
+    now = 200_000_000
+    expect(device.ages()!.places.map(({ pages: counts }) => counts.at(-1))).toEqual([1, 1, 1])
+    // A sample: no more slots than were asked for.
+    for (let n = 0; n < pages; n++) void device.write(n * 4096, page('text', n))
+    expect(device.ages(16)!.seen).toBe(16)
+    expect(device.ages(16)).toEqual(device.ages(16))
+    await device.close()
+    expect(withFile().device.ages()).toBeUndefined()
+  })
+
   test('recompress keeps what becomes smaller, and marks the rest', async () => {
     const stack = [zcache({ limitBytes: 2 ** 20, recompress: 'deflate' }), ...backingFile(pages).layers]
     const device = ramzswap({ name: 'dev', sizeBytes, stack, check: 'model' })

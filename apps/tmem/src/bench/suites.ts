@@ -2,6 +2,7 @@
 import { formatBytes } from '@tmem/core'
 import pc from 'picocolors'
 import { BadInput } from '../ending.ts'
+import { judgeReport, type ReportOptions, writeReport } from '../report-file.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { createBench, describeMachine, type MachineDescription, type Row, type Suite } from './frame.ts'
 
@@ -27,7 +28,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
 })
 
 /** Options of the command. */
-export interface BenchOptions {
+export interface BenchOptions extends ReportOptions {
   readonly json?: true
   readonly quick?: true
   /** Text of the stack that the suite `stack` measures. */
@@ -56,8 +57,10 @@ export interface BenchAnswer {
 
 /** Runs a suite and prints its answer. */
 export async function runSuite(suite: Suite, options: BenchOptions, terminal: Terminal): Promise<void> {
+  judgeReport(options)
   const quick = options.quick === true
   const rows = await suite.run(createBench(terminal, quick))
+  writeReport(options, { kind: 'bench', bench: { suite: suite.name, summary: suite.summary, quick, rows } })
   const answer: BenchAnswer = { suite: suite.name, quick, machine: describeMachine(), rows }
   terminal.print(options.json === true ? JSON.stringify(answer) : shown(answer, suite.summary))
 }

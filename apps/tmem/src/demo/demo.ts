@@ -8,21 +8,23 @@
  */
 import { constants } from 'node:buffer'
 import { join } from 'node:path'
+import type { Curve } from '@tmem/console'
 import { basePageSize, compose, formatBytes, type Layer, type PageStore, type StatsNode, TmemError } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
 import { memory } from '@tmem/memory'
 import { minLimitBytes, zcache } from '@tmem/zcache'
 import { BadInput } from '../ending.ts'
+import { judgeReport, type ReportOptions, writeReport } from '../report-file.ts'
 import type { Terminal } from '../terminal.ts'
 import { type Input, readInput } from './input.ts'
-import { runMachine } from './machine.ts'
+import { type MachineLook, runMachine } from './machine.ts'
 import { type DemoReport, type MachineReport, type PlaceReport, shown, type TmemReport } from './report.ts'
 import { makeSwapDirectory, type SwapDirectory } from './swap-files.ts'
 import { Stopwatch, TimedStore, timedPlace } from './timed.ts'
 import { createStream } from './workload.ts'
 
 /** Options of the command. */
-export interface DemoOptions {
+export interface DemoOptions extends ReportOptions {
   readonly input?: readonly string[]
   readonly size?: number
   readonly budget?: number
@@ -41,12 +43,15 @@ const writes = 0.3
 
 /** Runs the demo and prints what it found. */
 export async function demo(options: DemoOptions, terminal: Terminal): Promise<void> {
-  const report = await runDemo(options, terminal)
+  judgeReport(options)
+  const curves: Curve[] = []
+  const report = await runDemo(options, terminal, options.report === undefined ? undefined : curves)
+  writeReport(options, { kind: 'demo', demo: report, curves })
   terminal.print(options.json === true ? JSON.stringify(report) : shown(report))
 }
 
-/** Runs the demo. */
-export async function runDemo(options: DemoOptions, terminal: Terminal): Promise<DemoReport> {
+/** Runs the demo; `curves`: is filled with how each machine went. */
+export async function runDemo(options: DemoOptions, terminal: Terminal, curves?: Curve[]): Promise<DemoReport> {
   checkSizes(options)
   const input = await readInput({ paths: options.input, size: options.size, defaultBytes, minPages }, terminal)
   const memoryBytes = input.pages * basePageSize
@@ -54,7 +59,7 @@ export async function runDemo(options: DemoOptions, terminal: Terminal): Promise
   checkBudget(budgetBytes, memoryBytes)
   const directory = makeSwapDirectory(options.dir, memoryBytes)
   try {
-    return await runAll({ input, memoryBytes, budgetBytes, seed: options.seed, directory }, terminal)
+    return await runAll({ input, memoryBytes, budgetBytes, seed: options.seed, directory, curves }, terminal)
   } finally {
     directory.remove()
   }
@@ -88,10 +93,11 @@ interface Experiment {
   readonly budgetBytes: number
   readonly seed: number
   readonly directory: SwapDirectory
+  readonly curves: Curve[] | undefined
 }
 
 async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoReport> {
-  const { input, memoryBytes, budgetBytes, seed, directory } = experiment
+  const { input, memoryBytes, budgetBytes, seed, directory, curves } = experiment
   const { pages, sources } = input
   const references = pages * referencesPerPage
   const stream = createStream({ pages, references, exponent, writes, seed })
@@ -114,6 +120,7 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
       woken = false
       return was
     }
+    const curve = new CurveMaker(name)
     try {
       let stats = store.stats()
       let cpuSeconds = 0
@@ -122,11 +129,20 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
         cpuSeconds = (calls.elapsed - waits.elapsed) / 1000
       }
       const { seconds, swapOuts, swapIns, comparedPages } = await runMachine(
-        { name, frames, store, isWoken, input, stream },
+        {
+          name,
+          frames,
+          store,
+          isWoken,
+          input,
+          stream,
+          ...(curves === undefined ? {} : { onLook: (look) => curve.look(look, opened.stats()) }),
+        },
         atEnd,
         terminal,
       )
       comparedBytes += comparedPages * basePageSize
+      curves?.push(curve.curve)
       const disk = find(stats, 'frontswap')?.counters ?? noDisk
       const held = find(stats, 'zcache')
       if (counterOf(disk, 'directIo') === 0) directIo = false
@@ -163,6 +179,32 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   const settings = { seed, memoryBytes, partBytes: frames * basePageSize, budgetBytes, references, directIo }
   // `runMachine` throws at the first wrong byte: whoever gets here has seen none.
   return { input: { pages, sources }, settings, machines, diskIoAvoided, comparedBytes, wrongBytes: 0 }
+}
+
+/** Points of a curve at most. */
+const maxPoints = 240
+
+/** Makes the curve of a machine of what is seen of it now and then. */
+class CurveMaker {
+  readonly curve: { [Key in keyof Curve]: Curve[Key] extends string ? string : number[] }
+
+  constructor(name: string) {
+    const columns = { seconds: [], done: [], swapIns: [], swapOuts: [], diskReads: [], diskWrites: [], memoryBytes: [] }
+    this.curve = { name, ...columns }
+  }
+
+  look({ seconds, done, swapIns, swapOuts, usedFrames }: MachineLook, stats: StatsNode): void {
+    const { curve } = this
+    if (done < 1 && done - (curve.done.at(-1) ?? -1) < 1 / maxPoints) return
+    const disk = find(stats, 'frontswap')?.counters ?? noDisk
+    curve.seconds.push(seconds)
+    curve.done.push(done)
+    curve.swapIns.push(swapIns)
+    curve.swapOuts.push(swapOuts)
+    curve.diskReads.push(counterOf(disk, 'diskReads'))
+    curve.diskWrites.push(counterOf(disk, 'diskWrites'))
+    curve.memoryBytes.push(usedFrames * basePageSize + (find(stats, 'zcache')?.counters['used_bytes'] ?? 0))
+  }
 }
 
 /** A store that is only there because a machine has one: all pages of the first machine find frames. */

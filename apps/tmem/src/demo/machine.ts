@@ -26,6 +26,19 @@ export interface MachineOptions {
   readonly input: Input
   /** Page numbers, those of writes with `writeBit`. */
   readonly stream: Uint32Array
+  /** Told how things are, again and again until the stream is through. */
+  readonly onLook?: (look: MachineLook) => void
+}
+
+/** A machine in the middle of its work. */
+export interface MachineLook {
+  readonly seconds: number
+  /** Part of the first writes and of the stream that is done, 0 to 1. */
+  readonly done: number
+  readonly swapOuts: number
+  readonly swapIns: number
+  /** Frames that hold a page. */
+  readonly usedFrames: number
 }
 
 /** What a machine did. */
@@ -73,6 +86,15 @@ export async function runMachine(options: MachineOptions, atEnd: () => void, ter
         const start = performance.now()
         await work(from, Math.min(from + chunk, count))
         milliseconds += performance.now() - start
+        const to = Math.min(from + chunk, count)
+        if (before < pages + stream.length)
+          options.onLook?.({
+            seconds: milliseconds / 1000,
+            done: (before + to) / (pages + stream.length),
+            swapOuts: swapper.counters.swapOuts,
+            swapIns: swapper.counters.swapIns,
+            usedFrames: Math.min(frames, before + to),
+          })
         progress.at(before + from, total)
         await setImmediate()
         throwIfInterrupted(terminal.signal)

@@ -66,6 +66,8 @@ export interface RemoteReport {
  * started.
  */
 export async function remoteDemo(options: DemoOptions, terminal: Terminal): Promise<void> {
+  if (options.report !== undefined || options.overwrite === true)
+    throw new BadInput('--report is for the demo of three machines: leave it out, or leave --remote out')
   const size = options.size ?? defaultBytes
   const pages = Math.floor(size / basePageSize)
   if (pages < minPages)

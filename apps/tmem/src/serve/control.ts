@@ -45,6 +45,8 @@ export interface Info {
   readonly fuse: string | null
   /** Number of that mount's file system, `MAJOR:MINOR`: its files are those whose `stat` says so. */
   readonly fileSystem: string | null
+  /** Address of its console, or null. */
+  readonly http: string | null
 }
 
 /** The answers, by request. */

@@ -8,6 +8,8 @@
  *  - Of one kind of event (level, event, and message but for its numbers) there are at most ten lines in ten seconds.
  *    How many more there were is said at the end of them. The last 64 kinds are known.
  *  - A request that goes well says nothing.
+ *  - The last events are remembered, also those that the level keeps from being said: but for what is only for finding
+ *    mistakes (`debug`), and never more than `maxEvents`, each cut to `maxMessage` characters.
  */
 import type { StatsNode } from '@tmem/core'
 import pc from 'picocolors'
@@ -29,6 +31,17 @@ export interface LogOptions {
   readonly clock?: () => number
 }
 
+/** Something that happened, as it is remembered. */
+export interface LogEvent {
+  /** Counts from 1. */
+  readonly number: number
+  /** Milliseconds since 1970. */
+  readonly time: number
+  readonly level: LogLevel
+  readonly event: string
+  readonly message: string
+}
+
 /** Fields of a line in JSON, beside `time`, `level`, `pid`, `event` and `msg`. */
 export type LogFields = Readonly<Record<string, string | number | boolean | null>>
 
@@ -36,6 +49,8 @@ const windowMs = 10_000
 const maxLines = 10
 const maxKinds = 64
 const maxWaitingBytes = 256 * 1024
+const maxEvents = 64
+const maxMessage = 512
 /** How long the end of a server waits for whoever reads. */
 const patienceMs = 1000
 
@@ -54,6 +69,8 @@ export class Log {
   readonly #clock: () => number
   readonly #kinds = new Map<string, Kind>()
   readonly #lines: Record<LogLevel, number> = { error: 0, warn: 0, info: 0, debug: 0 }
+  readonly #events: LogEvent[] = []
+  #numbered = 0
   #suppressed = 0
   #dropped = 0
   #hasEnded = false
@@ -101,6 +118,18 @@ export class Log {
     this.#say('debug', event, message, fields)
   }
 
+  /** Remembers an event that nobody is told of who does not ask. */
+  remember(level: LogLevel, event: string, message: string): void {
+    const text = message.length > maxMessage ? `${message.slice(0, maxMessage)}…` : message
+    this.#events.push({ number: ++this.#numbered, time: Date.now(), level, event, message: text })
+    if (this.#events.length > maxEvents) this.#events.shift()
+  }
+
+  /** The last events, the newest at the end. */
+  recent(): LogEvent[] {
+    return [...this.#events]
+  }
+
   /** Says what of each kind was not said, when its time is over: to be called now and then. */
   look(): void {
     const now = this.#clock()
@@ -135,7 +164,7 @@ export class Log {
   }
 
   #say(level: LogLevel, event: string, message: string, fields: LogFields): void {
-    if (!this.#pino.isLevelEnabled(level)) return
+    if (level === 'debug' && !this.#pino.isLevelEnabled(level)) return
     const key = `${level} ${event} ${message.replaceAll(/\d+/g, 'N')}`
     const kind = this.#kinds.get(key)
     const now = this.#clock()
@@ -147,7 +176,7 @@ export class Log {
           this.#write(level, event, message, fields)
         } else {
           kind.more++
-          this.#suppressed++
+          if (this.#pino.isLevelEnabled(level)) this.#suppressed++
         }
         return
       }
@@ -171,6 +200,8 @@ export class Log {
       this.#dropped++
       return
     }
+    if (level !== 'debug') this.remember(level, event, message)
+    if (!this.#pino.isLevelEnabled(level)) return
     this.#lines[level]++
     this.#pino[level]({ event, ...fields }, message)
   }

@@ -42,6 +42,7 @@ import {
   tool,
   useText,
 } from './host.ts'
+import { type HttpOptions, httpPlanOf, RefusalWatch, webConsole } from './http.ts'
 import { type Knob, knobsElsewhere, knobsOf, lendingIn, type Turned } from './knobs.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
 import { AutoMemory } from './memory.ts'
@@ -54,7 +55,7 @@ import { Ticking } from './ticking.ts'
 import { type Entrances, Users } from './users.ts'
 
 /** As they come from the command line. */
-export interface ServeOptions extends EndpointOptions {
+export interface ServeOptions extends EndpointOptions, HttpOptions {
   /** Of each device that has none of its own. */
   readonly stack: string
   readonly modules?: string[]
@@ -121,6 +122,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     throw new BadInput('say how to serve: --nbd or --fuse, or hand a socket over to this very process (LISTEN_FDS)')
   const limits = limitsOf(options)
   const access = accessOf(options)
+  const http = httpPlanOf(options)
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
   const roles: Role[] = [
@@ -247,7 +249,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       servers.push(fuse)
     }
     servers.push(log)
-    const info: Info = {
+    let info: Info = {
       pid: process.pid,
       stack: options.stack,
       hypervisor: options.hypervisor ?? null,
@@ -255,6 +257,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
       fileSystem: fuse?.device ?? null,
+      http: null,
     }
     // From here on a failure must not leave the mount behind.
     let mounted = fuse
@@ -270,6 +273,23 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       control.close()
       rmSync(controlPath, { force: true })
     })
+    if (http !== undefined) {
+      const parts = {
+        info,
+        devices: devices.map((opened) => ({ ...opened, stats: () => opened.served.stats() })),
+        servers,
+        log,
+        turn: (device: string, name: string, knob: Knob, value: string) =>
+          turn(device, name, knob, value, { through: 'the console' }, log),
+      }
+      const console = await webConsole(http, parts)
+      undo.push(() => console.close())
+      info = { ...info, http: console.url }
+      if (http.isOpen)
+        log.warn('console.open', `whoever reaches ${console.url} can read all that the console shows`, {
+          url: console.url,
+        })
+    }
     const broken: string[] = []
     undo.push(() => {
       for (const [n, { snapshot, name }] of requests.entries()) {
@@ -291,7 +311,10 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
           },
         ),
       )
-    const watched = devices.map(({ device }) => new PlaceWatch(device, log))
+    const watched = [
+      ...devices.map(({ device }) => new PlaceWatch(device, log)),
+      ...(http === undefined ? [] : devices.map(({ device }) => new RefusalWatch(device, log))),
+    ]
     const looking = setInterval(() => {
       nowMs = performance.now()
       for (const watch of watched) watch.look()
@@ -538,7 +561,7 @@ const filesOf = (opened: Opened, log: Log): Map<string, FuseNode> =>
 interface Turner {
   readonly pid?: number
   readonly uid?: number
-  readonly through: 'the mount' | 'the control socket'
+  readonly through: 'the mount' | 'the control socket' | 'the console'
 }
 
 /** Turns a knob, and says who did. */
@@ -739,6 +762,7 @@ function described(info: Info, control: string): string {
   const lines = info.devices.map(({ name, sizeBytes }) => `${name}: ${formatBytes(sizeBytes)}`)
   for (const address of info.nbd) lines.push(`NBD on ${address}`)
   if (info.fuse !== null) lines.push(`files in ${info.fuse}`)
+  if (info.http !== null) lines.push(`console on ${info.http}`)
   lines.push(`control socket ${control}; process ${info.pid}; SIGTERM stops it`)
   return lines.join('\n')
 }

@@ -15,6 +15,7 @@ import { z } from 'zod'
 import { BadInput } from '../ending.ts'
 import { readGivenFile } from '../given-file.ts'
 import { layersWith } from '../layers.ts'
+import { httpPlanOf } from '../serve/http.ts'
 import type { LogFormat, LogLevel } from '../serve/log.ts'
 import { type DeviceRequest, deviceName, type ServeOptions, stackFor } from '../serve/serve.ts'
 
@@ -106,6 +107,14 @@ const schema = named({
   })
     .optional()
     .describe('who may use the sockets that it makes (default: its own user)'),
+  http: named({
+    listen: text('tcp:PORT or tcp:HOST:PORT')
+      .optional()
+      .describe('tcp:PORT, on the loopback, or tcp:HOST:PORT (default: tcp:127.0.0.1:8780)'),
+    token: text('a path').optional().describe('file: who says what it holds may turn knobs there (default: nobody)'),
+  })
+    .optional()
+    .describe('the web console'),
   'busy-turns': wholeNumber(0, 2 ** 32 - 1)
     .optional()
     .describe('look so many times for the next request before sleeping'),
@@ -207,6 +216,12 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
     mistakes.of(['modules'], error.message.replace('--modules: ', ''))
     return undefined
   })
+  try {
+    httpPlanOf(serve)
+  } catch (error) {
+    if (!(error instanceof BadInput)) throw error
+    mistakes.of(['http'], error.message)
+  }
   const isVirtual = serve.hypervisor !== undefined
   for (const request of serve.device as readonly DeviceRequest[]) {
     const { name, stack, sizeBytes, maxSizeBytes, writethrough, snapshot } = request
@@ -230,7 +245,7 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
 }
 
 function configOf(path: string, content: Content): Config {
-  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log, sockets, 'busy-turns': busyTurns } = content
+  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log, sockets, http, 'busy-turns': busyTurns } = content
   const folder = dirname(path)
   const device = Object.entries(content.devices).map(([name, one]): DeviceRequest => {
     const { size, memlimit, max, snapshot, writethrough = false, swap } = one
@@ -265,12 +280,17 @@ function configOf(path: string, content: Content): Config {
       ...(limits === undefined ? {} : { nbdLimits: limitsText(limits) }),
       ...(sockets?.mode === undefined ? {} : { socketMode: sockets.mode }),
       ...(sockets?.group === undefined ? {} : { socketGroup: String(sockets.group) }),
+      ...(http === undefined ? {} : { http: http.listen ?? defaultHttp }),
+      ...(http?.token === undefined ? {} : { httpToken: resolve(folder, http.token) }),
       ...(busyTurns === undefined ? {} : { busyTurns }),
       ...(log?.format === undefined ? {} : { log: log.format satisfies LogFormat }),
       ...(log?.level === undefined ? {} : { logLevel: log.level satisfies LogLevel }),
     },
   }
 }
+
+/** Where the console is, unless the file says so. */
+const defaultHttp = 'tcp:127.0.0.1:8780'
 
 /** What `tmem swap on` takes, too. */
 const defaultPriority = 100
