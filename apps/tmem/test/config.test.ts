@@ -212,5 +212,5 @@ test.each([
   make(file)
   await expect(readConfig(file)).rejects.toThrow(why)
   await expect(stackFromFile(file)).rejects.toThrow(why)
-  expect(() => decode([file], { as: 'op', release: '4.9', bits: '64' }, silentTerminal())).toThrow(why)
+  await expect(decode([file], { as: 'op', release: '4.9', bits: '64' }, silentTerminal())).rejects.toThrow(why)
 })
