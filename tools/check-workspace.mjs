@@ -35,6 +35,7 @@ for (const { folder, manifest } of packages) {
   for (const file of ['README.md', 'LICENSE', 'tsconfig.json', 'src/index.ts']) {
     rule(existsSync(join(root, folder, file)), `${file} is missing`)
   }
+  const library = folder.startsWith('packages/')
   const readme = existsSync(join(root, folder, 'README.md'))
     ? readFileSync(join(root, folder, 'README.md'), 'utf8')
     : ''
