@@ -322,7 +322,9 @@ function program(terminal: Terminal): Command {
         .default('hog' as const),
     )
     .option('--memory <bytes>', 'of the guest: 96MiB to 2GiB', bytes, 128 * 2 ** 20)
-    .option('--stack <text>', 'where its pages go', 'zcache(limit=128MiB)')
+    .option('--stack <text>', 'where its pages go (default: zcache(limit=128MiB))')
+    .option('--control <path>', 'the socket of a tmem xen host that serves it, instead of this process')
+    .option('--domain <number>', 'its number there', domain, 1)
     .addOption(modules())
     .option('--cache <path>', "folder that kernel, headers and module are kept in (default: in the user's cache)")
     .option(
@@ -487,6 +489,12 @@ function minutes(text: string): number {
   const value = Number(text)
   if (!/^\d+(\.\d+)?$/.test(text) || value === 0 || value > 100_000)
     throw new InvalidArgumentError('Expected minutes above 0, at most 100000.')
+  return value
+}
+
+function domain(text: string): number {
+  const value = Number(text)
+  if (!/^\d+$/.test(text) || value > 32_751) throw new InvalidArgumentError('Expected a number from 0 to 32751.')
   return value
 }
 

@@ -104,7 +104,7 @@ export function bootGuest(options: BootOptions): BootedGuest {
     bytesOf('bootGuest', 'workloadBytes', options.workloadBytes ?? memoryBytes * factor) / mebibyte,
   )
   // A guest's memory is mapped, and read by two processes: it belongs on a tmpfs.
-  const folder = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'tmem-kernel-guest-'))
+  const folder = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), `tmem-kernel-guest-${process.pid}-`))
   const remove = (): void => rmSync(folder, { recursive: true, force: true })
   try {
     const memory = join(folder, 'memory')

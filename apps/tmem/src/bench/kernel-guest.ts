@@ -10,7 +10,7 @@
  * requests a second (as QEMU holds it up). The mail asks for sizes with which the last is twice as slow as the first;
  * they are looked for first. What is compared is the time of the workload by the guest's clock.
  */
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseStack } from '@tmem/core'
 import type { GuestDrive } from '@tmem/guest'
@@ -35,27 +35,29 @@ const workloadBytes = 200 * mebibyte
 const tmpfs = '/dev/shm'
 /** Requests that the disk of the experiment does in a second. */
 const diskRequests = 500
+const names = [
+  'guest-frontswap',
+  'guest-frontswap-disk',
+  'guest-disk-pages',
+  'bells-waited',
+  'bells-posted',
+  'bells-looked',
+  '2009-swap',
+  '2009-tmem',
+] as const
 
 export const guest: Suite = {
   name: 'guest',
   summary: 'a guest whose kernel swaps through its hooks, over NBD, and to a disk',
   async run(bench) {
-    const names = [
-      'guest-frontswap',
-      'guest-frontswap-disk',
-      'bells-waited',
-      'bells-posted',
-      'bells-looked',
-      '2009-swap',
-      '2009-tmem',
-    ]
-    const lacks = lacksForGuests()
-    if (lacks !== undefined) return names.map((name) => skippedRow(name, lacks))
+    const skipped = (reason: string): Row[] => names.map((name) => skippedRow(name, reason))
+    const lacks = lacksForGuests() ?? (existsSync(tmpfs) ? undefined : `needs ${tmpfs}`)
+    if (lacks !== undefined) return skipped(lacks)
     try {
       return await measured(bench, await parts(bench))
     } catch (error) {
       throwIfInterrupted(bench.signal)
-      if (error instanceof PartsError) return names.map((name) => skippedRow(name, error.message))
+      if (error instanceof PartsError) return skipped(error.message)
       throw error
     }
   },
@@ -158,8 +160,8 @@ async function bellRows(bench: Bench, parts: GuestParts): Promise<Row[]> {
 // ---- 2009 ---------------------------------------------------------------------------------------------------------
 
 async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promise<Row[]> {
-  const names = ['2009-swap', '2009-tmem'] as const
-  if (bench.quick) return names.map((name) => skippedRow(name, 'a quick run does not look for the sizes'))
+  const rows = ['2009-swap', '2009-tmem'] as const
+  if (bench.quick) return rows.map((name) => skippedRow(name, 'a quick run does not look for the sizes'))
   const whole = 192 * mebibyte
   const half = whole / 2
   const boot = { parts, workload: 'hog', rounds: 2, signal: bench.signal } as const
@@ -206,7 +208,7 @@ async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promis
     runMachine({ ...boot, memoryBytes: half, workloadBytes: mebibytes * mebibyte, layers, drive: drive() }),
   )
   return [
-    ratioRow(names[0], 's', found.swap, `${mebibytes} MiB in all the memory`, found.all),
-    ratioRow(names[1], 's', tmem, `${mebibytes} MiB in all the memory`, found.all, 1.15),
+    ratioRow(rows[0], 's', found.swap, `${mebibytes} MiB in all the memory`, found.all),
+    ratioRow(rows[1], 's', tmem, `${mebibytes} MiB in all the memory`, found.all, 1.15),
   ]
 }

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { formatBytes, parseStack } from '@tmem/core'
 import {
   type AttachCounters,
+  type BootedRun,
   type GuestParts,
   PartsError,
   prepareParts,
@@ -14,14 +15,18 @@ import {
 import { BadInput, Failed, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
-import { type MachineRun, runMachine } from './machine.ts'
+import { type MachineRun, runMachine, runServed } from './machine.ts'
 
 /** Options of the command. */
 export interface GuestRunOptions {
   readonly workload: Workload
   readonly memory: number
-  readonly stack: string
+  /** Default: `defaultStack`. */
+  readonly stack?: string
   readonly modules?: readonly string[]
+  /** Socket of a `tmem xen host` that serves it, instead of this process; and the number of its domain there. */
+  readonly control?: string
+  readonly domain: number
   readonly cache?: string
   /** Seconds. */
   readonly patience: number
@@ -31,6 +36,9 @@ export interface GuestRunOptions {
   readonly trace?: string
   readonly json?: true
 }
+
+/** Where pages go unless it is said. */
+export const defaultStack = 'zcache(limit=128MiB)'
 
 /** Where a guest's parts are kept unless it is said. */
 export const defaultCache = (): string =>
@@ -54,65 +62,79 @@ export async function partsIn(cache: string, terminal: Terminal): Promise<GuestP
 export async function guestRun(options: GuestRunOptions, terminal: Terminal): Promise<void> {
   if (options.memory < 96 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
     throw new BadInput(`--memory: a guest has from 96MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
-  const layers = parseStack(options.stack, await layersWith(options.modules))
+  const { control, stack = defaultStack, trace: tracePath } = options
+  if (
+    control !== undefined &&
+    (options.stack !== undefined || options.modules !== undefined || tracePath !== undefined)
+  )
+    throw new BadInput('--control: the stack is that of the host there; leave out --stack, --modules and --trace')
+  const layers = control === undefined ? parseStack(stack, await layersWith(options.modules)) : []
   const parts = await partsIn(options.cache ?? defaultCache(), terminal)
-  const lines = linesTo((line) => terminal.note(`guest: ${line}`))
-  const trace = options.trace === undefined ? undefined : new TraceFile(options.trace)
-  const run = await runMachine({
-    layers,
-    ...(trace === undefined ? {} : { onEvents: (events) => trace.append(events) }),
+  const boot = {
     parts,
     workload: options.workload,
     memoryBytes: options.memory,
     patienceMs: options.patience * 1000,
     posted: options.posted,
     signal: terminal.signal,
-    onConsole: lines,
-    onCounters: (counters) => terminal.note(`tmem:  ${counted(counters)}`),
-  }).catch((error: unknown) => {
-    trace?.remove()
-    throw error
-  })
-  trace?.close()
-  terminal.print(options.json === true ? JSON.stringify(answerOf(run, options)) : shown(run))
-}
-
-function answerOf(run: MachineRun, { workload, memory, stack }: GuestRunOptions): object {
+    onConsole: linesTo((line) => terminal.note(`guest: ${line}`)),
+  }
+  let run: BootedRun & Partial<MachineRun>
+  if (control !== undefined) run = await runServed({ ...boot, control, domain: options.domain })
+  else {
+    const trace = tracePath === undefined ? undefined : new TraceFile(tracePath)
+    const onCounters = (counters: AttachCounters): void => terminal.note(`tmem:  ${counted(counters)}`)
+    const onEvents = trace === undefined ? {} : { onEvents: (events: Uint8Array) => trace.append(events) }
+    try {
+      run = await runMachine({ ...boot, layers, onCounters, ...onEvents })
+    } catch (error) {
+      trace?.remove()
+      throw error
+    }
+    trace?.close()
+  }
   const { module, frontswap, host, swapIns, swapOuts, seconds, workloadSeconds, hostCpuSeconds, stats } = run
-  const disk = { swapIns, swapOuts }
-  const times = { seconds, workloadSeconds, hostCpuSeconds }
-  return { workload, memoryBytes: memory, stack, wrongBytes: 0, ...times, kernel: frontswap, module, host, disk, stats }
+  const who = control === undefined ? { stack } : { control, domain: options.domain }
+  const answer = {
+    workload: options.workload,
+    memoryBytes: options.memory,
+    ...who,
+    wrongBytes: 0,
+    seconds,
+    workloadSeconds,
+    hostCpuSeconds,
+    kernel: frontswap,
+    module,
+    host,
+    disk: { swapIns, swapOuts },
+    stats,
+  }
+  terminal.print(options.json === true ? JSON.stringify(answer) : shown(run))
 }
 
 const counted = ({ puts, gets, page_flushes, refused }: AttachCounters): string =>
   `${puts} puts, ${gets} gets, ${page_flushes} flushes, ${refused} refused`
 
-function shown({
-  module,
-  frontswap,
-  host,
-  swapIns,
-  swapOuts,
-  seconds,
-  workloadSeconds,
-  hostCpuSeconds,
-}: MachineRun): string {
+function shown(run: BootedRun & Partial<MachineRun>): string {
+  const { module, frontswap, host, swapIns, swapOuts, seconds, workloadSeconds, hostCpuSeconds } = run
   const cell = (value: number | undefined): string => (value === undefined ? '-' : value.toLocaleString('en'))
   const stores = (frontswap['succ_stores'] ?? 0) + (frontswap['failed_stores'] ?? 0)
   const rows = [
-    ['puts', cell(stores), cell(module['puts']), cell(host.puts)],
+    ['puts', cell(stores), cell(module['puts']), cell(host?.puts)],
     ['of these refused', cell(frontswap['failed_stores']), cell(module['refused']), '-'],
-    ['gets', cell(frontswap['loads']), cell(module['gets']), cell(host.gets)],
-    ['flushes of pages', cell(frontswap['invalidates']), cell(module['page_flushes']), cell(host.page_flushes)],
-    ['flushes of objects', '-', cell(module['object_flushes']), cell(host.object_flushes)],
-    ['bells', '-', cell(module['bells']), cell(host.bells)],
+    ['gets', cell(frontswap['loads']), cell(module['gets']), cell(host?.gets)],
+    ['flushes of pages', cell(frontswap['invalidates']), cell(module['page_flushes']), cell(host?.page_flushes)],
+    ['flushes of objects', '-', cell(module['object_flushes']), cell(host?.object_flushes)],
+    ['bells', '-', cell(module['bells']), cell(host?.bells)],
     ['pages read from the disk', cell(swapIns), '-', '-'],
     ['pages written to the disk', cell(swapOuts), '-', '-'],
   ]
+  const times = `${seconds.toFixed(2)} s in all, ${workloadSeconds.toFixed(2)} s for the workload by the guest's clock`
+  const cpu = hostCpuSeconds === undefined ? '' : `; ${hostCpuSeconds.toFixed(2)} s of CPU for the host`
   return [
     tableOf(['', 'kernel', 'module', 'host'], rows),
     '',
-    `Every byte was right. ${seconds.toFixed(2)} s in all, ${workloadSeconds.toFixed(2)} s for the workload by the guest's clock; ${hostCpuSeconds.toFixed(2)} s of CPU for the host.`,
+    `Every byte was right. ${times}${cpu}.`,
     'The kernel counts no invalidation of a page that is stored again: flushes of pages may be more than it says.',
   ].join('\n')
 }

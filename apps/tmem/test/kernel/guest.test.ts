@@ -1,39 +1,51 @@
 /** `tmem guest run`, and a guest whose stack moves to another process while it runs. */
+import type { ChildProcessWithoutNullStreams } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { bootGuest, type GuestParts, lacksForGuests, prepareParts } from '@tmem/kernel-guest'
-import { beforeAll, expect, onTestFinished, type TestContext, test } from 'vitest'
-import { temporaryDirectory, tmem } from '../tmem.ts'
+import { lacksForGuests, prepareParts } from '@tmem/kernel-guest'
+import { beforeAll, expect, type TestContext, test } from 'vitest'
+import { type Ended, temporaryDirectory, tmem } from '../tmem.ts'
 import { hosting } from '../xen-guest.ts'
 
 const cache = fileURLToPath(new URL('../../../../.cache/kernel-guest', import.meta.url))
 const timeout = 400_000
-let parts: GuestParts | undefined
+const lacks = lacksForGuests()
 
 beforeAll(async () => {
-  if (lacksForGuests() === undefined) parts = await prepareParts({ cache, onStep: (what) => console.log(what) })
+  if (lacks === undefined) await prepareParts({ cache, onStep: (what) => console.log(what) })
 }, 600_000)
 
-function needed(ctx: TestContext): GuestParts {
-  if (parts === undefined) ctx.skip(`needs what a guest needs: ${lacksForGuests()}`)
-  return parts
+function needed(ctx: TestContext): void {
+  if (lacks !== undefined) ctx.skip(`needs what a guest needs: ${lacks}`)
 }
 
-const left = (): string[] => readdirSync('/dev/shm').filter((name) => name.startsWith('tmem-kernel-guest-'))
+/** Runs `tmem guest run`; what of it is left at the end. */
+async function run(
+  words: readonly string[],
+  during: (running: ChildProcessWithoutNullStreams) => Promise<void> = async () => undefined,
+): Promise<Ended & { left: string[] }> {
+  let pid: number | undefined
+  const ended = await tmem(['guest', 'run', '--memory', '96MiB', '--cache', cache, ...words], {
+    during: (running) => {
+      pid = running.pid
+      return during(running)
+    },
+  })
+  const left = readdirSync('/dev/shm').filter((name) => name.startsWith(`tmem-kernel-guest-${pid}-`))
+  return { ...ended, left }
+}
 
 test('runs a guest, and all sides count the same', { timeout }, async (ctx) => {
   needed(ctx)
-  const words = ['guest', 'run', '--workload', 'hog', '--memory', '96MiB', '--stack', 'zcache(limit=192MiB)']
-  const { code, stdout, stderr } = await tmem([...words, '--cache', cache, '--json'])
-  expect({ code, stderr }).toMatchObject({ code: 0 })
+  const { code, stdout, stderr, left } = await run(['--workload', 'hog', '--stack', 'zcache(limit=192MiB)', '--json'])
+  expect({ code, stderr, left }).toMatchObject({ code: 0, left: [] })
   const answer = JSON.parse(stdout)
   expect(answer).toMatchObject({ workload: 'hog', wrongBytes: 0, disk: { swapIns: 0, swapOuts: 0 } })
   expect(answer.host.puts).toBe(answer.module.puts)
   expect(answer.host.puts).toBeGreaterThan(10_000)
   expect(stderr).toMatch(/^guest: \d+ pages, 0 wrong$/m)
-  expect(left()).toEqual([])
 })
 
 test('records what the kernel calls, which the models find possible, and what is altered they do not', {
@@ -41,7 +53,7 @@ test('records what the kernel calls, which the models find possible, and what is
 }, async (ctx) => {
   needed(ctx)
   const file = join(temporaryDirectory(), 'trace')
-  const ran = await tmem(['guest', 'run', '--memory', '96MiB', '--cache', cache, '--trace', file])
+  const ran = await run(['--trace', file])
   expect(ran).toMatchObject({ code: 0 })
   const checked = await tmem(['explore', '--trace', file, '--json'])
   expect(checked).toMatchObject({ code: 0, stderr: '' })
@@ -59,38 +71,32 @@ test('records what the kernel calls, which the models find possible, and what is
   const altered = await tmem(['explore', '--trace', file])
   expect(altered).toMatchObject({ code: 1 })
   expect(altered.stderr).toMatch(/^tmem: [12] contradictions, the first at event \d+: (load|invalidate)-needs-store\n$/)
-  expect(await tmem(['guest', 'run', '--cache', cache, '--trace', file])).toMatchObject({ code: 2 })
+  expect(await run(['--trace', file])).toMatchObject({ code: 2, left: [] })
   expect(readFileSync(file)).toEqual(bytes)
 })
 
 test('ends when it is interrupted, and nothing is left', { timeout }, async (ctx) => {
   needed(ctx)
-  const { code, stdout, stderr } = await tmem(['guest', 'run', '--memory', '96MiB', '--cache', cache], {
-    async during(running) {
-      let said = ''
-      running.stderr.on('data', (text: string) => {
-        said += text
-      })
-      while (!/^tmem: {2}[1-9]\d* puts/m.test(said)) await setTimeout(100)
-      running.kill('SIGINT')
-    },
+  const { code, stdout, stderr, left } = await run([], async (running) => {
+    let said = ''
+    running.stderr.on('data', (text: string) => {
+      said += text
+    })
+    while (!/^tmem: {2}[1-9]\d* puts/m.test(said)) await setTimeout(100)
+    running.kill('SIGINT')
   })
-  expect({ code, stdout }).toEqual({ code: 130, stdout: '' })
+  expect({ code, stdout, left }).toEqual({ code: 130, stdout: '', left: [] })
   expect(stderr).toMatch(/tmem: interrupted\n$/)
-  expect(left()).toEqual([])
 })
 
 test('a guest goes on while its stack moves to another process', { timeout }, async (ctx) => {
-  const stop = new AbortController()
-  const guest = bootGuest({ parts: needed(ctx), workload: 'hog', memoryBytes: '96MiB', signal: stop.signal })
-  onTestFinished(async () => {
-    stop.abort()
-    await guest.ended.catch(() => undefined)
-  })
+  needed(ctx)
   const [here, there] = await Promise.all([hosting(), hosting()])
-  const place = ['--memory', guest.memory, '--doorbell', guest.doorbell]
-  const attached = await tmem(['xen', 'attach', '7', ...place, '--control', here.control])
-  expect(attached).toEqual({ code: 0, stdout: `domain 7 is the guest at ${guest.doorbell}\n`, stderr: '' })
+  const served = ['--control', here.control, '--domain', '7']
+  let isOver = false
+  const running = run(['--json', ...served]).finally(() => {
+    isOver = true
+  })
   /** Pages that a host holds for the guest. */
   const pages = async (control: string): Promise<number> => {
     const { code, stdout } = await tmem(['xen', 'list', '7', '--long', '--json', '--control', control])
@@ -99,18 +105,22 @@ test('a guest goes on while its stack moves to another process', { timeout }, as
     const { records } = JSON.parse(stdout) as { records: Record<string, unknown>[] }
     return Number(records.find(({ record }) => record === 'P')?.['Pc'] ?? 0)
   }
-  let isOver = false
-  const ended = guest.ended.finally(() => {
-    isOver = true
-  })
   while ((await pages(here.control)) < 5000 && !isOver) await setTimeout(100)
   const moved = await tmem(['xen', 'migrate', '7', '--json', '--control', here.control, '--to', there.control])
   expect(moved).toMatchObject({ code: 0, stderr: '' })
   expect(JSON.parse(moved.stdout)).toMatchObject({ domain: '7', pools: 1 })
   expect(JSON.parse(moved.stdout).pages).toBeGreaterThan(4000)
   expect(await pages(there.control)).toBeGreaterThan(1000)
-  const run = await ended
-  expect(run).toMatchObject({ exit: 0 })
-  expect(run.console).toMatch(/^\d+ pages, 0 wrong$/m)
-  expect(run.module['again']).toBe(0)
+  const { code, stdout, stderr } = await running
+  expect({ code, stderr }).toMatchObject({ code: 0 })
+  expect(stderr).toMatch(/^guest: \d+ pages, 0 wrong$/m)
+  expect(JSON.parse(stdout)).toMatchObject({ wrongBytes: 0, domain: 7, module: { again: 0 } })
+})
+
+test('without a host there the guest is ended at once, and it is told', { timeout }, async (ctx) => {
+  needed(ctx)
+  const control = join(temporaryDirectory(), 'nobody.sock')
+  const { code, stdout, stderr, left } = await run(['--control', control])
+  expect({ code, stdout, left }).toEqual({ code: 1, stdout: '', left: [] })
+  expect(stderr).toMatch(/^tmem: no host at .*nobody\.sock \(.*ENOENT/m)
 })
