@@ -19,10 +19,18 @@ export interface DomainOptions {
   readonly privileged?: boolean
 }
 
-/** A call that was copied out of a guest's memory, as bytes and as words. */
+/** How a call of a width is read: where the words of the arm `gen` are, and room for a copy of it. */
 export interface CallScratch {
-  readonly bytes: Uint8Array
+  readonly length: number
+  readonly oid: number
+  /** In 4.0.0 an object id has 2 words, later 6. */
+  readonly isNarrow: boolean
+  readonly index: number
+  readonly cmfn: number
+  /** A number of a frame has 2 words, of guests of 32 bits 1. */
+  readonly isWide: boolean
   readonly words: Uint32Array
+  readonly bytes: Uint8Array
   readonly view: DataView
   readonly layouts: OperationLayouts
 }
@@ -91,7 +99,10 @@ export class XenPool {
   readonly users: Client[]
   owner: Client
   readonly counters: PoolCounters = new PoolCounters()
-  /** Pages as far as we know (evictions are not told), the most there were, and the most objects at such a time. */
+  /**
+   * Pages as far as we know (evictions are not told, so that it is exact of persistent ones only), the most there were,
+   * and the most objects at such a time.
+   */
   pages = 0
   maxPages = 0
   maxObjects = 0
@@ -107,15 +118,26 @@ export class XenPool {
     this.isPersistent = isPersistent
     this.isShared = uuid !== undefined
     this.uuid = uuid ?? 0n
+    // What an earlier run has left in its store.
+    this.pages = pool.census!().pages
   }
 
-  /** A page was entered under a handle that had none. */
-  entered(): void {
-    if (++this.pages <= this.maxPages) return
+  /** A page was entered under a handle that had none. `isCounted`: `pages` has it already. */
+  entered(isCounted: boolean): void {
+    if (!isCounted) this.pages++
+    if (this.pages <= this.maxPages) return
     const { pages, objects } = this.pool.census!()
     this.pages = pages
     this.maxPages = Math.max(this.maxPages, pages)
     this.maxObjects = Math.max(this.maxObjects, objects)
+  }
+
+  /** After a put into a persistent pool: how many pages came or went by it. Nothing else changes them unseen. */
+  changed(): number {
+    const { pages } = this.pool.census!()
+    const more = pages - this.pages
+    this.pages = pages
+    return more
   }
 
   /**

@@ -13,9 +13,10 @@ export class GuestMemory {
   readonly bytes: Uint8Array
   /** True: others can write to it meanwhile. */
   readonly isShared: boolean
+  /** `bytes` as words; none where they are not aligned. */
+  readonly words: Uint32Array
   readonly #frames: Int32Array
-  readonly #words: Uint32Array | undefined
-  /** By place in `bytes`: views, made when they are first asked for. */
+  /** By frame number: the view of what it stands for, made when it is first asked for. */
   readonly #views: (Uint8Array | undefined)[] = []
 
   /**
@@ -32,7 +33,10 @@ export class GuestMemory {
     if (frames !== undefined && frames.length > 2 ** 24)
       throw new RangeError(`guest memory: expected at most ${2 ** 24} frames, got ${frames.length}`)
     this.bytes = bytes
-    if (bytes.byteOffset % 4 === 0) this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+    this.words =
+      bytes.byteOffset % 4 === 0
+        ? new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+        : new Uint32Array(0)
     this.isShared = isShared
     this.#frames = frames === undefined ? Int32Array.from({ length: pages }, (_, n) => n) : Int32Array.from(frames)
     for (const [frame, page] of this.#frames.entries()) this.#assertPage(frame, page)
@@ -48,6 +52,7 @@ export class GuestMemory {
     if (!(frame >= 0 && frame < this.#frames.length)) throw new RangeError(`guest memory: there is no frame ${frame}`)
     this.#assertPage(frame, page)
     this.#frames[frame] = page
+    this.#views[frame] = undefined
   }
 
   #assertPage(frame: number, page: number): void {
@@ -55,16 +60,17 @@ export class GuestMemory {
       throw new RangeError(`guest memory: frame ${frame} cannot stand for page ${page}`)
   }
 
-  /** The 4 KiB of a frame, or `undefined`: there is no such frame. The same view each time. */
+  /** The 4 KiB of a frame, or `undefined`: there is no such frame. The same view until `map` changes it. */
   frame(number: number): Uint8Array | undefined {
-    if (!(number >= 0 && number < this.#frames.length)) return undefined
-    const page = this.#frames[number]
+    if (!(number >= 0 && number < this.#views.length)) return this.#view(number)
+    return this.#views[number] ?? this.#view(number)
+  }
+
+  #view(number: number): Uint8Array | undefined {
+    const page = number >= 0 ? this.#frames[number] : undefined
     if (page === undefined || page === noFrame) return undefined
-    let view = this.#views[page]
-    if (view === undefined) {
-      view = this.bytes.subarray(page * pageBytes, (page + 1) * pageBytes)
-      this.#views[page] = view
-    }
+    const view = this.bytes.subarray(page * pageBytes, (page + 1) * pageBytes)
+    this.#views[number] = view
     return view
   }
 
@@ -74,20 +80,17 @@ export class GuestMemory {
   }
 
   /**
-   * As `read`, word by word: a structure is so short that a call of the runtime takes longer. False also where that
-   * cannot be done so: it is not aligned, or lies in two frames.
+   * The number of the word of `words` at an address, with so many bytes behind it; -1: it is not aligned, lies in two
+   * frames, or is not there. What is read there is read once: a guest may change it meanwhile.
    */
-  readWords(address: number, into: Uint32Array): boolean {
-    const words = this.#words
-    const frame = Math.floor(address / pageBytes)
-    const within = address - frame * pageBytes
-    if (words === undefined || (within & 3) !== 0 || within + into.length * 4 > pageBytes) return false
-    if (!(frame >= 0 && frame < this.#frames.length)) return false
+  wordAt(address: number, length: number): number {
+    // Of 32 bits: others are not what a guest of that much memory gives.
+    const frame = address >>> 12
+    const within = address & (pageBytes - 1)
+    if (frame * pageBytes + within !== address || frame >= this.#frames.length) return -1
+    if ((within & 3) !== 0 || within + length > pageBytes || this.words.length === 0) return -1
     const page = this.#frames[frame]!
-    if (page === noFrame) return false
-    const first = (page * pageBytes + within) / 4
-    for (let n = 0; n < into.length; n++) into[n] = words[first + n]!
-    return true
+    return page === noFrame ? -1 : (page * pageBytes + within) >>> 2
   }
 
   /** Copies to the guest, across frames; false: some of it is not there, and nothing was written. */

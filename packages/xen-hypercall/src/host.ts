@@ -151,7 +151,11 @@ export class XenHost {
   /** Why the store failed last, where a guest was told -EFAULT for it. */
   failure: Error | undefined
   readonly #options: XenHostOptions
+  readonly #security: XenHostOptions['security']
+  readonly #freeBytes: XenHostOptions['freeBytes']
   readonly #domains = new Map<number, Domain>()
+  /** The domain of the last call, while it lives: most calls are of the same. */
+  #last: Domain | undefined
   readonly #scratches: Readonly<Record<Bits, CallScratch>>
   /** What is asked with every call: whether the release is one of these, or later. */
   readonly #since43: boolean
@@ -172,6 +176,8 @@ export class XenHost {
     if (!Number.isInteger(clients) || clients < 1 || clients > 65_535)
       throw new RangeError(`XenHost: clients must be from 1 to 65535, got ${clients}`)
     this.#options = options
+    this.#security = options.security
+    this.#freeBytes = options.freeBytes
     this.store = store
     this.release = release
     this.isOriginal = defects === 'original'
@@ -226,6 +232,7 @@ export class XenHost {
       this.#options.accounts?.setWeight(id, 0)
     }
     this.#domains.delete(id)
+    if (this.#last === domain) this.#last = undefined
   }
 
   /** Ends the host: every domain is killed. The store stays. */
@@ -242,9 +249,10 @@ export class XenHost {
    * store has stopped.
    */
   call(id: number, address: number): Answer {
-    const domain = this.domain(id)
+    const domain = this.#last?.id === id ? this.#last : this.domain(id)
+    this.#last = domain
     if (this.#isClosed) return -Errno.ENODEV
-    if (this.#since43 && this.#options.security?.(id, false) === false) return -Errno.EPERM
+    if (this.#since43 && this.#security?.(id, false) === false) return -Errno.EPERM
     this.counters.Tt++
     let answer: Answer
     try {
@@ -263,7 +271,7 @@ export class XenHost {
     if (!domain.memory.read(address, this.#sysctl)) return -Errno.EFAULT
     const view = new DataView(this.#sysctl.slice().buffer)
     if (readField(view, sysctlHead.fields.interface_version) !== version) return -Errno.EACCES
-    if (!domain.isPrivileged || this.#options.security?.(id, true) === false) return -Errno.EPERM
+    if (!domain.isPrivileged || this.#security?.(id, true) === false) return -Errno.EPERM
     if (readField(view, sysctlHead.fields.cmd) !== sysctlTmem) return -Errno.ENOSYS
     const body = new DataView(view.buffer, sysctlHead.fields.body.at)
     const { fields } = sysctlLayout
@@ -320,12 +328,19 @@ export class XenHost {
 
   #dispatch(domain: Domain, address: number): Answer {
     if (domain.isDying) return -Errno.ENODEV
-    const { bits, memory } = domain
-    const { bytes, words, view, layouts } = domain.scratch!
-    if (!memory.readWords(address, words) && !memory.read(address, bytes)) return -Errno.EFAULT
-    const { creat, gen } = layouts
-    const command = view.getUint32(0, true)
-    const poolId = view.getInt32(4, true)
+    const { memory } = domain
+    const scratch = domain.scratch!
+    // Of what is done most each word is read once where it lies; everything else is copied first.
+    let { words } = memory
+    let at = memory.wordAt(address, scratch.length)
+    let command = at < 0 ? 0 : words[at]!
+    if (command < Command.PutPage || command > Command.FlushObject) {
+      if (!memory.read(address, scratch.bytes)) return -Errno.EFAULT
+      ;({ words } = scratch)
+      at = 0
+      command = words[0]!
+    }
+    const poolId = words[at + 1]! | 0
     if (command === Command.Control || command > 100) {
       const answer = this.#administer(domain, command, poolId)
       if (answer !== undefined) return answer
@@ -333,17 +348,17 @@ export class XenHost {
     const client = domain.client ?? this.clientOf(domain.id)
     if (client === undefined) return -Errno.ENOMEM
     if (command === Command.NewPool) {
-      const { fields } = creat
-      return this.newPool(client, undefined, readField(view, fields.flags), readUuid(view, fields.uuid))
+      const { fields } = scratch.layouts.creat
+      return this.newPool(client, undefined, readField(scratch.view, fields.flags), readUuid(scratch.view, fields.uuid))
     }
     if (command === Command.DestroyPool) return this.destroyPool(client, poolId)
     const pool = poolId >>> 0 < maxPools ? client.slots[poolId] : undefined
     if (pool === undefined) return -Errno.ENODEV
-    const { fields } = gen
-    const object = readObject(view, fields.oid)
-    const index = view.getUint32(fields.index.at, true)
-    const upper = bits === 64 ? view.getUint32(fields.cmfn.at + 4, true) : 0
-    const frame = upper * 2 ** 32 + view.getUint32(fields.cmfn.at, true)
+    const object = objectOf(scratch, words, at + scratch.oid)
+    const index = words[at + scratch.index]!
+    let frame = words[at + scratch.cmfn]!
+    const upper = scratch.isWide ? words[at + scratch.cmfn + 1]! : 0
+    if (upper !== 0) frame += upper * 2 ** 32
     switch (command) {
       case Command.PutPage:
         return this.#putFrame(client, pool, object, index, memory, frame)
@@ -355,6 +370,8 @@ export class XenHost {
         return this.flushObject(pool, object)
     }
     if (this.#since44) return -Errno.ENOSYS
+    const { view } = scratch
+    const { fields } = scratch.layouts.gen
     const part: Part = {
       frame,
       at: readField(view, fields.tmem_offset),
@@ -411,7 +428,7 @@ export class XenHost {
 
   /** `isLax`: the original did not look at the privilege in this release. */
   #mayControl(domain: Domain, isLax: boolean): boolean {
-    if (this.isSince('4.3') && this.#options.security?.(domain.id, true) === false) return false
+    if (this.isSince('4.3') && this.#security?.(domain.id, true) === false) return false
     return domain.isPrivileged || (this.isOriginal && isLax)
   }
 
@@ -569,23 +586,27 @@ export class XenHost {
     const { counters, owner } = pool
     counters.pt++
     if (object === invalidObject) return -Errno.ENOMEM
-    const isKnown = pool.pool.whereIs?.(object, index, this.#where) === true
-    if (this.#options.freeBytes !== undefined && !this.#hasRoom(client, this.#options.freeBytes)) {
+    if (this.#freeBytes !== undefined && !this.#hasRoom(client, this.#freeBytes)) {
       counters.px++
       client.noMemory++
       // The original looked for room before it looked for the page, and left the old one.
-      return isKnown && !this.isOriginal ? this.#putToFlush(pool, object, index) : -Errno.ENOMEM
+      if (this.isOriginal || !this.#holds(pool, object, index)) return -Errno.ENOMEM
+      return this.#putToFlush(pool, object, index)
     }
     // The old page may be at the other machine already, and a new one would not come there any more.
     if (owner.isMigrating)
-      return isKnown || this.#holds(pool, object, index) ? this.#putToFlush(pool, object, index) : -Errno.EFROZEN
+      return this.#holds(pool, object, index) ? this.#putToFlush(pool, object, index) : -Errno.EFROZEN
+    // Of a persistent pool the count of its pages says afterwards whether there was one, for less than a look before.
+    const isCounted = pool.isPersistent
+    const wasThere = !isCounted && pool.pool.whereIs?.(object, index, this.#where) === true
     const outcome = pool.pool.put(object, index, page)
+    const more = isCounted ? pool.changed() : 0
     if (outcome === PutOutcome.Stored) {
       counters.ps++
-      if (pool.isPersistent) client.persistentPuts++
+      if (isCounted) client.persistentPuts++
       else this.counters.Ep++
-      if (isKnown) counters.pr++
-      else pool.entered()
+      if (isCounted ? more === 0 : wasThere) counters.pr++
+      else pool.entered(isCounted)
       if (pool.isShared) pool.touched(object, owner.id)
       return 1
     }
@@ -593,8 +614,8 @@ export class XenHost {
     counters.px++
     client.noMemory++
     this.counters.Pf++
-    if (!isKnown) return -Errno.ENOMEM
-    pool.pages--
+    if (isCounted ? more === 0 : !wasThere) return -Errno.ENOMEM
+    if (!isCounted) pool.pages--
     counters.pd++
     return -Errno.ENOSPC
   }
@@ -862,8 +883,43 @@ export class XenHost {
 /** Room for a call of that width. */
 function scratchOf(release: Release, bits: Bits): CallScratch {
   const layouts = operationLayouts(release, bits)
-  const buffer = new ArrayBuffer(layouts.gen.bytes)
-  return { bytes: new Uint8Array(buffer), words: new Uint32Array(buffer), view: new DataView(buffer), layouts }
+  const { bytes, fields } = layouts.gen
+  const buffer = new ArrayBuffer(bytes)
+  return {
+    length: bytes,
+    oid: fields.oid.at / 4,
+    isNarrow: fields.oid.count === undefined,
+    index: fields.index.at / 4,
+    cmfn: fields.cmfn.at / 4,
+    isWide: fields.cmfn.bytes === 8,
+    words: new Uint32Array(buffer),
+    bytes: new Uint8Array(buffer),
+    view: new DataView(buffer),
+    layouts,
+  }
+}
+
+/** The object id whose words begin at `at`; each of them is read once. */
+function objectOf(scratch: CallScratch, words: Uint32Array, at: number): ObjectId | typeof invalidObject {
+  const first = words[at]!
+  const second = words[at + 1]!
+  if (scratch.isNarrow && second === 0) return first
+  const copy = scratch.words
+  const { oid } = scratch
+  if (!scratch.isNarrow) {
+    const third = words[at + 2]!
+    const fourth = words[at + 3]!
+    const fifth = words[at + 4]!
+    const sixth = words[at + 5]!
+    if ((second | third | fourth | fifth | sixth) === 0) return first
+    copy[oid + 2] = third
+    copy[oid + 3] = fourth
+    copy[oid + 4] = fifth
+    copy[oid + 5] = sixth
+  }
+  copy[oid] = first
+  copy[oid + 1] = second
+  return readObject(scratch.view, scratch.layouts.gen.fields.oid)
 }
 
 /** A part of a page, and of a frame. */
