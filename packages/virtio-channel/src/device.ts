@@ -1,12 +1,23 @@
 /**
- * The device's side of a channel: takes chains out of the queue, does what they ask, writes the results.
+ * The device's side of a channel: takes chains out of the queue, does what they ask, writes the results. The entries of
+ * a chain that are of one pool cross into the store once, as a batch.
  *
  * The guest is hostile: it writes to all of the memory at any time. Each descriptor and each header is copied once, and
  * the copy is judged; a page is copied before anything reads it twice. A chain that is wrong (a loop, too long, outside
  * of the memory, of another form) is answered with nothing written. A ring index that jumps stops the device. Nothing
  * of another guest's is reachable: a channel has a client and pools of its own.
  */
-import { GetOutcome, maxObjectId, type ObjectId, type PageStore, type Pool, PutOutcome } from '@tmem/core'
+import {
+  GetOutcome,
+  maxObjectId,
+  type ObjectId,
+  PageBatch,
+  type PageStore,
+  Pending,
+  type Pool,
+  PutOutcome,
+  TmemError,
+} from '@tmem/core'
 import {
   ChannelCommand,
   type ChannelHandle,
@@ -43,11 +54,15 @@ export class ChannelDevice {
   readonly #headerView: DataView
   readonly #results: Int32Array
   readonly #resultBytes: Uint8Array
-  readonly #page: Uint8Array = new Uint8Array(pageBytes)
-  /** Data of the chain that is done now: address and bytes of each run, in pages. */
-  readonly #runs: Float64Array
-  readonly #lengths: Uint32Array
-  #runCount = 0
+  /** Where the pages of the chain lie that is done now, by entry, and how many there are. */
+  readonly #pagesAt: Float64Array
+  #pages = 0
+  /** The entries that are with the store, with pages of the device's own, and the number of each in the chain. */
+  readonly #batch: PageBatch
+  readonly #numbers: Uint16Array
+  /** The pages of the batch, and by number those of the shared memory, as far as they were met. */
+  readonly #ownPages: readonly Buffer[]
+  readonly #guestPages: (Buffer | undefined)[] = []
   #headerLength = 0
   #resultsAt = 0
   #resultsLength = 0
@@ -64,8 +79,11 @@ export class ChannelDevice {
     this.#headerView = new DataView(this.#header.buffer)
     this.#results = new Int32Array(pagesPerChain)
     this.#resultBytes = new Uint8Array(this.#results.buffer)
-    this.#runs = new Float64Array(pagesPerChain)
-    this.#lengths = new Uint32Array(pagesPerChain)
+    this.#pagesAt = new Float64Array(pagesPerChain)
+    this.#batch = new PageBatch(pagesPerChain, pageBytes)
+    this.#numbers = new Uint16Array(pagesPerChain)
+    const { buffer } = this.#batch.bytes
+    this.#ownPages = Array.from({ length: pagesPerChain }, (_, n) => Buffer.from(buffer, n * pageBytes, pageBytes))
   }
 
   /** Notifications so far: of the device, and of the guest. */
@@ -152,16 +170,14 @@ export class ChannelDevice {
     if (count < 1 || count > this.#views.shape.pagesPerChain) return 0
     if (this.#headerLength !== headerBytes + count * entryBytes || this.#resultsLength !== count * 4) return 0
     const hasPages = command === ChannelCommand.Put || command === ChannelCommand.Get
-    let pages = 0
-    for (let run = 0; run < this.#runCount; run++) pages += this.#lengths[run]!
-    if (pages !== (hasPages ? count : 0)) return 0
-    const isLate = this.#doEntries(command, count, 0, 0, 0)
-    if (isLate === undefined) return this.#answer(count, command)
-    return isLate.then(() => this.#answer(count, command))
+    if (this.#pages !== (hasPages ? count : 0)) return 0
+    const late = this.#doEntries(command, 0, count)
+    if (late === undefined) return this.#answer(count, command)
+    return late.then(() => this.#answer(count, command))
   }
 
   #answer(count: number, command: number): number {
-    this.#views.bytes.set(this.#resultBytes.subarray(0, count * 4), this.#resultsAt)
+    copy.call(this.#resultBytes, this.#views.bytes, this.#resultsAt, 0, count * 4)
     this.counters.entries += count
     return count * 4 + (command === ChannelCommand.Get ? count * pageBytes : 0)
   }
@@ -172,11 +188,10 @@ export class ChannelDevice {
    */
   #read(head: number): boolean {
     const { shape, view, bytes } = this.#views
-    this.#runCount = 0
+    this.#pages = 0
     this.#headerLength = 0
     this.#resultsLength = 0
     let descriptor = head
-    let pagesFlag = -1
     for (let length = 1; length <= shape.pagesPerChain + 2; length++) {
       if (descriptor >= shape.queueSize) return false
       // Once each: what is judged is what is used.
@@ -190,7 +205,7 @@ export class ChannelDevice {
       const isWritten = (flags & DescriptorFlag.Write) !== 0
       if (length === 1) {
         if (isWritten || size < headerBytes + entryBytes || size > this.#header.length) return false
-        this.#header.set(bytes.subarray(address, address + size))
+        copy.call(bytes, this.#header, 0, address, address + size)
         this.#headerLength = size
       } else if ((flags & DescriptorFlag.Next) === 0) {
         if (!isWritten || size === 0 || size > this.#resultBytes.length) return false
@@ -199,11 +214,9 @@ export class ChannelDevice {
         return true
       } else {
         const wanted = this.#headerView.getUint32(0, true) === ChannelCommand.Get ? DescriptorFlag.Write : 0
-        pagesFlag = flags & DescriptorFlag.Write
-        if (size === 0 || size % pageBytes !== 0 || pagesFlag !== wanted) return false
-        if (this.#runCount === this.#runs.length) return false
-        this.#runs[this.#runCount] = address
-        this.#lengths[this.#runCount++] = size / pageBytes
+        if (size === 0 || size % pageBytes !== 0 || (flags & DescriptorFlag.Write) !== wanted) return false
+        if (size > (this.#pagesAt.length - this.#pages) * pageBytes) return false
+        for (let at = 0; at < size; at += pageBytes) this.#pagesAt[this.#pages++] = address + at
       }
       if ((flags & DescriptorFlag.Next) === 0) return false
     }
@@ -211,71 +224,146 @@ export class ChannelDevice {
     return false
   }
 
-  /** Does the entries from `entry` on; `run` and `within` say where its page is. A promise: one has to wait. */
-  #doEntries(command: number, count: number, entry: number, run: number, within: number): Promise<void> | undefined {
-    const view = this.#headerView
-    for (let n = entry; n < count; n++) {
-      const at = headerBytes + n * entryBytes
-      const pool = view.getInt32(at, true)
-      const index = view.getUint32(at + 4, true)
-      const pageAt = this.#runs[run]! + within * pageBytes
-      if (++within === this.#lengths[run]) {
-        run++
-        within = 0
-      }
-      const result = this.#doEntry(command, pool, objectAt(view, at + 8), index, pageAt)
-      if (typeof result === 'number') {
-        this.#results[n] = result
-        continue
-      }
-      const [nextRun, nextWithin] = [run, within]
-      return result.then((late) => {
-        this.#results[n] = late
-        return this.#doEntries(command, count, n + 1, nextRun, nextWithin)
-      })
+  /** Does the entries `from` to `to` - 1, those of one pool together. A promise: some have to wait. */
+  #doEntries(command: number, from: number, to: number): Promise<void> | undefined {
+    for (let first = from, end: number; first < to; first = end) {
+      const number = this.#poolAt(first)
+      end = first + 1
+      while (end < to && this.#poolAt(end) === number) end++
+      const pool = number >= 0 && number < maxPools ? this.#pools[number] : undefined
+      const late = this.#doGroup(command, pool, first, end)
+      if (late !== undefined) return late.then(() => this.#doEntries(command, end, to))
     }
     return undefined
   }
 
-  #doEntry(command: number, number: number, object: ObjectId, index: number, pageAt: number): number | Promise<number> {
-    if (command === ChannelCommand.NewPool) return this.#newPool((Number(object) & 1) !== 0)
-    const pool = number >= 0 && number < maxPools ? this.#pools[number] : undefined
-    const { PoolGone } = PutOutcome
-    if (pool === undefined) return -PoolGone
-    // The id of all ones is reserved: nothing is kept under it.
-    const isNamed = typeof object === 'number' || object <= maxObjectId
+  #poolAt(entry: number): number {
+    return this.#headerView.getInt32(headerBytes + entry * entryBytes, true)
+  }
+
+  #objectAt(entry: number): ObjectId {
+    return objectAt(this.#headerView, headerBytes + entry * entryBytes + 8)
+  }
+
+  #doGroup(command: number, pool: Pool | undefined, from: number, to: number): Promise<void> | undefined {
+    const results = this.#results
+    if (command === ChannelCommand.NewPool) {
+      for (let n = from; n < to; n++) results[n] = this.#newPool((Number(this.#objectAt(n)) & 1) !== 0)
+      return undefined
+    }
+    if (pool === undefined) {
+      results.fill(-PutOutcome.PoolGone, from, to)
+      return undefined
+    }
     switch (command) {
-      case ChannelCommand.Put: {
-        copy.call(this.#views.bytes, this.#page, 0, pageAt, pageAt + pageBytes)
-        const outcome = isNamed ? pool.put(object, index, this.#page) : PutOutcome.Policy
-        return outcome === PutOutcome.Stored ? 1 : -outcome
-      }
-      case ChannelCommand.Get: {
-        if (!isNamed) return 0
-        const outcome = pool.get(object, index, this.#page)
-        if (outcome === GetOutcome.Deferred)
-          return pool.fetch(object, index, this.#page).then((late) => this.#got(late, pageAt))
-        return this.#got(outcome, pageAt)
-      }
+      case ChannelCommand.Put:
+        this.#collect(from, to, -PutOutcome.Policy)
+        this.#put(pool)
+        return undefined
+      case ChannelCommand.Get:
+        this.#collect(from, to, 0)
+        return this.#get(pool)
       case ChannelCommand.FlushPage:
-        if (isNamed) pool.flushPage(object, index)
-        return 1
+        this.#collect(from, to, 1)
+        pool.flushMany(this.#batch)
+        results.fill(1, from, to)
+        return undefined
       case ChannelCommand.FlushObject:
-        if (isNamed) pool.flushObject(object)
-        return 1
+        for (let n = from; n < to; n++) {
+          const object = this.#objectAt(n)
+          if (isNamed(object)) pool.flushObject(object)
+          results[n] = 1
+        }
+        return undefined
       case ChannelCommand.DestroyPool:
         pool.destroy()
-        this.#pools[number] = undefined
-        return 1
+        this.#pools[this.#pools.indexOf(pool)] = undefined
+        results[from] = 1
+        results.fill(-PutOutcome.PoolGone, from + 1, to)
+        return undefined
       default:
-        return -PoolGone
+        results.fill(-PutOutcome.PoolGone, from, to)
+        return undefined
     }
   }
 
-  #got(outcome: GetOutcome, pageAt: number): number {
-    if (outcome !== GetOutcome.Hit) return 0
-    copy.call(this.#page, this.#views.bytes, pageAt, 0, pageBytes)
-    return 1
+  /** Makes a batch of entries. Nothing is kept under the id of all ones: it has its result at once. */
+  #collect(from: number, to: number, unnamed: number): void {
+    const batch = this.#batch
+    batch.clear()
+    for (let n = from; n < to; n++) {
+      const object = this.#objectAt(n)
+      if (isNamed(object)) {
+        const index = this.#headerView.getUint32(headerBytes + n * entryBytes + 4, true)
+        this.#numbers[batch.push(object, index)] = n
+      } else this.#results[n] = unnamed
+    }
+  }
+
+  /** The page of the guest's at an address; a view for each page of the shared memory is made once. */
+  #pageAt(address: number): Buffer {
+    const { shape, bytes } = this.#views
+    const number = (address - shape.pagesAt) / pageBytes
+    const isPage = number >= 0 && Number.isInteger(number)
+    const made = isPage ? this.#guestPages[number] : undefined
+    if (made !== undefined) return made
+    const page = Buffer.from(bytes.buffer, bytes.byteOffset + address, pageBytes)
+    if (isPage) this.#guestPages[number] = page
+    return page
+  }
+
+  #put(pool: Pool): void {
+    const batch = this.#batch
+    for (let entry = 0; entry < batch.length; entry++)
+      copyPage(this.#pageAt(this.#pagesAt[this.#numbers[entry]!]!), this.#ownPages[entry]!)
+    pool.putMany(batch)
+    for (let entry = 0; entry < batch.length; entry++) {
+      const outcome = batch.outcomes[entry]!
+      this.#results[this.#numbers[entry]!] = outcome === PutOutcome.Stored ? 1 : -outcome
+    }
+  }
+
+  #get(pool: Pool): Promise<void> | undefined {
+    const batch = this.#batch
+    try {
+      pool.getMany(batch)
+    } catch (error) {
+      // The others of the batch are still pending.
+      assertOfPage(error)
+    }
+    for (let entry = 0; entry < batch.length; entry++)
+      if (batch.outcomes[entry]! > GetOutcome.Miss) return this.#fetch(pool).then(() => this.#got())
+    this.#got()
+    return undefined
+  }
+
+  /** Waits for what has no answer yet. What cannot be had stays `Pending`. */
+  async #fetch(pool: Pool): Promise<void> {
+    const batch = this.#batch
+    const { objects, indexes, outcomes } = batch
+    const fetching: Promise<void>[] = []
+    for (let entry = 0; entry < batch.length; entry++) {
+      if (outcomes[entry]! <= GetOutcome.Miss) continue
+      outcomes[entry] = Pending
+      const fetched = pool.fetch(objects[entry]!, indexes[entry]!, batch.page(entry))
+      fetching.push(
+        fetched.then((outcome) => {
+          outcomes[entry] = outcome
+        }, assertOfPage),
+      )
+    }
+    await Promise.all(fetching)
+  }
+
+  #got(): void {
+    const batch = this.#batch
+    for (let entry = 0; entry < batch.length; entry++) {
+      const number = this.#numbers[entry]!
+      const outcome = batch.outcomes[entry]
+      if (outcome === GetOutcome.Hit) copyPage(this.#ownPages[entry]!, this.#pageAt(this.#pagesAt[number]!))
+      // A page that is there and cannot be had is no miss.
+      this.#results[number] = outcome === GetOutcome.Hit ? 1 : outcome === GetOutcome.Miss ? 0 : -PutOutcome.Unavailable
+    }
   }
 
   #newPool(persistent: boolean): number {
@@ -295,6 +383,14 @@ export class ChannelDevice {
   }
 }
 
+/** Whether pages can be kept under it: the id of all ones is reserved. */
+const isNamed = (object: ObjectId): boolean => typeof object === 'number' || object <= maxObjectId
+
+/** Goes on when it is one page that cannot be had; throws it when the store has stopped. */
+function assertOfPage(error: unknown): void {
+  if (!(error instanceof TmemError) || error.code === 'TMEM_BROKEN') throw error
+}
+
 function objectAt(view: DataView, at: number): ObjectId {
   const high = view.getUint32(at + 4, true)
   let rest = 0
@@ -303,6 +399,14 @@ function objectAt(view: DataView, at: number): ObjectId {
   let object = 0n
   for (let word = 2; word >= 0; word--) object = (object << 64n) | view.getBigUint64(at + word * 8, true)
   return object
+}
+
+/**
+ * Copies a page. What fills a buffer with another one's bytes is a plain copy of the machine's; the others copy shared
+ * memory word by word, and take half as long again.
+ */
+function copyPage(from: Buffer, to: Buffer): void {
+  to.fill(from)
 }
 
 /** The runtime's own copy with offsets, which makes no view. */

@@ -48,7 +48,7 @@ export class ChannelGuest {
   #freeSlot = 0
   /** Chains put into the ring, told to the device, and seen done; modulo 2^16. */
   #available = 0
-  #published = 0
+  #told = 0
   #used = 0
   /** Chains that are not done. */
   underWay = 0
@@ -89,7 +89,8 @@ export class ChannelGuest {
 
   /**
    * Puts a chain into the queue: `count` entries (1 to `pagesPerChain`) from `from` on. A ticket for `result` and
-   * `release`; -1: the queue is full, `notify` and `wait` first. The device learns of it with `notify`.
+   * `release`; -1: the queue is full, `notify` and `wait` first. A device that is awake may do it at once; one that
+   * sleeps is woken by `notify`.
    */
   submit(command: ChannelCommand, pool: number, entries: ChainEntries, from: number, count: number): number {
     const { shape, view } = this.#views
@@ -135,6 +136,7 @@ export class ChannelGuest {
     const place = this.#available & (shape.queueSize - 1)
     view.setUint16(shape.availableAt + 4 + place * 2, head, true)
     this.#available = (this.#available + 1) & 0xffff
+    this.#views.store(this.#views.availableIdx, this.#available)
     this.underWay++
     return slot
   }
@@ -157,11 +159,10 @@ export class ChannelGuest {
   /** Tells the device of all chains since the last time, with one notification at most: it may be awake already. */
   notify(): void {
     const views = this.#views
-    const old = this.#published
+    const old = this.#told
     if (old === this.#available) return
-    this.#published = this.#available
-    views.store(views.availableIdx, this.#published)
-    if (needsEvent(views.load(views.availableEvent), this.#published, old)) views.kick()
+    this.#told = this.#available
+    if (needsEvent(views.load(views.availableEvent), this.#told, old)) views.kick()
   }
 
   /**

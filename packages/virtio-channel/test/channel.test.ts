@@ -3,7 +3,7 @@
  * guest.
  */
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
@@ -172,49 +172,114 @@ test('a queue that is full says so, and goes on', async () => {
   expect(device.counters).toMatchObject({ chains: 70_003, refused: 0 })
 })
 
-test('pages that lie on a disk are waited for, with those that come after', async () => {
-  const folder = temporary()
-  const store = compose([
-    zcache({ limitBytes: '256KiB' }),
-    frontswap({ file: join(folder, 'swap'), sizeBytes: '4MiB' }),
-  ])
-  await store.ready?.()
-  const handle = createChannel({ pages: 256 })
-  const device = new ChannelDevice(handle, store, 1)
-  const guest = new ChannelGuest(handle)
-  const channel = { handle, device, guest }
-  const pool = await one(channel, ChannelCommand.NewPool, 0, 1)
-  const numbers = Array.from({ length: 256 }, (_, n) => n)
-  const entries = { objects: numbers.map(() => 1), indexes: numbers, pages: numbers }
-  const all = async (command: ChannelCommand): Promise<number> => {
-    const tickets = numbers.filter((n) => n % 16 === 0).map((from) => guest.submit(command, pool, entries, from, 16))
-    guest.notify()
-    await device.poll()
+test('entries of several pools in a chain, the same page twice, and a device that is awake before it is told', async () => {
+  const channel = made({ pagesPerChain: 8 })
+  const { guest, device } = channel
+  const [a, b] = [await one(channel, ChannelCommand.NewPool, 0, 1), await one(channel, ChannelCommand.NewPool, 0, 1)]
+  const all = async (
+    command: ChannelCommand,
+    pools: readonly number[],
+    pages: readonly number[],
+  ): Promise<number[]> => {
+    const entries = { objects: pools.map(() => 5), indexes: pools.map((_, n) => n % 3), pages }
+    const ticket = guest.submit(command, a!, entries, 0, pools.length)
+    // Each entry has a pool of its own: the guest of this package names one for all.
+    const view = new DataView(channel.handle.memory)
+    const { headersAt, headerStride } = new ChannelShape(channel.handle)
+    for (const [n, pool] of pools.entries()) view.setInt32(headersAt + ticket * headerStride + 8 + n * 32, pool, true)
+    expect(await device.poll()).toBe(1)
     guest.wait()
-    let good = 0
-    for (const ticket of tickets) {
-      for (let n = 0; n < 16; n++) good += guest.result(ticket, n)
-      guest.release(ticket)
+    const results = pools.map((_, n) => guest.result(ticket, n))
+    guest.release(ticket)
+    return results
+  }
+  const pools = [a, a, b, 9, b, a, a]
+  for (let n = 0; n < 7; n++)
+    guest
+      .page(n)
+      .fill(n + 1)
+      .set([99])
+  expect(await all(ChannelCommand.Put, pools, [0, 1, 2, 3, 4, 5, 6])).toEqual([1, 1, 1, -PutOutcome.PoolGone, 1, 1, 1])
+  // Handles repeat after three entries: in pool a entry 6 has replaced entry 0.
+  expect(await all(ChannelCommand.Get, pools, [10, 11, 12, 13, 14, 15, 16])).toEqual([
+    1,
+    1,
+    1,
+    -PutOutcome.PoolGone,
+    1,
+    1,
+    1,
+  ])
+  expect([10, 11, 12, 14, 15, 16].map((n) => guest.page(n)[9])).toEqual([7, 2, 3, 5, 6, 7])
+  expect(await all(ChannelCommand.FlushPage, [a, b], [])).toEqual([1, 1])
+  expect(await all(ChannelCommand.Get, [a, b, b, a], [10, 11, 12, 13])).toEqual([0, 0, 1, 0])
+})
+
+/** Words that do not shrink. */
+function noise(seed: number): Uint8Array {
+  let state = seed * 2_654_435_761 + 1
+  const words = Uint32Array.from({ length: 1024 }, () => {
+    state ^= state << 13
+    state ^= state >>> 17
+    state ^= state << 5
+    return state
+  })
+  return new Uint8Array(words.buffer)
+}
+
+describe('pages that lie on a disk', () => {
+  const count = 256
+  const numbers = Array.from({ length: count }, (_, n) => n)
+
+  /** A channel to a store whose pages are mostly in a file; `all` does a command with each page, and answers the results. */
+  async function onDisk(): Promise<Made & { file: string; all: (command: ChannelCommand) => Promise<number[]> }> {
+    const file = join(temporary(), 'swap')
+    const store = compose([zcache({ limitBytes: '256KiB' }), frontswap({ file, sizeBytes: '4MiB' })])
+    onTestFinished(() => store.close())
+    await store.ready?.()
+    const handle = createChannel({ pages: count })
+    const device = new ChannelDevice(handle, store, 1)
+    const guest = new ChannelGuest(handle)
+    const pool = await one({ handle, device, guest }, ChannelCommand.NewPool, 0, 1)
+    const entries = { objects: numbers.map(() => 1), indexes: numbers, pages: numbers }
+    const all = async (command: ChannelCommand): Promise<number[]> => {
+      const tickets = numbers.filter((n) => n % 16 === 0).map((from) => guest.submit(command, pool, entries, from, 16))
+      guest.notify()
+      await device.poll()
+      guest.wait()
+      const results = numbers.map((n) => guest.result(tickets[Math.floor(n / 16)]!, n % 16))
+      for (const ticket of tickets) guest.release(ticket)
+      return results
     }
-    return good
+    for (const n of numbers) guest.page(n).set(noise(n))
+    expect(await all(ChannelCommand.Put)).toEqual(numbers.map(() => 1))
+    for (const n of numbers) guest.page(n).fill(0)
+    return { handle, device, guest, file, all }
   }
-  // Bytes that do not shrink: most of them cannot stay in memory.
-  let state = 1
-  const words = (seed: number): Uint32Array => {
-    state = seed * 2_654_435_761 + 1
-    return Uint32Array.from({ length: 1024 }, () => {
-      state ^= state << 13
-      state ^= state >>> 17
-      state ^= state << 5
-      return state
-    })
-  }
-  for (const n of numbers) guest.page(n).set(new Uint8Array(words(n).buffer))
-  expect(await all(ChannelCommand.Put)).toBe(256)
-  for (const n of numbers) guest.page(n).fill(0)
-  expect(await all(ChannelCommand.Get)).toBe(256)
-  for (const n of numbers) expect(Buffer.compare(guest.page(n), new Uint8Array(words(n).buffer))).toBe(0)
-  await store.close()
+
+  test('are waited for, with those that come after', async () => {
+    const { guest, all } = await onDisk()
+    expect(await all(ChannelCommand.Get)).toEqual(numbers.map(() => 1))
+    for (const n of numbers) expect(Buffer.compare(guest.page(n), noise(n))).toBe(0)
+  })
+
+  test('and cannot be had are no misses, and do not end the device', async () => {
+    const { guest, device, file, all } = await onDisk()
+    const swap = openSync(file, 'r+')
+    writeSync(swap, Buffer.alloc(statSync(file).size - 4096, 0x5a), 0, undefined, 4096)
+    closeSync(swap)
+    const results = await all(ChannelCommand.Get)
+    const isHad = results.map((result) => result === 1)
+    expect(results).toEqual(isHad.map((had) => (had ? 1 : -PutOutcome.Unavailable)))
+    expect(isHad.filter(Boolean).length).toBeGreaterThan(0)
+    expect(isHad.filter(Boolean).length).toBeLessThan(count)
+    // The guest's pages are what they were.
+    const wanted = numbers.map((n) => (isHad[n] === true ? noise(n) : new Uint8Array(4096)))
+    expect(numbers.filter((n) => Buffer.compare(guest.page(n), wanted[n]!) !== 0)).toEqual([])
+    expect(await all(ChannelCommand.FlushPage)).toEqual(numbers.map(() => 1))
+    expect(await all(ChannelCommand.Get)).toEqual(numbers.map(() => 0))
+    expect(device.counters.refused).toBe(0)
+  })
 })
 
 describe('a hostile guest', () => {

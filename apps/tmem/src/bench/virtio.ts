@@ -68,8 +68,11 @@ async function run(bench: Bench): Promise<readonly Row[]> {
     const many = (command: ChannelCommand, operations: number): void => {
       const kicks = guest.kicks
       for (let done = 0; done < operations; done += perNotification) {
-        for (let from = 0; from < perNotification; from += perChain)
+        for (let from = 0; from < perNotification; from += perChain) {
           tickets[from / perChain] = guest.submit(command, number, pages, from, perChain)
+          // The device wakes while the other chains are written.
+          if (from === 0) guest.notify()
+        }
         guest.wait()
         for (const ticket of tickets) {
           for (let entry = 0; entry < perChain; entry++)
