@@ -20,11 +20,11 @@ const root = dirname(dirname(app))
 const web = join(app, 'src/web')
 const target = join(app, 'dist/static')
 const stamp = join(app, 'dist/static.json')
-const copied = ['console.html', 'icon.svg']
+const copied = ['console.html', 'playground.html', 'icon.svg']
 const bundled = [
   { entries: ['console.tsx', 'page.css'], format: 'esm' },
   // What is opened as a file, and a thread that pages share, has no modules.
-  { entries: ['report.tsx', 'stream.ts'], format: 'iife' },
+  { entries: ['report.tsx', 'playground.tsx', 'stream.ts'], format: 'iife' },
 ]
 
 /** Makes the pages, if anything that they are made of has changed. */
@@ -55,6 +55,8 @@ export async function bundle() {
       jsxImportSource: 'preact',
       metafile: true,
       logLevel: 'warning',
+      // Mapped memory, which a browser has not, looks for a library beside its own module.
+      logOverride: { 'empty-import-meta': 'silent' },
     })
     for (const path of Object.keys(metafile.inputs)) inputs.add(path)
   }

@@ -137,7 +137,8 @@ function App(): VNode {
           {state?.server.fuse === null || state === undefined ? '' : `, files in ${state.server.fuse}`}
         </span>
         <span>
-          Keys: <kbd>1</kbd>–<kbd>9</kbd> device, <kbd>/</kbd> explain a page, <kbd>t</kbd> dark or light.
+          Keys: <kbd>1</kbd>–<kbd>9</kbd> device, <kbd>/</kbd> explain a page, <kbd>t</kbd> dark or light.{' '}
+          <a href="playground.html">Playground</a>
         </span>
       </footer>
     </div>
