@@ -3,7 +3,9 @@
 //
 //   node tools/api.mjs          compares
 //   node tools/api.mjs --fix    writes what changed, if a changeset tells of it
-//   node tools/api.mjs --unused lists exports that nobody in the workspace names
+//
+// An export that no other package, program, example or document names is gone, or tools/api-kept.json says what it is
+// there for, by name or for a whole entry point.
 //
 // The last line of a report is a sum of the changesets that name the package. A report is written anew only when that
 // sum is another one, that is, when a changeset was added or changed: what users see does not change untold. Needs a
@@ -39,11 +41,10 @@ const program = ts.createProgram(files, {
 })
 const checker = program.getTypeChecker()
 
-if (process.argv.includes('--unused')) listUnused()
-else compareAll()
+compareAll()
 
 function compareAll() {
-  const problems = []
+  const problems = unused().map((name) => `${name} is named nowhere else: remove it, or say why in tools/api-kept.json`)
   let written = 0
   for (const found of packages) {
     const { folder, manifest } = found
@@ -131,32 +132,32 @@ function difference(before, after) {
   return [gone && `- ${gone.trim()}`, come && `+ ${come.trim()}`].filter(Boolean).join('  ') || 'the order changed'
 }
 
-/** Exports that are in no other package, program, example or document, and in no signature of another export. */
-function listUnused() {
+/** Exports that are in no other package, program, example or document, in no signature, and not explained. */
+function unused() {
+  const kept = JSON.parse(readFileSync(join(root, 'tools/api-kept.json'), 'utf8'))
+  const found = []
   const texts = packages.map(({ folder, manifest }) => ({ name: manifest.name, text: textsBelow(folder, true) }))
   const documents = ['README.md', 'docs'].map((path) => textsBelow(join(root, path), false)).join('\n')
-  let count = 0
-  for (const found of packages) {
-    const own = found.manifest.name
-    const readme = readFileSync(join(found.folder, 'README.md'), 'utf8')
+  for (const one of packages) {
+    const own = one.manifest.name
+    const readme = readFileSync(join(one.folder, 'README.md'), 'utf8')
     const others = texts.filter(({ name }) => name !== own).map(({ text }) => text)
-    for (const { name: entry, file } of entriesOf(found)) {
+    for (const { name: entry, file } of entriesOf(one)) {
       const all = exportsOf(file)
-      const signatures = all.map(({ name, symbol }) => ({ name, text: textOf(symbol, found.folder) }))
+      const signatures = all.map(({ name, symbol }) => ({ name, text: textOf(symbol, one.folder) }))
       for (const { name } of all) {
+        if (kept[entry] !== undefined || kept[`${entry} ${name}`] !== undefined) continue
         const word = new RegExp(`\\b${name.replaceAll('$', '\\$')}\\b`)
         const isUsed =
           word.test(readme) ||
           word.test(documents) ||
           signatures.some((other) => other.name !== name && word.test(other.text)) ||
           others.some((text) => word.test(text))
-        if (isUsed) continue
-        count++
-        console.log(`${entry} ${name}`)
+        if (!isUsed) found.push(`${entry} ${name}`)
       }
     }
   }
-  console.log(`${count} exports are named nowhere else`)
+  return found
 }
 
 function textsBelow(path, isPackage) {

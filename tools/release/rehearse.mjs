@@ -446,6 +446,8 @@ async function changeApi() {
   must(await refused(api('--fix')), 'a change of an API without a changeset is written into its report')
   write(join(checkout, '.changeset/rehearsed-api.md'), "---\n'@tmem/zcache': minor\n---\n\nRehearsed.\n")
   must(await refused(api()), 'a report that is not that of the API passes the check')
+  must(await refused(api('--fix')), 'an export that nobody names passes the check')
+  fs.appendFileSync(join(checkout, 'packages/zcache/README.md'), '\n`rehearsed` is one.\n')
   await api('--fix')
   await api()
 }

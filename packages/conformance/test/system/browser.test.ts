@@ -17,7 +17,12 @@ const run = promisify(execFile)
 const portable = fileURLToPath(new URL('../portable', import.meta.url))
 const tools = fileURLToPath(new URL('../../../../tools/release', import.meta.url))
 const scratch = mkdtempSync(join(tmpdir(), 'tmem-browser-'))
-afterAll(() => rmSync(scratch, { recursive: true, force: true, maxRetries: 10, retryDelay: 200 }))
+/** Browsers that have not ended, by the number of their process group: a test that took too long leaves one. */
+const open = new Set<number>()
+afterAll(() => {
+  for (const group of open) process.kill(-group, 'SIGKILL')
+  rmSync(scratch, { recursive: true, force: true, maxRetries: 10, retryDelay: 200 })
+})
 
 interface Result {
   readonly passed: number
@@ -67,9 +72,12 @@ async function show(folder: string, query: string): Promise<Result> {
   })
   const { port } = server.address() as AddressInfo
   const profile = mkdtempSync(join(scratch, 'profile-'))
-  const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run']
+  // Its crash handler would be a process of another group.
+  const own = ['--disable-breakpad', '--disable-crashpad-for-testing']
+  const flags = [...own, '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run']
   const url = `http://127.0.0.1:${port}/${query}`
   const browser = spawn('chromium', [...flags, `--user-data-dir=${profile}`, url], { stdio: 'ignore', detached: true })
+  open.add(browser.pid!)
   browser.once('exit', (code) => failed(new Error(`chromium ended with ${code} before the page was done`)))
   const ended = new Promise((resolve) => browser.once('exit', resolve))
   try {
@@ -78,6 +86,7 @@ async function show(folder: string, query: string): Promise<Result> {
     // It and all of its own processes.
     process.kill(-browser.pid!, 'SIGKILL')
     await ended
+    open.delete(browser.pid!)
     server.closeAllConnections()
     server.close()
   }
