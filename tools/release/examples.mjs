@@ -50,6 +50,22 @@ import type { CacheMessage } from '@tmem/cache'
 const closeWhatBelongsTo = (_key: unknown) => {}
 `,
   },
+  {
+    in: 'new UndiciStore(cache)',
+    before: "import { Cache } from '@tmem/cache'\nconst cache = new Cache({ memory: '16MiB' })\n",
+    after: 'await cache.close()\n',
+  },
+  {
+    in: 'tmemDriver({ cache',
+    uses: ['unstorage'],
+    before: `import { createStorage } from 'unstorage'
+import { Cache } from '@tmem/cache'
+const cache = new Cache({ memory: '16MiB' })
+`,
+    after:
+      "await storage.setItem('a', 'b')\nif ((await storage.getItem('a')) !== 'b') throw new Error('not kept')\nawait cache.close()\n",
+  },
+  { in: 'prepareParts(', only: 'it boots a kernel: `npm run test:system`' },
   { in: "name: 'my stack'", replace: tests },
   { in: 'everyAllocation((context)', before: openStore, uses: ['@tmem/core', '@tmem/memory'] },
   { in: "placeConformance({ name: 'map'", after: 'await store.close()\n', replace: tests, follows: 'class MapPlace' },

@@ -227,7 +227,7 @@ async function look(packages) {
     `${'package'.padEnd(22)}${['packed', 'installed', 'minified'].map((word) => word.padStart(11)).join('')}`,
   ]
   for (const [name, size] of Object.entries(sizes)) {
-    const bound = bounds[name] ?? {}
+    const bound = bounds[name] ?? bounds['any other']
     for (const kind of ['packed', 'minified']) {
       const most = (bound[kind] ?? 0) * 1024
       if (size[kind] > most)
@@ -277,7 +277,7 @@ async function installEach(folder, packages) {
   for (const [name, { folder: from, manifest }] of packages) {
     const own = join(folder, shortName(name))
     const { examples, pieces } = examplesOf(fs.readFileSync(join(from, 'README.md'), 'utf8'))
-    must(pieces === 0 || name === 'tmem', `${name}: ${pieces} examples of its README are pieces that cannot be run`)
+    for (let n = 0; n < pieces; n++) skipped.push('a piece of a program, in a README')
     const peers = Object.keys(manifest.peerDependencies ?? {})
     const uses = new Set([name, '@types/node', ...peers, ...examples.flatMap((example) => example.uses)])
     const dependencies = Object.fromEntries([...uses].map((used) => [used, wanted(packages, used)]))
@@ -391,12 +391,14 @@ async function npm(folder, packages, names) {
 async function useAllTogether(folder, packages) {
   folderOf(folder, {})
   await npm(folder, packages, [...packages.keys()])
+  // What an entry point other than the first joins a package to is the user's to install.
   const entries = [...packages].flatMap(([name, { manifest }]) =>
-    Object.keys(manifest.exports).map((path) => `${name}${path.slice(1)}`),
+    Object.keys(manifest.exports)
+      .filter((path) => path === '.' || manifest.peerDependencies === undefined)
+      .map((path) => `${name}${path.slice(1)}`),
   )
-  const optional = entries.filter((entry) => entry !== '@tmem/cache/keyv') // keyv is the user's to install
-  write(join(folder, 'all.mjs'), optional.map((entry) => `await import('${entry}')\n`).join(''))
-  write(join(folder, 'all.cjs'), optional.map((entry) => `require('${entry}')\n`).join(''))
+  write(join(folder, 'all.mjs'), entries.map((entry) => `await import('${entry}')\n`).join(''))
+  write(join(folder, 'all.cjs'), entries.map((entry) => `require('${entry}')\n`).join(''))
   await node(folder, 'all.mjs')
   await node(folder, 'all.cjs')
   const tree = JSON.parse(await run(folder, ['npm', 'ls', '@tmem/core', '--all', '--json'], person()))
