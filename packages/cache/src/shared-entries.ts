@@ -104,6 +104,7 @@ export class SharedEntries implements Entries {
   /** Shared entries with those of one thread, which has none afterwards. Throws `RangeError` and `TmemError`. */
   static from(own: OwnEntries, clock: () => number, isTold: () => boolean): SharedEntries {
     const { limitBytes, seeds } = own
+    const threads = threadKind()
     if (limitBytes < leastBytes)
       throw new RangeError(`cache.share: memory is at least ${leastBytes} bytes, the limit is ${limitBytes} now`)
     let shards = 2 ** Math.floor(Math.log2(Math.max(1, Math.min(usualShards, limitBytes / usualShardBytes))))
@@ -124,7 +125,7 @@ export class SharedEntries implements Entries {
         seed1: seeds[1],
         clockOrigin: clock() - processTime(),
         shape,
-        threads: threadKind(),
+        threads,
         locks: new Int32Array(reserve(shards * lockWords * 4)),
         shards: Array.from({ length: shards }, () => reserve(memoryOf(shape))),
       },

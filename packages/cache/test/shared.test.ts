@@ -5,6 +5,7 @@
  * call or turn of a loop. The runtime ends code that takes too long in the same way (`timeout` of `node:vm`): so a
  * thousand ends need no thousand threads.
  */
+import { spawnSync } from 'node:child_process'
 import { Script } from 'node:vm'
 import { MessageChannel, Worker } from 'node:worker_threads'
 import { ByteLimit } from '@tmem/core'
@@ -170,6 +171,23 @@ describe('share and join', () => {
     await Promise.all([small.close(), stacked.close()])
     expect(() => small.share()).toThrow(/closed/)
   })
+})
+
+test('in a browser a cache is of one thread, and says so', () => {
+  const code = `
+    delete globalThis.Buffer
+    const { stdout } = process
+    globalThis.process = undefined
+    const { Cache } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url))})
+    const cache = new Cache({ memory: '4MiB' })
+    cache.set('a', 'b')
+    try {
+      cache.share()
+    } catch (error) {
+      stdout.write([error.code, cache.get('a'), await cache.fetch('c', () => 'd')].join())
+    }`
+  const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8' })
+  expect({ stdout, stderr }).toEqual({ stdout: 'TMEM_UNSUPPORTED,b,d', stderr: '' })
 })
 
 test.each([1, 2, 3])('from two threads it answers as a Map for each does, or has nothing (seed %i)', async (seed) => {
