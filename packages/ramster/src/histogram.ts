@@ -1,6 +1,8 @@
 /** How long things took, counted by powers of two: plain integers that can be added up. */
 
-/** Upper bound of the first bucket, in microseconds, and buckets with a bound: up to 4.2 s. What took longer has one. */
+/**
+ * Upper bound of the first bucket, in microseconds, and buckets with a bound: up to 4.2 s. What took longer has one.
+ */
 const firstBoundUs = 64
 const bounds = 17
 
@@ -18,8 +20,8 @@ export class Histogram {
   }
 
   /**
-   * How many took at most so many microseconds, and more than the bound before (`le_64_us`, `le_128_us` … `le_4194304_us`,
-   * `longer`), how many there were, and what they took together.
+   * How many took at most so many microseconds, and more than the bound before (`le_64_us`, `le_128_us` …
+   * `le_4194304_us`, `longer`), how many there were, and what they took together.
    */
   counters(): Record<string, number> {
     const counters: Record<string, number> = {}

@@ -20,14 +20,15 @@ import { valkey, valkeyCluster } from './valkey.ts'
 export interface RamsterOptions {
   /**
    * The machines: 1 to 8. With one, only pages that may vanish go there; with more, those that may not go to two of
-   * them. They must share nothing: not the computer, not the server. As `Lenders` they can be added and taken out later.
+   * them. They must share nothing: not the computer, not the server. As `Lenders` they can be added and taken out
+   * later.
    */
   readonly machines: readonly RemotePlan[] | Lenders
   /** Bytes of blocks that it holds, copies not counted: 1 MiB to 256 GiB. Takes 1 % of it as memory here. */
   readonly sizeBytes: ByteAmount
   /**
-   * Milliseconds that a read of a page which may not vanish waits while every machine that has it is away: 0 to 3,600,000
-   * (default: 10,000). Then it fails, and the page stays.
+   * Milliseconds that a read of a page which may not vanish waits while every machine that has it is away: 0 to
+   * 3,600,000 (default: 10,000). Then it fails, and the page stays.
    */
   readonly waitMs?: number
   /** Pages come up by themselves while the memory above is less than half full (default: false). */

@@ -9,8 +9,8 @@
  * one. While fewer machines answer than that takes, the place takes nothing. When a machine comes back empty, or has
  * lost a block, the block is copied from the other one (`#heal`); it can be read all the while.
  *
- * A machine that is to go, or that wants memory back, is given nothing more. Its blocks go to other machines, or come up
- * into memory, or stay where they can do neither (`#relieve`); those that may vanish are dropped then.
+ * A machine that is to go, or that wants memory back, is given nothing more. Its blocks go to other machines, or come
+ * up into memory, or stay where they can do neither (`#relieve`); those that may vanish are dropped then.
  *
  * Invariants:
  *  - A location is in use from the moment a flight is given it until it is freed, or the flight fails.
@@ -138,7 +138,8 @@ export class RamsterPlace implements SlowPlace, Borrowing {
   readonly #waitMs: number
   readonly #repatriate: boolean
   /**
-   * By location: generation, checksum, owner, units, mask of machines that have it, what it is; and a stack of free ones.
+   * By location: generation, checksum, owner, units, mask of machines that have it, what it is; and a stack of free
+   * ones.
    */
   readonly #generations: Float64Array
   readonly #sums: Uint32Array
@@ -737,7 +738,7 @@ export class RamsterPlace implements SlowPlace, Borrowing {
     return healed
   }
 
-  // ---- Machines that are to go, and blocks that come up ---------------------------------------------------------------
+  // ---- Machines that are to go, and blocks that come up ------------------------------------------------------------
 
   #relieveSoon(): void {
     if (this.#closed || this.#relieving !== undefined || !this.#machines.some((one) => this.#mustGive(one))) return

@@ -1,6 +1,6 @@
 /**
- * Memory of a Valkey or Redis server, or of a cluster of them: one key for each block, under a name of this life of this
- * borrower, with a lease.
+ * Memory of a Valkey or Redis server, or of a cluster of them: one key for each block, under a name of this life of
+ * this borrower, with a lease.
  *
  * `maxmemory` with `noeviction` is the memory that is lent: a server that is full answers so, and the block is refused.
  * A server that evicts by itself is good for pages that may vanish only, and is refused for others.
@@ -11,9 +11,9 @@
  *  - Nothing waits for a connection: what cannot be sent now fails now. How much is under way is the place's business,
  *    which bounds it.
  *  - A server that was started anew has lost its content, whatever it may have loaded: what it loaded is older.
- *  - A cluster is one machine. It is open while all of its slots are served. What it has acknowledged may be lost when a
- *    replica takes over, or when a primary starts anew: when other servers have the slots than before, or the same ones
- *    in another life, it says so (`some`). Two clusters that have the same server of the lowest id are one.
+ *  - A cluster is one machine. It is open while all of its slots are served. What it has acknowledged may be lost when
+ *    a replica takes over, or when a primary starts anew: when other servers have the slots than before, or the same
+ *    ones in another life, it says so (`some`). Two clusters that have the same server of the lowest id are one.
  *
  * A key is `prefix:life:key`, the life being 96 random bits. So neither another borrower of the same name nor an
  * earlier life is ever read; what they leave behind ends with its lease, without anybody looking for it.

@@ -21,11 +21,14 @@ export interface VramOptions {
   readonly limitBytes: ByteAmount
   /** Which device: its number, or a part of its name, as `videoDevices` has them (default: the first one). */
   readonly device?: string
-  /** Path of a file that has a copy of each block: made, and removed at the end. Then pages that may not vanish go there. */
+  /**
+   * Path of a file that has a copy of each block: made, and removed at the end. Then pages that may not vanish go
+   * there.
+   */
   readonly copy?: string
   /**
-   * Pages that may not vanish go there without a copy, too: those that are there when the device is reset are lost, and a
-   * get of them fails (default: false: only pages that may vanish go there).
+   * Pages that may not vanish go there without a copy, too: those that are there when the device is reset are lost, and
+   * a get of them fails (default: false: only pages that may vanish go there).
    */
   readonly volatile?: boolean
   /** How a device is opened (default: with `openDevice`). For tests. */
@@ -40,8 +43,8 @@ const averageBytes = 1024
 const readsAtOnce = 256
 
 /**
- * Blocks in the memory of a video device. Throws `TypeError` for unknown options, `RangeError` for settings that make no
- * sense; opening it throws `TmemError` (`TMEM_UNSUPPORTED`) where there is no device.
+ * Blocks in the memory of a video device. Throws `TypeError` for unknown options, `RangeError` for settings that make
+ * no sense; opening it throws `TmemError` (`TMEM_UNSUPPORTED`) where there is no device.
  */
 export function vram(options: VramOptions): Layer {
   checkOptions('vram', options, {

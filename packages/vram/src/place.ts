@@ -2,12 +2,13 @@
  * Blocks in the memory of a video device, as a slow place.
  *
  * All frames of a flight are sent together, and all blocks that are asked for in one turn come together: each is one
- * copy that is begun, and one wait is for all of them. Memory is made in buffers of two MiB, when it is first needed; what
- * the device has no room for is refused.
+ * copy that is begun, and one wait is for all of them. Memory is made in buffers of two MiB, when it is first needed;
+ * what the device has no room for is refused.
  *
  * A device can be reset, or go. Then everything that it had is lost; what comes is refused until a device can be opened
  * again, which is tried in ticks. So a page that may not vanish is taken only where a file has a copy of each frame, at
- * the same place; it is read from there when the device is lost. `volatile`: or where the user said that it may be lost.
+ * the same place; it is read from there when the device is lost. `volatile`: or where the user said that it may be
+ * lost.
  *
  * Invariants:
  *  - A slot is in use from the moment a flight is given it until it is freed, or the flight fails.

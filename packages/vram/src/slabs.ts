@@ -2,8 +2,8 @@
  * Where frames lie in device memory: slots of equal size in slabs, so that what was freed serves the next frame of
  * about that size, and nothing has to be moved in memory that only copies reach.
  *
- * A slab has room for two of the largest frames. Sizes of slots grow by an eighth, so a slot is at most an eighth larger
- * than its frame. A location is the unit at which a slot begins.
+ * A slab has room for two of the largest frames. Sizes of slots grow by an eighth, so a slot is at most an eighth
+ * larger than its frame. A location is the unit at which a slot begins.
  *
  * Invariants: a slab that has no frame has no size; those that have a free slot are in the list of their size, unless
  * what is there is lost.
@@ -42,7 +42,9 @@ export class Slabs {
   readonly count: number
   usedUnits = 0
   frames = 0
-  /** By slab: used slots, one bit each; neighbours in the list of its size; slots in use; size; what is there is lost. */
+  /**
+   * By slab: used slots, one bit each; neighbours in the list of its size; slots in use; size; what is there is lost.
+   */
   readonly #maps: Int32Array
   readonly #next: Int32Array
   readonly #before: Int32Array
