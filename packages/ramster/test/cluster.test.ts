@@ -217,6 +217,20 @@ test('one cluster alone is for pages that may vanish; one under two names is one
   )
 })
 
+test('a user of an ACL needs the commands that the documentation names, and no others', async () => {
+  const [a, b] = await clusters()
+  const rules = '>secret resetchannels ~tmem:* -@all +info +cluster +get +set +unlink +pexpire +asking'.split(' ')
+  for (const one of [...a.servers, ...b.servers])
+    await one.ask((client) => client.call('ACL', 'SETUSER', 'borrower', 'on', ...rules))
+  const user = { username: 'borrower', password: 'secret' }
+  const world = await open(at(a, user), at(b, user))
+  expect(await world.fill(60)).toBe(60)
+  await world.expectPages(60)
+  world.pool.flushObject(1)
+  await world.expectSoon(() => world.counter('pending_flushes') === 0)
+  await expect(open(at(a, { ...user, password: 'other' }), at(b, user))).rejects.toThrow('WRONGPASS')
+})
+
 test('a cluster that is named as a server, and a server as a cluster, are told', async () => {
   const [a] = await clusters()
   const single = await RealServer.start()
