@@ -254,6 +254,8 @@ if (pool.get(5, 0, page.fill(0)) === GetOutcome.Hit && page[0] === 7) console.lo
 await store.close()
 \`\`\`
 
+In the text of a stack: \`${camel}(limit=64MiB)\`, where \`${camel}Factory\` is among the layers.
+
 ## What it keeps
 
 Blocks of up to 64 KiB, persistent and ephemeral ones, until they are freed or the process ends.
