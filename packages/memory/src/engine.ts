@@ -58,10 +58,6 @@ const spareEvictions = 8
 /** Frames that the engine keeps ready beyond those in use: 64 MiB. */
 const readyFrames = 16384
 
-/** Pools and clients with pools that one engine can have at once. */
-export const maxPools = 256
-const maxClients = 64
-
 const poolWords = 8
 const GENERATION = 0
 const ORDER = 1
@@ -138,9 +134,22 @@ export interface EngineMemory {
 /** log2 of the frames in a page of that size. */
 export const orderOf = (pageSize: number): number => 31 - Math.clz32(pageSize / basePageSize)
 
-const stateBytes = maxPools * poolWords * 4 + maxClients * clientWords * 4 + counterNames.length * 8
+/**
+ * Pools, and clients with pools, that an engine of so many frames can have at once: one for 64 frames and one for 256,
+ * as far as that is not few or more than anybody has.
+ */
+const poolsFor = (frames: number): number => Math.min(16_384, Math.max(256, Math.floor(frames / 64)))
+const clientsFor = (frames: number): number => Math.min(4096, Math.max(64, Math.floor(frames / 256)))
+
+/** Behind the counters: pools, clients, and one word more. */
+const stateBytes = (frames: number): number =>
+  counterNames.length * 8 + (poolsFor(frames) * poolWords + clientsFor(frames) * clientWords + 1) * 4
+
 /** What an engine needs whatever its size: pools, clients, counters, chains of frames and queues. */
 const fixedBytes = 24 * 1024
+/** What it needs beyond that for more pools and clients; the table of handles has three words of each, too. */
+const moreBytes = (frames: number): number =>
+  stateBytes(frames) - stateBytes(0) + 12 * (poolsFor(frames) - poolsFor(0) + clientsFor(frames) - clientsFor(0))
 
 export class Engine {
   /**
@@ -156,12 +165,14 @@ export class Engine {
   readonly #fixed: boolean
   readonly #table: HandleTable
   readonly #frames: Frames
+  readonly #maxPools: number
+  readonly #maxClients: number
   readonly #pools: Int32Array
   readonly #clients: Int32Array
   readonly #counters: Float64Array
   /** Accounts by client slot, as far as this thread has met them, and whose they are. */
   readonly #account: Account[] = []
-  readonly #accountClient: Int32Array = new Int32Array(maxClients).fill(none)
+  readonly #accountClient: Int32Array
   /** Scratch for one page: where parts are gathered. */
   #scratch: Uint8Array | undefined
   #seenLimit = -1
@@ -182,12 +193,13 @@ export class Engine {
     this.#fixed = options.fixed
     this.#table = table
     this.#counters = new Float64Array(memory.state, 0, counterNames.length)
-    this.#pools = new Int32Array(memory.state, counterNames.length * 8, maxPools * poolWords)
-    this.#clients = new Int32Array(
-      memory.state,
-      counterNames.length * 8 + maxPools * poolWords * 4,
-      maxClients * clientWords,
-    )
+    this.#maxPools = poolsFor(memory.capacity)
+    this.#maxClients = clientsFor(memory.capacity)
+    this.#accountClient = new Int32Array(this.#maxClients).fill(none)
+    const poolsAt = counterNames.length * 8
+    const clientsAt = poolsAt + this.#maxPools * poolWords * 4
+    this.#pools = new Int32Array(memory.state, poolsAt, this.#maxPools * poolWords)
+    this.#clients = new Int32Array(memory.state, clientsAt, this.#maxClients * clientWords + 1)
     this.#frames = new Frames(
       {
         capacity: memory.capacity,
@@ -203,7 +215,9 @@ export class Engine {
 
   /** Frames that fit a budget of so many bytes beside their metadata. */
   static capacityFor(bytes: number): number {
-    return Math.floor((bytes - fixedBytes) / (basePageSize + Engine.bytesPerFrame))
+    const bytesPerFrame = basePageSize + Engine.bytesPerFrame
+    const most = Math.floor((bytes - fixedBytes) / bytesPerFrame)
+    return Math.floor((bytes - fixedBytes - moreBytes(most)) / bytesPerFrame)
   }
 
   /**
@@ -233,10 +247,11 @@ export class Engine {
         )
       return memory
     }
-    const state = reserve(stateBytes, 'memory.state')
+    const state = reserve(stateBytes(capacity), 'memory.state')
     const frameState = reserve(Frames.stateBytes(chunkCount), 'memory.frameState')
     const frameStates = reserve(capacity, 'memory.frameStates')
-    const table = HandleTable.create({ capacity, queues: maxClients, pools: maxPools, allocator, site: 'memory' })
+    const [queues, pools] = [clientsFor(capacity), poolsFor(capacity)]
+    const table = HandleTable.create({ capacity, queues, pools, allocator, site: 'memory' })
     const chunks: (ArrayBufferLike | undefined)[] = new Array(chunkCount).fill(undefined)
     if (fixed)
       for (let chunk = 0; chunk < chunkCount; chunk++)
@@ -279,8 +294,8 @@ export class Engine {
   newPool(attributes: PoolAttributes): number {
     const pools = this.#pools
     let number = 0
-    while (number < maxPools && (pools[number * poolWords + GENERATION] & 1) !== 0) number++
-    if (number === maxPools) return -Refusal.NoSlot
+    while (number < this.#maxPools && (pools[number * poolWords + GENERATION] & 1) !== 0) number++
+    if (number === this.#maxPools) return -Refusal.NoSlot
     if (attributes.pageSize > Engine.largestPageFor(this.#limit.maximumBytes)) return -Refusal.BadPageSize
     if (!this.prepare(attributes.pageSize)) return -Refusal.NoMemory
     const client = this.#openClient(attributes.client)
@@ -303,7 +318,7 @@ export class Engine {
   /** What a pool is, or `undefined` when there is none of that number. */
   attributesOf(pool: number): PoolAttributes | undefined {
     const at = pool * poolWords
-    if (!(pool >= 0 && pool < maxPools) || (this.#pools[at + GENERATION] & 1) === 0) return undefined
+    if (!(pool >= 0 && pool < this.#maxPools) || (this.#pools[at + GENERATION] & 1) === 0) return undefined
     return Object.freeze({
       client: this.#clients[this.#pools[at + CLIENT] * clientWords + CLIENT_ID],
       persistent: (this.#pools[at + FLAGS] & PERSISTENT) !== 0,
@@ -314,7 +329,7 @@ export class Engine {
 
   /** Removes all pools. */
   destroyAll(): void {
-    for (let pool = 0; pool < maxPools; pool++)
+    for (let pool = 0; pool < this.#maxPools; pool++)
       if ((this.#pools[pool * poolWords + GENERATION] & 1) !== 0) this.destroyPool(pool)
   }
 
@@ -637,7 +652,7 @@ export class Engine {
   /** Bytes of ephemeral pages. */
   ephemeralBytes(): number {
     let frames = 0
-    for (let slot = 0; slot < maxClients; slot++) frames += this.#clients[slot * clientWords + EPHEMERAL_FRAMES]
+    for (let slot = 0; slot < this.#usedClients; slot++) frames += this.#clients[slot * clientWords + EPHEMERAL_FRAMES]
     return frames * basePageSize
   }
 
@@ -691,11 +706,11 @@ export class Engine {
     let ephemeral = 0
     let persistent = 0
     let pages = 0
-    for (let client = 0; client < maxClients; client++) {
+    for (let client = 0; client < this.#usedClients; client++) {
       ephemeral += this.#clients[client * clientWords + EPHEMERAL_FRAMES]
       persistent += this.#clients[client * clientWords + PERSISTENT_FRAMES]
     }
-    for (let pool = 0; pool < maxPools; pool++)
+    for (let pool = 0; pool < this.#maxPools; pool++)
       if ((this.#pools[pool * poolWords + GENERATION] & 1) !== 0) pages += this.#pools[pool * poolWords + PAGES]
     all.pages = pages
     all.objects = this.#table.objects
@@ -713,7 +728,7 @@ export class Engine {
   check(): void {
     this.#frames.check()
     const counted = new Int32Array(this.#pools.length)
-    const ephemeral = new Int32Array(maxClients)
+    const ephemeral = new Int32Array(this.#maxClients)
     let entries = 0
     for (let chunk = 0; chunk < this.#frames.chunkCount; chunk++) {
       if (!this.#frames.has(chunk)) continue
@@ -737,7 +752,7 @@ export class Engine {
     for (let at = 0; at < this.#pools.length; at += poolWords)
       if (counted[at + PAGES] !== this.#pools[at + PAGES] || counted[at + PARTS] !== this.#pools[at + PARTS])
         throw new Error(`pool ${at / poolWords} counts other pages or parts than it has`)
-    for (let client = 0; client < maxClients; client++) {
+    for (let client = 0; client < this.#usedClients; client++) {
       let queued = 0
       for (let entry = this.#table.oldest(client); entry !== none; entry = this.#table.newer(entry)) {
         const at = this.#table.poolOf(entry) * poolWords
@@ -1045,7 +1060,7 @@ export class Engine {
     let weights = 0
     let victim = none
     let most = 0
-    for (let slot = 0; slot < maxClients; slot++) {
+    for (let slot = 0; slot < this.#usedClients; slot++) {
       const pages = clients[slot * clientWords + EPHEMERAL_FRAMES]
       if (pages === 0) continue
       const weight = this.#accountOf(slot).weight
@@ -1160,9 +1175,14 @@ export class Engine {
     return this.#touched < Math.min(this.#allowed(), this.#frames.used + readyFrames)
   }
 
+  /** Slots of clients that ever had pools, from the first on: what has to be looked at. */
+  get #usedClients(): number {
+    return this.#clients[this.#maxClients * clientWords]
+  }
+
   /** The slot of a client that has pools, or `none`. */
   #clientSlot(id: number): number {
-    for (let slot = 0; slot < maxClients; slot++) {
+    for (let slot = 0; slot < this.#usedClients; slot++) {
       const at = slot * clientWords
       if (this.#clients[at + CLIENT_ID] === id && this.#clients[at + CLIENT_POOLS] !== 0) return slot
     }
@@ -1172,7 +1192,9 @@ export class Engine {
   #openClient(id: number): number {
     const clients = this.#clients
     let free: number = none
-    for (let slot = maxClients - 1; slot >= 0; slot--) {
+    const used = this.#usedClients
+    if (used < this.#maxClients) free = used
+    for (let slot = used - 1; slot >= 0; slot--) {
       if (clients[slot * clientWords + CLIENT_POOLS] === 0) free = slot
       else if (clients[slot * clientWords + CLIENT_ID] === id) {
         clients[slot * clientWords + CLIENT_POOLS] += 1
@@ -1180,6 +1202,7 @@ export class Engine {
       }
     }
     if (free === none) return none
+    if (free === used) clients[this.#maxClients * clientWords] = used + 1
     clients[free * clientWords + CLIENT_ID] = id
     clients[free * clientWords + CLIENT_POOLS] = 1
     return free
@@ -1214,6 +1237,7 @@ export class Engine {
   #metadataBytes(): number {
     return (
       fixedBytes +
+      moreBytes(this.capacity) +
       this.capacity * (HandleTable.bytesPerEntry + 1) +
       this.#table.objectWatermark * HandleTable.bytesPerObject
     )

@@ -1040,6 +1040,28 @@ describe('pools', () => {
     expect(store.tick({ pages: 100 })).toEqual({ pages: 0, pending: false })
   })
 
+  test('a larger store has more of them, of more clients: what it has room for, and not one more', async () => {
+    const { store } = open(512 * MiB)
+    // A pool for each 256 KiB, less what is metadata; a client for each MiB.
+    const pools = range(0, 1900).map((i) => poolOf(store, i % 2 === 0 ? 'ephemeral' : 'persistent', 4096, i % 500))
+    for (const [i, pool] of pools.entries()) expect(pool.put(7, i, pageOf(i & 0xff, 1))).toBe(PutOutcome.Stored)
+    const more: number[] = []
+    for (let client = 500; typeof store.newPool(attributes('ephemeral', 4096, client)) !== 'number'; client++)
+      more.push(client)
+    expect(more.length).toBeGreaterThan(0)
+    expect(more.length).toBeLessThan(12 + 1)
+    for (let left = 2048 - 1900 - more.length; left > 0; left--)
+      if (typeof store.newPool(attributes('ephemeral', 4096, 0)) === 'number') break
+    expect(store.newPool(attributes('ephemeral', 4096, 0))).toBe(PoolRefusal.NoSlot)
+    const into = pageOf(0, 1)
+    for (const [i, pool] of pools.entries()) {
+      expect(pool.get(7, i, into)).toBe(GetOutcome.Hit)
+      expect(Buffer.compare(into, pageOf(i & 0xff, 1))).toBe(0)
+    }
+    store.check()
+    await store.close()
+  })
+
   test('misuse throws before anything changed', () => {
     const { store } = open(MiB)
     const pool = poolOf(store, 'persistent')

@@ -49,6 +49,9 @@ export class Chain implements PageStore {
   readonly seats: readonly Seat[]
   readonly directory: Directory
   readonly pools: (ChainPool | undefined)[] = []
+  /** Numbers of pools that are gone, and the keys of those that are there. */
+  readonly #free: number[] = []
+  readonly #keys = new Set<number>()
   readonly #context: LayerContext
   readonly #places: readonly Place[]
   readonly #isShared: boolean
@@ -130,16 +133,18 @@ export class Chain implements PageStore {
       return PoolRefusal.BadPageSize
     if (!this.seats.some((seat) => seat.keeps(persistent))) return PoolRefusal.Unsupported
     if (!this.blocks.reserve(pageSize)) return PoolRefusal.NoMemory
-    let number = 0
-    while (this.pools[number] !== undefined) number++
     const key = this.#keyFor(attributes)
-    if (number === maxPools || key === undefined) return PoolRefusal.NoSlot
+    if ((this.#free.length === 0 && this.pools.length === maxPools) || key === undefined) return PoolRefusal.NoSlot
+    const number = this.#free.pop() ?? this.pools.length
     // Ephemeral pages are the host's: they can be taken away at any time.
     const account = persistent ? this.#context.accounts.of(client) : undefined
     const pool = new ChainPool(this.blocks, number, key, attributes, account, () => {
       this.pools[number] = undefined
+      this.#free.push(number)
+      this.#keys.delete(key)
     })
     this.pools[number] = pool
+    this.#keys.add(key)
     if (!this.#isShared) {
       this.mover.recover(pool)
       this.countRecovered(pool)
@@ -160,7 +165,7 @@ export class Chain implements PageStore {
     const kind =
       (client | ((shared ? 1 : 0) << 16) | ((persistent ? 1 : 0) << 17) | (Math.log2(pageSize / 4096) << 18)) * maxAlike
     let key = kind
-    while (this.pools.some((pool) => pool?.key === key)) key++
+    while (this.#keys.has(key)) key++
     return key < kind + maxAlike ? key : undefined
   }
 

@@ -333,11 +333,38 @@ describe('the end of a domain', () => {
     expect(guests[2]!.newPool(flags.ephemeral)).toBe(0)
   })
 
-  test('a store without room for another pool refuses it', () => {
-    const { host } = world({}, [memory({ limitBytes: '1MiB' })])
-    for (let id = 1; id <= 64; id++) expect(new Guest(host, id, 64, 4).newPool(flags.ephemeral)).toBe(0)
-    expect(new Guest(host, 65, 64, 4).newPool(flags.ephemeral)).toBe(-Errno.ENOMEM)
-  })
+  test.each([
+    { name: 'plain memory, small', layers: [memory({ limitBytes: '1MiB' })], domains: 64, pools: 4 },
+    { name: 'plain memory of 1 GiB', layers: [memory({ limitBytes: '1GiB' })], domains: 1000, pools: 4 },
+    { name: 'a stack of places', layers: [zcache({ limitBytes: '64MiB' })], domains: 1024, pools: 16 },
+  ])(
+    '$name: $domains domains with $pools pools each, and a refusal beyond what there can be',
+    async (one) => {
+      const { host, store } = world({}, one.layers)
+      const guests = Array.from({ length: one.domains }, (_, n) => new Guest(host, n + 1, 64, 4))
+      for (const guest of guests)
+        for (let pool = 0; pool < one.pools; pool++) expect(guest.newPool(flags.persistent)).toBe(pool)
+      for (const guest of guests) expect(guest.put(one.pools - 1, 5n, guest.id, guest.id & 0xff)).toBe(1)
+      // Until the store has no more of the one or of the other.
+      const more: Guest[] = []
+      for (let answer = 0; answer >= 0 && more.length < 200; ) {
+        more.push(new Guest(host, one.domains + 1 + more.length, 64, 4))
+        for (let pool = 0; pool < one.pools && answer >= 0; pool++) answer = more.at(-1)!.newPool(flags.ephemeral)
+      }
+      const failed = host.counters.Af
+      const refused = more.at(-1)!
+      expect(refused.newPool(flags.ephemeral)).toBe(-Errno.ENOMEM)
+      expect(host.counters.Af).toBe(failed + 1)
+      // Nothing else has changed, and what becomes free can be had.
+      for (const guest of guests) expect(guest.get(one.pools - 1, 5n, guest.id)).toBe(guest.id & 0xff)
+      host.killDomain(guests[0]!.id)
+      expect(refused.newPool(flags.ephemeral)).toBeGreaterThanOrEqual(0)
+      store.check?.()
+      host.close()
+      await store.close()
+    },
+    60_000,
+  )
 })
 
 describe('memory', () => {
