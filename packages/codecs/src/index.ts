@@ -16,6 +16,12 @@ export { createLz4Arena, type Lz4Arena } from './lz4-wasm.ts'
 /** Every codec, the fastest first; the place has nothing to do with the id. */
 const NAMES: readonly CodecName[] = Object.freeze(['lz4', 'lz4js', 'zstd', 'deflate'])
 
+/** Codecs by the id that is stored beside each page. */
+const BY_ID: readonly (CodecName | undefined)[] = Object.freeze([undefined, 'lz4js', 'lz4', 'deflate', 'zstd'])
+
+/** The name of the codec of an id; `undefined`: there is none, as for 0, which says that nothing was compressed. */
+export const codecName = (id: number): CodecName | undefined => BY_ID[id]
+
 /**
  * Makes a codec with scratch memory of its own: any number of them work side by side.
  * @throws CodecError CODEC_UNAVAILABLE when this runtime lacks what the codec needs, CODEC_UNKNOWN for other names.

@@ -219,6 +219,7 @@ export class MemoryPool implements Pool {
     if (this.#gone() || !this.#engine.has(this.#number, object, index)) return false
     into.place = 0
     into.bytes = basePageSize
+    into.codec = 0
     into.huge = true
     into.recompressed = into.incompressible = false
     return true

@@ -45,6 +45,7 @@ import {
   PageBatch,
   type Progress,
   PutOutcome,
+  placeNames,
   type StackUsage,
   type StatsNode,
   systemAllocator,
@@ -55,6 +56,7 @@ import { Moves, type RecompressRequest, type WritebackRequest } from './moves.ts
 import { Slots } from './slots.ts'
 import { closedError, type DeviceStack, lent, object, openStack, pageBytes, pageError, refusalError } from './stack.ts'
 import { type DeviceState, type RamzswapStats, Statistics } from './statistics.ts'
+import { PageTimes } from './times.ts'
 
 /** Settings of a device. */
 export interface RamzswapOptions {
@@ -80,6 +82,11 @@ export interface RamzswapOptions {
    */
   readonly clock?: () => number
   /**
+   * Milliseconds with their parts, such as `performance.now`: how long pages take is counted, by operation and place
+   * (section `latency` of the statistics). Default: it is not.
+   */
+  readonly stopwatch?: () => number
+  /**
    * Called when background work has come up: somebody should call `tick` soon (default: whoever has it ticks all the
    * time).
    */
@@ -99,6 +106,7 @@ const names: OptionNames<RamzswapOptions> = {
   stack: 'list',
   memlimitBytes: 'bytes?',
   clock: 'function?',
+  stopwatch: 'function?',
   wake: 'function?',
   onProgress: 'function?',
   allocator: 'object?',
@@ -136,6 +144,28 @@ interface Watch {
   changed: boolean
 }
 
+/** Where the page of a slot is, and in which form. */
+export interface PageReport {
+  /** Number of the slot: the page of 4 KiB at `slot * 4096`. */
+  readonly slot: number
+  /**
+   * `empty`: there is no page, it reads as zeros; `same`: it repeats one word, and takes no place; `held`: it is in a
+   * place; `lost`: the stack has lost it, and reading it is an error.
+   */
+  readonly state: 'empty' | 'same' | 'held' | 'lost'
+  /** Name of its place, and the place's number from the top, 0 being the first; `null` for any other than `held`. */
+  readonly place: string | null
+  readonly placeNumber: number | null
+  /** Bytes of its block: where it waits, with what its frame and rounding take. */
+  readonly bytes: number
+  /** Number of the codec that made the block, 0: none did; `null`: it is in no place, or only its block knows. */
+  readonly codec: number | null
+  /** The flags that zram's block_state shows for it: s, w, h, i, r, n. */
+  readonly flags: string
+  /** Seconds since it was read or written, whole ones; `null` without a clock, or a page. */
+  readonly ageSeconds: number | null
+}
+
 /** Makes a device. Throws `RangeError` for settings that make no sense, `TmemError` when it cannot be opened. */
 export function ramzswap(options: RamzswapOptions): Ramzswap {
   return new Ramzswap(options)
@@ -161,6 +191,7 @@ export class Ramzswap implements BlockDevice {
   readonly #stack: DeviceStack
   readonly #moves: Moves
   readonly #statistics: Statistics
+  readonly #times: PageTimes | undefined
   /** A page for what need not wait; pages for what must, and who waits for one. */
   readonly #scratch: Uint8Array
   readonly #zeros: Uint8Array
@@ -173,7 +204,8 @@ export class Ramzswap implements BlockDevice {
 
   constructor(options: RamzswapOptions) {
     checkOptions('ramzswap', options, names)
-    const { name, stack, allocator = systemAllocator, check = 'arguments', clock, wake, onProgress } = options
+    const { name, stack, allocator = systemAllocator, check = 'arguments', clock, wake } = options
+    const { onProgress, stopwatch } = options
     const sizeBytes = bytesOf('ramzswap', 'sizeBytes', options.sizeBytes)
     const maxSizeBytes = bytesOf('ramzswap', 'maxSizeBytes', options.maxSizeBytes ?? sizeBytes)
     const memlimitBytes = bytesOf('ramzswap', 'memlimitBytes', options.memlimitBytes ?? 0)
@@ -195,6 +227,7 @@ export class Ramzswap implements BlockDevice {
     const { store } = this.#stack
     this.#moves = new Moves(name, this.#slots, this.#stack, () => this.#closing !== undefined)
     this.#statistics = new Statistics(() => store.usage())
+    this.#times = stopwatch === undefined ? undefined : new PageTimes(stopwatch, (slot) => this.#placeOf(slot))
     try {
       this.memlimitBytes = memlimitBytes
     } catch (error) {
@@ -429,6 +462,30 @@ export class Ramzswap implements BlockDevice {
     return { bounds: ageBounds, seen, places }
   }
 
+  /**
+   * Where the page of a slot is, which does not count as use of it. Throws `RangeError` for a slot that is none of the
+   * device's.
+   */
+  explain(slot: number): PageReport {
+    const slots = this.#slots
+    if (!Number.isSafeInteger(slot) || slot < 0 || slot >= slots.size)
+      throw new RangeError(`${this.name} has pages 0 to ${slots.size - 1}, got ${slot}`)
+    const where = this.#where
+    const isHeld = slots.holds(slot)
+    const isFound = this.#find(slot)
+    const isPlaced = isFound && where.place >= 0
+    return {
+      slot,
+      state: isPlaced ? 'held' : isFound ? 'same' : isHeld ? 'lost' : 'empty',
+      place: isPlaced ? this.#stack.store.usage().places[where.place]!.name : null,
+      placeNumber: isPlaced ? where.place : null,
+      bytes: isPlaced ? where.bytes : 0,
+      codec: isPlaced && where.codec >= 0 ? where.codec : null,
+      flags: this.blockState(slot),
+      ageSeconds: isHeld && slots.hasAges ? slots.ageOf(slot) : null,
+    }
+  }
+
   /** Resolves when every place of the stack takes pages. Rejects with `TmemError` where one says that it cannot. */
   ready(): Promise<void> {
     return this.#stack.store.ready?.() ?? Promise.resolve()
@@ -445,7 +502,9 @@ export class Ramzswap implements BlockDevice {
   }
 
   stats(): StatsNode {
-    return this.#statistics.tree(this.#state(), this.#stack.store.stats())
+    const tree = this.#statistics.tree(this.#state(), this.#stack.store.stats())
+    if (this.#times === undefined) return tree
+    return { ...tree, children: [...tree.children, this.#times.stats(placeNames(this.usage().places))] }
   }
 
   close(): Promise<void> {
@@ -528,7 +587,9 @@ export class Ramzswap implements BlockDevice {
   /** Stores a whole page. Answers why it could not be. */
   #put(slot: number, page: Uint8Array): TmemError | undefined {
     this.#statistics.counters.writes++
+    const begun = this.#times?.beginPut(1)
     const outcome = this.#stack.pool.replace(object, slot, page)
+    if (begun !== undefined && outcome === PutOutcome.Stored) this.#times!.put(begun, slot, 1)
     return this.#wasPut(slot, outcome, page, 0)
   }
 
@@ -538,7 +599,9 @@ export class Ramzswap implements BlockDevice {
     if (batch.length === 0) return undefined
     let failure: TmemError | undefined
     this.#statistics.counters.writes += batch.length
-    this.#stack.pool.replaceMany(batch)
+    const begun = this.#times?.beginPut(batch.length)
+    const stored = this.#stack.pool.replaceMany(batch)
+    if (begun !== undefined && stored === batch.length) this.#times!.put(begun, batch.indexes[0]!, batch.length)
     for (let n = 0; n < batch.length; n++)
       failure =
         this.#wasPut(batch.indexes[n]!, batch.outcomes[n] as PutOutcome, batch.bytes, batch.offsets[n]!) ?? failure
@@ -641,8 +704,10 @@ export class Ramzswap implements BlockDevice {
     }
     this.#slots.touch(slot)
     try {
+      const begun = this.#times?.beginGet()
       const outcome = this.#stack.pool.get(object, slot, into)
       if (outcome === GetOutcome.Miss) throw this.#lost(slot)
+      if (begun !== undefined && outcome === GetOutcome.Hit) this.#times!.got(begun, slot)
       return outcome === GetOutcome.Hit
     } catch (error) {
       this.#statistics.counters.failedReads++
@@ -657,8 +722,13 @@ export class Ramzswap implements BlockDevice {
       if (slot >= this.#slots.size) throw pageError(this.name, 'read', slot, 'the device has become smaller')
       if (this.#load(slot, into)) return
       try {
+        const place = this.#times === undefined ? undefined : this.#placeOf(slot)
+        const begun = this.#times?.beginFetch()
         const outcome = await this.#stack.pool.fetch(object, slot, into)
-        if (outcome === GetOutcome.Hit) return
+        if (outcome === GetOutcome.Hit) {
+          if (begun !== undefined) this.#times!.fetched(begun, place!)
+          return
+        }
         // It was discarded meanwhile, or it is lost: looking again tells.
         if (misses === maxMisses) throw this.#lost(slot)
       } catch (error) {
@@ -705,6 +775,11 @@ export class Ramzswap implements BlockDevice {
 
   #find(slot: number): boolean {
     return this.#stack.pool.whereIs(object, slot, this.#where)
+  }
+
+  /** Number of the place that has the page of a slot; -1: none. */
+  #placeOf(slot: number): number {
+    return this.#find(slot) ? this.#where.place : -1
   }
 
   #isZero(bytes: Uint8Array, at: number): boolean {

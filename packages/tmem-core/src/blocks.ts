@@ -590,6 +590,7 @@ export class Blocks {
     const place = placeIn(state)
     into.place = -1
     into.bytes = 0
+    into.codec = -1
     into.huge = into.recompressed = into.incompressible = false
     if (place === samePlace) return true
     const { memory, slow } = seats[place]!
@@ -598,6 +599,7 @@ export class Blocks {
     if (slow !== undefined) into.bytes = directory.unitsOf(entry) * slow.unitBytes
     else {
       into.bytes = lengthIn(state)
+      into.codec = codecIn(state)
       into.recompressed = memory!.stronger !== undefined && codecIn(state) === memory!.stronger.id
       into.incompressible = memory!.stronger !== undefined && (state & TRIED) !== 0
     }

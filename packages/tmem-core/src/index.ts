@@ -3,6 +3,7 @@ export * from './block.ts'
 export { type Broken, checkedPlace } from './checked-place.ts'
 export * from './compose.ts'
 export * from './context.ts'
+export * from './durations.ts'
 export {
   entryWords,
   HandleTable,

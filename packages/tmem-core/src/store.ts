@@ -256,6 +256,16 @@ export interface StackUsage {
   readonly places: readonly PlaceUsage[]
 }
 
+/** Names of places from the top, each for one of them: the second `frontswap` of a stack is `frontswap-2`. */
+export function placeNames(places: readonly { readonly name: string }[]): string[] {
+  const seen = new Map<string, number>()
+  return places.map(({ name }) => {
+    const count = (seen.get(name) ?? 0) + 1
+    seen.set(name, count)
+    return count === 1 ? name : `${name}-${count}`
+  })
+}
+
 /** Takes the name of a page; false ends the walk. */
 export type PageVisitor = (object: ObjectId, index: number) => boolean
 
@@ -274,6 +284,8 @@ export class Whereabouts {
   place = -1
   /** Bytes of its block; where it waits, with what its frame and rounding take; 0 for one that repeats a word. */
   bytes = 0
+  /** Number of the codec that made the block, 0: none did; -1: only the block itself knows, in a place that waits. */
+  codec = -1
   /** It is kept as it is in memory, or does not shrink in a place that waits. */
   huge = false
   /** Compressed with the stronger codec of its place; and: that has been tried, and gained nothing. */

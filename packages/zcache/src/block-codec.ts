@@ -2,12 +2,17 @@
  * Pages to blocks and back, for a stack: LZ4 in WebAssembly where the runtime has it, with blocks in its own memory,
  * where neither the codec nor the checksum copies them; any codec of @tmem/codecs else.
  */
-import { type Codec, CodecError, type CodecName, createCodec, createLz4Arena, type Lz4Arena } from '@tmem/codecs'
+import {
+  type Codec,
+  CodecError,
+  type CodecName,
+  codecName,
+  createCodec,
+  createLz4Arena,
+  type Lz4Arena,
+} from '@tmem/codecs'
 import type { BlockCodec } from '@tmem/core'
 import { maxBlockBytes, TmemError } from '@tmem/core'
-
-/** Numbers of the codecs, as @tmem/codecs gives them. */
-const names: readonly (CodecName | undefined)[] = [undefined, 'lz4js', 'lz4', 'deflate', 'zstd']
 
 /** Makes a block codec. Throws `TmemError` (`TMEM_UNSUPPORTED`) where this runtime lacks the codec. */
 export function blockCodec(name: CodecName): BlockCodec {
@@ -27,7 +32,7 @@ export function blockCodec(name: CodecName): BlockCodec {
     decode: (id, at, size, into, to, length) => {
       const decoder = known[id]
       if (decoder !== undefined) return decoder.decompress(workspace, at, size, into, to, length) === length
-      const other = names[id]
+      const other = codecName(id)
       if (other === undefined) return false
       known[id] = openCodec(other, home)
       return known[id].decompress(workspace, at, size, into, to, length) === length
