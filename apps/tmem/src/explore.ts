@@ -208,6 +208,7 @@ async function allReports({ states }: ExploreOptions, terminal: Terminal): Promi
         }
       }),
     )
+    progress.done(`${done} rules`)
   } catch (error) {
     throwIfInterrupted(terminal.signal)
     throw error

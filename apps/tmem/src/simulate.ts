@@ -35,7 +35,7 @@ export async function simulate(options: SimulateOptions, terminal: Terminal): Pr
     ...(trace === true ? { trace: (line: string) => terminal.print(line) } : {}),
     onProgress: (so) => progress.at(Math.min(so.seconds, end), end),
   })
-  progress.end(`${report.histories} histories`)
+  progress.done(`${report.histories} histories`)
   const { failure } = report
   const replay = failure === undefined ? undefined : `tmem simulate --seed ${seed} --history ${failure.history}`
   if (json === true) terminal.print(JSON.stringify(replay === undefined ? report : { ...report, replay }))

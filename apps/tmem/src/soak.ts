@@ -28,7 +28,7 @@ export async function soak(options: SoakOptions, terminal: Terminal): Promise<vo
     signal: terminal.signal,
     onProgress: (so) => progress.at(Math.min(so.seconds, seconds), seconds),
   })
-  progress.end(`${report.lives} servers`)
+  progress.done(`${report.lives} servers`)
   const { failure } = report
   const again = `tmem soak --minutes ${options.minutes} --seed ${seed}`
   if (options.json === true) terminal.print(JSON.stringify(failure === undefined ? report : { ...report, again }))

@@ -58,10 +58,19 @@ describe('measuring', () => {
     const said: (readonly [string, string | undefined])[] = []
     const terminal = {
       ...silentTerminal(),
-      progress: (label: string) => ({
-        at: () => undefined,
-        end: (result?: string) => void said.push([label, result]),
-      }),
+      progress: (label: string) => {
+        let isDone = false
+        return {
+          at: () => undefined,
+          done: (result?: string) => {
+            isDone = true
+            said.push([label, result])
+          },
+          end: () => {
+            if (!isDone) said.push([label, undefined])
+          },
+        }
+      },
     }
     let clock = 0
     const bench = createBench(terminal, true, () => clock)

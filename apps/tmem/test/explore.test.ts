@@ -136,7 +136,7 @@ test('all rules, by a thread on each processor: in their order, and what is boun
   const bounded = await tmem(['explore', '--list', '--states', '2', '--json'])
   expect(bounded).toMatchObject({
     code: 1,
-    stderr: expect.stringMatching(/^tmem: (.*: bounded: .*; ){3}and \d+ more\n$/),
+    stderr: expect.stringMatching(/^exploring: \d+ rules\ntmem: (.*: bounded: .*; ){3}and \d+ more\n$/),
   })
   expect(JSON.parse(bounded.stdout).scenarios.map(({ name }: { name: string }) => name)).toEqual(
     pageMappingRules.map(({ name }) => name),

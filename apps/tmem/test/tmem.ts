@@ -66,5 +66,5 @@ export const silentTerminal = (signal: AbortSignal = new AbortController().signa
   takeSignals: () => () => undefined,
   print: () => undefined,
   note: () => undefined,
-  progress: () => ({ at: () => undefined, end: () => undefined }),
+  progress: () => ({ at: () => undefined, done: () => undefined, end: () => undefined }),
 })

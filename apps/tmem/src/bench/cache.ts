@@ -91,6 +91,7 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
         progress.at(n + 1, count)
         throwIfInterrupted(bench.signal)
       }
+      progress.done()
     } finally {
       progress.end()
     }
@@ -299,6 +300,7 @@ async function heldRows(bench: Bench): Promise<{ readonly rows: Row[]; readonly 
     ]
     // Two of a hundred thousand keys may have one hash.
     if (tmem.entries < count * 0.999) throw new Failed(`bench cache: ${tmem.entries} of ${count} records are there`)
+    progress.done()
     const lruBytes = (lru.rss - empty.rss) / count
     return {
       rows: [
@@ -416,6 +418,7 @@ async function missesOf(
       await setTimeout(0)
       throwIfInterrupted(bench.signal)
     }
+    progress.done()
   } finally {
     progress.end()
     await ours.close()
@@ -437,6 +440,7 @@ async function stallRows(bench: Bench): Promise<Row[]> {
   try {
     const tmem = await worker<Stalls>('stall', 'tmem', count, Math.max(8 * 2 ** 20, count * 1024))
     const lru = await worker<Stalls>('stall', 'lru', count, 0)
+    progress.done()
     return [
       ratioRow('stall-longest', 'ms', tmem.longest, 'lru-cache', lru.longest, 0.25),
       ratioRow('stall-p99.9', 'ms', tmem.p999, 'lru-cache', lru.p999, 0.25),

@@ -128,7 +128,6 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
         number[]
       >
       const progress = terminal.progress(label)
-      let result: string | undefined
       try {
         for (let round = 0; round < warmup + rounds; round++) {
           for (let turn = 0; turn < names.length; turn++) {
@@ -147,10 +146,10 @@ export function createBench(terminal: Terminal, quick: boolean, now: () => numbe
           }
         }
         const medians = names.map((name) => [name, median(taken[name])] as const)
-        result = medians.map(([name, value]) => `${String(name)} ${rounded(value)} ns`).join(', ')
+        progress.done(medians.map(([name, value]) => `${String(name)} ${rounded(value)} ns`).join(', '))
         return Object.fromEntries(medians) as Record<keyof typeof subjects, number>
       } finally {
-        progress.end(result)
+        progress.end()
       }
     },
   }
@@ -166,13 +165,12 @@ export async function shownPart<Result>(
   act: (at: Progress['at']) => Promise<readonly [Result, string]>,
 ): Promise<Result> {
   const progress = bench.progress(label)
-  let result: string | undefined
   try {
     const [value, words] = await act((done, total) => progress.at(done, total))
-    result = words
+    progress.done(words)
     return value
   } finally {
-    progress.end(result)
+    progress.end()
   }
 }
 

@@ -275,6 +275,7 @@ export async function zswapRows(bench: Bench): Promise<Row[]> {
       await endOf(server)
     }
     throwUnlessRight(ours)
+    progress.done()
     const reference = /^zswap with \w+ in \w+$/m.exec(zswap.console)![0].replaceAll(' ', '-')
     return [
       diskReads === undefined

@@ -330,6 +330,7 @@ async function putRows(bench: Bench, servers: readonly LendingServer[], pages: r
         }
         progress.at(2 * round + 1, 2 * rounds)
       }
+    progress.done()
   } finally {
     progress.end()
   }

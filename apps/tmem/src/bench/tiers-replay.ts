@@ -187,6 +187,7 @@ class AddressSpace {
         progress.at(n, references.length)
         this.#look()
       }
+      progress.done()
     } finally {
       progress.end()
     }

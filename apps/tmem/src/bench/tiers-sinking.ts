@@ -111,6 +111,7 @@ async function liveRow(bench: Bench, contents: Contents, percent: number): Promi
         if (n % 1024 === 0) progress.at(2 * turnover + n, 3 * turnover)
       }
       await settle(store, bench)
+      progress.done()
       const written = processIo().bytesWritten - before.written
       const sunk = pages.sunk().bytes - before.sunk + overwritten
       if (sunk <= 0) return skippedRow(name, 'no page sank')

@@ -51,10 +51,7 @@ async function demoRow(bench: Bench): Promise<Row> {
     takeSignals: () => () => undefined,
     print: () => undefined,
     note: () => undefined,
-    progress: (label) => {
-      const progress = bench.progress(`tiers: the demo's ${label}`)
-      return { at: (done, total) => progress.at(done, total), end: (result) => progress.end(result) }
-    },
+    progress: (label) => bench.progress(`tiers: the demo's ${label}`),
   }
   const { machines } = await runDemo({ seed: 1, ...(bench.quick ? { size: 16 * mebibyte } : {}) }, silent)
   const io = (name: string): number => {

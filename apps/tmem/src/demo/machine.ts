@@ -74,7 +74,6 @@ export async function runMachine(options: MachineOptions, atEnd: () => void, ter
   const program = new Program(name, swapper, input, background)
   const progress = terminal.progress(`${name} machine`)
   const total = pages + stream.length + pages
-  let result: string | undefined
   try {
     let milliseconds = 0
     const inChunks = async (
@@ -107,10 +106,10 @@ export async function runMachine(options: MachineOptions, atEnd: () => void, ter
     atEnd()
     program.checkResident()
     await inChunks(pages, pages + stream.length, (from, to) => program.checkRest(from, to))
-    result = `${seconds.toFixed(2)} s`
+    progress.done(`${seconds.toFixed(2)} s`)
     return { seconds, swapOuts, swapIns, comparedPages: program.comparedPages }
   } finally {
-    progress.end(result)
+    progress.end()
     swapper.close()
   }
 }

@@ -193,7 +193,8 @@ class Trouble {
         progress.at(done, total)
         this.#look(done / total)
       },
-      end: (result) => progress.end(result),
+      done: (result) => progress.done(result),
+      end: () => progress.end(),
     }
   }
 
