@@ -11,15 +11,20 @@ import { BadInput } from '../ending.ts'
 
 const firstDescriptor = 3
 
+/** Whether sockets were handed over to this process. */
+export const isActivated = ({ LISTEN_FDS: count, LISTEN_PID: meant }: NodeJS.ProcessEnv, pid: number): boolean =>
+  count !== undefined && meant === String(pid)
+
 /**
  * The descriptors that were handed over, none when there are none. Their variables are taken out of `environment`, so
  * that no child believes they are its own. Throws `BadInput` for variables that make no sense, and for what is no
  * socket.
  */
 export function activatedDescriptors(environment: NodeJS.ProcessEnv, pid: number): number[] {
-  const { LISTEN_FDS: count, LISTEN_PID: meant } = environment
+  const { LISTEN_FDS: count } = environment
+  const isMeant = isActivated(environment, pid)
   for (const name of ['LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']) delete environment[name]
-  if (count === undefined || meant !== String(pid)) return []
+  if (count === undefined || !isMeant) return []
   if (!/^[1-9]\d{0,3}$/.test(count)) throw new BadInput(`LISTEN_FDS must be a number of sockets, not "${count}"`)
   return Array.from({ length: Number(count) }, (_, n) => {
     const descriptor = firstDescriptor + n

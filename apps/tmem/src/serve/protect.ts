@@ -5,7 +5,7 @@
  * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is
  * done elsewhere: the memory of the stores is there before it serves (`aheadMemory`).
  */
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { processRuns } from '@tmem/core'
 import { setIoFlusher } from '@tmem/fuse'
 
@@ -38,17 +38,17 @@ export async function protect(): Promise<Protection> {
   let leave = (): void => undefined
   attempt('cgroup', () => {
     const group = ownGroup()
-    leave = () => {
-      writeFileSync(`${group.parent}/cgroup.procs`, String(process.pid))
-      rmdirSync(group.path)
-    }
-    return `${group.path}: ${group.setting}`
+    if (group.leave !== undefined) leave = group.leave
+    return group.setting
   })
   return { measures, undo: () => leave() }
 }
 
-/** Makes a control group below the process's own in which nothing is swapped out, and enters it. */
-function ownGroup(): { path: string; parent: string; setting: string } {
+/**
+ * Makes a control group below the process's own in which nothing is swapped out, and enters it, unless that is so
+ * already (a service with `MemorySwapMax=0`).
+ */
+function ownGroup(): { readonly setting: string; readonly leave?: () => void } {
   const lines = readFileSync('/proc/self/cgroup', 'utf8').trim().split('\n')
   const first = lines.find((line) => line.split(':')[1]!.split(',').includes('memory'))
   const second = lines.find((line) => line.startsWith('0::'))
@@ -56,6 +56,8 @@ function ownGroup(): { path: string; parent: string; setting: string } {
   if (own === undefined) throw new Error('no control group with memory')
   const base = first === undefined ? '/sys/fs/cgroup' : '/sys/fs/cgroup/memory'
   const parent = own === '/' ? base : `${base}${own}`
+  if (first === undefined && settingOf(`${parent}/memory.swap.max`) === '0')
+    return { setting: `${parent}: memory.swap.max 0` }
   const path = `${parent}/tmem-serve-${process.pid}`
   // What servers that were killed have left.
   for (const name of readdirSync(parent)) {
@@ -71,5 +73,13 @@ function ownGroup(): { path: string; parent: string; setting: string } {
     rmdirSync(path)
     throw error
   }
-  return { path, parent, setting: `${file} ${value}` }
+  const leave = (): void => {
+    writeFileSync(`${parent}/cgroup.procs`, String(process.pid))
+    rmdirSync(path)
+  }
+  return { setting: `${path}: ${file} ${value}`, leave }
 }
+
+/** What stands in a file of a control group; `undefined`: there is none, as in the first of all groups. */
+const settingOf = (file: string): string | undefined =>
+  existsSync(file) ? readFileSync(file, 'utf8').trim() : undefined
