@@ -7,6 +7,15 @@
 import { TmemError } from '@tmem/core'
 import { CommanderError } from 'commander'
 
+/** What the exit codes mean. */
+export const exitCodes: readonly (readonly [code: number, meaning: string])[] = [
+  [0, 'done'],
+  [1, 'failed or wrong data'],
+  [2, 'bad usage or bad input'],
+  [3, 'a server lost pages, or was killed and is in use still: look first, then serve --fresh'],
+  [130, 'interrupted'],
+]
+
 /** Bad usage or bad input: exit code 2. The message is one line that says what is wrong and what to do. */
 export class BadInput extends Error {
   /** Where one input has several mistakes, each of them in a line. */

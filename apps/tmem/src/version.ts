@@ -1,0 +1,8 @@
+/** The version of this program. */
+import { readFileSync } from 'node:fs'
+
+/** As its package.json says it. */
+export function programVersion(): string {
+  const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+  return (manifest as { version: string }).version
+}
