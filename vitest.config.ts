@@ -1,7 +1,8 @@
 import { defineConfig } from 'vitest/config'
 
-// Tests run from source: the condition "@tmem/source" leads an import of a package to its src folder.
-const conditions = ['@tmem/source', 'module', 'node', 'development|production']
+// Tests run from source: the condition "@tmem/source" leads an import of a package to its src folder. Others are
+// Node's: what packages have for bundlers ("module") is not always what Node can load.
+const conditions = ['@tmem/source', 'node', 'development|production']
 /** Tests in folders of their own, which need more of a machine than others, by what asks for them. */
 const apart = { system: process.env['TMEM_SYSTEM_TESTS'] === '1', kernel: process.env['TMEM_KERNEL_TESTS'] === '1' }
 const folders = Object.keys(apart) as (keyof typeof apart)[]

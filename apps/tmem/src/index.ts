@@ -3,13 +3,13 @@
  *
  * A command's own code is loaded when it runs: help and mistakes are answered at once.
  */
-import { readFileSync } from 'node:fs'
 import { parseBytes } from '@tmem/core'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
 import { runSuite, suiteOf, suites } from './bench/suites.ts'
-import { BadInput, endingOf } from './ending.ts'
+import { BadInput, endingOf, exitCodes } from './ending.ts'
 import { defaultControl } from './serve/control.ts'
 import { processTerminal, type Terminal } from './terminal.ts'
+import { programVersion } from './version.ts'
 import { defaultXenControl } from './xen/socket.ts'
 
 /** SIGHUP comes when the terminal goes: what a server serves may not go with it. */
@@ -65,14 +65,12 @@ export async function run(words: readonly string[]): Promise<number> {
 function program(terminal: Terminal): Command {
   const tmem = new Command('tmem')
     .description('transcendent memory for user space: memory that a program can use but does not own')
-    .version(version())
+    .version(programVersion())
     .exitOverride()
     // Mistakes are told once, in one line, by `run`.
     .configureOutput({ outputError: () => undefined })
-    .addHelpText(
-      'after',
-      '\nExit codes: 0 done, 1 failed or wrong data, 2 bad usage or bad input, 130 interrupted;\n3: a server lost pages, or was killed and is in use still: look first, then serve --fresh.',
-    )
+    .helpCommand(false)
+    .addHelpText('after', `\nExit codes:\n${exitCodes.map(([code, what]) => `${code}: ${what}`).join('\n')}`)
   const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
 
   const report = (what: string): Option =>
@@ -216,6 +214,7 @@ function program(terminal: Terminal): Command {
     .addOption(control())
     .option('--socket-mode <mode>', 'permissions of the control socket and of unix: sockets (default: 600)')
     .option('--socket-group <group>', 'name or number of their group, which then may use them (mode 660)')
+    .option('--metrics <address>', 'serve metrics for Prometheus over HTTP: tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
     .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
     .option('--fresh', 'serve also where a server before was killed and its pages are lost')
     .addOption(
@@ -273,6 +272,15 @@ function program(terminal: Terminal): Command {
     .action(async (what, options) => (await import('./up/up.ts')).config(what, options, terminal))
 
   tmem
+    .command('install-unit')
+    .description('write the systemd units that run what a file says')
+    .addOption(file())
+    .option('--name <name>', 'name of the units, and of the user where it gets one of its own', 'tmem')
+    .option('--root <directory>', 'the folder that stands for /, e.g. of an image that is being made', '/')
+    .addOption(json())
+    .action(async (options) => (await import('./up/unit.ts')).installUnit(options, terminal))
+
+  tmem
     .command('stat')
     .description('statistics of the devices of a server')
     .addOption(control())
@@ -280,6 +288,26 @@ function program(terminal: Terminal): Command {
     .option('--watch [seconds]', 'again and again (default: every second)')
     .addOption(json())
     .action(async (options) => (await import('./serve/stat.ts')).stat(options, terminal))
+
+  tmem
+    .command('explain')
+    .description('where a page of a device is: its place, codec, size and age')
+    .argument('<device>', 'name of the device')
+    .argument('<offset>', 'a byte of the page, e.g. 64MiB or 4096', bytes)
+    .addOption(control())
+    .addOption(json())
+    .action(async (device, offset, options) =>
+      (await import('./serve/explain.ts')).explain(device, offset, options, terminal),
+    )
+
+  tmem
+    .command('top')
+    .description('what devices and places do in each second, those first that are waited for longest')
+    .addOption(control())
+    .option('--interval <seconds>', 'how often to look, 0.1 to 3600', interval, 1)
+    .option('--once', 'look for one interval, print it, and end')
+    .addOption(json())
+    .action(async (options) => (await import('./serve/top.ts')).top(options, terminal))
 
   tmem
     .command('knob')
@@ -461,6 +489,21 @@ function program(terminal: Terminal): Command {
     .addOption(json())
     .action(async (domain, options) => (await commands()).migrate(domain, options, terminal))
 
+  tmem
+    .command('help')
+    .description('what a command is for and takes, or manual pages')
+    .argument('[command...]', 'which (default: the program)')
+    .option('--man', 'print the manual page instead, for man(1)')
+    .addOption(json())
+    .action(async (names, options) => (await import('./help/help.ts')).help(tmem, names, options, terminal))
+
+  tmem
+    .command('completion')
+    .description('print the script with which a shell completes the words of tmem')
+    .addArgument(new Argument('<shell>', 'which shell').choices(['bash', 'zsh', 'fish'] as const))
+    .addOption(json())
+    .action(async (shell, options) => (await import('./help/completion.ts')).completion(tmem, shell, options, terminal))
+
   return tmem
 }
 
@@ -485,6 +528,13 @@ function seed(text: string): number {
   return value
 }
 
+function interval(text: string): number {
+  const value = Number(text)
+  if (!/^\d+(\.\d+)?$/.test(text) || value < 0.1 || value > 3600)
+    throw new InvalidArgumentError('Expected seconds from 0.1 to 3600.')
+  return value
+}
+
 function minutes(text: string): number {
   const value = Number(text)
   if (!/^\d+(\.\d+)?$/.test(text) || value === 0 || value > 100_000)
@@ -503,9 +553,4 @@ function states(text: string): number {
   if (!/^\d+$/.test(text) || value < 1 || value > 2 ** 24)
     throw new InvalidArgumentError('Expected an integer from 1 to 16777216.')
   return value
-}
-
-function version(): string {
-  const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
-  return (manifest as { version: string }).version
 }

@@ -97,6 +97,37 @@ const mistakes: readonly (readonly [what: string, text: string, expected: readon
   ],
   ['TLS without certificates', `${good}tls: {}\n`, [/^5:1: tls\.certificates: expected a directory/]],
   ['no mode', `${good}sockets: { mode: 660 }\n`, [/^5:12: sockets\.mode: expected permissions such as "660"/]],
+  [
+    'a page cache without a file',
+    `${good}page-caches: { b: { memory: 1MiB } }\n`,
+    [/^5:16: page-caches\.b\.file: expected a path/],
+  ],
+  [
+    'a page cache of nothing',
+    `${good}page-caches: { b: { file: x, memory: 4KiB } }\n`,
+    [/^5:30: page-caches\.b\.memory: expected at least 64KiB/],
+  ],
+  [
+    'a page cache named as a device',
+    `${good}page-caches: { a: { file: x, memory: 1MiB } }\n`,
+    [/^5:16: page-caches\.a: a device has this name/],
+  ],
+  [
+    'a page cache with a layer misspelt',
+    `${good}page-caches: { b: { file: x, memory: 1MiB, stack: "memroy(limit=1MiB)" } }\n`,
+    [/^5:44: page-caches\.b\.stack: bad stack at column 1: .*did you mean memory\?/],
+  ],
+  [
+    'a page cache with a name misspelt',
+    `${good}page-caches: { b: { file: x, memory: 1MiB, stak: x } }\n`,
+    [/^5:44: page-caches\.b\.stak: unknown name stak: did you mean stack\?/],
+  ],
+  ['no address of metrics', `${good}metrics: 9464\n`, [/^5:1: metrics: expected tcp:HOST:PORT, e\.g\. tcp:127/]],
+  [
+    'a port that is none',
+    `${good}metrics: tcp:127.0.0.1:x\n`,
+    [/^5:1: metrics: expected tcp:HOST:PORT, e\.g\. tcp:127/],
+  ],
   ['no module', `${good}modules: [/nowhere.mjs]\n`, [/^5:1: modules: \/nowhere\.mjs cannot be loaded/]],
 ]
 
@@ -120,12 +151,14 @@ devices:
   d: { size: 4096, swap: false }
 nbd: ['tcp:127.0.0.1:0']
 fuse: m
+page-caches: { base: { file: base.raw, memory: 1MiB, stack: zcache(limit=4MiB) } }
 limits: { connections: 3, bytes: 1MiB }
 tls: { certificates: certs, verify-peer: true }
 log: { format: json, level: debug }
 sockets: { mode: "660", group: 7 }
 busy-turns: 3
 http: {}
+metrics: tcp:127.0.0.1:0
 control: c.sock
 `,
   )
@@ -162,6 +195,8 @@ control: c.sock
     socketGroup: '7',
     busyTurns: 3,
     http: 'tcp:127.0.0.1:8780',
+    metrics: 'tcp:127.0.0.1:0',
+    pageCaches: [{ name: 'base', file: join(folder, 'base.raw'), memoryBytes: 2 ** 20, stack: 'zcache(limit=4MiB)' }],
     drain: true,
   })
 })

@@ -4,7 +4,10 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
-const commands = ['demo', 'bench', 'explore', 'simulate', 'stack', 'serve', 'stat', 'knob', 'swap', 'doctor']
+const commands =
+  'demo bench explore simulate stack serve up down status config install-unit stat explain top knob swap doctor help completion'.split(
+    ' ',
+  )
 
 describe('help', () => {
   test('lists every command, and each has its own', async () => {
@@ -124,7 +127,7 @@ describe('tmem explore', () => {
       bounded: z.literal(false),
     })
     const listed = await tmem(['explore', '--list', '--json'])
-    expect(listed).toMatchObject({ code: 0, stderr: '' })
+    expect(listed).toMatchObject({ code: 0, stderr: expect.stringMatching(/^exploring: \d+ rules\n$/) })
     const { scenarios } = z.strictObject({ scenarios: z.array(rule).nonempty() }).parse(JSON.parse(listed.stdout))
     const [{ name, rule: text }] = scenarios
     const shown = await tmem(['explore', name])

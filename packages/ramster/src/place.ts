@@ -30,6 +30,7 @@
 import { crc32 } from 'node:zlib'
 import {
   type Budget,
+  Durations,
   type Flight,
   idle,
   type LayerContext,
@@ -41,7 +42,6 @@ import {
   type StatsNode,
   TmemError,
 } from '@tmem/core'
-import { Histogram } from './histogram.ts'
 import { type Borrowing, copiesOfPersistent, type Lenders, mostMachines } from './lenders.ts'
 import type { Kept, RemoteMemory, RemotePlan } from './remote.ts'
 
@@ -91,8 +91,8 @@ interface Machine {
   leaving: { readonly gone: Promise<void>; readonly resolve: () => void } | undefined
   /** Bytes that it still wants back, of those that it wanted when it said so last. */
   pressedBytes: number
-  readonly putLatency: Histogram
-  readonly getLatency: Histogram
+  readonly putLatency: Durations
+  readonly getLatency: Durations
 }
 
 /** A frame on its way: where it is to be, and of which kind its page is. Its owner may be gone when it lands. */
@@ -260,8 +260,8 @@ export class RamsterPlace implements SlowPlace, Borrowing {
       sending: 0,
       leaving: undefined,
       pressedBytes: 0,
-      putLatency: new Histogram(),
-      getLatency: new Histogram(),
+      putLatency: new Durations(),
+      getLatency: new Durations(),
     }
     this.#machines.push(machine)
     if (memory.leaseMs !== undefined) this.#renewFrom(memory.leaseMs)
@@ -362,7 +362,7 @@ export class RamsterPlace implements SlowPlace, Borrowing {
             // It may have been let go of since it was chosen.
             if (!this.#machines.includes(machine)) throw this.#unavailable()
             batch.taken = await machine.memory.put(keys, blocks)
-            machine.putLatency.since(since)
+            machine.putLatency.add((performance.now() - since) * 1e6)
           } catch (error) {
             batch.taken = undefined
             failure ??= error
@@ -528,7 +528,7 @@ export class RamsterPlace implements SlowPlace, Borrowing {
       const since = performance.now()
       try {
         bytes = await machine.memory.get(generation)
-        machine.getLatency.since(since)
+        machine.getLatency.add((performance.now() - since) * 1e6)
       } catch (error) {
         failure ??= error
         isAway = true

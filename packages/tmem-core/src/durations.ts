@@ -32,7 +32,10 @@ export class Durations {
     this.below[bucketOf(ns)]! += weight
   }
 
-  /** What that share of them (0 to 1) took at most, in nanoseconds: a bound of a bucket, or the largest; 0: there are none. */
+  /**
+   * What that share of them (0 to 1) took at most, in nanoseconds: a bound of a bucket, or the largest; 0: there are
+   * none.
+   */
   shareNs(share: number): number {
     const rank = Math.ceil(this.count * share)
     let seen = 0
@@ -43,7 +46,10 @@ export class Durations {
     return 0
   }
 
-  /** Its counters: `count`, `sum_ns`, `max_ns`, `p50_ns`, `p90_ns`, `p99_ns`, and of each bucket that has any `below_N_ns`. */
+  /**
+   * Its counters: `count`, `sum_ns`, `max_ns`, `p50_ns`, `p90_ns`, `p99_ns`, and of each bucket that has any
+   * `below_N_ns`.
+   */
   counters(): Record<string, number> {
     const counters: Record<string, number> = {
       count: this.count,

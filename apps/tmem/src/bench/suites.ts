@@ -17,6 +17,7 @@ export const suites: Readonly<Record<string, () => Promise<Suite>>> = Object.fre
   fscache: async () => (await import('./fscache.ts')).fscache,
   fuse: async () => (await import('./fuse.ts')).fuse,
   guest: async () => (await import('./kernel-guest.ts')).guest,
+  metrics: async () => (await import('./metrics.ts')).metrics,
   models: async () => (await import('./models.ts')).models,
   nbd: async () => (await import('./nbd.ts')).nbd,
   ramster: async () => (await import('./ramster.ts')).ramster,

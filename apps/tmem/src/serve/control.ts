@@ -8,6 +8,7 @@ import { connect, createServer, type Server } from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import type { StatsNode } from '@tmem/core'
 import { listenAtPath } from '@tmem/nbd'
+import type { PageReport } from '@tmem/ramzswap'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import type { SocketAccess } from './endpoints.ts'
 import { isTrusted, type Peer, peerOf } from './peer.ts'
@@ -20,11 +21,17 @@ export type Request =
   | { readonly do: 'info' }
   | { readonly do: 'stats' }
   | ({ readonly do: 'users' } & Named)
+  | ({ readonly do: 'explain' } & ExplainRequest)
   | ({ readonly do: 'knobs' } & KnobsRequest)
 
 /** Which device. */
 interface Named {
   readonly device: string
+}
+
+/** The page at an offset in bytes. */
+export interface ExplainRequest extends Named {
+  readonly offset: number
 }
 
 /** The knobs of a device; with a name that one; with a value it is turned. */
@@ -40,9 +47,13 @@ export interface Info {
   /** What is offered each page first, or null. */
   readonly hypervisor: string | null
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
+  /** Files that are served through a page cache, to be read alone. */
+  readonly pageCaches: readonly { readonly name: string; readonly sizeBytes: number }[]
   readonly nbd: readonly string[]
   /** Directory of the FUSE mount, as the kernel calls it, or null. */
   readonly fuse: string | null
+  /** Where Prometheus reads, or null. */
+  readonly metrics: string | null
   /** Number of that mount's file system, `MAJOR:MINOR`: its files are those whose `stat` says so. */
   readonly fileSystem: string | null
   /** Address of its console, or null. */
@@ -55,10 +66,13 @@ export interface Answers {
   readonly stats: {
     readonly info: Info
     readonly devices: readonly StatsNode[]
+    readonly pageCaches: readonly StatsNode[]
     readonly servers: readonly StatsNode[]
   }
   /** How many connections and open files lead to a device now. */
   readonly users: { readonly clients: number; readonly opens: number }
+  /** The page there, and the name of the codec that made its block: null where none did, or only the block knows. */
+  readonly explain: PageReport & { readonly device: string; readonly offset: number; readonly codecName: string | null }
   /** Name and value of each knob that was asked for; of one that was turned, what it says to that. */
   readonly knobs: Readonly<Record<string, string>>
 }
@@ -148,7 +162,13 @@ export async function infoWithin(seconds: number, control: string, signal: Abort
 export function ask<Kind extends Request['do']>(
   path: string,
   kind: Kind,
-  ...[details]: Kind extends 'knobs' ? [KnobsRequest] : Kind extends 'users' ? [Named] : []
+  ...[details]: Kind extends 'knobs'
+    ? [KnobsRequest]
+    : Kind extends 'explain'
+      ? [ExplainRequest]
+      : Kind extends 'users'
+        ? [Named]
+        : []
 ): Promise<Answers[Kind]> {
   return new Promise((resolve, reject) => {
     const socket = connect(path)

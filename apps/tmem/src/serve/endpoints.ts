@@ -155,11 +155,30 @@ function endpointOf(text: string, tls: NbdTls | undefined, access: SocketAccess)
     const path = socketPath(unix[1]!)
     return { path, ...access, ...(unix[2] === undefined ? {} : { mode: Number.parseInt(unix[2], 8) & 0o777 }) }
   }
-  const tcp = /^tcp:(.+):(\d+)$/.exec(text)
-  if (tcp === null || Number(tcp[2]) > 65535)
-    throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)
-  const address = { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
+  const address = tcpOf(text)
+  if (address === undefined) throw new BadInput(`bad address "${text}": expected unix:PATH or tcp:HOST:PORT`)
   return tls === undefined ? address : { ...address, tls }
+}
+
+/** A host and a port of TCP. */
+export interface TcpAddress {
+  readonly host: string
+  readonly port: number
+}
+
+/** What `tcp:HOST:PORT` says; `undefined`: it is something else. */
+function tcpOf(text: string): TcpAddress | undefined {
+  const tcp = /^tcp:(.+):(\d+)$/.exec(text)
+  if (tcp === null || Number(tcp[2]) > 65535) return undefined
+  return { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
+}
+
+/** Where `--metrics` says that Prometheus reads. Throws `BadInput` for what is no address. */
+export function metricsAddress(text: string): TcpAddress {
+  const address = tcpOf(text)
+  if (address === undefined)
+    throw new BadInput(`bad --metrics "${text}": expected tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464`)
+  return address
 }
 
 function tlsOf(directory: string, verifyClients: boolean): NbdTls {

@@ -3,7 +3,7 @@ import { type ChildProcess, execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { basename, dirname, join } from 'node:path'
-import { type Allocator, residentAllocator, systemAllocator } from '@tmem/core'
+import { type Allocator, type OpenProgress, residentAllocator, systemAllocator } from '@tmem/core'
 import { deviceText, type Mount, mounts, placeOf, unescaped } from '@tmem/fuse'
 import { memoryLimits, type ReadText } from '@tmem/zcache'
 import { Failed } from '../ending.ts'
@@ -293,13 +293,35 @@ function started(command: string, words: readonly string[]): { child: ChildProce
   return { child: child!, output }
 }
 
+/** How often it is looked how much is swapped out still. */
+const offMs = 250
+
+/** Ends swapping to a loop device; `onProgress` is told how much of it has come back. Rejects with `Failed`. */
+async function swapOff({ loop, swap }: LoopUse, onProgress: OpenProgress | undefined): Promise<void> {
+  const total = swap!.usedBytes
+  const number = deviceText(statSync(loop, { bigint: true }).rdev)
+  const looking = setInterval(() => {
+    const left = activeSwaps().get(number)?.usedBytes ?? 0
+    onProgress?.(`bringing back what is swapped to ${loop}`, Math.max(0, total - left), total)
+  }, offMs)
+  try {
+    await tool('swapoff', loop)
+  } catch (error) {
+    // Somebody else may have been as quick: the system, when it goes down.
+    if (activeSwaps().has(number)) throw error
+  } finally {
+    clearInterval(looking)
+  }
+}
+
 /**
- * Ends a use, if it is swap or nothing. Rejects with `Failed` where somebody has put something else on the loop device.
+ * Ends a use, if it is swap or nothing; `onProgress` is told how much of what was swapped out has come back. Rejects
+ * with `Failed` where somebody has put something else on the loop device.
  */
-export async function release(use: LoopUse): Promise<void> {
+export async function release(use: LoopUse, onProgress?: OpenProgress): Promise<void> {
   const { loop, swap, mountedOn, holders } = use
   if (mountedOn.length + holders.length > 0) throw new Failed(`in use by ${useText(use)}: end that first`)
-  if (swap !== undefined) await tool('swapoff', loop)
+  if (swap !== undefined) await swapOff(use, onProgress)
   await tool('losetup', '-d', loop)
 }
 
@@ -307,10 +329,10 @@ export async function release(use: LoopUse): Promise<void> {
  * Ends swapping to the files of a file system, that of the lowest priority first, and frees their loop devices. Rejects
  * with `Failed` for other uses of them.
  */
-export async function drain(fileSystem: string): Promise<void> {
+export async function drain(fileSystem: string, onProgress?: OpenProgress): Promise<void> {
   const priority = ({ swap }: LoopUse): number => swap?.priority ?? -1
   const uses = await loopsOver(fileSystem)
-  for (const use of uses.toSorted((a, b) => priority(a) - priority(b))) await release(use)
+  for (const use of uses.toSorted((a, b) => priority(a) - priority(b))) await release(use, onProgress)
   // The kernel lets go of a loop device's file a moment after it was told to.
   for (let tries = 0; (await loopsOver(fileSystem)).length > 0; tries++) {
     if (tries === 50) throw new Failed('the kernel does not let go of a loop device: losetup shows it')

@@ -9,6 +9,7 @@ import { rmSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { codecName } from '@tmem/codecs'
 import {
   type Allocator,
   type BlockDevice,
@@ -27,10 +28,12 @@ import { type NbdAddress, type NbdEndpoint, type NbdServer, nbdServer } from '@t
 import { openSnapshot, type Ramzswap, ramzswap, type Snapshot, virtswap } from '@tmem/ramzswap'
 import { BadInput, Failed, Interrupted, LookFirst, throwIfInterrupted } from '../ending.ts'
 import { layersWith } from '../layers.ts'
-import type { Progress, Terminal } from '../terminal.ts'
+import type { Statistics } from '../metrics/metrics.ts'
+import type { Terminal } from '../terminal.ts'
 import { activatedDescriptors } from './activation.ts'
+import { CachedFileDevice, type CachedFileRequest, judgeFile } from './cached-file.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
-import { accessOf, type EndpointOptions, endpointsOf, limitsOf, socketPath } from './endpoints.ts'
+import { accessOf, type EndpointOptions, endpointsOf, limitsOf, metricsAddress, socketPath } from './endpoints.ts'
 import {
   aheadMemory,
   drain,
@@ -44,8 +47,11 @@ import {
 } from './host.ts'
 import { type HttpOptions, httpPlanOf, RefusalWatch, webConsole } from './http.ts'
 import { type Knob, knobsElsewhere, knobsOf, lendingIn, type Turned } from './knobs.ts'
+import { Latencies } from './latency.ts'
 import { Log, type LogFormat, type LogLevel } from './log.ts'
+import { LongWork } from './long-work.ts'
 import { AutoMemory } from './memory.ts'
+import { ServiceManager } from './notify.ts'
 import type { Peer } from './peer.ts'
 import { PlaceWatch } from './place-watch.ts'
 import { protect } from './protect.ts'
@@ -63,7 +69,11 @@ export interface ServeOptions extends EndpointOptions, HttpOptions {
   readonly memory?: string
   /** As texts, or as what they mean. */
   readonly device: readonly (string | DeviceRequest)[]
+  /** Files that are served beside the devices, to be read alone. */
+  readonly pageCaches?: readonly CachedFileRequest[]
   readonly fuse?: string
+  /** `tcp:HOST:PORT`. */
+  readonly metrics?: string
   readonly control: string
   readonly drain?: true
   readonly fresh?: true
@@ -99,10 +109,12 @@ export interface Course {
 /** A device, and what is served of it: with a snapshot, all requests go through that. */
 interface Opened extends Turned {
   readonly served: (BlockDevice | Snapshot) & { resize(sizeBytes: number): void }
+  /** The same as each server sees it, which times what it is asked for. */
+  readonly overNbd: BlockDevice
+  readonly overFuse: BlockDevice
+  /** Its statistics, with how long all of that took. */
+  readonly stats: () => StatsNode
 }
-
-/** Work that takes longer shows how far it is. */
-const patienceMs = 2000
 
 /** Pages that background work touches at a time; how often clock and host are looked at. */
 const tickPages = 256
@@ -123,6 +135,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   const limits = limitsOf(options)
   const access = accessOf(options)
   const http = httpPlanOf(options)
+  const metricsAt = options.metrics === undefined ? undefined : metricsAddress(options.metrics)
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
   const roles: Role[] = [
@@ -132,11 +145,12 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   for (const endpoint of endpoints) if ('path' in endpoint) roles.push({ role: 'an NBD socket', path: endpoint.path })
   const factories = auto.factories(await layersWith(options.modules))
   let limitsBytes = 0
-  const stacks = requests.map((request) => {
+  const latencies = requests.map(() => new Latencies())
+  const stacks = requests.map((request, n) => {
     const { name, snapshot } = request
     if (snapshot !== undefined) roles.push({ role: `the snapshot of ${name}`, path: snapshot })
     const role = `a backing file of ${name}`
-    return stackFor(
+    const stack = stackFor(
       options,
       request,
       toldFiles(
@@ -144,6 +158,19 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
         (path) => roles.push({ role, path }),
       ),
     )
+    return latencies[n]!.withMoves(stack)
+  })
+  const { pageCaches = [] } = options
+  const secondChances = pageCaches.map((request) => {
+    const { name, file } = request
+    judgeFile(request)
+    limitsBytes += request.memoryBytes
+    roles.push({ role: `the file of ${name}`, path: file })
+    const told = toldFiles(
+      toldLimits(factories, (bytes) => (limitsBytes += bytes)),
+      (path) => roles.push({ role: `a backing file of ${name}`, path }),
+    )
+    return request.stack === undefined ? [] : parseStack(request.stack.replaceAll('{name}', name), told)
   })
   const swaps = requests.filter(({ swapPriority }) => swapPriority !== undefined)
   auto.begin()
@@ -162,6 +189,8 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     ...(options.logLevel === undefined ? {} : { level: options.logLevel }),
   })
   undo.push(() => log.close())
+  // A command that is run has a manager of its own to tell.
+  const manager = new ServiceManager(course === undefined ? process.env : {}, log)
   /** What the next server has to be told of. */
   const lost: Kept[] = []
   let serves = false
@@ -188,15 +217,23 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       const context = { clock: () => nowMs, wake: () => tickings[n]?.wake(), allocator }
       const isVirtual = options.hypervisor !== undefined
       const device = await opened(request, { stack: stacks[n]!, isVirtual, ...context }, { terminal, log })
+      const { served } = device
+      const overFuse = latencies[n]!.timed(served, 'fuse')
       const users = new Users(
         request.name,
-        entrancesOf(device.served, () => ({ nbd, fuse })),
+        entrancesOf(overFuse, () => ({ nbd, fuse })),
       )
-      devices.push({ ...device, users })
+      devices.push({
+        ...device,
+        users,
+        overNbd: latencies[n]!.timed(served, 'nbd'),
+        overFuse,
+        stats: () => latencies[n]!.complete(served.stats()),
+      })
       undo.push(() => {
         const { served } = device
         if (!keeps) return 'abandon' in served ? served.abandon() : served.close()
-        return served.close().catch((error: unknown) => {
+        return closed(served, request, new LongWork(terminal, log, 'server.ending')).catch((error: unknown) => {
           if (request.snapshot !== undefined) lost.push({ name: request.name, survives: 'flushed' })
           throw error
         })
@@ -204,6 +241,17 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       goOn()
       await Promise.race([device.device.ready(), interrupted(terminal.signal)])
     }
+    const caches: CachedFileDevice[] = []
+    const cacheTickings: Ticking[] = []
+    for (const [n, request] of pageCaches.entries()) {
+      const wake = (): void => cacheTickings[n]?.wake()
+      const context = { stack: secondChances[n]!, clock: () => nowMs, wake, allocator }
+      const cache = await CachedFileDevice.open(request, context)
+      caches.push(cache)
+      undo.push(() => cache.close())
+      goOn()
+    }
+    const cacheTimes = caches.map(() => new Latencies())
     memory?.settle()
     for (const { name, done, note } of protection?.measures ?? [])
       if (!done) log.warn('server.protection', `not protected by ${name}: ${note}`)
@@ -222,14 +270,21 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     }
     const servers: { stats(): StatsNode }[] = []
     nbd = nbdServer({
-      exports: devices.map(({ served, users }) => ({
-        name: served.name,
-        device: served,
-        resizable: true,
-        // Who names none means the only one.
-        isDefault: devices.length === 1,
-        isUsedElsewhere: () => users.hasFile,
-      })),
+      exports: [
+        ...devices.map(({ overNbd, users }) => ({
+          name: overNbd.name,
+          device: overNbd,
+          resizable: true,
+          // Who names none means the only one.
+          isDefault: devices.length + caches.length === 1,
+          isUsedElsewhere: () => users.hasFile,
+        })),
+        ...caches.map((cache, n) => ({
+          name: cache.name,
+          device: cacheTimes[n]!.timed(cache, 'nbd'),
+          isDefault: devices.length + caches.length === 1,
+        })),
+      ],
       onError,
       onRefused: ({ reason, peer, message }) =>
         log.warn('client.refused', `NBD client on ${peer} refused: ${message}`, { reason, peer }),
@@ -239,10 +294,26 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     const addresses = await listenAll(nbd, endpoints, undo)
     goOn()
     if (endpoints.length > 0) servers.push(nbd)
+    const statistics = (): Statistics => ({
+      devices: devices.map(({ stats }) => stats()),
+      pageCaches: caches.map((cache, n) => cacheTimes[n]!.complete(cache.stats())),
+      servers: servers.map((server) => server.stats()),
+    })
+    // Slow to load, and not always asked for.
+    const metrics =
+      metricsAt === undefined
+        ? undefined
+        : await (await import('../metrics/endpoint.ts')).serveMetrics(metricsAt, statistics)
+    undo.push(() => metrics?.close())
     if (options.fuse !== undefined) {
       fuse = await fuseServer({
         mountPoint: options.fuse,
-        root: rootOf(devices, servers, log),
+        root: rootOf(
+          devices,
+          caches.map((cache, n) => cacheTimes[n]!.timed(cache, 'fuse')),
+          servers,
+          log,
+        ),
         ...busy,
         onError,
       })
@@ -254,8 +325,10 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       stack: options.stack,
       hypervisor: options.hypervisor ?? null,
       devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
+      pageCaches: caches.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
+      metrics: metrics?.url ?? null,
       fileSystem: fuse?.device ?? null,
       http: null,
     }
@@ -266,7 +339,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     })
     const control = await serveControl(
       { path: controlPath, ...access },
-      (request, peer) => answerTo(request, peer, info, devices, servers, log),
+      (request, peer) => answerTo(request, peer, { info, devices, statistics, log }),
       refused,
     )
     undo.push(() => {
@@ -276,7 +349,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     if (http !== undefined) {
       const parts = {
         info,
-        devices: devices.map((opened) => ({ ...opened, stats: () => opened.served.stats() })),
+        devices,
         servers,
         log,
         turn: (device: string, name: string, knob: Knob, value: string) =>
@@ -311,6 +384,13 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
           },
         ),
       )
+    for (const cache of caches)
+      cacheTickings.push(
+        new Ticking(
+          () => cache.tick({ pages: tickPages }),
+          (error) => log.error('cache.broken', `${cache.name} has no second chance any more: ${error.message}`),
+        ),
+      )
     const watched = [
       ...devices.map(({ device }) => new PlaceWatch(device, log)),
       ...(http === undefined ? [] : devices.map(({ device }) => new RefusalWatch(device, log))),
@@ -319,14 +399,14 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       nowMs = performance.now()
       for (const watch of watched) watch.look()
       log.look()
-      if (auto.step(nowMs)) for (const ticking of tickings) ticking.wake()
+      if (auto.step(nowMs)) for (const ticking of [...tickings, ...cacheTickings]) ticking.wake()
     }, lookMs)
     undo.push(() => {
       clearInterval(looking)
-      for (const ticking of tickings) ticking.stop()
+      for (const ticking of [...tickings, ...cacheTickings]) ticking.stop()
     })
     undo.push(async () => {
-      if (mounted !== undefined && swaps.length > 0) await drain(mounted.device)
+      if (mounted !== undefined && swaps.length > 0) await drained(mounted, { terminal, log })
     })
     // One after the other: the first has its place in the kernel's order before the second comes.
     for (const { name, swapPriority } of swaps) {
@@ -338,7 +418,11 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     if (options.json === true) terminal.print(JSON.stringify(info))
     // Standard output may be that of whoever started it and handed a socket over (`nbdinfo -- [ tmem serve … ]`).
     else if (course === undefined && descriptors.length === 0) terminal.print(described(info, controlPath))
+    // Signals are taken at once, whatever the manager does.
+    const told = manager.ready(`serves ${devices.map(({ served }) => served.name).join(', ')}`)
     await stopped(fuse, options.drain === true, { terminal, log, info }, course)
+    await told
+    await manager.stopping()
     mounted = undefined
     if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
   } catch (error) {
@@ -444,7 +528,7 @@ async function stopped(
         throw new Failed(`the mount on ${fuse!.mountPoint} was taken away by somebody else`)
       if (fuse === undefined) return
       try {
-        if (drains) await drain(fuse.device)
+        if (drains) await drained(fuse, { terminal, log })
         const uses = await loopsOver(fuse.device)
         if (uses.length === 0) {
           await fuse.close()
@@ -488,6 +572,7 @@ function addressText(address: NbdAddress): string {
 
 function rootOf(
   devices: readonly Opened[],
+  caches: readonly BlockDevice[],
   servers: readonly { stats(): StatsNode }[],
   log: Log,
 ): { kind: 'directory'; entries: () => Map<string, FuseNode> } {
@@ -495,17 +580,19 @@ function rootOf(
     kind: 'directory',
     entries: () => {
       const entries = new Map<string, FuseNode>(
-        devices.map(({ served, users }) => [
-          served.name,
-          { kind: 'device', device: served, mayOpen: () => users.mayOpen },
+        devices.map(({ overFuse, users }) => [
+          overFuse.name,
+          { kind: 'device', device: overFuse, mayOpen: () => users.mayOpen },
         ]),
       )
+      for (const device of caches) entries.set(device.name, { kind: 'device', device })
       entries.set('stats', {
         kind: 'directory',
         // A device may have the name of a server's section.
         entries: () =>
           namedApart([
-            ...devices.map(({ served }) => [served.name, statisticsTree(() => served.stats())] as const),
+            ...devices.map(({ served, stats }) => [served.name, statisticsTree(stats)] as const),
+            ...caches.map((cache) => [cache.name, statisticsTree(() => cache.stats())] as const),
             ...servers.map(
               (server) => [`server-${server.stats().name}`, statisticsTree(() => server.stats())] as const,
             ),
@@ -587,23 +674,26 @@ async function turn(
   return answer
 }
 
+/** What is needed to answer. */
+interface Answering {
+  readonly info: Info
+  readonly devices: readonly Opened[]
+  readonly statistics: () => Statistics
+  readonly log: Log
+}
+
 async function answerTo(
   request: Request,
   peer: () => Peer | undefined,
-  info: Info,
-  devices: readonly Opened[],
-  servers: readonly { stats(): StatsNode }[],
-  log: Log,
+  { info, devices, statistics, log }: Answering,
 ): Promise<Answers[Request['do']]> {
   switch (request.do) {
     case 'info':
       return info
     case 'stats':
-      return {
-        info,
-        devices: devices.map(({ served }) => served.stats()),
-        servers: servers.map((server) => server.stats()),
-      }
+      return { info, ...statistics() }
+    case 'explain':
+      return explained(named(devices, request.device), request.offset)
     case 'users':
       return named(devices, request.device).users.counts()
     case 'knobs': {
@@ -621,8 +711,18 @@ async function answerTo(
       return { [name]: await turn(device.served.name, name, knob, value, turner, log) }
     }
     default:
-      throw new Error('it can be asked for info, stats, users and knobs')
+      throw new Error('it can be asked for info, stats, users, explain and knobs')
   }
+}
+
+/** The page at an offset. Throws `RangeError` for what lies outside of the device. */
+function explained({ device }: Opened, offset: number): Answers['explain'] {
+  const { name, sizeBytes } = device
+  if (!Number.isSafeInteger(offset) || offset < 0 || offset >= sizeBytes)
+    throw new RangeError(`${name} has the bytes 0 to ${sizeBytes - 1}, got ${offset}`)
+  const report = device.explain(Math.floor(offset / 4096))
+  const { codec } = report
+  return { device: name, offset, ...report, codecName: codec === null ? null : (codecName(codec) ?? null) }
 }
 
 function named(devices: readonly Opened[], name: string): Opened {
@@ -645,28 +745,16 @@ async function opened(
   request: DeviceRequest,
   context: Context,
   { terminal, log }: { readonly terminal: Terminal; readonly log: Log },
-): Promise<Omit<Opened, 'users'>> {
+): Promise<Pick<Opened, 'device' | 'served' | 'lending'>> {
   const { snapshot: path, writethrough } = request
   const { allocator } = context
-  const begun = performance.now()
-  let progress: Progress | undefined
-  let shown: string | undefined
+  const work = new LongWork(terminal, log, 'server.preparing')
   const onProgress = (what: string, done: number, total: number): void => {
     throwIfInterrupted(terminal.signal)
-    if (performance.now() - begun <= patienceMs) return
-    if (shown !== what) {
-      progress?.end()
-      progress = terminal.progress(what)
-      shown = what
-      log.info(
-        'server.preparing',
-        `${what}: ${formatBytes(total)}, of which ${Math.floor((100 * done) / total)} % is done`,
-      )
-    }
-    progress?.at(done, total)
+    work.at(what, done, total)
   }
   try {
-    const device = deviceFor(request, { ...context, onProgress })
+    const device = deviceFor(request, { ...context, onProgress, stopwatch: () => performance.now() })
     const lending = lendingIn(context.stack)
     if (path === undefined) return { device, served: device, lending }
     const { maxSizeBytes } = device
@@ -674,13 +762,13 @@ async function opened(
     const served = await openSnapshot(device, { path, writethrough, maxSizeBytes, onProgress: reading, allocator })
     return { device, served, lending }
   } finally {
-    progress?.end()
+    work.end()
   }
 }
 
 function deviceFor(
   { name, sizeBytes, memlimitBytes, maxSizeBytes }: DeviceRequest,
-  { isVirtual, ...context }: Context & { readonly onProgress: OpenProgress },
+  { isVirtual, ...context }: Context & { readonly onProgress: OpenProgress; readonly stopwatch: () => number },
 ): Ramzswap {
   const limits = {
     ...(memlimitBytes === undefined ? {} : { memlimitBytes }),
@@ -691,6 +779,39 @@ function deviceFor(
   } catch (error) {
     if (error instanceof RangeError) throw new BadInput(error.message)
     throw error
+  }
+}
+
+/** How often it is looked how far the end of a device is. */
+const endMs = 250
+
+/** Closes a device, and says meanwhile how much of it is still to be written to its image. */
+async function closed(served: Opened['served'], { name, snapshot }: DeviceRequest, work: LongWork): Promise<void> {
+  if (snapshot === undefined) return served.close()
+  const dirtyBytes = (): number =>
+    (served.stats().children.find((child) => child.name === 'snapshot')?.counters['dirty_pages'] ?? 0) * 4096
+  const total = dirtyBytes()
+  const looking = setInterval(() => {
+    work.at(`writing ${name} to ${snapshot}`, Math.max(0, total - dirtyBytes()), total)
+  }, endMs)
+  try {
+    await served.close()
+  } finally {
+    clearInterval(looking)
+    work.end()
+  }
+}
+
+/** Ends swapping to the files of a mount, and says meanwhile how much is still to come back. */
+async function drained(
+  { device }: FuseServer,
+  { terminal, log }: { readonly terminal: Terminal; readonly log: Log },
+): Promise<void> {
+  const work = new LongWork(terminal, log, 'server.draining')
+  try {
+    await drain(device, (what, done, total) => work.at(what, done, total))
+  } finally {
+    work.end()
   }
 }
 
@@ -763,6 +884,7 @@ function described(info: Info, control: string): string {
   for (const address of info.nbd) lines.push(`NBD on ${address}`)
   if (info.fuse !== null) lines.push(`files in ${info.fuse}`)
   if (info.http !== null) lines.push(`console on ${info.http}`)
+  if (info.metrics !== null) lines.push(`metrics on ${info.metrics}`)
   lines.push(`control socket ${control}; process ${info.pid}; SIGTERM stops it`)
   return lines.join('\n')
 }

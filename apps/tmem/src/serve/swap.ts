@@ -13,10 +13,11 @@
 import { closeSync, constants, openSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
 import { setTimeout } from 'node:timers/promises'
+import type { OpenProgress } from '@tmem/core'
 import { deviceText } from '@tmem/fuse'
 import { systemFiles } from '@tmem/page-file'
 import { BadInput, Failed } from '../ending.ts'
-import { type Terminal, tableOf } from '../terminal.ts'
+import { type Terminal, tableOf, withProgress } from '../terminal.ts'
 import { ask, type Info, infoWithin } from './control.ts'
 import { type LoopUse, loopsOver, release, tool, useText } from './host.ts'
 
@@ -46,7 +47,7 @@ export async function swap(
   const name = names[0]!
   await claimed(info, name, async () => {
     if (what === 'on') await on(info, name, options)
-    else await off(info, name)
+    else await withProgress(terminal, (onProgress) => off(info, name, onProgress))
   })
   show(await statesOf(info, [name]), options.json, terminal)
 }
@@ -118,10 +119,10 @@ async function assertUnused(control: string, name: string): Promise<void> {
   }
 }
 
-async function off(info: Info, name: string): Promise<void> {
+async function off(info: Info, name: string, onProgress: OpenProgress): Promise<void> {
   const uses = (await usesBy(info, [name])).get(name)!
   if (uses.length === 0) throw new Failed(`${name} is not on`)
-  for (const use of uses) await release(use)
+  for (const use of uses) await release(use, onProgress)
 }
 
 const fileOf = (info: Info, name: string): string => `${info.fuse}/${name}`

@@ -8,7 +8,7 @@
  * Paths in the file, those in the texts of stacks among them, are relative to the folder of the file.
  */
 import { dirname, resolve } from 'node:path'
-import { formatBytes, nearestName, parseBytes, TmemError } from '@tmem/core'
+import { formatBytes, nearestName, parseBytes, parseStack, planStack, TmemError } from '@tmem/core'
 import { planDevice } from '@tmem/ramzswap'
 import { type Document, isMap, isNode, isPair, LineCounter, parseDocument, visit } from 'yaml'
 import { z } from 'zod'
@@ -20,6 +20,8 @@ import type { LogFormat, LogLevel } from '../serve/log.ts'
 import { type DeviceRequest, deviceName, type ServeOptions, stackFor } from '../serve/serve.ts'
 
 const pageBytes = 4096
+/** The first level of a page cache has at least 16 pages. */
+const leastCacheBytes = 16 * pageBytes
 
 /** A file of a thousand devices has a tenth of that. */
 const maxFileBytes = 2 ** 20
@@ -71,6 +73,12 @@ const deviceSchema = named({
   swap: swapSchema.optional().describe('the kernel of this host swaps to it while it is served'),
 })
 
+const pageCacheSchema = named({
+  file: text('a path').describe('a file of whole sectors, such as an image of a disk'),
+  memory: pages().describe('bytes of its first level, at least 64KiB'),
+  stack: text('the text of a stack').optional().describe('second chance: where pages go that fall out of it'),
+})
+
 const schema = named({
   stack: text('the text of a stack')
     .optional()
@@ -78,6 +86,10 @@ const schema = named({
   devices: z
     .record(z.string(), deviceSchema, { error: 'expected devices by name, each with a size' })
     .describe('block devices by name'),
+  'page-caches': z
+    .record(z.string(), pageCacheSchema, { error: 'expected page caches by name, each with a file and memory' })
+    .optional()
+    .describe('files that are served beside the devices, to be read alone, by name: each through a page cache'),
   nbd: z
     .array(text('unix:PATH or tcp:HOST:PORT'), { error: 'expected a list of addresses: unix:PATH or tcp:HOST:PORT' })
     .optional()
@@ -99,6 +111,10 @@ const schema = named({
     .optional()
     .describe('TLS, on TCP'),
   fuse: text('a directory').optional().describe('directory of the mount: devices, statistics and knobs as files'),
+  metrics: text('tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
+    .regex(/^tcp:.+:\d{1,5}$/, 'expected tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
+    .optional()
+    .describe('where Prometheus reads metrics over HTTP: tcp:HOST:PORT'),
   sockets: named({
     mode: text('permissions such as "660"')
       .regex(/^0?[0-7]{3}$/, 'expected three octal digits in quotes, such as "660"')
@@ -211,7 +227,9 @@ function contentOf(document: Document, mistakes: Mistakes): unknown {
 async function judge(content: Content, { serve }: Config, mistakes: Mistakes): Promise<void> {
   if (content.nbd === undefined && content.fuse === undefined)
     mistakes.of([], 'say how to serve: nbd, a list of addresses, or fuse, a directory')
-  if (Object.keys(content.devices).length === 0) mistakes.of(['devices'], 'expected one device at least')
+  const caches = serve.pageCaches ?? []
+  if (Object.keys(content.devices).length + caches.length === 0)
+    mistakes.of(['devices'], 'expected one device at least')
   const factories = await layersWith(serve.modules).catch((error: Error) => {
     mistakes.of(['modules'], error.message.replace('--modules: ', ''))
     return undefined
@@ -221,6 +239,20 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
   } catch (error) {
     if (!(error instanceof BadInput)) throw error
     mistakes.of(['http'], error.message)
+  }
+  for (const { name, memoryBytes, stack } of caches) {
+    const where = ['page-caches', name]
+    if (!deviceName.pattern.test(name) || deviceName.taken.includes(name)) mistakes.of(where, deviceName.rule)
+    if (content.devices[name] !== undefined) mistakes.of(where, 'a device has this name')
+    if (memoryBytes < leastCacheBytes) mistakes.of([...where, 'memory'], 'expected at least 64KiB')
+    if (stack !== undefined && factories !== undefined)
+      judgeStack(mistakes, [...where, 'stack'], () =>
+        planStack(parseStack(stack.replaceAll('{name}', name), factories), {
+          by: `page cache ${name}`,
+          ephemeral: true,
+          pageSize: pageBytes,
+        }),
+      )
   }
   const isVirtual = serve.hypervisor !== undefined
   for (const request of serve.device as readonly DeviceRequest[]) {
@@ -235,17 +267,37 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
       mistakes.of([...where, 'swap'], 'the kernel swaps to a file of the mount: add fuse, a directory')
     if (stack === '') mistakes.of(where, 'expected a stack, here or for all devices')
     else if (factories !== undefined)
-      try {
-        planDevice(name, maxSizeBytes ?? sizeBytes, stackFor(serve, request, factories), { isVirtual })
-      } catch (error) {
-        if (!(error instanceof TmemError || error instanceof RangeError)) throw error
-        mistakes.of(content.devices[name]!.stack === undefined ? ['stack'] : [...where, 'stack'], error.message)
-      }
+      judgeStack(mistakes, content.devices[name]!.stack === undefined ? ['stack'] : [...where, 'stack'], () =>
+        planDevice(name, maxSizeBytes ?? sizeBytes, stackFor(serve, request, factories), { isVirtual }),
+      )
+  }
+}
+
+/** Notes what is wrong with a stack as a mistake in what says it. */
+function judgeStack(mistakes: Mistakes, where: readonly string[], plan: () => unknown): void {
+  try {
+    plan()
+  } catch (error) {
+    if (!(error instanceof TmemError || error instanceof RangeError)) throw error
+    mistakes.of(where, error.message)
   }
 }
 
 function configOf(path: string, content: Content): Config {
-  const { nbd, tls, limits, fuse, memory, hypervisor, modules, log, sockets, http, 'busy-turns': busyTurns } = content
+  const {
+    nbd,
+    tls,
+    limits,
+    fuse,
+    memory,
+    hypervisor,
+    modules,
+    log,
+    sockets,
+    metrics,
+    http,
+    'busy-turns': busyTurns,
+  } = content
   const folder = dirname(path)
   const device = Object.entries(content.devices).map(([name, one]): DeviceRequest => {
     const { size, memlimit, max, snapshot, writethrough = false, swap } = one
@@ -262,6 +314,14 @@ function configOf(path: string, content: Content): Config {
         : { swapPriority: (swap === true ? undefined : swap.priority) ?? defaultPriority }),
     }
   })
+  const pageCaches = Object.entries(content['page-caches'] ?? {}).map(
+    ([name, { file, memory: memoryBytes, stack }]) => ({
+      name,
+      file: resolve(folder, file),
+      memoryBytes,
+      ...(stack === undefined ? {} : { stack }),
+    }),
+  )
   return {
     path,
     folder,
@@ -272,6 +332,8 @@ function configOf(path: string, content: Content): Config {
       drain: true,
       ...(nbd === undefined ? {} : { nbd }),
       ...(fuse === undefined ? {} : { fuse }),
+      ...(pageCaches.length === 0 ? {} : { pageCaches }),
+      ...(metrics === undefined ? {} : { metrics }),
       ...(memory === undefined ? {} : { memory }),
       ...(hypervisor === undefined ? {} : { hypervisor }),
       ...(modules === undefined ? {} : { modules: modules.map((module) => resolve(folder, module)) }),

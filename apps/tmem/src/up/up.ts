@@ -11,12 +11,13 @@ import { chdir } from 'node:process'
 import { setTimeout } from 'node:timers/promises'
 import { formatBytes } from '@tmem/core'
 import { Failed, Interrupted } from '../ending.ts'
+import { isActivated } from '../serve/activation.ts'
 import { ask, defaultControl, type Info } from '../serve/control.ts'
 import { drain } from '../serve/host.ts'
 import { formerServer } from '../serve/record.ts'
 import { type DeviceRequest, serve } from '../serve/serve.ts'
 import { usesBy } from '../serve/swap.ts'
-import { type Terminal, tableOf } from '../terminal.ts'
+import { type Terminal, tableOf, withProgress } from '../terminal.ts'
 import { type Config, configSchema, readConfig } from './config.ts'
 
 /** Which file. */
@@ -31,9 +32,12 @@ export interface FileOptions {
 export async function up(options: FileOptions & { readonly fresh?: true }, terminal: Terminal): Promise<void> {
   const config = await readConfig(options.file)
   const control = controlOf(options, config)
+  const { nbd, ...others } = config.serve
   await serve(
     {
-      ...config.serve,
+      ...others,
+      // Whoever started it listens there already, and hands the sockets over.
+      ...(nbd === undefined || isActivated(process.env, process.pid) ? {} : { nbd }),
       control,
       ...(options.fresh === true ? { fresh: true } : {}),
       ...(options.json === true ? { json: true } : {}),
@@ -60,7 +64,8 @@ export async function down(options: FileOptions & { readonly wait: number }, ter
     throw new Failed(
       `what answers at ${control} says it is process ${info.pid}, and here that is none or another one: end it where it runs`,
     )
-  if (info.fileSystem !== null) await drain(info.fileSystem)
+  const { fileSystem } = info
+  if (fileSystem !== null) await withProgress(terminal, (onProgress) => drain(fileSystem, onProgress))
   // That takes its time: the server may have ended, and its number may be another one's by now.
   if (isThere()) process.kill(info.pid, 'SIGTERM')
   const end = performance.now() + options.wait * 1000
@@ -163,7 +168,7 @@ function shown({ pid, nbd, fuse }: Info, devices: readonly Served[], control: st
 }
 
 /** Its control socket; from here on paths are relative to the folder of the file. */
-function controlOf({ control }: FileOptions, config: Config): string {
+export function controlOf({ control }: FileOptions, config: Config): string {
   const given = control === undefined ? undefined : resolve(control)
   chdir(config.folder)
   return given ?? resolve(config.control ?? defaultControl)

@@ -1,0 +1,163 @@
+/**
+ * A file as a device that can only be read, through a page cache with a second chance behind it: what falls out of a
+ * small first level rests, compressed, in a stack, and comes back without a disk.
+ *
+ * The file is read around the system's cache where it allows that, so that its pages are in memory once. It may be
+ * changed by others meanwhile: no page of an older version is served. A file that is cut off fails reads of what is
+ * gone, as a disk with a bad block does.
+ */
+import { statSync } from 'node:fs'
+import { Cleancache, tmemBackend } from '@tmem/cleancache'
+import {
+  type Allocator,
+  assertBlockRange,
+  type BlockDevice,
+  type Budget,
+  type Completion,
+  compose,
+  idle,
+  type Layer,
+  type PageStore,
+  type Progress,
+  type StatsNode,
+  Tmem,
+  TmemError,
+} from '@tmem/core'
+import { type CachedFile, DirectReads, PageCache } from '@tmem/page-cache'
+import { BadInput } from '../ending.ts'
+
+/** A file that is to be served. */
+export interface CachedFileRequest {
+  readonly name: string
+  readonly file: string
+  /** Bytes of the first level. */
+  readonly memoryBytes: number
+  /** Text of the stack that is the second chance; without one there is none. */
+  readonly stack?: string
+}
+
+/** With what it is opened. */
+interface Context {
+  readonly stack: readonly Layer[]
+  readonly clock: () => number
+  readonly wake: () => void
+  readonly allocator: Allocator
+}
+
+const sectorBytes = 512
+
+/** Throws `BadInput` for what is no file, or one that is no whole number of sectors. */
+export function judgeFile({ name, file }: CachedFileRequest): void {
+  const found = statSync(file, { throwIfNoEntry: false })
+  if (found?.isFile() !== true)
+    throw new BadInput(`${file}, the file of ${name}, is ${found === undefined ? 'not there' : 'no file'}`)
+  if (found.size === 0 || found.size % sectorBytes !== 0)
+    throw new BadInput(
+      `${file}, the file of ${name}, has ${found.size} bytes: expected whole sectors of ${sectorBytes}`,
+    )
+}
+
+export class CachedFileDevice implements BlockDevice {
+  readonly name: string
+  readonly sizeBytes: number
+  readonly blockSize: number = sectorBytes
+  readonly preferredBlockSize = 4096
+  readonly readOnly = true
+  readonly #file: CachedFile
+  readonly #cache: PageCache
+  readonly #store: PageStore | undefined
+
+  private constructor(
+    name: string,
+    sizeBytes: number,
+    file: CachedFile,
+    cache: PageCache,
+    store: PageStore | undefined,
+  ) {
+    this.name = name
+    this.sizeBytes = sizeBytes
+    this.#file = file
+    this.#cache = cache
+    this.#store = store
+  }
+
+  /** Opens a file that was judged. Rejects with `TmemError`, or the system's error. */
+  static async open({ name, file: path, memoryBytes }: CachedFileRequest, context: Context): Promise<CachedFileDevice> {
+    const { stack, clock, wake, allocator } = context
+    const store = stack.length === 0 ? undefined : compose([...stack], { clock, wake, allocator })
+    try {
+      const cleancache = new Cleancache()
+      if (store !== undefined) cleancache.register(tmemBackend(new Tmem(store), 0, { stats: () => store.stats() }))
+      const cache = new PageCache({ sizeBytes: memoryBytes, cleancache, allocator, io: new DirectReads({ allocator }) })
+      try {
+        const file = await cache.open(path, 'r')
+        const { size } = await file.stat()
+        return new CachedFileDevice(name, size - (size % sectorBytes), file, cache, store)
+      } catch (error) {
+        await cache.close()
+        throw error
+      }
+    } catch (error) {
+      await store?.close()
+      throw error
+    }
+  }
+
+  read(at: number, into: Uint8Array): Completion {
+    assertBlockRange(this, at, into.length)
+    return this.#read(at, into)
+  }
+
+  write(): Completion {
+    return this.#refuse()
+  }
+
+  discard(): Completion {
+    return this.#refuse()
+  }
+
+  zero(): Completion {
+    return this.#refuse()
+  }
+
+  flush(): Completion {
+    return undefined
+  }
+
+  map(at: number, length: number, report: (length: number, allocated: boolean) => boolean): void {
+    assertBlockRange(this, at, length)
+    report(length, true)
+  }
+
+  /** Lets the stack do background work. */
+  tick(budget: Budget): Progress {
+    return this.#store?.tick(budget) ?? idle
+  }
+
+  stats(): StatsNode {
+    return { name: this.name, counters: { file_bytes: this.sizeBytes }, children: [this.#cache.stats()] }
+  }
+
+  async close(): Promise<void> {
+    await this.#cache.close()
+    await this.#store?.close()
+  }
+
+  async #read(at: number, into: Uint8Array): Promise<void> {
+    const { bytesRead } = await this.#file.read(into, 0, into.length, at)
+    if (bytesRead < into.length)
+      throw new TmemError(
+        'TMEM_IO',
+        `device ${this.name}: its file ends at ${at + bytesRead}, and had ${this.sizeBytes} bytes`,
+        {
+          layer: this.name,
+        },
+      )
+  }
+
+  #refuse(): Promise<never> {
+    return Promise.reject(
+      new TmemError('TMEM_UNSUPPORTED', `device ${this.name} can only be read`, { layer: this.name }),
+    )
+  }
+}

@@ -1,0 +1,60 @@
+/** `tmem explain`: where one page of a device is, and in which form. */
+import { formatBytes } from '@tmem/core'
+import { type Terminal, tableOf } from '../terminal.ts'
+import { type Answers, ask } from './control.ts'
+
+/** Shows the page that has a byte of a device. Rejects with `Failed` where the server has no such device or byte. */
+export async function explain(
+  device: string,
+  offset: number,
+  options: { readonly control: string; readonly json?: true },
+  terminal: Terminal,
+): Promise<void> {
+  const answer = await ask(options.control, 'explain', { device, offset })
+  if (options.json === true) terminal.print(JSON.stringify(answer))
+  else terminal.print(tableOf(['what', 'value'], rowsOf(answer), ['left', 'left']))
+}
+
+const states: Readonly<Record<Answers['explain']['state'], string>> = {
+  empty: 'empty: it reads as zeros',
+  same: 'one word, repeated: it takes no place',
+  held: 'held',
+  lost: 'lost: the stack has lost it, and reading it is an error until it is overwritten or discarded',
+}
+
+/** Letters of block_state, as zram has them. */
+const flagTexts: Readonly<Record<string, string>> = {
+  s: 'one word',
+  w: 'in a place that waits',
+  h: 'does not shrink',
+  i: 'idle',
+  r: 'compressed again',
+  n: 'compressing it again gains nothing',
+}
+
+function rowsOf(page: Answers['explain']): string[][] {
+  const { device, slot, state, place, placeNumber, bytes, codec, codecName, flags, ageSeconds } = page
+  const rows = [
+    ['device', device],
+    ['page', `${slot}, bytes ${slot * 4096} to ${slot * 4096 + 4095}`],
+    ['state', states[state]],
+  ]
+  if (place !== null) {
+    rows.push(['place', `${place}, number ${placeNumber! + 1} from the top`])
+    rows.push(['size', `${bytes} bytes of ${formatBytes(4096)}`])
+    rows.push([
+      'codec',
+      codec === null ? 'stands in its block' : (codecName ?? (codec === 0 ? 'none' : `number ${codec}`)),
+    ])
+  }
+  if (flags !== '')
+    rows.push([
+      'flags',
+      flags
+        .split('')
+        .map((flag) => `${flag} (${flagTexts[flag]})`)
+        .join(', '),
+    ])
+  if (ageSeconds !== null) rows.push(['last used', `${ageSeconds} seconds ago`])
+  return rows
+}
