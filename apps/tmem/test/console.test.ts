@@ -32,6 +32,15 @@ test('the state is what tmem stat says', async () => {
     ages: { seen: 256 },
   })
   expect(state.server).toMatchObject({ pid: info.pid, writable: false })
+  const explained = await (await fetch(`${info.http}api/explain?device=a&offset=4097`)).json()
+  expect(explained).toMatchObject({ device: 'a', slot: 1, state: 'held', place: 'zcache' })
+  const shown = JSON.parse((await tmem(['explain', 'a', '4097', '--json', '--control', control])).stdout)
+  expect(explained).toEqual({ ...shown, ageSeconds: expect.any(Number) })
+  const outside = await fetch(`${info.http}api/explain?device=a&offset=${8 * 2 ** 20}`)
+  expect([outside.status, await outside.json()]).toEqual([
+    422,
+    { error: expect.stringContaining('a has the bytes 0 to') },
+  ])
   client.socket.destroy()
   expect(await stop()).toEqual({ code: 0, stderr: '' })
   await expect(fetch(info.http!)).rejects.toThrow('fetch failed')

@@ -7,12 +7,12 @@
 import { randomUUID } from 'node:crypto'
 import { closeSync, fstatSync, openSync } from 'node:fs'
 import { isIP } from 'node:net'
-import { type Console, type ConsoleState, type ConsoleSwap, type ExplainedSlot, serveConsole } from '@tmem/console'
+import { type Console, type ConsoleState, type ConsoleSwap, serveConsole } from '@tmem/console'
 import type { StatsNode } from '@tmem/core'
 import type { Ramzswap } from '@tmem/ramzswap'
 import { BadInput, Failed } from '../ending.ts'
 import { readGivenFile } from '../given-file.ts'
-import type { Info } from './control.ts'
+import type { Answers, Info } from './control.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import type { Log } from './log.ts'
 import { usesBy } from './swap.ts'
@@ -90,7 +90,8 @@ export interface ConsoleParts {
   readonly log: Log
   /** Turns a knob, and says that it was turned here. */
   readonly turn: (device: string, name: string, knob: Knob, value: string) => Promise<string>
-  readonly explain?: (device: string, offset: number) => ExplainedSlot | Promise<ExplainedSlot>
+  /** Where the page at a byte of a device is. Throws for what is none. */
+  readonly explain: (device: string, offset: number) => Answers['explain']
 }
 
 /** Serves a console. Rejects with `Failed` where it cannot listen. */
@@ -142,7 +143,7 @@ export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<C
           if (knob === undefined) throw new Error(`there is no knob ${name}`)
           return turn(device, name, knob, value)
         },
-        ...(explain === undefined ? {} : { explain }),
+        explain: (device, offset) => ({ ...explain(device, offset) }),
       },
       onError: (error) => log.error('console.failed', `a page of the console was not answered: ${error.message}`),
     })

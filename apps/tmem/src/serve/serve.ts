@@ -352,6 +352,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
         devices,
         servers,
         log,
+        explain: (device: string, offset: number) => explained(named(devices, device), offset),
         turn: (device: string, name: string, knob: Knob, value: string) =>
           turn(device, name, knob, value, { through: 'the console' }, log),
       }
