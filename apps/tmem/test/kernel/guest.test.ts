@@ -65,12 +65,13 @@ test('records what the kernel calls, which the models find possible, and what is
   expect(report.singlePages).toBeGreaterThan(5000)
   // The first store was refused, it says now.
   const bytes = readFileSync(file)
-  const first = [...Array(1000).keys()].find((event) => bytes.readUInt16LE(16 + event * 32 + 24) === 1)!
+  let first = 0
+  while (bytes.readUInt16LE(16 + first * 32 + 24) !== 1) first++
   bytes.writeInt16LE(-12, 16 + first * 32 + 26)
   writeFileSync(file, bytes)
   const altered = await tmem(['explore', '--trace', file])
   expect(altered).toMatchObject({ code: 1 })
-  expect(altered.stderr).toMatch(/^tmem: [12] contradictions, the first at event \d+: (load|invalidate)-needs-store\n$/)
+  expect(altered.stderr).toMatch(/^tmem: \d+ contradictions, the first at event \d+: (load|invalidate)-needs-store\n$/)
   expect(await run(['--trace', file])).toMatchObject({ code: 2, left: [] })
   expect(readFileSync(file)).toEqual(bytes)
 })
