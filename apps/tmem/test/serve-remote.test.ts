@@ -82,7 +82,11 @@ test('nbdcopy writes and reads it, while one of the two servers is killed', { ti
     return chain.children.find(({ name }: { name: string }) => name === 'ramster').counters
   }
   const writing = run('nbdcopy', ['--', input, uri])
-  while ((await counters())['remote_pers_pages']! < 100) await sleep(20)
+  // The server itself is asked, which is quicker than the program: it is to be killed in the middle.
+  while ((await a.keys()) < 100) await sleep(5)
+  // So that something certainly is on its way there.
+  a.stall()
+  await sleep(500)
   await a.kill()
   await writing
   expect((await counters())['degraded']).toBe(1)
