@@ -176,6 +176,11 @@ const rows: Readonly<Record<string, Row | string>> = {
   'xen-hypercall DescribeOptions': row(called('describe', new Uint8Array(4096)), none),
   'xen-hypercall DomainOptions': row(made('Domain'), () => ({ id: 1, memory: {} })),
   'xen-hypercall SelfBalloonOptions': row(made('SelfBalloon'), () => ({ clock: () => 0 })),
+  'xen-hypercall StreamReadOptions': row(
+    (exports: { readStream(source: Iterable<Uint8Array>, options: object): AsyncGenerator }, options: object) =>
+      exports.readStream([], options).next(),
+    none,
+  ),
   'xen-hypercall XenHostOptions': row(made('XenHost'), () => ({ store: store() })),
   'zcache GovernorOptions': row(made('Governor'), () => ({ limit: { bytes: 0, maximumBytes: 2 ** 24 } })),
   'zcache ZcacheOptions': row(called('zcache'), () => ({ limitBytes: 2 ** 22 })),

@@ -6,7 +6,7 @@
  *
  * Source: the reference notes on the ABI, §5.
  */
-import { type ObjectId, TmemError } from '@tmem/core'
+import { checkOptions, type ObjectId, TmemError } from '@tmem/core'
 import {
   ClientBit,
   clientInfoLayout,
@@ -170,12 +170,13 @@ async function* iterate(source: StreamSource): AsyncGenerator<Uint8Array> {
 
 /**
  * The records of a stream, in their order; none of an empty one. Throws `TmemError` (`TMEM_CORRUPT`) where it is cut or
- * wrong, after what was whole before.
+ * wrong, after what was whole before; `TypeError` for options that there are not.
  */
 export async function* readStream(
   source: StreamSource,
   options: StreamReadOptions = {},
 ): AsyncGenerator<StreamRecord, void> {
+  checkOptions('readStream', options, { release: 'text?', isOriginal: 'flag?', isLive: 'flag?' })
   const reader = new Reader(source)
   try {
     yield* new Parser(reader, options).records()
