@@ -220,6 +220,8 @@ test('a page that does not read is not waited for, and nothing is kept for it', 
   deaf.resume()
   const gaps = (): number[] => seen.slice(1).map((number, n) => number - seen[n]!)
   await until(() => gaps().some((gap) => gap > 20))
+  // What came is in order, each once.
+  expect(gaps().every((gap) => gap > 0)).toBe(true)
 })
 
 test('a subject that fails is told of, and the page goes on', async () => {
