@@ -128,7 +128,8 @@ test('fish completes', { timeout: 60_000 }, async (ctx) => {
 test('zsh completes', { timeout: 60_000 }, async (ctx) => {
   requires(ctx, { commands: ['zsh'] })
   const { folder } = await script('zsh')
-  // A shell of its own on a terminal of its own, which is asked for the list as a person asks for it.
+  // A shell of its own on a terminal of its own, which is asked for the list as a person asks for it. Keys that wait would
+  // end what it does for the one before.
   const run = `
 zmodload zsh/zpty
 zpty s zsh -f -i
@@ -138,12 +139,11 @@ zpty -w s 'compadd() {
   [[ " \${(j: :)\${@[1,(i)(-|--)]}} " == *" -"[OAD]" "* ]] || { builtin compadd -O found "$@"; print -rl -- "<"\${^found}">" }
   builtin compadd "$@"
 }'
+zpty -w s 'told() { zle expand-or-complete; print TO""LD }; zle -N told; bindkey "^I" told'
 zpty -w s 'print BE""GUN'
 while zpty -r s line; do [[ $line == *BEGUN* ]] && break; done
 zpty -n -w s "tmem $*"$'\\t'
-zpty -n -w s $'\\C-u'$'\\n'
-zpty -w s 'print EN""DED'
-while zpty -r s line; do print -r -- "$line"; [[ $line == *ENDED* ]] && break; done
+while zpty -r s line; do print -r -- "$line"; [[ $line == *TOLD* ]] && break; done
 zpty -d s
 `
   const found = wrong((words) => {

@@ -87,7 +87,8 @@ describe('tmem stack', () => {
     const layer = z.object({ name: z.string(), summary: z.string(), options: z.record(z.string(), option) })
     const { layers } = z.object({ layers: z.array(layer) }).parse(JSON.parse(stdout))
     expect(code).toBe(0)
-    expect(layers.map(({ name }) => name)).toEqual(['memory', 'zcache', 'frontswap', 'spill', 'ramster', 'seal'])
+    const names = ['memory', 'zcache', 'frontswap', 'spill', 'ramster', 'seal', 'vram']
+    expect(layers.map(({ name }) => name)).toEqual(names)
     const list = await tmem(['stack'])
     for (const { name, options } of layers) {
       expect(list.stdout).toContain(`${name}: `)
