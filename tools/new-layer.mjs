@@ -305,7 +305,7 @@ insert(
 run('pnpm', 'install', '--no-frozen-lockfile', '--prefer-offline')
 run('node', 'tools/check-workspace.mjs', '--fix')
 run('biome', 'check', '--write', 'tools/arrows.json', `packages/${name}`)
-run('tsc', '-b', 'tsconfig.json')
+run('node', 'tools/build.mjs')
 run('node', 'tools/api.mjs', '--fix')
 console.log(`packages/${name} is there, and passes its tests as it stands:
 

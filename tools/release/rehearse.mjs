@@ -186,7 +186,7 @@ async function release(changed) {
   }
   await run(checkout, ['changeset', 'version'], local())
   await run(checkout, ['pnpm', 'install', '--frozen-lockfile', '--offline'], local())
-  await run(checkout, ['tsc', '-b', 'tsconfig.json'], local())
+  await run(checkout, [process.execPath, 'tools/build.mjs'], local())
   await commit('version packages')
   await run(checkout, ['changeset', 'publish'], publisher())
   const packages = packagesOf()
@@ -443,7 +443,7 @@ async function changeApi() {
     join(checkout, 'packages/zcache/src/index.ts'),
     '\n/** Rehearsed. */\nexport const rehearsed = 1 as const\n',
   )
-  await run(checkout, ['tsc', '-b', 'tsconfig.json'], { env })
+  await run(checkout, [process.execPath, 'tools/build.mjs'], { env })
   must(await refused(api()), 'a change of an API passes the check')
   must(await refused(api('--fix')), 'a change of an API without a changeset is written into its report')
   write(join(checkout, '.changeset/rehearsed-api.md'), "---\n'@tmem/zcache': minor\n---\n\nRehearsed.\n")
