@@ -192,20 +192,20 @@ exit $code
  */
 function rereadScript(mebibytes: number): string {
   return `reread() {
-  mount -t tmpfs -o size=${mebibytes + 16}m work /work || return 2
+  mount -t tmpfs -o size=${mebibytes + 16}m work /scratch || return 2
   head -c 524288 /dev/urandom >/tmp/noise
   piece=0
   while [ $piece -lt ${mebibytes * 2} ]; do
     echo "piece $piece of the file"
     cat /tmp/noise
     piece=$((piece + 1))
-  done | tee /work/file | md5sum >/tmp/written
+  done | tee /scratch/file | md5sum >/tmp/written
   wrong=0
   for pass in 1 2 3; do
-    md5sum </work/file | cmp -s - /tmp/written || wrong=$((wrong + 1))
+    md5sum </scratch/file | cmp -s - /tmp/written || wrong=$((wrong + 1))
   done
   echo "3 passes, $wrong wrong"
-  umount /work || return 3
+  umount /scratch || return 3
   [ $wrong = 0 ]
 }
 reread`
