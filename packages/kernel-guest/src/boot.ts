@@ -118,7 +118,7 @@ export function bootGuest(options: BootOptions): BootedGuest {
       files: [
         { path: 'bin/hog', data: readFileSync(hog), mode: 0o755 },
         { path: 'lib/tmem_guest.ko', data: readFileSync(parts.module) },
-        { path: 'work' },
+        { path: 'scratch' },
       ],
     })
     const run = runGuest({
@@ -192,7 +192,7 @@ exit $code
  */
 function rereadScript(mebibytes: number): string {
   return `reread() {
-  mount -t tmpfs -o size=${mebibytes + 16}m work /scratch || return 2
+  mount -t tmpfs -o size=${mebibytes + 16}m scratch /scratch || return 2
   head -c 524288 /dev/urandom >/tmp/noise
   piece=0
   while [ $piece -lt ${mebibytes * 2} ]; do
