@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import { defineConfig } from 'vitest/config'
 
 // Tests run from source: the condition "@tmem/source" leads an import of a package to its src folder. Others are
@@ -23,6 +24,9 @@ export default defineConfig({
     // Ends what hangs. A machine that is busy with other work takes ten times as long, and nothing is wrong then.
     testTimeout: 90_000,
     hookTimeout: 90_000,
+    // Two files at once also on two processors: many of them wait for servers and clients. What looks at the whole
+    // machine goes alone.
+    maxWorkers: wanted !== undefined ? 1 : Math.max(2, availableParallelism() - 1),
     reporters: ['default', './tools/vitest-reporter.mjs'],
   },
 })
