@@ -470,28 +470,33 @@ export class RamsterPlace implements SlowPlace, Borrowing {
 
   /**
    * The same, and where it may not vanish waits for a machine that alone has it and is away, as long as it may: whoever
-   * swaps has nothing else that it could do.
+   * swaps has nothing else that it could do. Where one of them answers again they are asked once more: each has been away
+   * in its turn.
    */
   async #fetchOrWait(location: number, generation: number, units: number): Promise<Uint8Array> {
     const since = performance.now()
-    for (let times = 0; ; times++) {
+    let [waited, askedAgain] = [false, false]
+    for (;;) {
       try {
         return await this.#fetch(location, generation, units)
       } catch (error) {
+        const isLost = error instanceof TmemError && error.code === 'TMEM_CORRUPT'
+        if (isLost || this.#closed || this.#generations[location] !== generation) throw error
+        if (this.#states[location] !== PERSISTENT) throw error
+        const mask = this.#holders[location]!
+        if (this.#machines.some(({ bit, memory }) => (mask & bit) !== 0 && memory.isOpen)) {
+          if (askedAgain) throw error
+          askedAgain = true
+          continue
+        }
         const leftMs = this.#waitMs - (performance.now() - since)
-        if (leftMs <= 0 || !this.#isAway(location, generation)) throw error
-        if (times === 0) this.#counters.waited_reads++
+        if (leftMs <= 0 || mask === 0) throw error
+        if (!waited) this.#counters.waited_reads++
+        waited = true
+        askedAgain = false
         await this.#someChange(leftMs)
       }
     }
-  }
-
-  /** Whether a block that may not vanish is on machines all of which are away. */
-  #isAway(location: number, generation: number): boolean {
-    if (this.#closed || this.#generations[location] !== generation || this.#states[location] !== PERSISTENT)
-      return false
-    const mask = this.#holders[location]!
-    return mask !== 0 && !this.#machines.some(({ bit, memory }) => (mask & bit) !== 0 && memory.isOpen)
   }
 
   /** Resolves when a machine answers again, the place is closed, or so much time has passed. */
