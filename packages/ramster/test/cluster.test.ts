@@ -183,10 +183,15 @@ test('a primary that starts anew, empty, empties its replica: what was there is 
   await victim.kill()
   await victim.start()
   await a.isWell()
-  await world.expectSoon(async () => (await a.keys()) === 300)
+  await world.expectSoon(() => world.counter('healed_copies') > 40)
   await world.expectSoon(() => world.counter('degraded') === 0 && world.counter('one_copy_only') === 0)
+  // All of it is in this cluster, too.
+  for (const server of b.servers) await server.kill()
   await world.expectPages(300)
   expect(world.counter('lost')).toBe(0)
+  await world.store.close()
+  both = undefined
+  await Promise.all([a.stop(), b.stop()])
 })
 
 test('a primary that stands still is given up, and a replica takes its place', async () => {
