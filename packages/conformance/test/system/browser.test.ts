@@ -72,9 +72,16 @@ async function show(folder: string, query: string): Promise<Result> {
   })
   const { port } = server.address() as AddressInfo
   const profile = mkdtempSync(join(scratch, 'profile-'))
-  // Its crash handler would be a process of another group.
-  const own = ['--disable-breakpad', '--disable-crashpad-for-testing']
-  const flags = [...own, '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run']
+  // Its crash handler would be a process of another group; with `--disable-crashpad-for-testing`, too, Chromium's network
+  // process ends at its start, again and again.
+  const flags = [
+    '--disable-breakpad',
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-dev-shm-usage',
+    '--no-first-run',
+  ]
   const url = `http://127.0.0.1:${port}/${query}`
   const browser = spawn('chromium', [...flags, `--user-data-dir=${profile}`, url], { stdio: 'ignore', detached: true })
   open.add(browser.pid!)
