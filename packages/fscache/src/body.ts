@@ -9,8 +9,8 @@
  *  - A body hands on each byte once, in order, of one version; or it errors.
  *  - What a body has promised to come from the cache was copied before its first byte: pages may disappear at any time.
  */
+import { untilAborted } from '@tmem/core'
 import { type Cookie, ReadOutcome } from './cookies.ts'
-import { abortable } from './request.ts'
 
 /** Bytes of a body from `at` on. */
 export interface Piece {
@@ -305,7 +305,7 @@ export class Source {
       // costs full collections.
       const pieces: Uint8Array[] = []
       for (;;) {
-        const bytes = await (signal === undefined ? this.#piece() : abortable(this.#piece(), signal))
+        const bytes = await (signal === undefined ? this.#piece() : untilAborted(this.#piece(), signal))
         if (bytes === undefined) break
         this.#position += bytes.length
         pieces.push(this.#lent ? bytes.slice() : bytes)

@@ -18,13 +18,13 @@
  *
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */
-import { checkOptions } from '@tmem/core'
+import { checkOptions, untilAborted } from '@tmem/core'
 import { isEncoded, isMeant, isPart, isSame, isStrong, lengthOf, rangeOf, targetOf } from './answers.ts'
 import { type Fill, type Look, lookAt, pieceBytes, Source } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
 import { Freshness } from './freshness.ts'
 import { HttpFile, Parts, stale } from './parts.ts'
-import { type Asked, abortable, addressOf, askedBy, asking, type Fetch, identity } from './request.ts'
+import { type Asked, addressOf, askedBy, asking, type Fetch, identity } from './request.ts'
 import { CachedResponse } from './response.ts'
 import {
   averageWeight,
@@ -174,7 +174,7 @@ export class HttpFiles {
     if (asked.cache === 'reload' || note === 'alone' || note === 'plain') return this.#plain(asked)
     const flight = this.#flights.get(key)
     if (flight !== undefined) {
-      const found = await abortable(flight, signal)
+      const found = await untilAborted(flight, signal)
       return found === undefined ? this.#plain(asked) : this.#join(asked, found)
     }
     let land: (found?: Found) => void = () => undefined

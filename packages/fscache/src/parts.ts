@@ -9,10 +9,11 @@
  *
  * Source: RFC 9110 §13.1.1 (If-Match), §14 (range requests).
  */
+import { untilAborted } from '@tmem/core'
 import { isEncoded, targetOf, wrongLength, wrongRange } from './answers.ts'
 import type { Fill, Piece } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
-import { abortable, asking, type Fetch, identity } from './request.ts'
+import { asking, type Fetch, identity } from './request.ts'
 import type { Entry, HttpFilesCounters, Table, Way } from './table.ts'
 
 /** Pages asked for in one request of an open file at most. */
@@ -116,7 +117,7 @@ export class Parts {
     const { pageSize } = this.cache
     const start = first * pageSize
     if (fill?.open === true && fill.begun.at <= start) {
-      const pages = await abortable(this.#through(fill, start, Math.min(cookie.size, (last + 1) * pageSize)), signal)
+      const pages = await untilAborted(this.#through(fill, start, Math.min(cookie.size, (last + 1) * pageSize)), signal)
       if (cookie.version !== version) throw stale(entry)
       if (pages !== undefined) return pages
     }

@@ -137,19 +137,3 @@ function isReadable(given: unknown): boolean {
   if (given instanceof Headers || Array.isArray(given)) return true
   return typeof given === 'object' && given !== null && !(Symbol.iterator in given)
 }
-
-/** The promise, or a rejection when the signal aborts before. */
-export async function abortable<Value>(promise: Promise<Value>, signal: AbortSignal | undefined): Promise<Value> {
-  if (signal === undefined) return promise
-  signal.throwIfAborted()
-  let aborted = (): void => undefined
-  const given = new Promise<never>((_resolve, reject) => {
-    aborted = () => reject(signal.reason as Error)
-    signal.addEventListener('abort', aborted, { once: true })
-  })
-  try {
-    return await Promise.race([promise, given])
-  } finally {
-    signal.removeEventListener('abort', aborted)
-  }
-}

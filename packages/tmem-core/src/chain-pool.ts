@@ -4,6 +4,7 @@
  * Pages of more than 64 KiB are kept in parts of 64 KiB, each under a handle of its own: they move one by one. A page
  * in parts is here with all of them or with none. Arguments were checked at the boundary of the stack.
  */
+import { untilAborted } from './abort.ts'
 import type { BlockPool, Blocks } from './blocks.ts'
 import { none } from './handles.ts'
 import { GetOutcome, Pending, PoolRefusal, PutOutcome } from './outcomes.ts'
@@ -400,19 +401,5 @@ export class ChainPool implements Pool, BlockPool {
   #changed(object: ObjectId, index: number): void {
     for (const watch of this.#watches)
       if (BigInt(watch.object) === BigInt(object) && (index === none || watch.index === index)) watch.changed = true
-  }
-}
-
-/** Resolves as the promise does, unless the signal comes first: then it rejects with its reason. */
-async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  let abort: () => void = () => undefined
-  const aborted = new Promise<never>((_, reject) => {
-    abort = () => reject(signal.reason as Error)
-    signal.addEventListener('abort', abort, { once: true })
-  })
-  try {
-    return await Promise.race([promise, aborted])
-  } finally {
-    signal.removeEventListener('abort', abort)
   }
 }

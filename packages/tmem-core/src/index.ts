@@ -1,4 +1,5 @@
 /** Transcendent memory: pools, objects, pages, outcomes; composing stores; the table of handles. */
+export * from './abort.ts'
 export * from './block.ts'
 export { type Broken, checkedPlace } from './checked-place.ts'
 export * from './compose.ts'

@@ -39,6 +39,7 @@ import {
   PutOutcome,
   type StatsNode,
   TmemError,
+  untilAborted,
 } from '@tmem/core'
 import { Errno, PoolBit, pageBytes } from './abi.ts'
 import { GuestCalls } from './calls.ts'
@@ -304,19 +305,5 @@ function putOutcomeOf(answer: number): PutOutcome {
     default:
       // -ENOMEM, and -ENOSPC, which says that the older page has gone.
       return PutOutcome.NoMemory
-  }
-}
-
-/** Resolves as the promise does, unless the signal comes first: then it rejects with its reason. */
-async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  let abort: () => void = () => undefined
-  const aborted = new Promise<never>((_, reject) => {
-    abort = () => reject(signal.reason as Error)
-    signal.addEventListener('abort', abort, { once: true })
-  })
-  try {
-    return await Promise.race([promise, aborted])
-  } finally {
-    signal.removeEventListener('abort', abort)
   }
 }
