@@ -109,11 +109,12 @@ describe('--nbd-limits', () => {
 describe('where the address space is limited', () => {
   test('it does not start, or serves many clients with large writes at once, and lives', async (ctx) => {
     requires(ctx, { commands: ['sh'] })
-    const folder = temporaryDirectory()
-    const path = join(folder, 'nbd.sock')
     const outcomes: string[] = []
     // From too little to just enough: what a plain runtime takes is not known before.
     for (let mebibytes = 800; mebibytes <= 1400 && !outcomes.includes('served'); mebibytes += 100) {
+      // Each in a folder of its own: one that its limit killed while it started leaves its mark, and the next would refuse.
+      const folder = temporaryDirectory()
+      const path = join(folder, 'nbd.sock')
       const script = `ulimit -v ${mebibytes * 1024}; exec "$0" "$@"`
       const running = spawn('sh', [
         '-c',
