@@ -75,10 +75,9 @@ describe('tmem demo', () => {
 
     // On the swap machine every page that comes is I/O, but for those that repeat one word; what goes is written many
     // at a time.
-    const same = swap.places.find(({ name }) => name === 'directory')?.pages ?? 0
     expect(swap.swapOuts).toBeGreaterThan(512)
     expect(swap.diskReads).toBeLessThanOrEqual(swap.swapIns)
-    expect(same > 0 || swap.diskReads === swap.swapIns).toBe(true)
+    expect(swap.diskReads).toBeGreaterThan(0.9 * swap.swapIns)
     expect(swap.diskWrites).toBeLessThan(swap.swapOuts / 2)
     expect(swap.refusals).toEqual({})
     // With tmem hardly anything needs the disk: half of the memory, compressed, has room for the other half.

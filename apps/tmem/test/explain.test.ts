@@ -141,7 +141,8 @@ test.each([['0'], ['x'], ['4000'], ['-1']])('top --interval %s', async (interval
 test('top on a terminal draws the screen anew in place', async (ctx) => {
   requires(ctx, { commands: ['script'] })
   const server = await serving(stack, ...device)
-  const top = `${process.execPath} ${bin} top --interval 0.1 --control ${server.control}`
+  const words = [process.execPath, bin, 'top', '--interval', '0.1', '--control', server.control]
+  const top = words.map((word) => `'${word}'`).join(' ')
   // It ends with the signal that a person's Ctrl-C is.
   const child = spawn('script', ['-qec', `stty rows 20 cols 60; ${top}`, '/dev/null'], {
     stdio: ['pipe', 'pipe', 'inherit'],
