@@ -9,7 +9,7 @@
 import { fork } from 'node:child_process'
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
-import { delimiter, dirname, join } from 'node:path'
+import { basename, delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { asCommonJs, examplesOf } from './examples.mjs'
 import { run, step, together } from './work.mjs'
@@ -21,6 +21,8 @@ const scratch = fs.mkdtempSync(join(tmpdir(), 'tmem-release-'))
 const checkout = join(scratch, 'checkout')
 const counts = { installs: 0, programs: 0, compiled: 0 }
 const skipped = []
+/** Installed one by one with npm, too: one with entry points of its own for others' packages, one over many packages. */
+const alone = ['@tmem/cache', '@tmem/simulator']
 let registry
 let port
 
@@ -65,6 +67,7 @@ try {
   const tenLines = join(scratch, 'ten-lines')
   await step('the ten lines, with npm', () => useTenLines(tenLines, first))
   await step('Jest', () => useJest(tenLines))
+  await step('single packages, with npm', () => useAlone(join(scratch, 'alone'), first, readmes))
   await step('all packages together, with npm', () => useAllTogether(join(scratch, 'together'), first))
   await step('npx tmem', () => useProgram(first))
   await lint
@@ -282,10 +285,10 @@ async function installEach(folder, packages) {
     const uses = new Set([name, '@types/node', ...peers, ...examples.flatMap((example) => example.uses)])
     const dependencies = Object.fromEntries([...uses].map((used) => [used, wanted(packages, used)]))
     write(join(own, 'package.json'), JSON.stringify({ name: `with-${shortName(name)}`, type: 'module', dependencies }))
-    for (const { number, language, code, only } of examples) {
+    for (const { number, language, code, uses, only } of examples) {
       const file = join(own, `example-${number}.${language}`)
       write(file, code)
-      readmes.push({ name, own, file, only })
+      readmes.push({ name, own, file, uses, only })
     }
     const entries = Object.keys(manifest.exports).map((path) => `${name}${path.slice(1)}`)
     const lines = (form) => entries.map((entry, n) => form(entry, n)).join('\n')
@@ -388,15 +391,44 @@ async function npm(folder, packages, names) {
   counts.installs++
 }
 
+/**
+ * The packages in `alone`, each the only one that a person asks npm for: it brings all that it needs, for itself and for
+ * those examples of its README that import nothing else.
+ */
+async function useAlone(folder, packages, readmes) {
+  for (const name of alone) {
+    const own = join(folder, shortName(name))
+    folderOf(own, {})
+    await npm(own, packages, [name])
+    const entries = entriesWithoutPeers(name, packages.get(name))
+    write(join(own, 'module.mjs'), entries.map((entry) => `await import('${entry}')\n`).join(''))
+    write(join(own, 'require.cjs'), entries.map((entry) => `require('${entry}')\n`).join(''))
+    await node(own, 'module.mjs')
+    await node(own, 'require.cjs')
+    const examples = readmes.filter(
+      ({ name: of, uses, only }) => of === name && only === undefined && uses.every((used) => used === name),
+    )
+    must(examples.length > 0, `no example of ${name} uses ${name} alone`)
+    for (const { file } of examples) {
+      const module = file.replace(/\.ts$/, '.js')
+      const copy = join(own, basename(module))
+      fs.copyFileSync(module, copy)
+      await node(own, copy)
+    }
+  }
+}
+
+/** Entry points that need no package which is the user's to install: that is what other entry points join a package to. */
+function entriesWithoutPeers(name, { manifest }) {
+  return Object.keys(manifest.exports)
+    .filter((path) => path === '.' || manifest.peerDependencies === undefined)
+    .map((path) => `${name}${path.slice(1)}`)
+}
+
 async function useAllTogether(folder, packages) {
   folderOf(folder, {})
   await npm(folder, packages, [...packages.keys()])
-  // What an entry point other than the first joins a package to is the user's to install.
-  const entries = [...packages].flatMap(([name, { manifest }]) =>
-    Object.keys(manifest.exports)
-      .filter((path) => path === '.' || manifest.peerDependencies === undefined)
-      .map((path) => `${name}${path.slice(1)}`),
-  )
+  const entries = [...packages].flatMap(([name, found]) => entriesWithoutPeers(name, found))
   write(join(folder, 'all.mjs'), entries.map((entry) => `await import('${entry}')\n`).join(''))
   write(join(folder, 'all.cjs'), entries.map((entry) => `require('${entry}')\n`).join(''))
   await node(folder, 'all.mjs')
