@@ -13,9 +13,8 @@
  * Rules that every place keeps (asserted by the checked boundary and by the place suite of @tmem/conformance):
  *  1. What a place has taken it keeps, byte for byte, until `free`; a location in use is never given out again.
  *  2. What a place refuses leaves nothing behind in it.
- * 3. Taking and refusing are synchronous in a memory place. A slow place has taken a block when the promise of `write`
- * has
- *     resolved, not before, and only where it has set a location.
+ *  3. Taking and refusing are synchronous in a memory place. A slow place has taken a block when the promise of `write`
+ *     has resolved, not before, and only where it has set a location.
  *  4. A place evicts nothing by itself. Who goes, and where to, is the chain's business.
  *  5. Buffers belong to the caller: they are read or filled during the call (a flight: until its promise settles).
  *  6. `free` cannot fail.
