@@ -41,8 +41,8 @@ function there({ package: name, command, file, unpack: how }) {
 }
 
 /**
- * Returns a line to show when something could not be installed. What is marked with `"for": "system"` is large, and only
- * installed for tests of that kind.
+ * Returns a line to show when something could not be installed. What is marked with `"for": "system"` is large, and
+ * only installed for tests of that kind.
  */
 export function installMissing(isSystem = false) {
   const root = process.getuid?.() === 0

@@ -60,8 +60,8 @@ write(
   `/**
  * A place that keeps blocks in a \`Map\`.
  *
- * Invariants: a location has at most one block; \`used\` is what the blocks of the map take together; a location is given
- * out again only after it was freed.
+ * Invariants: a location has at most one block; \`used\` is what the blocks of the map take together; a location is
+ * given out again only after it was freed.
  */
 import {
   type Block,

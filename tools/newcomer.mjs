@@ -1,7 +1,7 @@
 // Runs `npm test` as people meet it for the first time: each case is a fresh copy of what is committed, in an
 // environment of its own, made and taken away by this script. `npm run test:newcomer` runs all cases, one after the
-// other; `npm run test:newcomer -- NAME...` those, and NAME+NAME one that is both. Prints a line every minute, and at the
-// end one for each case.
+// other; `npm run test:newcomer -- NAME...` those, and NAME+NAME one that is both. Prints a line every minute, and at
+// the end one for each case.
 import { spawn, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -173,8 +173,8 @@ function copyTo({ folder }, name) {
 }
 
 /**
- * All that is there is given to a user made for this; answers what lets that user run a command. Who is not root runs it
- * by himself.
+ * All that is there is given to a user made for this; answers what lets that user run a command. Who is not root runs
+ * it by himself.
  */
 function asUser(world) {
   if (!isRoot) return []

@@ -1,6 +1,6 @@
 // The examples of the READMEs as files of a person's own project. An example with imports runs as it stands, but for
-// the paths that it names; what it leaves to the reader is listed here, by words that are in it. A piece without imports
-// that is not listed is told as such, and not run.
+// the paths that it names; what it leaves to the reader is listed here, by words that are in it. A piece without
+// imports that is not listed is told as such, and not run.
 
 const tests = [["'vitest'", "'node:test'"]] // any runner that has describe and it
 const openStore = "import { compose } from '@tmem/core'\nimport { memory } from '@tmem/memory'\n"

@@ -21,7 +21,9 @@ const scratch = fs.mkdtempSync(join(tmpdir(), 'tmem-release-'))
 const checkout = join(scratch, 'checkout')
 const counts = { installs: 0, programs: 0, compiled: 0 }
 const skipped = []
-/** Installed one by one with npm, too: one with entry points of its own for others' packages, one over many packages. */
+/**
+ * Installed one by one with npm, too: one with entry points of its own for others' packages, one over many packages.
+ */
 const alone = ['@tmem/cache', '@tmem/simulator']
 let registry
 let port
@@ -392,8 +394,8 @@ async function npm(folder, packages, names) {
 }
 
 /**
- * The packages in `alone`, each the only one that a person asks npm for: it brings all that it needs, for itself and for
- * those examples of its README that import nothing else.
+ * The packages in `alone`, each the only one that a person asks npm for: it brings all that it needs, for itself and
+ * for those examples of its README that import nothing else.
  */
 async function useAlone(folder, packages, readmes) {
   for (const name of alone) {
@@ -418,7 +420,9 @@ async function useAlone(folder, packages, readmes) {
   }
 }
 
-/** Entry points that need no package which is the user's to install: that is what other entry points join a package to. */
+/**
+ * Entry points that need no package which is the user's to install: that is what other entry points join a package to.
+ */
 function entriesWithoutPeers(name, { manifest }) {
   return Object.keys(manifest.exports)
     .filter((path) => path === '.' || manifest.peerDependencies === undefined)

@@ -10,8 +10,8 @@
  *    a name of somebody else's that is pointed here (DNS rebinding) leads nowhere. What a browser sends for another
  *    site (`Sec-Fetch-Site`, `Origin`) is refused.
  *  - A knob is turned by POST with JSON and the token in a header, which no form and no page of another site can send.
- *  - A state is made once a second for all pages together, and only while there is one. A page that does not read misses
- *    states, and after half a minute its stream: nothing is kept for it.
+ *  - A state is made once a second for all pages together, and only while there is one. A page that does not read
+ *    misses states, and after half a minute its stream: nothing is kept for it.
  *  - There are at most `maxPages` streams and twice as many connections.
  */
 import { createHash, timingSafeEqual } from 'node:crypto'

@@ -8,11 +8,10 @@
  *
  * Invariants:
  * - What is written here keeps the two rules for block ends: the last 5 bytes are literals, and the last match starts
- * at
- *   least 12 bytes before the end. C's decoder refuses blocks that do not.
+ *   at least 12 bytes before the end. C's decoder refuses blocks that do not.
  * - What is read here need not keep them: they exist so that decoders may copy in large steps, and none here relies on
- *   them. Everything else must hold: a distance of 0 or one that reaches before the block, a run or a match that crosses
- *   an end, bytes left over on either side, all give -1. All LZ4 codecs of this package accept the same blocks.
+ *   them. Everything else must hold: a distance of 0 or one that reaches before the block, a run or a match that
+ *   crosses an end, bytes left over on either side, all give -1. All LZ4 codecs of this package accept the same blocks.
  */
 // Whoever compiles this file from another package finds the types of lz4js too.
 // oxlint-disable-next-line typescript/triple-slash-reference

@@ -33,8 +33,8 @@ const finders = [
 ]
 
 /**
- * Every finder of places with the usual codec, and every codec that this runtime has with the usual finder: which of both
- * is at work is independent.
+ * Every finder of places with the usual codec, and every codec that this runtime has with the usual finder: which of
+ * both is at work is independent.
  */
 const [usual, ...others] = finders
 const pairs = [

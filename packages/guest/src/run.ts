@@ -16,8 +16,8 @@ import type { Kernel } from './initramfs.ts'
 /** A block device of the guest. Discards go through. */
 export type GuestDrive =
   /**
-   * A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. It does at
-   * most `requestsPerSecond`, as a disk would.
+   * A raw image; with `direct` it is read and written around the host's cache, which its file system must allow. It
+   * does at most `requestsPerSecond`, as a disk would.
    */
   | { readonly file: string; readonly direct?: true; readonly requestsPerSecond?: number }
   /**
@@ -33,8 +33,8 @@ export interface GuestOptions {
   readonly memoryBytes: ByteAmount
   readonly drives?: readonly GuestDrive[]
   /**
-   * Where the guest's memory is, for others to map: a file that is made for it (mode 0600), best on a tmpfs, and that goes
-   * with it. Byte n of it is byte n of the guest's memory, which has at most 2 GiB then.
+   * Where the guest's memory is, for others to map: a file that is made for it (mode 0600), best on a tmpfs, and that
+   * goes with it. Byte n of it is byte n of the guest's memory, which has at most 2 GiB then.
    */
   readonly memoryFile?: string
   /**

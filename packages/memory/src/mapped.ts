@@ -71,8 +71,8 @@ class Maps {
   /** The memory at an address. */
   view(address: number, bytes: number): ArrayBuffer {
     const buffer = this.#koffi.view(BigInt(address), bytes)
-    // Runtimes since 21 have done it themselves. Marked once more, the buffer cannot be let go of when Node 24 ends, which
-    // ends with SIGABRT then.
+    // Runtimes since 21 have done it themselves. Marked once more, the buffer cannot be let go of when Node 24 ends,
+    // which ends with SIGABRT then.
     if (this.#marks.isMarkedAsUntransferable?.(buffer) !== true) this.#marks.markAsUntransferable(buffer)
     return buffer
   }

@@ -4,11 +4,9 @@
  * - KVM keeps shadow entries under a lock of its own, and a fault that may sleep between looking the page up and
  *   installing it: counter and sequence number.
  * - GRU has a hardware TLB, and faults that arrive in interrupt context: a counter only, because the hardware cancels
- * an
- *   insert that races with a flush.
+ *   an insert that races with a flush.
  * - XPMEM maps pages into other partitions and has to send messages and wait for the answers: it must sleep, and keeps
- * a
- *   reference on every page it has exported.
+ *   a reference on every page it has exported.
  *
  * Invariants: an entry (spte) of a client refers to a page that is not free; KVM and GRU hold no references through
  * their entries.

@@ -10,9 +10,9 @@
  *  - During a read that is larger than a chunk (`#stream`), other replies wait.
  *  - Requests are begun in turns (turns.ts), and what may take long is done in slices (slices.ts). Between its turns,
  *    while one of
- *    its requests has slices left, while output waits for the client, the limit of requests is reached, or the memory is used up, no request
- *    is begun and nothing is received (`busy`): a client that does not read makes its own connection stop, and holds at
- *    most the chunks that it had.
+ *    its requests has slices left, while output waits for the client, the limit of requests is reached, or the memory
+ *    is used up, no request is begun and nothing is received (`busy`): a client that does not read makes its own
+ *    connection stop, and holds at most the chunks that it had.
  *  - Memory: what all connections have, and each of them, is bounded by the pool; when that is used up, a connection
  *    has at
  *    most one request in flight, one small chunk to receive into and two to send from.

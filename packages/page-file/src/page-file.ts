@@ -5,8 +5,8 @@
  * Invariants:
  *  - No file is written, resized or removed that is not ours, unless the caller asked for a foreign one by its mode;
  *    and none
- *    that another owner, in whichever process or thread, has claimed. Everything is judged before it is opened and once more
- *    when it is claimed: what does not pass is as it was.
+ *    that another owner, in whichever process or thread, has claimed. Everything is judged before it is opened and once
+ *    more when it is claimed: what does not pass is as it was.
  *  - When `open` throws, nothing is left behind: what was made is removed again.
  *  - Where the system has files without a name, one that is made gets its name when it is claimed and marked: nobody
  *    finds it before, and a process that is killed meanwhile leaves nothing.

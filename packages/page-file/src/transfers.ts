@@ -18,7 +18,8 @@
  *    promises.
  *  - A write that was acknowledged has reported its errors, unless writes end in the cache (`late`): then a sync
  *    reports them. Where a
- *    sync has to follow each write, those that come together share one; one that fails fails all writes that were under way.
+ *    sync has to follow each write, those that come together share one; one that fails fails all writes that were under
+ *    way.
  *
  * Source: open(2), NOTES on O_DIRECT; fdatasync(2), and what a failed one leaves: pages that count as clean.
  */

@@ -13,7 +13,8 @@
  * Invariants:
  *  - Each page of the image holds what the device's page held when it was last flushed, or at some time since: never a
  *    mixture, as far as
- *    the process goes. (When power fails, what of the writes since the last flush is there is up to the disk, as with any disk.)
+ *    the process goes. (When power fails, what of the writes since the last flush is there is up to the disk, as with
+ *    any disk.)
  *  - Outside of a copy under way, a page of the image that differs from the device's is dirty. A bit is cleared before
  *    its page is read, so a change meanwhile sets it again; it
  *    is also set again when the copy failed.

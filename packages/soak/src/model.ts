@@ -7,7 +7,8 @@
  *
  * Invariants:
  *  - A sector has at most one change under way, and none while an abandoned one may still reach it: who begins a change
- *    asks `isFree`. So what is there is `now` or what that one change writes, whatever the order in which a server works.
+ *    asks `isFree`. So what is there is `now` or what that one change writes, whatever the order in which a server
+ *    works.
  *  - `older` of a sector are the versions that were there since the last flush that covers them: in an image any of
  *    them may be what a kill leaves. A flush covers what was acknowledged before it was sent.
  *  - Where a read overlaps a change in time, either version is right, for each sector by itself.

@@ -9,7 +9,8 @@
  * Invariants:
  *  - A record is in the file only while its page is here: it is written after its frame, and only if the page is still
  *    what was
- *    sent; it is emptied before the page is answered, changed or dropped. So nothing that went comes back after a crash.
+ *    sent; it is emptied before the page is answered, changed or dropped. So nothing that went comes back after a
+ *    crash.
  *  - A frame is served only when its bytes have the digest of its record. Anything else costs the page.
  *  - Positions of records grow with their numbers from the oldest to the newest, and all lie within one length of the
  *    ring.

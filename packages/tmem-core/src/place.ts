@@ -61,8 +61,8 @@ export interface PlaceTraits {
   /** Its memory belongs to somebody else (a hypervisor): no client is charged for it (default: false). */
   readonly foreign?: boolean
   /**
-   * Blocks that it wants to be asked for at once, in a place that waits: 1 to 65,536 (default: 16). Many where they come
-   * together, from far away; few where each takes its turn.
+   * Blocks that it wants to be asked for at once, in a place that waits: 1 to 65,536 (default: 16). Many where they
+   * come together, from far away; few where each takes its turn.
    */
   readonly readsAtOnce?: number
 }

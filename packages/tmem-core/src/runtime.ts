@@ -8,7 +8,9 @@
  * Source of the sum: ISO 3309, as in zlib (polynomial 0xedb88320, reflected).
  */
 
-/** Copies `this[from, end)` to `target` at `to`, where it must fit; also when they overlap. Returns the bytes copied. */
+/**
+ * Copies `this[from, end)` to `target` at `to`, where it must fit; also when they overlap. Returns the bytes copied.
+ */
 export type CopyBytes = (this: Uint8Array, target: Uint8Array, to: number, from: number, end: number) => number
 
 /** Compares `this[from, end)` with `target[targetFrom, targetEnd)`: negative, 0 (the same bytes) or positive. */

@@ -111,7 +111,9 @@ export interface Pages {
   addEventListener(name: 'connect', come: (event: MessageEvent) => void): void
 }
 
-/** What the thread does: one stream for all pages, as long as there is one. A page that comes is told the last state. */
+/**
+ * What the thread does: one stream for all pages, as long as there is one. A page that comes is told the last state.
+ */
 export function share(pages: Pages): void {
   const ports = new Set<MessagePort>()
   let last: Told | undefined

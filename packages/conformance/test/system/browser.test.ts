@@ -72,8 +72,8 @@ async function show(folder: string, query: string): Promise<Result> {
   })
   const { port } = server.address() as AddressInfo
   const profile = mkdtempSync(join(scratch, 'profile-'))
-  // Its crash handler would be a process of another group; with `--disable-crashpad-for-testing`, too, Chromium's network
-  // process ends at its start, again and again.
+  // Its crash handler would be a process of another group; with `--disable-crashpad-for-testing`, too, Chromium's
+  // network process ends at its start, again and again.
   const flags = [
     '--disable-breakpad',
     '--headless=new',
