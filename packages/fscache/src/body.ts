@@ -40,6 +40,8 @@ export interface FillOptions {
   readonly name: string
 }
 
+const nothing = new Uint8Array(0)
+
 /** A body on its way from a server, read by one or several, each at its own pace. */
 export class Fill {
   readonly start: number
@@ -51,8 +53,14 @@ export class Fill {
   users = 0
   readonly #options: FillOptions
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined
-  /** The page that a piece ended in. */
-  readonly #page: Uint8Array
+  /**
+   * True: pages wait until the body has ended, and are put after it was handed over. Then the bytes of pieces are the
+   * cache's, too: nobody may change them, or give them away.
+   */
+  behind = false
+  /** The page that a piece ended in, and memory for further ones. */
+  #page: Uint8Array | undefined
+  #spare: Uint8Array = nothing
   #coming: Promise<Piece | undefined> | undefined
   #over = false
 
@@ -62,7 +70,6 @@ export class Fill {
     this.end = options.end
     this.exact = options.exact
     this.position = options.start
-    this.#page = new Uint8Array(options.pageSize)
   }
 
   /** False when nothing can come any more. */
@@ -72,8 +79,8 @@ export class Fill {
 
   /** What has come of the page that the last piece ended in: the caller must copy it. */
   get begun(): Piece {
-    const rest = this.position % this.#page.length
-    return { at: this.position - rest, bytes: this.#page.subarray(0, rest) }
+    const rest = this.position % this.#options.pageSize
+    return { at: this.position - rest, bytes: rest === 0 ? nothing : this.#border.subarray(0, rest) }
   }
 
   /**
@@ -120,32 +127,60 @@ export class Fill {
     const at = this.position
     if (exact && end !== undefined && at + bytes.length > end)
       throw new Error(`${name}: the answer goes on after the ${end - this.start} bytes that were promised`)
+    const begun = at % pageSize
     let from = 0
     let pages = 0
-    while (from < bytes.length) {
-      const place = (at + from) % pageSize
-      const count = Math.min(pageSize - place, bytes.length - from)
-      const index = Math.floor((at + from) / pageSize)
-      const part = bytes.subarray(from, from + count)
-      if (count < pageSize) this.#page.set(part, place)
-      if (place + count === pageSize) {
-        this.#write(index, count < pageSize ? this.#page : part)
-        pages++
-      }
-      from += count
+    if (begun > 0) {
+      from = Math.min(pageSize - begun, bytes.length)
+      this.#border.set(bytes.subarray(0, from), begun)
+      if (begun + from === pageSize) pages += this.#write(at - begun, this.#takePage())
     }
+    const until = bytes.length - ((bytes.length - from) % pageSize)
+    if (until > from) pages += this.#write(at + from, bytes.subarray(from, until))
+    if (until < bytes.length) this.#border.set(bytes.subarray(until))
     this.position += bytes.length
     received(bytes.length, pages)
     return { at, bytes }
   }
 
-  #write(index: number, page: Uint8Array): void {
+  /** The page that is on its way in parts. */
+  get #border(): Uint8Array {
+    if (this.#page === undefined) {
+      const { pageSize } = this.#options
+      // Where pages wait there are many: several are cut from one buffer, which costs about as much as one of a page.
+      if (this.#spare.length === 0) this.#spare = unwritten(this.behind ? 4 * pageSize : pageSize)
+      this.#page = this.#spare.subarray(0, pageSize)
+      this.#spare = this.#spare.subarray(pageSize)
+    }
+    return this.#page
+  }
+
+  /** The page that is full now: the cache's, when it waits. */
+  #takePage(): Uint8Array {
+    const page = this.#border
+    if (this.behind) this.#page = undefined
+    return page
+  }
+
+  /** Hands pages in, which begin at a place in the file, as far as they are kept; how many they are. */
+  #write(at: number, pages: Uint8Array): number {
     const { cookie, pageSize, end, limit } = this.#options
-    const behind = (index + 1) * pageSize
-    if (!cookie.enabled || behind > limit) return
+    const count = pages.length / pageSize
+    const first = at / pageSize
+    const allowed = Math.min(count, Math.floor(limit / pageSize) - first)
+    if (!cookie.enabled || allowed <= 0) return count
+    const behind = (first + allowed) * pageSize
     // Of a body whose length is not known the file grows as it comes.
     if (end === undefined && cookie.size < behind) cookie.resize(behind)
-    if (index < cookie.pages) cookie.write(index, page)
+    const kept = Math.min(allowed, cookie.pages - first)
+    if (kept > 0) this.#hand(first, pages.subarray(0, kept * pageSize))
+    return count
+  }
+
+  #hand(first: number, pages: Uint8Array): void {
+    const { cookie } = this.#options
+    if (this.behind) cookie.hold(first, pages)
+    else cookie.writeMany(first, pages)
   }
 
   #finish(size: number | undefined): void {
@@ -154,63 +189,57 @@ export class Fill {
     const { cookie, pageSize, received, ended, end, limit } = this.#options
     const rest = this.position % pageSize
     if (size !== undefined && rest > 0) {
-      this.#page.fill(0, rest)
+      this.#border.fill(0, rest)
       if (cookie.enabled && size <= limit && (end === undefined || end === size)) {
         if (end === undefined) cookie.resize(size)
         const index = Math.floor(size / pageSize)
-        if (index < cookie.pages) cookie.write(index, this.#page)
+        if (index < cookie.pages) this.#hand(index, this.#border)
       }
       received(0, 1)
     }
     ended(size)
+    cookie.settleSoon()
   }
 }
 
 /** What of a file was found in the cache. */
 export interface Look {
-  /** A copy of the beginning of the file; zeros where there are holes. */
+  /** A copy of the beginning of the file; where there are holes, anything. */
   readonly bytes: Uint8Array<ArrayBuffer>
   /** Where holes begin and end; both are the size of the file when there is none. Between them there may be pages. */
   readonly first: number
   readonly last: number
 }
 
-/** How many pages are asked for at a time where the store has to wait. */
+/** How many pages are asked for at a time: where the store has to wait, it has that many to bring. */
 const lookAtOnce = 64
+
+/** Memory for bytes all of which are going to be written: what is in it first is not defined. */
+export function unwritten(bytes: number): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(Buffer.allocUnsafeSlow(bytes).buffer)
+}
 
 /** Reads what is there of a file, the first `copied` bytes of which are kept, and finds out what is not. */
 export async function lookAt(cookie: Cookie, pageSize: number, copied: number): Promise<Look> {
   const { size, pages } = cookie
-  const bytes = new Uint8Array(copied)
-  // For pages of which no copy is kept, or of which only a part belongs to it: the last one has more bytes than the
-  // file.
-  let scratch: Uint8Array | undefined
-  let tail: Uint8Array | undefined
+  const bytes = unwritten(copied)
+  // Of the last page, which has more bytes than the file, a part is kept; of those behind what is kept nothing.
+  const whole = Math.floor(copied / pageSize)
+  const scratch = new Uint8Array(Math.min(pages - whole, lookAtOnce) * pageSize)
   let [first, last] = [size, 0]
-  const note = (index: number, outcome: ReadOutcome): void => {
-    if (outcome === ReadOutcome.Data) return
-    first = Math.min(first, index * pageSize)
-    last = Math.max(last, Math.min(size, (index + 1) * pageSize))
-  }
   for (let index = 0; index < pages; ) {
-    const waiting: Promise<void>[] = []
-    const until = Math.min(pages, index + lookAtOnce)
-    for (; index < until; index++) {
-      const at = index * pageSize
-      let into: Uint8Array
-      if (at + pageSize <= copied) into = bytes.subarray(at, at + pageSize)
-      else if (at < copied) into = tail ??= new Uint8Array(pageSize)
-      else into = scratch ??= new Uint8Array(pageSize)
-      const answer = cookie.read(index, into)
-      const page = index
-      if (typeof answer === 'number') note(page, answer)
-      else waiting.push(answer.then((outcome) => note(page, outcome)))
+    const from = index
+    const until = Math.min(from < whole ? whole : pages, from + lookAtOnce)
+    const into = (from < whole ? bytes.subarray(from * pageSize) : scratch).subarray(0, (until - from) * pageSize)
+    const answers = cookie.readMany(from, into)
+    for (const outcome of Array.isArray(answers) ? answers : await answers) {
+      if (outcome !== ReadOutcome.Data) {
+        first = Math.min(first, index * pageSize)
+        last = Math.max(last, Math.min(size, (index + 1) * pageSize))
+      }
+      index++
     }
-    if (waiting.length > 0) await Promise.all(waiting)
-  }
-  if (tail !== undefined) {
-    const rest = copied % pageSize
-    bytes.set(tail.subarray(0, rest), copied - rest)
+    if (from === whole && copied % pageSize > 0) bytes.set(into.subarray(0, copied % pageSize), whole * pageSize)
   }
   return { bytes, first, last: first === size ? size : last }
 }
@@ -240,6 +269,9 @@ interface Controller {
 
 /** Bytes of a piece of a body that comes from the cache, at most, or a page when that is larger. */
 export const pieceBytes = 262_144
+
+/** Of a body that has more bytes to come the pages are put after it was handed over. */
+const waitFrom = 65_536
 
 /** The bytes of a body: piece by piece as the source of a byte stream, or all at once. */
 export class Source {
@@ -276,7 +308,8 @@ export class Source {
       if (bytes !== undefined) {
         this.#position += bytes.length
         // A byte stream takes the whole buffer away.
-        const mine = bytes.length === bytes.buffer.byteLength && !this.#lent ? bytes : bytes.slice()
+        const mine =
+          bytes.length === bytes.buffer.byteLength && !this.#lent && !this.#fill?.behind ? bytes : bytes.slice()
         controller.enqueue(mine as Uint8Array<ArrayBuffer>)
         if (this.#position !== this.#size || this.#fill !== undefined) return
       }
@@ -304,13 +337,15 @@ export class Source {
       // Joined at the end, as `fetch` does: room for all of it that stands from the first byte on outlives scavenges, and
       // costs full collections.
       const pieces: Uint8Array[] = []
+      const fill = this.#fill
+      if (fill?.users === 1 && fill.end !== undefined && fill.end - fill.position > waitFrom) fill.behind = true
       for (;;) {
         const bytes = await (signal === undefined ? this.#piece() : untilAborted(this.#piece(), signal))
         if (bytes === undefined) break
         this.#position += bytes.length
         pieces.push(this.#lent ? bytes.slice() : bytes)
       }
-      const into = new Uint8Array(this.#position)
+      const into = unwritten(this.#position)
       let at = 0
       for (const piece of pieces) {
         into.set(piece, at)

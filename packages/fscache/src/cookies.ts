@@ -24,6 +24,7 @@
  */
 import { hash } from 'node:crypto'
 import {
+  assertPage,
   assertPageSize,
   type ByteAmount,
   basePageSize,
@@ -33,11 +34,11 @@ import {
   type ObjectId,
   type PageStore,
   type Pool,
-  PutOutcome,
   poolRefusalName,
   type StatsNode,
   TmemError,
 } from '@tmem/core'
+import { type Run, Runs } from './runs.ts'
 
 /** Answer to a read. */
 export const ReadOutcome = {
@@ -127,6 +128,7 @@ export class FsCache {
   }
   readonly #store: PageStore
   readonly #pool: Pool
+  readonly #runs: Runs
   readonly #maxCookies: number
   readonly #cookies = new Set<Cookie>()
   /** Those in use, and by how many: an exclusive one by one, which is written as infinitely many. */
@@ -151,6 +153,7 @@ export class FsCache {
     this.pageSize = pageSize
     this.#store = store
     this.#pool = pool
+    this.#runs = new Runs(pageSize)
     this.#maxCookies = cookies
   }
 
@@ -164,7 +167,7 @@ export class FsCache {
     const users = this.#volumes.get(key) ?? 0
     if (shared ? users === Infinity : users > 0) throw new RangeError(`volume ${key} is in use already`)
     this.#volumes.set(key, shared ? users + 1 : Infinity)
-    return new Volume(this, key, this.#pool, this.#cookies, this.#maxCookies, () => {
+    return new Volume(this, key, this.#pool, this.#runs, this.#cookies, this.#maxCookies, () => {
       const left = (this.#volumes.get(key) ?? 0) - 1
       if (left > 0 && left < Infinity) this.#volumes.set(key, left)
       else this.#volumes.delete(key)
@@ -175,9 +178,10 @@ export class FsCache {
   withdraw(): void {
     if (this.#withdrawn) return
     this.#withdrawn = true
+    // First: what waits is not put any more.
+    this.#pool.destroy()
     for (const cookie of this.#cookies) cookie.relinquish()
     this.#volumes.clear()
-    this.#pool.destroy()
   }
 
   /** True after `withdraw`. */
@@ -200,6 +204,7 @@ export class Volume {
   readonly key: string
   readonly #cache: FsCache
   readonly #pool: Pool
+  readonly #runs: Runs
   readonly #cookies: Set<Cookie>
   readonly #maxCookies: number
   readonly #released: () => void
@@ -207,10 +212,19 @@ export class Volume {
   #given = false
 
   /** Made by `FsCache.acquireVolume`. */
-  constructor(cache: FsCache, key: string, pool: Pool, cookies: Set<Cookie>, maxCookies: number, released: () => void) {
+  constructor(
+    cache: FsCache,
+    key: string,
+    pool: Pool,
+    runs: Runs,
+    cookies: Set<Cookie>,
+    maxCookies: number,
+    released: () => void,
+  ) {
     this.#cache = cache
     this.key = key
     this.#pool = pool
+    this.#runs = runs
     this.#cookies = cookies
     this.#maxCookies = maxCookies
     this.#released = released
@@ -226,7 +240,7 @@ export class Volume {
     counters.acquires++
     const room = this.#cookies.size < this.#maxCookies
     if (!room) counters.acquires_nobufs++
-    const cookie = new Cookie(this.#cache, room ? this.#pool : undefined, this.key, key, auxiliary, () => {
+    const cookie = new Cookie(this.#cache, room ? this.#pool : undefined, this.#runs, this.key, key, auxiliary, () => {
       this.#mine.delete(key)
       this.#cookies.delete(cookie)
     })
@@ -250,6 +264,9 @@ export class Cookie {
   readonly #cache: FsCache
   readonly #volume: string
   readonly #released: () => void
+  readonly #runs: Runs
+  /** Pages that wait, in the order in which they came. */
+  readonly #held: Run[] = []
   #pool: Pool | undefined
   #object: ObjectId
   #size = 0
@@ -261,6 +278,7 @@ export class Cookie {
   constructor(
     cache: FsCache,
     pool: Pool | undefined,
+    runs: Runs,
     volume: string,
     key: string,
     auxiliary: CookieAuxiliary,
@@ -269,6 +287,7 @@ export class Cookie {
     assertSize(auxiliary.size)
     this.#cache = cache
     this.#pool = pool
+    this.#runs = runs
     this.#volume = volume
     this.key = key
     this.#version = auxiliary.version
@@ -309,32 +328,155 @@ export class Cookie {
       counters.reads_nobufs++
       return ReadOutcome.NoBuffer
     }
-    if (index >= this.pages) return this.#answer(false)
+    if (index >= this.#nameable) return this.#answer(false)
+    this.settle()
     const outcome = pool.get(this.#object, index, into)
     return outcome === GetOutcome.Deferred ? this.#fetch(pool, index, into) : this.#answer(outcome === GetOutcome.Hit)
   }
 
+  /**
+   * Asks for as many pages from `first` on as `into` has room for, each as by `read`: the answers, at once, or as a
+   * promise where the store has to wait. Throws `RangeError` for room that is not that of pages.
+   */
+  readMany(first: number, into: Uint8Array): ReadOutcome[] | Promise<ReadOutcome[]> {
+    const count = this.#pagesOf(into)
+    const { counters, pageSize } = this.#cache
+    counters.reads += count
+    const pool = this.#pool
+    if (pool === undefined) {
+      counters.reads_nobufs += count
+      return new Array<ReadOutcome>(count).fill(ReadOutcome.NoBuffer)
+    }
+    this.settle()
+    const there = Math.max(0, Math.min(count, this.#nameable - first))
+    const outcomes: GetOutcome[] = []
+    this.#runs.get(pool, this.#object, first, into.subarray(0, there * pageSize), outcomes)
+    const answers: ReadOutcome[] = []
+    const waiting: Promise<void>[] = []
+    for (let page = 0; page < count; page++) {
+      const outcome = outcomes[page]
+      answers.push(ReadOutcome.NoData)
+      if (outcome !== GetOutcome.Deferred) answers[page] = this.#answer(outcome === GetOutcome.Hit)
+      else
+        waiting.push(
+          this.#fetch(pool, first + page, into.subarray(page * pageSize, (page + 1) * pageSize)).then((answer) => {
+            answers[page] = answer
+          }),
+        )
+    }
+    return waiting.length === 0 ? answers : Promise.all(waiting).then(() => answers)
+  }
+
+  /**
+   * Whether all pages are there, as far as that can be told without reading them; they may go at any time. False where
+   * the store cannot tell.
+   */
+  get complete(): boolean {
+    this.settle()
+    const { pages } = this
+    return this.#pool !== undefined && pages === this.#nameable && this.#runs.has(this.#pool, this.#object, pages)
+  }
+
   /** Hands in a clean page. Throws `RangeError` for one beyond the end of the file. */
   write(index: number, page: Uint8Array): WriteOutcome {
+    assertPage(page, this.#cache.pageSize)
+    if (this.writeMany(index, page) === 1) return WriteOutcome.Stored
+    return this.enabled ? WriteOutcome.Dropped : WriteOutcome.NoBuffer
+  }
+
+  /**
+   * Hands in clean pages, from `first` on, which lie one after the other: how many were stored. Throws `RangeError` for
+   * one beyond the end of the file, and for bytes that are not pages.
+   */
+  writeMany(first: number, pages: Uint8Array): number {
+    const count = this.#pagesWithin(first, pages)
+    this.settle()
+    return this.#put(first, count, pages)
+  }
+
+  /**
+   * As `writeMany`, but the pages wait, and the cache keeps `pages`, which must not change any more: until `settleSoon`
+   * or `settle`, or until the file is read or written. So who brings them need not wait for their copies. What finds
+   * no room (16 MiB for all that waits) is put at once. Pages that the file loses meanwhile are dropped with it.
+   */
+  hold(first: number, pages: Uint8Array): void {
+    const count = this.#pagesWithin(first, pages)
+    let room = this.enabled && this.#runs.hold(pages.buffer.byteLength)
+    // The oldest go first, a few at a time, so that the newest bytes of a page are put last.
+    while (!room && this.putNext(count)) room = this.#runs.hold(pages.buffer.byteLength)
+    if (room) this.#held.push({ first, bytes: pages })
+    else this.#put(first, count, pages)
+  }
+
+  /** What waits is put, a part in each turn, from the next one on. */
+  settleSoon(): void {
+    if (this.#held.length > 0) this.#runs.soon(this)
+  }
+
+  /** What waits is put now. */
+  settle(): void {
+    if (this.#held.length > 0) this.putNext(Number.POSITIVE_INFINITY)
+  }
+
+  /** For `settleSoon`: puts the next pages that wait, so many at most; false: none is left. */
+  putNext(pages: number): boolean {
+    const { pageSize } = this.#cache
+    for (let left = pages; left > 0 && this.#held.length > 0; ) {
+      const { first, bytes } = this.#held[0]!
+      const count = Math.min(left, bytes.length / pageSize)
+      const rest = bytes.subarray(count * pageSize)
+      if (rest.length > 0) this.#held[0] = { first: first + count, bytes: rest }
+      else {
+        this.#held.shift()
+        this.#runs.release(bytes.buffer.byteLength)
+      }
+      this.#put(first, count, bytes.subarray(0, count * pageSize))
+      left -= count
+    }
+    return this.#held.length > 0
+  }
+
+  #put(first: number, count: number, pages: Uint8Array): number {
     const { counters } = this.#cache
-    if (!Number.isInteger(index) || index < 0 || index >= this.pages)
-      throw new RangeError(`page ${index} of ${this.key} is beyond its end: it has ${this.#size} bytes`)
-    counters.writes++
+    counters.writes += count
     if (this.#pool === undefined) {
-      counters.writes_nobufs++
-      return WriteOutcome.NoBuffer
+      counters.writes_nobufs += count
+      return 0
     }
-    // A 32-bit index is all that a store has; further on, a file is not cached.
-    if (index <= 0xffffffff && this.#pool.put(this.#object, index, page) === PutOutcome.Stored) {
-      counters.writes_ok++
-      return WriteOutcome.Stored
-    }
-    counters.writes_dropped++
-    return WriteOutcome.Dropped
+    const stored = first + count <= this.#nameable ? this.#runs.put(this.#pool, this.#object, first, pages) : 0
+    counters.writes_ok += stored
+    counters.writes_dropped += count - stored
+    return stored
+  }
+
+  /** Pages that a store has names for: a 32-bit index of 4 KiB each. Further on, a file is not cached. */
+  get #nameable(): number {
+    return Math.min(this.pages, 2 ** 32 / (this.#cache.pageSize / basePageSize))
+  }
+
+  #pagesOf(bytes: Uint8Array): number {
+    const { pageSize } = this.#cache
+    if (bytes.length % pageSize !== 0)
+      throw new RangeError(`pages of ${this.key} have ${pageSize} bytes each, got ${bytes.length} bytes`)
+    return bytes.length / pageSize
+  }
+
+  #pagesWithin(first: number, pages: Uint8Array): number {
+    const count = this.#pagesOf(pages)
+    if (Number.isInteger(first) && first >= 0 && first + count <= this.pages) return count
+    throw new RangeError(
+      `page ${first + Math.max(count, 1) - 1} of ${this.key} is beyond its end: it has ${this.#size} bytes`,
+    )
+  }
+
+  /** What waits is not put any more. */
+  #drop(): void {
+    for (const { bytes } of this.#held.splice(0)) this.#runs.release(bytes.buffer.byteLength)
   }
 
   /** A page is not clean any more: the client is about to change it. */
   uncache(index: number): void {
+    this.settle()
     this.#pool?.flushPage(this.#object, index)
   }
 
@@ -343,6 +485,7 @@ export class Cookie {
     assertSize(size)
     const { counters, pageSize } = this.#cache
     counters.resizes++
+    this.settle()
     // The last page of before has zeros behind its end, where there is something now, or will be after another change.
     const from = Math.floor(Math.min(size, this.#size) / pageSize)
     if (this.pages - from > largestSweep) this.#pool?.flushObject(this.#object)
@@ -355,6 +498,7 @@ export class Cookie {
   invalidate(auxiliary: CookieAuxiliary): void {
     assertSize(auxiliary.size)
     this.#cache.counters.invalidates++
+    this.#drop()
     this.#pool?.flushObject(this.#object)
     this.#epoch++
     this.#version = auxiliary.version
@@ -373,8 +517,9 @@ export class Cookie {
     counters.relinquishes++
     if (retire) {
       counters.retires++
+      this.#drop()
       this.#pool?.flushObject(this.#object)
-    }
+    } else this.settle()
     this.#pool = undefined
     this.#epoch = -1
     this.#released()

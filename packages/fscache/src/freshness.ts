@@ -7,10 +7,12 @@
  * (Last-Modified as a validator).
  */
 import CachePolicy from 'http-cache-semantics'
+import type { Fields } from './request.ts'
 
-type Fields = Record<string, string>
+/** Headers as the library reads them. */
+type Named = Record<string, string>
 
-const fieldsOf = (headers: Headers): Fields => Object.fromEntries(headers)
+const namedOf = (fields: Fields): Named => Object.fromEntries(fields)
 
 /** The rules of one answer (200 to a GET). */
 export class Freshness {
@@ -22,8 +24,8 @@ export class Freshness {
    * `request` holds the headers of the program that asked, `response` those of the answer. `now` is in milliseconds
    * since 1970.
    */
-  constructor(url: string, request: Headers, response: Headers, now: number = Date.now()) {
-    const fields = fieldsOf(response)
+  constructor(url: string, request: Fields, response: Fields, now: number = Date.now()) {
+    const fields = namedOf(response)
     // The library knows directives in lower case only, and asks again for each answer that says must-revalidate, fresh
     // or not.
     const control = fields['cache-control']?.toLowerCase()
@@ -38,7 +40,7 @@ export class Freshness {
     if (!/^(W\/)?"[^"]*"$/.test(fields['etag'] ?? '')) delete fields['etag']
     this.#url = url
     this.#policy = new CachePolicy(
-      { url, method: 'GET', headers: fieldsOf(request) },
+      { url, method: 'GET', headers: namedOf(request) },
       { status: 200, headers: fields },
       { shared: false, cacheHeuristic: 0, immutableMinTimeToLive: 0 },
     )
@@ -58,21 +60,21 @@ export class Freshness {
   }
 
   /** Whether the answer may be given to a request with these headers, without asking the server. */
-  serves(request: Headers): boolean {
+  serves(request: Fields): boolean {
     return !this.#policy.stale() && this.#policy.satisfiesWithoutRevalidation(this.#request(request))
   }
 
   /** Headers that ask whether the answer is still good; none when it is of no use for such a request. */
-  conditions(request: Headers): Fields | undefined {
+  conditions(request: Fields): Named | undefined {
     if (!this.#validated) return undefined
     const all = this.#policy.revalidationHeaders(this.#request(request))
-    const conditions: Fields = {}
+    const conditions: Named = {}
     for (const name of ['if-none-match', 'if-modified-since'])
       if (all[name] !== undefined) conditions[name] = String(all[name])
     return Object.keys(conditions).length === 0 ? undefined : conditions
   }
 
-  #request(headers: Headers): { url: string; method: string; headers: Fields } {
-    return { url: this.#url, method: 'GET', headers: fieldsOf(headers) }
+  #request(fields: Fields): { url: string; method: string; headers: Named } {
+    return { url: this.#url, method: 'GET', headers: namedOf(fields) }
   }
 }

@@ -19,6 +19,7 @@
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */
 import { checkOptions, untilAborted } from '@tmem/core'
+import { turn } from '@tmem/core/runtime'
 import { isEncoded, isMeant, isPart, isSame, isStrong, lengthOf, rangeOf, targetOf } from './answers.ts'
 import { type Fill, type Look, lookAt, pieceBytes, Source } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
@@ -162,7 +163,7 @@ export class HttpFiles {
     signal?.throwIfAborted()
     const entry = this.#table.known(asked)
     // A redirect is asked for each time: nothing is known of how long it is good.
-    const unasked = entry?.target === asked.url && asked.cache === 'default' && entry.freshness.serves(asked.headers)
+    const unasked = entry?.target === asked.url && asked.cache === 'default' && entry.freshness.serves(asked.fields)
     if (entry !== undefined && unasked) {
       const look = await this.#look(entry)
       if (look.first === look.last) {
@@ -193,7 +194,7 @@ export class HttpFiles {
   /** What another request has just found out is good for this one. */
   async #join(asked: Asked, { entry, fill }: Found): Promise<Response> {
     const { freshness } = entry
-    if (freshness.conditions(asked.headers) === undefined && !freshness.serves(asked.headers)) return this.#plain(asked)
+    if (freshness.conditions(asked.fields) === undefined && !freshness.serves(asked.fields)) return this.#plain(asked)
     if (fill?.open === true) return this.#fromCache(asked, entry, undefined, fill, false)
     const look = await this.#look(entry)
     const whole = look.first === look.last
@@ -203,29 +204,49 @@ export class HttpFiles {
   /** One request: for a file that is not known, whether it is still good, or for what is missing of it. */
   async #ask(asked: Asked, land: (found: Found) => void): Promise<Response> {
     const entry = this.#table.known(asked)
-    const conditions = entry?.freshness.conditions(asked.headers)
+    const conditions = entry?.freshness.conditions(asked.fields)
     if (entry === undefined || conditions === undefined) return this.#plain(asked, land)
-    const look = await this.#look(entry)
-    const whole = look.first === look.last
+    const { cookie } = entry
+    // All of it seems to be there: it is copied while the server answers.
+    const later = cookie.size > smallBody && cookie.size <= ahead && cookie.complete
+    const look = later ? undefined : await this.#look(entry)
+    const whole = look === undefined || look.first === look.last
     if (!whole && !entry.parts) return this.#plain(asked, land)
     if (!whole) this.counters.ranges++
     const headers = whole ? conditions : rangeOf(entry, look)
-    return this.#table.during(asked.url, (question) => this.#inquire(asked, entry, look, headers, question, land))
+    const question = this.#table.ask(asked.url)
+    try {
+      return await this.#inquire(asked, entry, look, headers, question, land)
+    } finally {
+      this.#table.answered(question)
+    }
   }
 
-  /** Asks whether a file is still good, or for what is missing of it. */
+  /**
+   * Asks whether a file is still good, or for what is missing of it. Without `look` it is looked at while the server
+   * answers.
+   */
   async #inquire(
     asked: Asked,
     entry: Entry,
-    look: Look,
+    before: Look | undefined,
     headers: Readonly<Record<string, string>>,
     question: Question,
     land: (found: Found) => void,
   ): Promise<Response> {
-    const whole = look.first === look.last
+    const whole = before === undefined || before.first === before.last
+    const sent = asked.send(headers)
+    let look = before
+    if (look === undefined) {
+      // Its failure is told below.
+      sent.catch(() => undefined)
+      // Until it is sent.
+      await turn()
+      look = await this.#look(entry)
+    }
     let response: Response
     try {
-      response = await asked.send(headers)
+      response = await sent
     } catch (error) {
       if (asked.signal?.aborted === true) throw error
       return this.#surprise(asked, this.#table.noted(asked.key) === 'broken' ? 'plain' : 'broken')
@@ -236,6 +257,8 @@ export class HttpFiles {
     if (whole && response.status === 304 && here && isMeant(response, entry)) {
       this.counters.notModified++
       this.#table.renew(asked, entry, response)
+      // Pages have gone while the server answered.
+      if (look.first < look.last) return this.#plain(asked, land)
       land({ entry })
       return this.#fromCache(asked, entry, look, undefined, false)
     }
@@ -266,7 +289,12 @@ export class HttpFiles {
 
   /** A plain GET. */
   async #plain(asked: Asked, land?: (found: Found) => void): Promise<Response> {
-    return this.#table.during(asked.url, async (question) => this.#take(asked, await asked.send(), question, land))
+    const question = this.#table.ask(asked.url)
+    try {
+      return await this.#take(asked, await asked.send(), question, land)
+    } finally {
+      this.#table.answered(question)
+    }
   }
 
   /** An answer to a plain client: its body fills the cache as it passes by, if it may. */
@@ -274,8 +302,10 @@ export class HttpFiles {
     const { key, url } = asked
     const { status, headers, body } = response
     const target = targetOf(response, url)
-    const freshness = new Freshness(url, asked.headers, headers)
+    const fields = [...headers]
+    const freshness = new Freshness(url, asked.fields, fields)
     const { overtaken } = question
+    const weight = weightOf(key, target, fields)
     const good =
       status === 200 &&
       body !== null &&
@@ -283,8 +313,8 @@ export class HttpFiles {
       this.#table.noted(key) !== 'plain' &&
       !this.cache.withdrawn &&
       freshness.storable &&
-      (target === url || (this.#table.settled(key, target) && freshness.conditions(asked.headers) !== undefined)) &&
-      weightOf(key, target, headers) <= averageWeight * 16
+      (target === url || (this.#table.settled(key, target) && freshness.conditions(asked.fields) !== undefined)) &&
+      weight <= averageWeight * 16
     if (!good) {
       this.counters.uncached++
       this.#table.forget(key)
@@ -292,7 +322,7 @@ export class HttpFiles {
       return response
     }
     if (this.#table.noted(key) === 'alone') this.#table.unnote(key)
-    const entry = this.#table.keep(asked, response, freshness)
+    const entry = this.#table.keep(asked, response, freshness, weight)
     const size = entry.parts ? entry.cookie.size : undefined
     if (size !== undefined && size > smallBody && asked.cache !== 'reload' && (await this.#begins(entry))) {
       const look = await this.#look(entry)
@@ -371,15 +401,19 @@ export class HttpFiles {
   }
 
   /** Asks the server for the file's validators: what is known of it, or the answer when it cannot be read by parts. */
-  #validate(url: string, signal?: AbortSignal): Promise<Entry | Response> {
-    return this.#table.during(url, (question) => this.#examine(url, question, signal))
+  async #validate(url: string, signal?: AbortSignal): Promise<Entry | Response> {
+    const question = this.#table.ask(url)
+    try {
+      return await this.#examine(url, question, signal)
+    } finally {
+      this.#table.answered(question)
+    }
   }
 
   async #examine(url: string, question: Question, signal?: AbortSignal): Promise<Entry | Response> {
-    const none = new Headers()
     const known = this.#table.get(url)
     const usable = known?.parts === true && known.cookie.enabled ? known : undefined
-    if (usable?.target === url && usable.freshness.serves(none)) {
+    if (usable?.target === url && usable.freshness.serves([])) {
       this.counters.fresh++
       return this.#table.used(usable)
     }
@@ -403,8 +437,7 @@ export class HttpFiles {
   /** What an answer that describes a file makes of it; undefined when it cannot be read by parts. */
   #opened(url: string, response: Response, known: Entry | undefined, question: Question): Entry | undefined {
     const { status, headers, statusText, type } = response
-    const none = new Headers()
-    const asked = { key: url, url, headers: none }
+    const asked = { key: url, url, fields: [] }
     const target = targetOf(response, url)
     const current = this.#table.get(url)
     if (status === 304 && current === known && known?.target === target && isMeant(response, known)) {
@@ -412,7 +445,8 @@ export class HttpFiles {
       this.#table.renew(asked, known, response)
       return this.#table.get(url) === known ? this.#table.used(known) : undefined
     }
-    const freshness = new Freshness(url, none, headers)
+    const fields = [...headers]
+    const freshness = new Freshness(url, [], fields)
     const size = lengthOf(headers)
     const version = headers.get('etag') ?? ''
     const parts = isStrong(version) && size !== undefined && !isEncoded(headers)
@@ -421,6 +455,6 @@ export class HttpFiles {
       this.#table.forget(url)
       return undefined
     }
-    return this.#table.keep(asked, { headers, statusText, type, url: target }, freshness)
+    return this.#table.keep(asked, { headers, statusText, type, url: target }, freshness, weightOf(url, target, fields))
   }
 }

@@ -11,7 +11,7 @@
  */
 import { untilAborted } from '@tmem/core'
 import { isEncoded, targetOf, wrongLength, wrongRange } from './answers.ts'
-import type { Fill, Piece } from './body.ts'
+import { type Fill, type Piece, unwritten } from './body.ts'
 import { type FsCache, ReadOutcome } from './cookies.ts'
 import { asking, type Fetch, identity } from './request.ts'
 import type { Entry, HttpFilesCounters, Table, Way } from './table.ts'
@@ -52,22 +52,17 @@ export class Parts {
     if (cookie.version !== version) throw stale(entry)
     const { pageSize } = this.cache
     const count = last - first + 1
-    const room = new Uint8Array(count * pageSize)
+    const room = unwritten(count * pageSize)
     const pages: (Uint8Array | undefined)[] = new Array<undefined>(count).fill(undefined)
     const ways: (Way | undefined)[] = []
+    const answers = cookie.readMany(first, room)
+    // Awaited only where a store has to wait.
+    const outcomes = Array.isArray(answers) ? answers : await answers
     for (let at = 0; at < count; at++) {
-      let way = entry.coming?.get(first + at)
-      if (way === undefined) {
-        const page = room.subarray(at * pageSize, (at + 1) * pageSize)
-        const answer = cookie.read(first + at, page)
-        // Awaited one by one: only a store that has to wait makes promises at all.
-        const outcome = typeof answer === 'number' ? answer : await answer
-        if (outcome === ReadOutcome.Data) {
-          pages[at] = page
-          this.#counters.pagesCached++
-        } else way = entry.coming?.get(first + at)
-      }
-      ways[at] = way
+      if (outcomes[at] === ReadOutcome.Data) {
+        pages[at] = room.subarray(at * pageSize, (at + 1) * pageSize)
+        this.#counters.pagesCached++
+      } else ways[at] = entry.coming?.get(first + at)
     }
     if (cookie.version !== version) throw stale(entry)
     const waiting: Promise<void>[] = []
@@ -186,14 +181,15 @@ export class Parts {
       throw new Error(`${url}: asked for bytes ${start} to ${end - 1} of ${size}, the server answers ${wrong}`)
     }
     if (whole && response.body !== null) return this.#whole(entry, version, response, start, end)
-    const pages = await this.#receive(response, start, end, url)
-    for (let page = 0; page < pages.length; page++) {
-      this.#counters.pagesFetched++
-      // Meanwhile another version may have been found: then these pages are good for this call only.
-      if (cookie.version === version && cookie.enabled && first + page < cookie.pages)
-        cookie.write(first + page, pages[page]!)
+    const bytes = await this.#receive(response, start, end, url)
+    const count = bytes.length / pageSize
+    this.#counters.pagesFetched += count
+    // Meanwhile another version may have been found: then these pages are good for this call only.
+    if (cookie.version === version && cookie.enabled) {
+      cookie.hold(first, bytes)
+      cookie.settleSoon()
     }
-    return pages
+    return Array.from({ length: count }, (_, page) => bytes.subarray(page * pageSize, (page + 1) * pageSize))
   }
 
   /**
@@ -217,14 +213,12 @@ export class Parts {
   }
 
   /**
-   * Takes the bytes from `start` to `end` of a file, which are all of a body, as pages; the last one is filled up with
-   * zeros.
+   * Takes the bytes from `start` to `end` of a file, which are all of a body; the last page is filled up with zeros.
    */
-  async #receive({ body }: Response, start: number, end: number, url: string): Promise<Uint8Array[]> {
+  async #receive({ body }: Response, start: number, end: number, url: string): Promise<Uint8Array> {
     const { pageSize } = this.cache
     const promised = end - start
-    const count = Math.ceil(promised / pageSize)
-    const bytes = new Uint8Array(count * pageSize)
+    const bytes = unwritten(Math.ceil(promised / pageSize) * pageSize)
     const reader = body?.getReader()
     let came = 0
     for (;;) {
@@ -240,7 +234,7 @@ export class Parts {
       came += value.length
     }
     if (came < promised) throw new Error(`${url}: the answer ended after ${came} bytes, ${promised} were promised`)
-    return Array.from({ length: count }, (_, page) => bytes.subarray(page * pageSize, (page + 1) * pageSize))
+    return bytes.fill(0, promised)
   }
 
   /** A file is closed. */

@@ -6,15 +6,17 @@
 
 /** How to talk to servers. */
 export type Fetch = typeof globalThis.fetch
+/** Names, in lower case, and values: `[...headers]`. `Headers` check each name again whenever they are asked or copied. */
+export type Fields = readonly (readonly [name: string, value: string])[]
 
 /** A GET that may be answered from the cache. */
 export interface Asked {
   readonly key: string
   readonly url: string
-  readonly headers: Headers
+  readonly fields: Fields
   readonly cache: 'default' | 'no-cache' | 'reload'
   readonly signal: AbortSignal | undefined
-  /** Sends it, with further headers. */
+  /** Sends it, with further headers, whose names are in lower case. */
   readonly send: (headers?: Readonly<Record<string, string>>) => Promise<Response>
 }
 
@@ -46,31 +48,30 @@ export function askedBy(
   const signal = setting('signal') ?? undefined
   if (signal !== undefined && !(signal instanceof AbortSignal)) return undefined
   const method = setting('method') ?? 'GET'
-  const given = setting('headers') ?? {}
+  const given = setting('headers')
   // What can be read once only is left to `fetch`.
-  if (typeof method !== 'string' || !/^get$/i.test(method) || !isReadable(given)) return undefined
-  let headers: Headers
-  try {
-    headers = new Headers(given as Headers)
-  } catch {
-    return undefined
-  }
-  const all = [...headers]
-  const names = all.filter(([name]) => !directives.has(name))
+  if (typeof method !== 'string' || !/^get$/i.test(method)) return undefined
+  const fields = given === undefined || given === null ? [] : fieldsOf(given)
+  if (fields === undefined) return undefined
+  const names = fields.filter(([name]) => !directives.has(name))
   const key = names.length === 0 ? url : `${url} ${JSON.stringify(names)}`
-  if (key.length > longestKey || all.some(([name]) => questions.has(name))) return undefined
-  if (/\b(no-store|only-if-cached)\b/i.test(headers.get('cache-control') ?? '')) return undefined
+  if (key.length > longestKey || fields.some(([name]) => questions.has(name))) return undefined
+  if (fields.some(([name, value]) => name === 'cache-control' && /\b(no-store|only-if-cached)\b/i.test(value)))
+    return undefined
   return {
     key,
     url,
-    headers,
+    fields,
     cache: (setting('cache') as Asked['cache'] | undefined) ?? 'default',
     signal,
-    send: (more) => {
+    send: async (more) => {
       if (more === undefined) return fetch(input, init ?? undefined)
-      const all = new Headers(headers)
-      for (const [name, value] of Object.entries(more)) all.set(name, value)
-      return fetch(input, { ...settings, ...asking, headers: all })
+      const others = fields.filter(([name]) => !Object.hasOwn(more, name))
+      return fetch(input, {
+        ...settings,
+        ...asking,
+        headers: [...others, ...Object.entries(more)] as [string, string][],
+      })
     },
   }
 }
@@ -123,8 +124,13 @@ const restricted: readonly (readonly [string, readonly unknown[]])[] = Object.en
 /** The address of a file on an HTTP server, without a fragment. */
 export function addressOf(input: Parameters<Fetch>[0]): string | undefined {
   const text = input instanceof Request ? input.url : input
-  if (!(typeof text === 'string' || text instanceof URL) || !URL.canParse(String(text))) return undefined
-  const address = new URL(text)
+  if (!(typeof text === 'string' || text instanceof URL)) return undefined
+  let address: URL
+  try {
+    address = new URL(text)
+  } catch {
+    return undefined
+  }
   // What has a name and a password is refused by `fetch`.
   if (!/^https?:$/.test(address.protocol) || address.username !== '' || address.password !== '') return undefined
   // Also an empty one is written.
@@ -132,8 +138,16 @@ export function addressOf(input: Parameters<Fetch>[0]): string | undefined {
   return address.href
 }
 
-/** Whether headers can be read more than once. */
-function isReadable(given: unknown): boolean {
-  if (given instanceof Headers || Array.isArray(given)) return true
-  return typeof given === 'object' && given !== null && !(Symbol.iterator in given)
+/** Headers of a request; undefined: they are wrong, or can be read once only. */
+function fieldsOf(given: unknown): Fields | undefined {
+  const again =
+    given instanceof Headers ||
+    Array.isArray(given) ||
+    (typeof given === 'object' && given !== null && !(Symbol.iterator in given))
+  if (!again) return undefined
+  try {
+    return [...new Headers(given as Headers)]
+  } catch {
+    return undefined
+  }
 }

@@ -12,6 +12,7 @@
  */
 import { Readable } from 'node:stream'
 import type { Source } from './body.ts'
+import type { Fields } from './request.ts'
 
 /** What a response looks like, but for its body. */
 export type Like = Pick<Response, 'status' | 'statusText' | 'headers' | 'url' | 'redirected' | 'type'>
@@ -33,6 +34,23 @@ export class FixedHeaders extends NativeHeaders implements Headers {
   delete(_name: string): void {
     throw new TypeError('immutable')
   }
+}
+
+/** The headers of an answer as they were: those of the runtime's `fetch` cannot be changed, those of a program can. */
+export const fixed = ({ headers, type }: Pick<Like, 'headers' | 'type'>): Headers =>
+  type === 'default' ? new FixedHeaders(headers) : headers
+
+/** The same with others: a name that comes again has all of its values. */
+export function withFields(headers: Headers, fields: Fields): FixedHeaders {
+  const all = new FixedHeaders(headers)
+  const { set, append } = Headers.prototype
+  let before = ''
+  for (const [name, value] of fields) {
+    if (name === before) append.call(all, name, value)
+    else set.call(all, name, value)
+    before = name
+  }
+  return all
 }
 
 /** An answer, 200, with the bytes of a source, or of a stream. */

@@ -15,8 +15,8 @@ import { isEncoded, isSame, isStrong, lengthOf, targetOf } from './answers.ts'
 import { Fill } from './body.ts'
 import type { Cookie, FsCache, Volume } from './cookies.ts'
 import { Freshness } from './freshness.ts'
-import type { Asked } from './request.ts'
-import { FixedHeaders } from './response.ts'
+import type { Asked, Fields } from './request.ts'
+import { FixedHeaders, fixed, withFields } from './response.ts'
 
 /** Counters. */
 export interface HttpFilesCounters {
@@ -74,7 +74,7 @@ export interface Entry {
   complete: boolean
   /** Status text and headers of the last full answer, with those of later ones that said that it is still good. */
   statusText: string
-  headers: FixedHeaders
+  headers: Headers
   freshness: Freshness
   /** Who has it open. */
   users: number
@@ -136,15 +136,15 @@ export class Table {
     this.#trim()
   }
 
-  /** Runs what asks a server about a URL, so that it can be overtaken. */
-  async during<Answer>(url: string, run: (question: Question) => Promise<Answer>): Promise<Answer> {
+  /** A server is asked about a URL: until `answered`, that can be overtaken. */
+  ask(url: string): Question {
     const question: Question = { url, overtaken: false }
     this.#questions.add(question)
-    try {
-      return await run(question)
-    } finally {
-      this.#questions.delete(question)
-    }
+    return question
+  }
+
+  answered(question: Question): void {
+    this.#questions.delete(question)
   }
 
   /** What is known of a URL, good or not. */
@@ -195,11 +195,15 @@ export class Table {
     return this.#doubts.get(url) === version
   }
 
-  /** Remembers a file, before its first byte has come. What was known of it goes. */
+  /**
+   * Remembers a file, before its first byte has come; `weight` is that of its URL and headers. What was known of it
+   * goes.
+   */
   keep(
-    { key, url, headers: wanted }: Pick<Asked, 'key' | 'url' | 'headers'>,
+    { key, url, fields: wanted }: Pick<Asked, 'key' | 'url' | 'fields'>,
     response: Pick<Response, 'headers' | 'statusText' | 'type' | 'url'>,
     freshness: Freshness,
+    weight: number,
   ): Entry {
     const { headers, statusText, type } = response
     const target = targetOf(response, url)
@@ -209,17 +213,17 @@ export class Table {
     const known = this.#entries.get(key)
     if (known !== undefined && parts && known.target === target && isSame(response, known)) {
       known.statusText = statusText
-      this.#update(known, wanted, headers)
+      this.#update(known, wanted, keptOf(fixed(response)))
       return known
     }
     if (known !== undefined) this.#counters.changes++
     this.forget(key)
-    const server = this.#serverOf(new URL(target).origin)
+    // Up to its path: an address is not parsed twice.
+    const origin = target === url ? url.slice(0, url.indexOf('/', 'https://'.length)) : new URL(target).origin
+    const server = this.#serverOf(origin)
     // Several URLs may lead to one: each has its own pages of it.
     const name = target === url ? key : `${key} ${target}`
     const auxiliary = parts ? { version, size } : { version: `${version} ${randomUUID()}`, size: 0 }
-    const kept = keptOf(headers)
-    const weight = weightOf(key, target, kept)
     const entry: Entry = {
       key,
       url,
@@ -231,7 +235,7 @@ export class Table {
       parts,
       complete: parts,
       statusText,
-      headers: kept,
+      headers: keptOf(fixed(response)),
       freshness,
       users: 0,
       weight,
@@ -281,23 +285,17 @@ export class Table {
   }
 
   /** The server says that what is known is still good: with what it says of it now. */
-  renew({ headers: wanted }: Pick<Asked, 'headers'>, entry: Entry, response: Response): void {
-    const headers = new Headers(entry.headers)
-    for (const name of new Set(response.headers.keys())) {
-      // An ETag that is the same, but for being weak or not, is that of the compressed file or not.
-      if (ofBody.has(name) || (name === 'etag' && entry.etag !== '')) continue
-      if (name !== 'set-cookie') headers.set(name, response.headers.get(name)!)
-    }
-    const cookies = response.headers.getSetCookie()
-    if (cookies.length > 0) headers.delete('set-cookie')
-    for (const cookie of cookies) headers.append('set-cookie', cookie)
-    this.#update(entry, wanted, headers)
+  renew({ fields: wanted }: Pick<Asked, 'fields'>, entry: Entry, response: Response): void {
+    // An ETag that is the same, but for being weak or not, is that of the compressed file or not.
+    const news = [...response.headers].filter(([name]) => !ofBody.has(name) && (name !== 'etag' || entry.etag === ''))
+    this.#update(entry, wanted, keptOf(withFields(entry.headers, news)))
   }
 
-  #update(entry: Entry, wanted: Headers, headers: Headers): void {
-    entry.headers = keptOf(headers)
-    entry.freshness = new Freshness(entry.url, wanted, entry.headers)
-    const weight = weightOf(entry.key, entry.target, entry.headers)
+  #update(entry: Entry, wanted: Fields, headers: Headers): void {
+    const fields = [...headers]
+    entry.headers = headers
+    entry.freshness = new Freshness(entry.url, wanted, fields)
+    const weight = weightOf(entry.key, entry.target, fields)
     if (this.#entries.get(entry.key) !== entry) return
     this.#weight += weight - entry.weight
     entry.weight = weight
@@ -369,9 +367,9 @@ const ofBody: ReadonlySet<string> = new Set([
   'transfer-encoding',
 ])
 /** Headers of a file, without those that are of the connection that it came over (RFC 9111 §3.1). */
-function keptOf(headers: Headers): FixedHeaders {
+function keptOf(headers: Headers): Headers {
   const connection = headers.get('connection')
-  if (connection === null || /^(keep-alive|close)$/i.test(connection)) return new FixedHeaders(headers)
+  if (connection === null || /^(keep-alive|close)$/i.test(connection)) return headers
   const kept = new Headers(headers)
   for (const name of connection.split(',')) {
     const trimmed = name.trim().toLowerCase()
@@ -382,9 +380,7 @@ function keptOf(headers: Headers): FixedHeaders {
 
 /** The headers of an answer that is so many seconds old. */
 export function withAge(headers: Headers, seconds: number): FixedHeaders {
-  const aged = new Headers(headers)
-  aged.set('age', String(seconds))
-  return new FixedHeaders(aged)
+  return withFields(headers, [['age', String(seconds)]])
 }
 
 /** The oldest go until few enough are left. */
@@ -396,8 +392,8 @@ function shorten(map: Map<string, unknown>, limit: number): void {
 }
 
 /** Bytes of what is remembered of an answer, about: names and values are kept twice. */
-export function weightOf(key: string, target: string, headers: Headers): number {
+export function weightOf(key: string, target: string, fields: Fields): number {
   let length = 2 * key.length + target.length
-  for (const [name, value] of headers) length += 2 * (name.length + value.length)
+  for (const [name, value] of fields) length += 2 * (name.length + value.length)
   return length
 }

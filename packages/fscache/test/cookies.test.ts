@@ -202,6 +202,153 @@ describe('pages may disappear at any time', () => {
   })
 })
 
+describe('pages in a row, and pages that wait', () => {
+  const pages = 12
+  const run = (first: number, count: number, fill: number): Uint8Array => {
+    const bytes = new Uint8Array(count * pageSize)
+    for (let page = 0; page < count; page++) bytes.fill(fill + first + page, page * pageSize, (page + 1) * pageSize)
+    return bytes
+  }
+  const turns = async (count: number): Promise<void> => {
+    for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve))
+  }
+
+  test('random runs, held or written, and everything that ends them: as page by page', async () => {
+    const place = fc.record({ first: fc.nat(pages - 1), count: fc.integer({ min: 1, max: 6 }), fill: fc.nat(200) })
+    const kinds = ['hold', 'hold', 'writeMany', 'read', 'readMany', 'soon', 'uncache', 'resize', 'change', 'again']
+    const step = fc.tuple(fc.constantFrom(...kinds), place)
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 30 }), async (steps) => {
+        const auxiliary = { version: 'v', size: pages * pageSize - 10 }
+        const [volume, other] = [make().acquireVolume('v'), make().acquireVolume('v')]
+        let [cookie, single] = [volume.acquireCookie('f', auxiliary), other.acquireCookie('f', auxiliary)]
+        const compare = (first: number, count: number): void => {
+          const [some, one] = [run(first, count, 0), run(first, count, 0)]
+          const outcomes = Array.from({ length: count }, (_, page) =>
+            single.read(first + page, one.subarray(page * pageSize, (page + 1) * pageSize)),
+          )
+          expect(cookie.readMany(first, some)).toEqual(outcomes)
+          expect(Buffer.compare(some, one)).toBe(0)
+        }
+        const compareOne = (index: number): void => {
+          expect(cookie.read(index, pageOf(0))).toBe(single.read(index, pageOf(0)))
+        }
+        for (const [kind, { first, count, fill }] of steps) {
+          const fits = Math.min(count, cookie.pages - first)
+          if ((kind === 'hold' || kind === 'writeMany') && fits > 0) {
+            const bytes = run(first, fits, fill)
+            cookie[kind](first, bytes)
+            for (let page = 0; page < fits; page++)
+              single.write(first + page, bytes.subarray(page * pageSize, (page + 1) * pageSize))
+          } else if (kind === 'read') compareOne(first)
+          else if (kind === 'readMany') compare(first, count)
+          else if (kind === 'soon') {
+            cookie.settleSoon()
+            await turns(fill % 3)
+          } else if (kind === 'uncache') for (const each of [cookie, single]) each.uncache(first)
+          else if (kind === 'resize') for (const each of [cookie, single]) each.resize(first * pageSize + fill)
+          else if (kind === 'change')
+            for (const each of [cookie, single]) each.invalidate({ version: `v${fill % 2}`, size: auxiliary.size })
+          else if (kind === 'again') {
+            for (const each of [cookie, single]) each.relinquish(fill % 2 === 0)
+            cookie = volume.acquireCookie('f', auxiliary)
+            single = other.acquireCookie('f', auxiliary)
+          }
+        }
+        compare(0, pages + 1)
+      }),
+      { seed: 9, numRuns: 300 },
+    )
+  })
+
+  test('what is held is put in turns, 256 KiB in each, when somebody says so; what is given up is not', async () => {
+    const cache = make([memory({ limitBytes: 2 ** 23 })])
+    const cookie = cache.acquireVolume('v').acquireCookie('f', { version: '1', size: 2 ** 20 })
+    const { counters } = cache
+    cookie.hold(0, run(0, 100, 1))
+    await turns(3)
+    expect(counters.writes).toBe(0)
+    cookie.settleSoon()
+    const seen: number[] = []
+    for (let turn = 0; turn < 4; turn++) {
+      await turns(1)
+      seen.push(counters.writes_ok)
+    }
+    expect(seen.filter((stored) => stored === 64)).not.toEqual([])
+    expect(seen.at(-1)).toBe(100)
+    cookie.hold(100, run(100, 100, 1))
+    cookie.settleSoon()
+    cookie.invalidate({ version: '2', size: 2 ** 20 })
+    cookie.hold(0, run(0, 100, 1))
+    cookie.relinquish(true)
+    await turns(3)
+    expect(counters.writes).toBe(100)
+  })
+
+  test('16 MiB wait at most, whole buffers counted: further pages are put at once, the oldest first', () => {
+    const cache = make([memory({ limitBytes: 2 ** 26 })])
+    const size = 2 ** 25
+    const [one, other] = ['one', 'other'].map((key) =>
+      cache.acquireVolume(key).acquireCookie('f', { version: '1', size }),
+    )
+    const half = 2 ** 11
+    one!.hold(0, run(0, half, 1))
+    // A page of a large buffer keeps all of it.
+    one!.hold(half, run(0, half, 1).subarray(0, pageSize))
+    expect(cache.counters.writes).toBe(0)
+    other!.hold(0, run(0, 1, 7))
+    expect(cache.counters.writes).toBe(1)
+    one!.hold(0, run(0, half, 9))
+    expect(cache.counters.writes).toBe(1 + half)
+    const into = pageOf(0)
+    expect(one!.read(5, into)).toBe(Data)
+    expect(into).toEqual(pageOf(14))
+    expect(cache.counters.writes).toBe(1 + half + 1 + half)
+  })
+
+  test('a cache that is withdrawn, and a store that is closed, meanwhile: nothing is put, and nobody hears of it', async () => {
+    const store = compose([memory({ limitBytes: 2 ** 20 })], { check: 'model' })
+    const cache = new FsCache({ store })
+    const cookie = cache.acquireVolume('v').acquireCookie('f', { version: '1', size: 2 ** 20 })
+    cookie.hold(0, run(0, 100, 1))
+    cookie.settleSoon()
+    await store.close()
+    await turns(3)
+    expect(cache.counters).toMatchObject({ writes: 100, writes_ok: 0, writes_dropped: 100 })
+    const second = make()
+    const held = second.acquireVolume('v').acquireCookie('f', { version: '1', size: 2 ** 20 })
+    held.hold(0, run(0, 100, 1))
+    held.settleSoon()
+    second.withdraw()
+    await turns(3)
+    expect(second.counters.writes_ok).toBe(0)
+  })
+
+  test('bytes that are no pages, and pages beyond the end, are refused', () => {
+    const cookie = filled(make())
+    for (const bytes of [new Uint8Array(pageSize + 1), new Uint8Array(100)]) {
+      expect(() => cookie.readMany(0, bytes)).toThrow('4096 bytes each')
+      expect(() => cookie.writeMany(0, bytes)).toThrow('4096 bytes each')
+      expect(() => cookie.hold(0, bytes)).toThrow('4096 bytes each')
+      expect(() => cookie.write(0, bytes)).toThrow(RangeError)
+    }
+    expect(() => cookie.write(0, new Uint8Array(2 * pageSize))).toThrow(RangeError)
+    expect(() => cookie.writeMany(8, new Uint8Array(3 * pageSize))).toThrow('page 10 of file is beyond its end')
+    expect(() => cookie.hold(-1, new Uint8Array(pageSize))).toThrow(RangeError)
+  })
+
+  test('complete: all of it is there, as far as a store can tell', () => {
+    const cookie = filled(make())
+    expect(cookie.complete).toBe(true)
+    cookie.uncache(4)
+    expect(cookie.complete).toBe(false)
+    cookie.hold(4, pageOf(1))
+    expect(cookie.complete).toBe(true)
+    cookie.relinquish()
+    expect(cookie.complete).toBe(false)
+  })
+})
+
 describe('a store that has to wait', () => {
   const waiting = (): { cache: FsCache; open: () => void } => {
     let open = (): void => {}
@@ -220,9 +367,14 @@ describe('a store that has to wait', () => {
     const into = pageOf(0)
     const answer = cookie.read(4, into)
     expect(answer).toBeInstanceOf(Promise)
+    const many = new Uint8Array(3 * pageSize)
+    const answers = cookie.readMany(8, many)
+    expect(answers).toBeInstanceOf(Promise)
     open()
     expect(await answer).toBe(Data)
     expect(into).toEqual(pageOf(5))
+    expect(await answers).toEqual([Data, Data, NoData])
+    expect(many.subarray(0, 2 * pageSize)).toEqual(new Uint8Array([...pageOf(9), ...pageOf(10)]))
     expect(await cookie.read(10, into)).toBe(NoData)
   })
 

@@ -102,6 +102,92 @@ async function never(client: HttpFiles, url: string, wanted: () => Buffer, round
   }
 }
 
+describe('pages are put after the body was handed over', () => {
+  const bytes = noise(1_000_000)
+  const pages = Math.ceil(bytes.length / 4096)
+  const turns = async (client: HttpFiles): Promise<void> => {
+    for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve))
+    expect(client.cache.counters.writes_ok).toBe(pages)
+  }
+
+  test('the body first; who asks meanwhile gets what waits; nobody asks the server for it again', async () => {
+    answer = files({ bytes, etag: '"1"', headers: { 'cache-control': 'max-age=60' } })
+    const client = open()
+    expect((await read(client.fetch(`${origin}/later`))).equals(bytes)).toBe(true)
+    expect(client.cache.counters.writes).toBe(0)
+    expect((await read(client.fetch(`${origin}/later`))).equals(bytes)).toBe(true)
+    expect(client.cache.counters.writes_ok).toBe(pages)
+    const file = await client.open(`${origin}/later`)
+    const into = Buffer.alloc(5000)
+    await file.read(into, 0, 5000, 500_000)
+    expect(into.equals(bytes.subarray(500_000, 505_000))).toBe(true)
+    file.close()
+    expect(requests).toHaveLength(1)
+    const other = open()
+    await read(other.fetch(`${origin}/later`))
+    await turns(other)
+  })
+
+  test('what waits is kept by close', async () => {
+    answer = files({ bytes, etag: '"1"', headers: { 'cache-control': 'no-cache' } })
+    const client = open()
+    await read(client.fetch(`${origin}/closed`))
+    client.close()
+    expect(client.cache.counters.writes_ok).toBe(pages)
+  })
+
+  test('a stream is given pieces of its own, which do not wait', async () => {
+    answer = files({ bytes, etag: '"1"' })
+    const client = open()
+    const pieces: Uint8Array[] = []
+    for await (const piece of (await client.fetch(`${origin}/stream`)).body!) pieces.push(piece)
+    expect(client.cache.counters.writes_ok).toBe(pages)
+    // What a reader does with its bytes is its own affair.
+    for (const piece of pieces) piece.fill(0)
+    expect((await read(client.fetch(`${origin}/stream`))).equals(bytes)).toBe(true)
+  })
+
+  test('a body that breaks off: what has come is kept, and only the rest is asked for', async () => {
+    const whole = files({ bytes, etag: '"1"' })
+    answer = (request, response) => {
+      if (requests.length > 1) return whole(request, response)
+      response.writeHead(200, { etag: '"1"', 'content-length': bytes.length })
+      response.write(bytes.subarray(0, 600_000), () => response.destroy())
+    }
+    const client = open()
+    await expect(read(client.fetch(`${origin}/breaks`))).rejects.toThrow('terminated')
+    sent = 0
+    expect((await read(client.fetch(`${origin}/breaks`))).equals(bytes)).toBe(true)
+    expect(sent).toBeLessThan(500_000)
+  })
+})
+
+describe('a file that is copied while the server is asked', () => {
+  test('pages that go meanwhile are asked for again: all bytes, one request more', async () => {
+    const bytes = noise(300_000)
+    answer = files({ bytes, etag: '"1"' })
+    const store = compose([memory({ limitBytes: 2 ** 20 })])
+    const cache = new FsCache({ store })
+    let meanwhile = (): void => undefined
+    const client = new HttpFiles({
+      cache,
+      fetch: (input, init) => {
+        meanwhile()
+        return fetch(input, init)
+      },
+    })
+    const url = `${origin}/goes`
+    for (let round = 0; round < 2; round++) expect((await read(client.fetch(url))).equals(bytes)).toBe(true)
+    expect(client.counters.notModified).toBe(1)
+    const other = cache.acquireVolume('others').acquireCookie('f', { version: '1', size: 2 ** 21 })
+    meanwhile = () => void other.writeMany(0, new Uint8Array(2 ** 21))
+    requests = []
+    expect((await read(client.fetch(url))).equals(bytes)).toBe(true)
+    expect(requests).toEqual([`GET /goes if-none-match "1"`, 'GET /goes'])
+    expect(client.counters.surprises).toBe(0)
+  })
+})
+
 describe('surprises before the first byte', () => {
   const bytes = noise(150_000)
   let turn = 0

@@ -4,6 +4,8 @@
  *
  * Every body is read to its end (`arrayBuffer`). The store is plain memory: what compression costs is measured by
  * `zcache`. Cold: files that nobody has asked for yet. `bytes-…` are those that the server has sent in one more round.
+ * Pages are put after a body was handed over: what is left of that is done before the next measurement begins, and
+ * `cold-…-and-put`, without a goal, is the time until all are put.
  * Who asks whether a file is still good wants its bytes: the reference of `revalidated-…` asks by `If-None-Match`, too,
  * gets 304, and copies the body that it has kept (a copy, because who gets it may change it).
  * `revalidated-…-without-body` compares with the 304 alone, and has no goal.
@@ -11,6 +13,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { compose } from '@tmem/core'
 import { FsCache, type HttpFile, HttpFiles } from '@tmem/fscache'
@@ -48,6 +51,11 @@ function client(limitBytes: number): Client {
       await store.close()
     },
   }
+}
+
+/** Until all pages that came are put. */
+async function settled({ files }: Client): Promise<void> {
+  while (files.cache.counters.writes < files.counters.pagesFetched) await setImmediate()
 }
 
 /** What is used of a response. */
@@ -124,13 +132,21 @@ async function loadRows(bench: Bench, origin: string, delay: number, load: Load)
   const unknown = (): string[] => urls('asked', ++round)
   const cold = client(limitBytes)
   const warm = client(limitBytes)
+  const put = (): Promise<void> => settled(cold)
   const suffix = `${name}-${delay}ms`
   try {
     const coldNs = await bench.measure(
       `cold ${suffix}`,
       {
-        ours: { run: through(cold.files.fetch, unknown, {}, bytes) },
-        fetch: { run: through(fetch, unknown, {}, bytes) },
+        ours: { prepare: put, run: through(cold.files.fetch, unknown, {}, bytes) },
+        oursAndPut: {
+          prepare: put,
+          run: async (times: number) => {
+            await through(cold.files.fetch, unknown, {}, bytes)(times)
+            await put()
+          },
+        },
+        fetch: { prepare: put, run: through(fetch, unknown, {}, bytes) },
       },
       { operations },
     )
@@ -173,6 +189,7 @@ async function loadRows(bench: Bench, origin: string, delay: number, load: Load)
     const ms = (ns: number): number => ns / 1e6
     return [
       ratioRow(`cold-${suffix}`, 'ms', ms(coldNs.ours), 'fetch', ms(coldNs.fetch), 1.05),
+      ratioRow(`cold-${suffix}-and-put`, 'ms', ms(coldNs.oursAndPut), 'fetch', ms(coldNs.fetch)),
       ratioRow(`bytes-cold-${suffix}`, 'bytes', oursSent, 'fetch', nativeSent, 1),
       ratioRow(`fresh-${suffix}`, 'ms', ms(freshNs.ours), 'fetch', ms(freshNs.fetch), 0.2),
       ratioRow(`revalidated-${suffix}`, 'ms', ms(askedNs.ours), 'fetch-304-and-copy', ms(askedNs.byHand), 1.1),
@@ -209,7 +226,8 @@ async function partRows(bench: Bench, origin: string, delay: number): Promise<Me
   const file = await reader.files.open(url)
   const seen = new Set<number>()
   // Places that nobody has read yet; both read the same ones.
-  const draw = (): void => {
+  const draw = async (): Promise<void> => {
+    await settled(reader)
     places = []
     while (places.length < operations) {
       const place = next()
@@ -221,7 +239,7 @@ async function partRows(bench: Bench, origin: string, delay: number): Promise<Me
   try {
     const cold = await bench.measure(
       `parts cold ${delay} ms`,
-      { ours: { prepare: draw, run: () => read(file) }, ranges: { run: byHand } },
+      { ours: { prepare: draw, run: () => read(file) }, ranges: { prepare: () => settled(reader), run: byHand } },
       { operations },
     )
     const again = [...seen].slice(-operations)
