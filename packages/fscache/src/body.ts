@@ -334,8 +334,8 @@ export class Source {
     const look = this.#look
     try {
       if (look !== undefined && look.first === look.last && look.bytes.length === this.#size) return look.bytes
-      // Joined at the end, as `fetch` does: room for all of it that stands from the first byte on outlives scavenges, and
-      // costs full collections.
+      // Joined at the end, as `fetch` does: room for all of it that stands from the first byte on outlives scavenges,
+      // and costs full collections.
       const pieces: Uint8Array[] = []
       const fill = this.#fill
       if (fill?.users === 1 && fill.end !== undefined && fill.end - fill.position > waitFrom) fill.behind = true

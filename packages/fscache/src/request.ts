@@ -6,7 +6,7 @@
 
 /** How to talk to servers. */
 export type Fetch = typeof globalThis.fetch
-/** Names, in lower case, and values: `[...headers]`. `Headers` check each name again whenever they are asked or copied. */
+/** Names, in lower case, and values: `[...headers]`. `Headers` check each name again whenever they are copied. */
 export type Fields = readonly (readonly [name: string, value: string])[]
 
 /** A GET that may be answered from the cache. */

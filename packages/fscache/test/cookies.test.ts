@@ -306,7 +306,7 @@ describe('pages in a row, and pages that wait', () => {
     expect(cache.counters.writes).toBe(1 + half + 1 + half)
   })
 
-  test('a cache that is withdrawn, and a store that is closed, meanwhile: nothing is put, and nobody hears of it', async () => {
+  test('withdrawn, or the store closed, meanwhile: nothing is put, and nobody hears of it', async () => {
     const store = compose([memory({ limitBytes: 2 ** 20 })], { check: 'model' })
     const cache = new FsCache({ store })
     const cookie = cache.acquireVolume('v').acquireCookie('f', { version: '1', size: 2 ** 20 })
