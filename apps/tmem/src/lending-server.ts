@@ -11,8 +11,8 @@ import { Failed } from './ending.ts'
 /** What to install where no server can be started. */
 export const lackingServer = 'needs valkey-server, redis-server, or Debian’s redis-tools, which has the same program'
 
-/** Debian's redis-tools has the server under another name; it is what it is called. */
-const commands = ['valkey-server', 'redis-server', 'redis-check-rdb']
+/** Programs that are the server, when they are called so: Debian's redis-tools has it under another name. */
+export const serverCommands: readonly string[] = ['valkey-server', 'redis-server', 'redis-check-rdb']
 
 export class LendingServer {
   readonly port: number
@@ -33,7 +33,7 @@ export class LendingServer {
     const { port } = probe.address() as AddressInfo
     probe.close()
     await once(probe, 'close')
-    for (const command of commands) {
+    for (const command of serverCommands) {
       const server = new LendingServer(port, command)
       if (await server.restart()) return server
       await server.stop()

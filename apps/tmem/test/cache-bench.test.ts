@@ -42,6 +42,8 @@ test('tmem bench cache --quick --json', { timeout: 600_000 }, async () => {
     'misses-scans',
     'stall-longest',
     'stall-p99.9',
+    'stall-longest-empty',
+    'stall-p99.9-empty',
     'fetch-1000-callers',
     'two-threads',
     'four-threads-resident',

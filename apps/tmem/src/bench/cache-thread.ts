@@ -61,6 +61,7 @@ parentPort!.on('message', ({ number, operations }: CacheRound) => {
   if (missing > operations / 100) throw new Error(`${missing} of ${operations} records are not there`)
   parentPort!.postMessage({ begun, ended } satisfies Times)
 })
-// The records are held as long as the thread is there.
+// The records are held as long as the thread is there: what nobody refers to the collector would take away.
+parentPort!.once('close', () => lru?.clear())
 globalThis.gc?.()
 parentPort!.postMessage(lru?.size ?? 0)

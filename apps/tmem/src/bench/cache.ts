@@ -18,6 +18,7 @@ import { KeyvStore } from '@tmem/cache/keyv'
 import Keyv from 'keyv'
 import { LRUCache } from 'lru-cache'
 import { Failed, throwIfInterrupted } from '../ending.ts'
+import { lackingServer, serverCommands } from '../lending-server.ts'
 import { keyOf, Records, randomOf, type StoredRecord, zipfOf } from './cache-records.ts'
 import type { CacheRound, CacheThreadData } from './cache-thread.ts'
 import { type Bench, median, type Row, ratioRow, type Suite, skippedRow, valueRow } from './frame.ts'
@@ -34,7 +35,7 @@ export const cache: Suite = {
       ...(await timeRows(bench, records)),
       ...held.rows,
       ...(await missRows(bench, records, held.lruBytes)),
-      ...(await stallRows(bench)),
+      ...(await stallRows(bench, records)),
       await fetchRow(),
       await twoThreadsRow(bench, records),
       await fourThreadsRow(bench),
@@ -100,8 +101,11 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
     const next = zipfOf(count, randomOf(1))
     const operations = bench.quick ? 5000 : 20_000
     let keys: string[] = []
+    // Each has keys of its own in each round: whoever comes second would find them, and its own pages, in the caches of
+    // the processor. The set makes one piece of each key, which is two when it is made, so that nobody has to.
     const pick = (): void => {
       keys = Array.from({ length: operations }, () => keyOf(next()))
+      new Set(keys)
     }
     // Two of a hundred thousand keys may have one hash.
     let [found, missing] = [0, 0]
@@ -124,6 +128,7 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
         {
           ours: get,
           lmdb: {
+            prepare: pick,
             run: () =>
               keys.forEach((key) => {
                 check(theirs.get(key))
@@ -134,17 +139,19 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
       )
       rows.push(ratioRow(`get-${name}`, 'ns', got.ours, 'lmdb', got.lmdb, 1))
       let values: string[] = []
+      const pickBoth = (): void => {
+        pick()
+        values = keys.map((key) => JSON.stringify(records.at(Number(key.slice(7)))))
+      }
       const set = await bench.measure(
         `set ${name}`,
         {
           ours: {
-            prepare: () => {
-              pick()
-              values = keys.map((key) => JSON.stringify(records.at(Number(key.slice(7)))))
-            },
+            prepare: pickBoth,
             run: () => keys.forEach((key, n) => void texts.set(key, values[n]!)),
           },
           lmdb: {
+            prepare: pickBoth,
             run: async () => {
               for (const [n, key] of keys.entries()) void theirTexts.put(key, values[n]!)
               await theirTexts.flushed
@@ -156,7 +163,7 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
       rows.push(ratioRow(`set-${name}`, 'ns', set.ours, 'lmdb', set.lmdb, 0.5))
     }
     const redis = await startRedis(folder)
-    if (redis === undefined) rows.push(skippedRow(`get-${name}-redis`, 'needs the program redis-server'))
+    if (redis === undefined) rows.push(skippedRow(`get-${name}-redis`, lackingServer))
     else {
       try {
         for (let n = 0; n < count; n++) redis.send(['SET', keyOf(n), JSON.stringify(records.at(n))])
@@ -166,6 +173,7 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
           {
             ours: get,
             redis: {
+              prepare: pick,
               run: async () => {
                 for (const key of keys) {
                   redis.send(['GET', key])
@@ -191,14 +199,16 @@ async function timesOf(bench: Bench, records: Records, name: string, count: numb
   }
 }
 
-/** A Redis of our own on a unix socket, spoken to one at a time; `undefined`: there is no such program. */
+/** A Redis of our own on a unix socket, spoken to one at a time; `undefined`: no program for it is there. */
 async function startRedis(folder: string): Promise<Redis | undefined> {
-  if (spawnSync('redis-server', ['--version']).error !== undefined) return undefined
+  const as = { argv0: 'redis-server', stdio: 'ignore' } as const
+  const command = serverCommands.find((name) => spawnSync(name, ['--version'], as).error === undefined)
+  if (command === undefined) return undefined
   const path = join(folder, 'redis.sock')
   const options = ['--port', '0', '--unixsocket', path, '--save', '', '--appendonly', 'no', '--dir', folder]
-  const child = spawn('redis-server', options, { stdio: 'ignore' })
+  const child = spawn(command, options, as)
   for (let tries = 0; !existsSync(path); tries++) {
-    if (tries === 500 || child.exitCode !== null) throw new Failed('bench cache: redis-server did not start')
+    if (tries === 500 || child.exitCode !== null) throw new Failed(`bench cache: ${command} did not start`)
     await setTimeout(10)
   }
   const socket = connect(path)
@@ -305,8 +315,7 @@ async function heldRows(bench: Bench): Promise<{ readonly rows: Row[]; readonly 
     return {
       rows: [
         ratioRow('resident', 'bytes/entry', (tmem.rss - empty.rss) / count, 'lru-cache', lruBytes, 0.5),
-        // What the second half of them took: the code of a program is there with the first.
-        valueRow('heap', 'bytes/entry', Math.max(0, tmem.heap - empty.heap) / (count / 2), 0.1),
+        valueRow('heap', 'bytes/entry', Math.max(0, tmem.heap - empty.heap), 0.1),
       ],
       lruBytes,
     }
@@ -431,19 +440,29 @@ async function missesOf(
 interface Stalls {
   readonly longest: number
   readonly p999: number
+  readonly entries: number
 }
 
-async function stallRows(bench: Bench): Promise<Row[]> {
+async function stallRows(bench: Bench, records: Records): Promise<Row[]> {
+  const sample = 10_000
+  let bytes = 0
+  for (let n = 0; n < sample; n++) bytes += JSON.stringify(records.at(n)).length
   // A GiB of values.
-  const count = bench.quick ? 20_000 : 1_600_000
+  const count = bench.quick ? 20_000 : Math.ceil((2 ** 30 * sample) / bytes)
   const progress = bench.progress('stalls')
   try {
+    const empty = await worker<Stalls>('stall', 'empty', count, 0)
     const tmem = await worker<Stalls>('stall', 'tmem', count, Math.max(8 * 2 ** 20, count * 1024))
     const lru = await worker<Stalls>('stall', 'lru', count, 0)
+    for (const { entries } of [tmem, lru])
+      if (entries < count * 0.999) throw new Failed(`bench cache: ${entries} of ${count} records are there`)
     progress.done()
     return [
       ratioRow('stall-longest', 'ms', tmem.longest, 'lru-cache', lru.longest, 0.25),
       ratioRow('stall-p99.9', 'ms', tmem.p999, 'lru-cache', lru.p999, 0.25),
+      // What a cache cannot spare it: the same program, which holds nothing.
+      valueRow('stall-longest-empty', 'ms', empty.longest),
+      valueRow('stall-p99.9-empty', 'ms', empty.p999),
     ]
   } finally {
     progress.end()
