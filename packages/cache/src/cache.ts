@@ -291,8 +291,8 @@ export class Cache<V = unknown> {
    * is no key and for values that cannot be serialised, `RangeError` for keys of more than 64 KiB, values of more than
    * 64 MiB and lifetimes that are none; then nothing has changed.
    */
-  set(key: CacheKey, value: V, options: SetOptions = {}): boolean {
-    const lifetime = checkedSet(options)
+  set(key: CacheKey, value: V, options: SetOptions = noOptions): boolean {
+    const lifetime = options === noOptions ? Number.POSITIVE_INFINITY : checkedSet(options)
     const tags = options.tags ?? noTags
     // Code of the user's runs here, and may use this cache: nothing is known of it before.
     this.#writer.take('cache.set', value, this.#codec)
@@ -461,6 +461,7 @@ export class Cache<V = unknown> {
 }
 
 const noTags: readonly string[] = Object.freeze([])
+const noOptions: SetOptions = Object.freeze({})
 
 /** A key that stays as it is while somebody waits, whatever its caller does with the bytes. */
 const ownKey = (key: CacheKey): CacheKey => {

@@ -2,7 +2,8 @@
  * Entries in the pages of a stack, of one thread: found by a table without an object per entry.
  *
  * What is new is written into a page in the window, where it is read like any other. A full page goes into the stack;
- * what is asked for comes back as a whole page, of which the window keeps a copy.
+ * what is asked for comes back as a whole page, of which the window keeps a copy. In memory alone the window takes what
+ * nothing else needs, and gives it back before any entry goes.
  *
  * Who goes when there is no room: pages that expired; else, as in S3-FIFO, the oldest page of what is new while that is
  * more than a tenth, and the oldest page of what was used again. Of a page that goes, the entries that were used are
@@ -18,6 +19,7 @@
  * lifetime, Segcache (NSDI 2021).
  */
 import { GetOutcome, PutOutcome, putOutcomeName, systemAllocator, TmemError } from '@tmem/core'
+import { copyBytes } from '@tmem/core/runtime'
 import type { CacheKey } from './cache.ts'
 import { type Entries, type EntryStats, hashOfKey, type Lifetime, timeOf } from './entries.ts'
 import { KeyHash, type KeyKind } from './hash.ts'
@@ -66,8 +68,13 @@ const leastPlacesBytes = 512 * 1024
 /** Steps in which the places get their share of the limit. */
 const shareBytes = 64 * 1024
 
+/** Pages that come to a full window until it is looked anew whether there is memory for more of it. */
+const growEvery = 16
 /** Bytes of the window for each so many bytes of memory; and its smallest and largest number of pages. */
 const windowShare = 24
+/** The same for what the window may have besides, of memory that nothing else needs; and what it leaves of that. */
+const extraShare = 2
+const leftShare = 16
 const minFrames = 48
 const maxFrames = 16384
 
@@ -103,6 +110,8 @@ export class OwnEntries implements Entries {
   #untold = 0
   /** The page of the entry that was found last was not in the window, or that is used again and again since now. */
   #isToMove = false
+  /** Pages that come to the window until it is looked whether it may grow. */
+  #patience = 0
   /** The stack has asked for a tick, or uses more than its limit. */
   #isOver = false
   #isClosed = false
@@ -135,7 +144,10 @@ export class OwnEntries implements Entries {
     })
     const { limit, capacity } = this.#stack
     const frames = Math.floor(limit.maximumBytes / windowShare / pageBytes)
-    this.#book = new PageBook(capacity, Math.min(maxFrames, Math.max(minFrames, frames)), systemAllocator)
+    // Over a file, or a stack of the user's, memory that is free now is the places'.
+    const extraFrames = this.isOfMemory ? Math.floor(limit.maximumBytes / extraShare / pageBytes) : 0
+    const baseFrames = Math.min(maxFrames, Math.max(minFrames, frames))
+    this.#book = new PageBook(capacity, baseFrames, extraFrames, systemAllocator)
     this.#table = new EntryTable(systemAllocator)
     this.#ghosts = new Ghosts(new Int32Array(2 ** Math.floor(Math.log2(limit.maximumBytes / 512))))
     this.#transfer = this.#book.window.subarray(transferFrame * pageBytes, (transferFrame + 1) * pageBytes)
@@ -252,7 +264,7 @@ export class OwnEntries implements Entries {
       memoryBytes: this.#ownBytes() + taken.bytes + places.reduce((sum, { usedBytes }) => sum + usedBytes, 0),
       tableBytes: this.#table.bytes,
       pageTableBytes: this.#book.tableBytes,
-      windowBytes: this.#book.window.length,
+      windowBytes: this.#book.windowBytes,
       places,
     }
   }
@@ -310,6 +322,9 @@ export class OwnEntries implements Entries {
   /** Hands all entries over, the oldest first, and keeps none. They give their memory back page by page. */
   handOver(adopt: Adopt): void {
     const book = this.#book
+    // Nobody reads here again.
+    this.#patience = Number.POSITIVE_INFINITY
+    while (book.shrink());
     for (let queue = 0; queue < queues; queue++) {
       for (let page = book.oldest(queue); page !== none; page = book.oldest(queue)) {
         this.#handOverPage(page, isMainQueue(queue), adopt)
@@ -337,18 +352,18 @@ export class OwnEntries implements Entries {
       book.live[page] = 0
       return
     }
-    const isThere = book.placeOf(page) !== 0 || this.#fill(page) === hit
-    const at = book.placeOf(page)
-    for (let n = 0; isThere && n < recordsIn(book.window, at); n++) {
-      const from = at + offsetIn(book.window, at, n)
-      if (!record.read(book.window, from, at + pageBytes)) continue
+    const isThere = book.locate(page) || this.#fill(page) === hit
+    const { bytes, at } = book
+    for (let n = 0; isThere && n < recordsIn(bytes, at); n++) {
+      const from = at + offsetIn(bytes, at, n)
+      if (!record.read(bytes, from, at + pageBytes)) continue
       const { end, expiry } = record
       const isDeleted = this.#tags.hasDeleted(record)
       const slot = this.#slotOf(page, n)
       if (slot === noSlot) continue
-      const hash = this.#hash.bytes(book.window, record.keyAt, record.keyLength, record.keyKind)
+      const hash = this.#hash.bytes(bytes, record.keyAt, record.keyLength, record.keyKind)
       this.#table.removeAt(slot)
-      if (!isDeleted) adopt(book.window, from, end, hash, expiry, isMain)
+      if (!isDeleted) adopt(bytes, from, end, hash, expiry, isMain)
     }
     book.live[page] = 0
   }
@@ -422,15 +437,15 @@ export class OwnEntries implements Entries {
     const page = pageOf(ref)
     const { kind, length } = this.#hash
     this.#isToMove = false
-    if (book.spans[page] === 0) {
-      let at = book.placeOf(page)
-      if (at === 0) {
+    // Only shared pages are in the window.
+    const isHere = book.locate(page)
+    if (isHere || book.spans[page] === 0) {
+      if (!isHere) {
         const outcome = book.isGone(page) ? Miss.Vanished : this.#fill(page)
         if (outcome !== hit) return this.#lost(hash, page, outcome)
-        at = book.placeOf(page)
       }
-      const offset = offsetIn(book.window, at, recordOf(ref))
-      if (!this.#record.read(book.window, at + offset, at + pageBytes)) return Miss.Collided
+      const { bytes, at } = book
+      if (!this.#record.read(bytes, at + offsetIn(bytes, at, recordOf(ref)), at + pageBytes)) return Miss.Collided
     } else {
       const whole = Buffer.allocUnsafeSlow(book.spans[page]! * pageBytes)
       const outcome = this.#readSpan(page, whole)
@@ -468,14 +483,15 @@ export class OwnEntries implements Entries {
     return outcome
   }
 
-  /** Brings a page to the window: `hit`, `Miss.Deferred`, or `Miss.Vanished`. */
+  /** Brings a page to the window, where the book then points at it: `hit`, `Miss.Deferred`, or `Miss.Vanished`. */
   #fill(page: number): number {
     const book = this.#book
-    const { window } = book
-    const at = book.enter(page, false)
+    if (book.isTight) this.#growWindow()
+    book.enter(page)
+    const { bytes, at } = book
     // A view that lives as long as this call is cheaper than one more copy of a page, and than a view for each frame.
-    const outcome = this.#stack.pool.get(0, page, new Uint8Array(window.buffer, window.byteOffset + at, pageBytes))
-    if (outcome === GetOutcome.Hit && stampIn(window, at) === book.stamps[page]) {
+    const outcome = this.#stack.pool.get(0, page, new Uint8Array(bytes.buffer, bytes.byteOffset + at, pageBytes))
+    if (outcome === GetOutcome.Hit && stampIn(bytes, at) === book.stamps[page]) {
       this.#counts.pagesRead++
       this.#isToMove = true
       return hit
@@ -543,7 +559,10 @@ export class OwnEntries implements Entries {
       const ref = this.#table.refAt(again)
       const at = span === 0 ? offsetIn(bytes, 0, recordOf(ref)) : headBytes
       if (!this.#record.read(bytes, at, bytes.length)) return use(Miss.Collided)
-      if (span === 0 && book.placeOf(page) === 0) bytes.copy(book.window, book.enter(page, false))
+      if (span === 0 && !book.locate(page)) {
+        book.enter(page)
+        copyBytes.call(bytes, book.bytes, book.at, 0, pageBytes)
+      }
       return use(this.#judge(key, kind, length, hash, true))
     }
   }
@@ -569,14 +588,14 @@ export class OwnEntries implements Entries {
     const page = pageOf(ref)
     if (usesOf(ref) < maxUses || book.spans[page] !== 0 || book.isFilling(page) || isMainQueue(book.queueOf(page)))
       return
-    const at = book.placeOf(page)
+    if (!book.locate(page)) return
     const record = this.#record
     const from = movingFrame * pageBytes
-    if (at === 0 || !record.read(window, at + offsetIn(window, at, recordOf(ref)), at + pageBytes)) return
-    const start = at + offsetIn(window, at, recordOf(ref))
+    const start = book.at + offsetIn(book.bytes, book.at, recordOf(ref))
+    if (!record.read(book.bytes, start, book.at + pageBytes)) return
     const bytes = record.end - start
     const { expiry } = record
-    window.copyWithin(from, start, record.end)
+    copyBytes.call(book.bytes, window, from, start, record.end)
     this.#remove(slot)
     const queue = queueFor(expiry === Number.POSITIVE_INFINITY ? expiry : expiry - this.#clock(), true)
     const to = this.#reserve(queue, bytes, hash)
@@ -628,7 +647,7 @@ export class OwnEntries implements Entries {
       book.release(page)
       return this.#reserve(queue, bytes, hash)
     }
-    const at = book.enter(page, true)
+    const at = book.enterFilling(page)
     book.window.fill(0, at, at + pageBytes)
     writeHead(book.window, at, 0, book.stamps[page]!)
     this.#open[queue] = page
@@ -678,7 +697,7 @@ export class OwnEntries implements Entries {
     for (let n = 0; n < span; n++) {
       const part = bytes.subarray(n * pageBytes, (n + 1) * pageBytes)
       let outcome = pool.put(page + 1, n, part)
-      for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#evict(); tries++)
+      for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#makeRoom(); tries++)
         outcome = pool.put(page + 1, n, part)
       if (outcome === PutOutcome.Stored) continue
       pool.flushObject(page + 1)
@@ -711,7 +730,7 @@ export class OwnEntries implements Entries {
     }
     this.#shareLimit()
     let outcome = this.#put(page)
-    for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#evict(); tries++)
+    for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#makeRoom(); tries++)
       outcome = this.#put(page)
     if (outcome !== PutOutcome.Stored) {
       this.#counts.refused += book.live[page]!
@@ -762,7 +781,7 @@ export class OwnEntries implements Entries {
     if (growth === 0) return true
     const { limit } = this.#stack
     // Half of it at least is for what the table is about.
-    for (let tries = 0; this.#ownBytes() + growth > limit.bytes / 2; tries++) {
+    for (let tries = 0; this.#ownBytes() - this.#book.extraBytes + growth > limit.bytes / 2; tries++) {
       if (tries === attempts || !this.#evict()) return false
       if (this.#table.growthFor(hash) === 0) return true
     }
@@ -879,9 +898,8 @@ export class OwnEntries implements Entries {
     const book = this.#book
     const { window } = book
     const frame = (this.#isEmptying ? nestedFrame : emptyingFrame) * pageBytes
-    const at = book.placeOf(page)
     book.unlink(page)
-    if (at !== 0) window.copyWithin(frame, at, at + pageBytes)
+    if (book.locate(page)) copyBytes.call(book.bytes, window, frame, book.at, book.at + pageBytes)
     else {
       const outcome = this.#stack.pool.get(0, page, this.#transfer)
       const from = transferFrame * pageBytes
@@ -954,7 +972,24 @@ export class OwnEntries implements Entries {
 
   /** Bytes of the cache's own tables. */
   #ownBytes(): number {
-    return this.#table.bytes + this.#ghosts.bytes + this.#book.bytes + this.#tags.bytes
+    return this.#table.bytes + this.#ghosts.bytes + this.#book.tableBytes + this.#book.windowBytes + this.#tags.bytes
+  }
+
+  /** Lets the window grow into memory that nothing else needs: so what is read again and again lies decoded. */
+  #growWindow(): void {
+    const book = this.#book
+    if (--this.#patience > 0) return
+    const { limit, taken } = this.#stack
+    const free = limit.bytes - this.#ownBytes() - taken.bytes - this.#usedBytes()
+    if (free - book.chunkBytes >= limit.bytes / leftShare && book.grow()) this.#shareLimit()
+    else this.#patience = growEvery
+  }
+
+  /** Makes room in the places: copies in the window go before entries. False: there is nothing that could go. */
+  #makeRoom(): boolean {
+    if (!this.#book.shrink()) return this.#evict()
+    this.#shareLimit()
+    return true
   }
 
   /** Gives the places what the cache's own tables leave of the limit. */
@@ -977,7 +1012,7 @@ export class OwnEntries implements Entries {
         this.#isOver = pending
         return pending
       }
-      for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#evict()) return false
+      for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#makeRoom()) return false
       if (this.#table.shrink()) this.#shareLimit()
     }
     return true

@@ -9,6 +9,9 @@
  * the second-chance rule. A page that is being filled, or `used` twice since the hand passed, is not taken. Only pages
  * that are read take more of it into use: who writes alone needs few frames, and memory for no others.
  *
+ * The window has a part that is always there, in which pages are filled, and chunks behind it, which come and go with
+ * the memory that is free (`grow`, `shrink`): copies alone lie there.
+ *
  * Everything is in typed arrays, reserved for all pages; the operating system gives memory only to what was touched.
  */
 import type { Allocator } from '@tmem/core'
@@ -48,6 +51,10 @@ export const emptyingFrame = 1
 export const nestedFrame = 2
 export const movingFrame = 3
 const ownFrames = 4
+/** Frames of a chunk of the window: a share of those that there may be, and at least and at most so many. */
+const chunkShare = 64
+const minChunkFrames = 16
+const maxChunkFrames = 1024
 /** Frames in use before any page is read: enough for a page of each queue that is being filled, and some that were. */
 const framesForWriting = 2 * queues
 
@@ -81,32 +88,54 @@ export class PageBook {
   /** Pages of a record that has its own, 0: shared; and the hash of its entry. */
   readonly spans: Uint16Array
   readonly hashes: Int32Array
-  /** Frames of the window, one behind the other. */
+  /** Frames of the window that are always there, one behind the other. */
   readonly window: Buffer
-  readonly frames: number
+  /** Where `locate` and `enter` have found a page, or room for one. */
+  bytes: Buffer
+  at = 0
+  /** Bytes of a chunk, and of those that there are. */
+  readonly chunkBytes: number
+  extraBytes = 0
+  /** Frames of the part that is always there. */
+  readonly #baseFrames: number
+  readonly #chunkFrames: number
+  readonly #chunks: Buffer[] = []
+  readonly #maxChunks: number
+  readonly #allocator: Allocator
   readonly #queue: Uint8Array
   readonly #older: Int32Array
   readonly #newer: Int32Array
   readonly #frameOf: Int32Array
   readonly #oldest: Int32Array = new Int32Array(queues).fill(none)
   readonly #newest: Int32Array = new Int32Array(queues).fill(none)
+  /** By frame: its page, plus one; 0: it has none. */
   readonly #owner: Int32Array
   /** 0: may be taken; 1: used since the hand passed; 2: being filled. */
   readonly #state: Uint8Array
+  /** Where the next frame is looked for, for a copy, and for a page that is being filled. */
   #hand = ownFrames
+  #fillingHand = ownFrames
   /** Frames in use are those below: those that are needed for writing, and one more for each page that was read. */
   #framesUsed: number
   #free = none
   /** The stamp of the next page. */
   #stamp = 1
 
-  /** Throws `TmemError` (`TMEM_NO_MEMORY`). */
-  constructor(capacity: number, frames: number, allocator: Allocator) {
+  /**
+   * @param frames of the window that are always there
+   * @param extraFrames how many may come and go behind them
+   * @throws TmemError (`TMEM_NO_MEMORY`)
+   */
+  constructor(capacity: number, frames: number, extraFrames: number, allocator: Allocator) {
     this.capacity = capacity
-    this.frames = frames + ownFrames
+    this.#allocator = allocator
+    this.#baseFrames = frames + ownFrames
+    this.#chunkFrames = Math.min(maxChunkFrames, Math.max(minChunkFrames, Math.floor(extraFrames / chunkShare)))
+    this.chunkBytes = this.#chunkFrames * pageBytes
+    this.#maxChunks = Math.floor(extraFrames / this.#chunkFrames)
     const bytes = capacity * bytesPerPage + 8
     const memory = allocator.allocate(bytes, 'cache.pages')
-    const window = allocator.allocate(this.frames * pageBytes, 'cache.window')
+    const window = allocator.allocate(this.#baseFrames * pageBytes, 'cache.window')
     if (memory === undefined || window === undefined)
       throw new TmemError('TMEM_NO_MEMORY', `cache: no memory for the tables of ${capacity} pages`, { layer: 'cache' })
     let at = 0
@@ -123,10 +152,17 @@ export class PageBook {
     this.live = new Uint16Array(memory, take(2), capacity)
     this.spans = new Uint16Array(memory, take(2), capacity)
     this.#queue = new Uint8Array(memory, take(1), capacity)
-    this.window = Buffer.from(window, 0, this.frames * pageBytes)
-    this.#owner = new Int32Array(this.frames).fill(none)
-    this.#state = new Uint8Array(this.frames)
-    this.#framesUsed = Math.min(this.frames, ownFrames + framesForWriting)
+    this.window = Buffer.from(window, 0, this.#baseFrames * pageBytes)
+    this.bytes = this.window
+    const allFrames = this.#baseFrames + this.#maxChunks * this.#chunkFrames
+    this.#owner = new Int32Array(allFrames)
+    this.#state = new Uint8Array(allFrames)
+    this.#framesUsed = Math.min(this.#baseFrames, ownFrames + framesForWriting)
+  }
+
+  /** Frames that there are. */
+  get frames(): number {
+    return this.#baseFrames + this.#chunks.length * this.#chunkFrames
   }
 
   /** Bytes of the tables that are in use: as far as they were touched. */
@@ -134,9 +170,9 @@ export class PageBook {
     return this.watermark * bytesPerPage + this.frames * 5
   }
 
-  /** Bytes that are in use: of the tables, and of the window. */
-  get bytes(): number {
-    return this.tableBytes + this.window.length
+  /** Bytes of the window, as it is now. */
+  get windowBytes(): number {
+    return this.window.length + this.extraBytes
   }
 
   /** Forgets all pages. */
@@ -146,8 +182,9 @@ export class PageBook {
     this.queued.fill(0)
     this.#oldest.fill(none)
     this.#newest.fill(none)
-    this.#owner.fill(none)
-    this.#state.fill(0)
+    while (this.shrink());
+    this.#owner.fill(0, 0, this.#framesUsed)
+    this.#state.fill(0, 0, this.#framesUsed)
   }
 
   /** Throws an `Error` that names a broken invariant; every page in a queue must have entries. For tests. */
@@ -167,7 +204,7 @@ export class PageBook {
     if (counted[0] !== this.queued[0] || counted[1] !== this.queued[1])
       throw new Error(`cache: ${counted.join(' and ')} pages in queues, counted ${this.queued.join(' and ')}`)
     for (let frame = ownFrames; frame < this.frames; frame++) {
-      const page = this.#owner[frame]!
+      const page = this.#owner[frame]! - 1
       if (page !== none && this.#frameOf[page] !== frame) throw new Error(`cache: frame ${frame} has a wrong owner`)
     }
   }
@@ -308,32 +345,60 @@ export class PageBook {
 
   // ---- The window -------------------------------------------------------------------------------------------------
 
-  /** Where in the window a page is, in bytes; 0: it is not there. */
-  placeOf(page: number): number {
+  /** Whether a page is in the window: then `bytes` and `at` say where. */
+  locate(page: number): boolean {
     const frame = this.#frameOf[page]!
-    if (frame === 0) return 0
+    if (frame === 0) return false
     this.#state[frame] |= 1
-    return frame * pageBytes
+    this.#pointAt(frame)
+    return true
   }
 
-  /** Where in the window there is room for a page, whose copy is written there now, in bytes. */
-  enter(page: number, isFilling: boolean): number {
-    let frame = this.#hand
-    if (!isFilling && this.#framesUsed < this.frames) frame = this.#framesUsed++
-    else
-      for (;;) {
-        const state = this.#state[frame]!
-        if (state === 0) break
-        // What is being filled stays.
-        if (state === 1) this.#state[frame] = 0
-        if (++frame === this.#framesUsed) frame = ownFrames
-      }
-    const owner = this.#owner[frame]!
-    if (owner !== none) this.#frameOf[owner] = 0
-    this.#owner[frame] = page
-    this.#frameOf[page] = frame
-    this.#state[frame] = isFilling ? 2 : 0
-    this.#hand = frame + 1 === this.#framesUsed ? ownFrames : frame + 1
+  /** Where in `window` a page is that is being filled, in bytes. */
+  placeOf(page: number): number {
+    return this.#frameOf[page]! * pageBytes
+  }
+
+  /** Whether all frames that there are have been in use, and there may be more. */
+  get isTight(): boolean {
+    return this.#framesUsed === this.frames && this.#chunks.length < this.#maxChunks
+  }
+
+  /** Takes one more chunk. False: there is no memory for it. */
+  grow(): boolean {
+    const memory = this.#allocator.allocate(this.chunkBytes, 'cache.window')
+    if (memory === undefined) return false
+    this.#chunks.push(Buffer.from(memory, 0, this.chunkBytes))
+    this.extraBytes += this.chunkBytes
+    return true
+  }
+
+  /** Gives a chunk back, with the copies in it. False: there is none. */
+  shrink(): boolean {
+    if (this.#chunks.pop() === undefined) return false
+    this.extraBytes -= this.chunkBytes
+    const { frames } = this
+    for (let frame = frames; frame < this.#framesUsed; frame++) this.#empty(frame)
+    this.#framesUsed = Math.min(this.#framesUsed, frames)
+    if (this.#hand >= this.#framesUsed) this.#hand = ownFrames
+    this.bytes = this.window
+    return true
+  }
+
+  /** Finds room in the window for a copy of a page, which is written to `bytes[at]` now. */
+  enter(page: number): void {
+    const frame = this.#framesUsed < this.frames ? this.#framesUsed++ : this.#freeFrame(this.#hand, this.#framesUsed)
+    this.#hand = frame + 1 >= this.#framesUsed ? ownFrames : frame + 1
+    this.#settle(page, frame, 0)
+    this.#pointAt(frame)
+  }
+
+  /** Finds room in `window` for a page that is being filled, in bytes. */
+  enterFilling(page: number): number {
+    const end = Math.min(this.#framesUsed, this.#baseFrames)
+    const frame = this.#freeFrame(this.#fillingHand, end)
+    this.#fillingHand = frame + 1 === end ? ownFrames : frame + 1
+    this.#settle(page, frame, 2)
     return frame * pageBytes
   }
 
@@ -345,9 +410,43 @@ export class PageBook {
   /** Forgets the copy of a page, if there is one. */
   dropFrame(page: number): void {
     const frame = this.#frameOf[page]!
-    if (frame === 0) return
-    this.#frameOf[page] = 0
-    this.#owner[frame] = none
+    if (frame !== 0) this.#empty(frame)
+  }
+
+  /** The first frame from `hand` on that may be taken. */
+  #freeFrame(hand: number, end: number): number {
+    for (let frame = hand; ; ) {
+      const state = this.#state[frame]!
+      if (state === 0) return frame
+      // What is being filled stays.
+      if (state === 1) this.#state[frame] = 0
+      if (++frame === end) frame = ownFrames
+    }
+  }
+
+  #settle(page: number, frame: number, state: number): void {
+    this.#empty(frame)
+    this.#owner[frame] = page + 1
+    this.#frameOf[page] = frame
+    this.#state[frame] = state
+  }
+
+  #empty(frame: number): void {
+    const owner = this.#owner[frame]!
+    if (owner !== 0) this.#frameOf[owner - 1] = 0
+    this.#owner[frame] = 0
     this.#state[frame] = 0
+  }
+
+  #pointAt(frame: number): void {
+    const extra = frame - this.#baseFrames
+    if (extra < 0) {
+      this.bytes = this.window
+      this.at = frame * pageBytes
+    } else {
+      const chunk = Math.floor(extra / this.#chunkFrames)
+      this.bytes = this.#chunks[chunk]!
+      this.at = (extra - chunk * this.#chunkFrames) * pageBytes
+    }
   }
 }

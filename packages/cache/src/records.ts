@@ -37,6 +37,9 @@ export const maxTags = 255
 /** Largest record that shares a page, with its offset. */
 export const maxSharedBytes: number = pageBytes - headBytes - 2
 
+/** Longest key that is written faster unit by unit than by a call into the runtime. */
+const shortKey = 48
+
 const hasExpiry = 1
 const hasFresh = 2
 const hasTags = 4
@@ -96,6 +99,8 @@ export function writeRecord(
     for (const tag of tags) to = into.writeInt32LE(tag, to)
   }
   if (typeof key !== 'string') into.set(key, to)
+  else if (keyKind === KeyKind.Narrow && keyLength <= shortKey)
+    for (let i = 0; i < keyLength; i++) into[to + i] = key.charCodeAt(i)
   else if (keyKind === KeyKind.Narrow) into.write(key, to, keyLength, 'latin1')
   else into.write(key, to, keyLength, 'utf16le')
   return to + keyLength

@@ -46,8 +46,8 @@ const tablesBytes = 64 * 2 ** 20
 /** Bytes of memory, or of a file, for each page that there may be. */
 const bytesPerPage = 512
 
-/** Blocks that a codec works in, and what else has no allocator. */
-const workspaceBytes = 512 * 1024
+/** What a codec works in (a table of 64 KiB, and of its blocks what pages touch), and what else has no allocator. */
+const workspaceBytes = 256 * 1024
 
 /** An opened stack. */
 export interface CacheStack {
