@@ -696,6 +696,26 @@ describe('without a server', () => {
       found: pages === undefined ? 'not known' : `vm.page-cluster ${pages}`,
     })
   })
+
+  test('doctor shows the devices that vram can use, or says what to install', async () => {
+    const control = join(temporaryDirectory(), 'none')
+    const row = async (...through: string[]) => {
+      const { stdout } = await tmem(['doctor', '--json', '--control', control], { through })
+      return JSON.parse(stdout).checks.find(({ name }: { name: string }) => name === 'video memory')
+    }
+    const vendors = temporaryDirectory()
+    // The loader looks for drivers there alone.
+    const none = await row('env', `OCL_ICD_VENDORS=${vendors}`)
+    expect(none).toMatchObject({ need: 'advice', ok: false })
+    expect(none.found).toMatch(/OpenCL/)
+    expect(none.advice).toContain('ocl-icd-libopencl1')
+    if (!existsSync('/etc/OpenCL/vendors/pocl.icd')) return
+    expect(await row()).toMatchObject({
+      ok: true,
+      found: expect.stringMatching(/^0: .+, [\d.]+[KMG]iB/),
+      advice: '',
+    })
+  })
 })
 
 /** Whether this user may read and write a file. */

@@ -2,11 +2,13 @@
  * What is said to a Valkey or Redis server, and to a cluster of them: the same few questions, asked in the way that
  * suits each.
  *
- * A server gets many keys in one message. Of a cluster each key may be with another server, so each is a message of its
- * own, which the library sends on where the answer is MOVED or ASK, and again where the server has just died and a
- * replica may take over (16 times, 100 ms apart, at most). A key never has another value than this one, so a message
- * that is done twice does no harm.
+ * A server gets many keys in one message; of a cluster each server gets, in one write, one command for each of the keys
+ * that it has, as far as the map of slots says so. A command that it does not do (MOVED, ASK, a connection that broke)
+ * goes by itself: the library sends it on, and again where the server has just died and a replica may take over (16
+ * times, 100 ms apart, at most). A key never has another value than this one, so a command that is done twice does no
+ * harm.
  */
+import slotOf from 'cluster-key-slot'
 import { Cluster, type RedisOptions, Valkey } from 'iovalkey'
 
 /** What a machine says of itself. */
@@ -25,6 +27,8 @@ type Reply = unknown
 
 export interface Connection {
   readonly client: Valkey | Cluster
+  /** Keys of one `get`, where there are many to ask for. */
+  readonly getsAtOnce: number
   ask(): Promise<Said>
   /** For each key `OK`, or the error. */
   set(keys: readonly string[], blocks: readonly Uint8Array[], leaseMs: number): Promise<readonly Reply[]>
@@ -64,6 +68,8 @@ export function serverConnection(options: RedisOptions): Connection {
     replies!.map(([error, reply]) => error ?? reply)
   return {
     client,
+    // While the first are looked at here, the server looks the next ones up.
+    getsAtOnce: 64,
     async ask() {
       const said = infoOf(await client.info())
       return { servers: [said], isCluster: false, identity: said.get('run_id') ?? '', problem: undefined }
@@ -99,10 +105,43 @@ export function clusterConnection(
     // the connection up before that.
     redisOptions: { ...common, ...options, commandTimeout: 2 * connectTimeout },
   })
-  // What fails at one of them is told as the cluster's, also when it is no longer in use.
-  client.on('+node', (node: Valkey) => node.on('error', (error: Error) => client.emit('error', error)))
+  // What fails at one of them is told as the cluster's, also when it is no longer in use, and what fails while it is
+  // asked how the cluster is: the library does that over copies of its connections, and listens to none of them.
+  client.on('+node', (node: Valkey) => {
+    const tell = (error: Error): boolean => client.emit('error', error)
+    node.on('error', tell)
+    const duplicate = node.duplicate.bind(node)
+    node.duplicate = (override) => duplicate(override).on('error', tell)
+  })
+  /** The replies to commands, or the errors: for each server that has keys of theirs one write. */
+  const each = async (commands: readonly Command[], call: 'call' | 'callBuffer' = 'call'): Promise<Reply[]> => {
+    const nodes = new Map(client.nodes('master').map((node) => [`${node.options.host}:${node.options.port}`, node]))
+    const byNode = new Map<Valkey | undefined, number[]>()
+    for (const [n, [, key]] of commands.entries()) {
+      const node = nodes.get(client.slots[slotOf(key)]?.[0] ?? '')
+      const ofNode = byNode.get(node)
+      if (ofNode === undefined) byNode.set(node, [n])
+      else ofNode.push(n)
+    }
+    const replies: Reply[] = []
+    const sent = [...byNode].map(async ([node, ofNode]) => {
+      let alone = ofNode
+      if (node !== undefined) {
+        const pipeline = node.pipeline()
+        for (const n of ofNode) pipeline[call](...commands[n]!)
+        for (const [at, [error, reply]] of (await pipeline.exec())!.entries()) replies[ofNode[at]!] = error ?? reply
+        alone = ofNode.filter((n) => isForElsewhere(replies[n]))
+      }
+      const answers = await Promise.all(alone.map((n) => replyOf(client[call](...commands[n]!))))
+      for (const [at, n] of alone.entries()) replies[n] = answers[at]
+    })
+    await Promise.all(sent)
+    return replies
+  }
   return {
     client,
+    // The servers of a cluster answer one after the other anyway.
+    getsAtOnce: Number.POSITIVE_INFINITY,
     async ask() {
       const state = infoOf(String(await client.cluster('INFO'))).get('cluster_state')
       // Ids of all servers, one at the start of each line.
@@ -117,20 +156,37 @@ export function clusterConnection(
       return { servers, isCluster: true, identity: `cluster of ${ids.toSorted()[0]}`, problem }
     },
     set: (keys, blocks, leaseMs) =>
-      Promise.all(keys.map((key, n) => replyOf(client.set(key, bufferOf(blocks[n]!), 'PX', leaseMs)))),
-    get: (keys) =>
-      Promise.all(
-        keys.map(async (key) => {
-          const reply = await replyOf(client.getBuffer(key))
-          return reply instanceof Error && reply.message.startsWith('WRONGTYPE') ? null : reply
-        }),
-      ),
-    async unlink(keys) {
-      await Promise.all(keys.map((key) => client.unlink(key)))
+      each(keys.map((key, n): Command => ['set', key, bufferOf(blocks[n]!), 'PX', leaseMs])),
+    async get(keys) {
+      const replies = await each(
+        keys.map((key): Command => ['get', key]),
+        'callBuffer',
+      )
+      const isOther = (reply: Reply): boolean => reply instanceof Error && reply.message.startsWith('WRONGTYPE')
+      return replies.map((reply) => (isOther(reply) ? null : (reply as Uint8Array | null | Error)))
     },
-    renew: (keys, leaseMs) => Promise.all(keys.map((key) => replyOf(client.pexpire(key, leaseMs)))),
+    async unlink(keys) {
+      const replies = await each(keys.map((key): Command => ['unlink', key]))
+      const failed = replies.find((reply) => reply instanceof Error)
+      if (failed !== undefined) throw failed
+    },
+    renew: (keys, leaseMs) => each(keys.map((key): Command => ['pexpire', key, leaseMs])),
   }
 }
+
+/** What the library says of a connection that ended, for whatever reason. */
+export const closed = 'Connection is closed.'
+
+/** A command of a cluster: its name, its key, and what follows. */
+type Command = readonly [name: string, key: string, ...(string | number | Buffer)[]]
+
+/** Whether a command was not done for where it went, or for the connection: the library knows where else to go. */
+const isForElsewhere = (reply: Reply): boolean =>
+  reply instanceof Error && (/^(MOVED|ASK|TRYAGAIN|CLUSTERDOWN)\b/.test(reply.message) || reply.message === closed)
+
+/** Why a cluster cannot be reached: what the last of its servers failed with, when all have. */
+export const reasonOf = (error: Error): Error =>
+  'lastNodeError' in error && error.lastNodeError instanceof Error ? error.lastNodeError : error
 
 const bufferOf = ({ buffer, byteOffset, length }: Uint8Array): Buffer => Buffer.from(buffer, byteOffset, length)
 

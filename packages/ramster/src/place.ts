@@ -460,7 +460,13 @@ export class RamsterPlace implements SlowPlace, Borrowing {
     const generation = this.#generations[location]!
     const names = namesOf(this.#states[location] !== EPHEMERAL)
     try {
-      into.set(await this.#fetchOrWait(location, generation, units))
+      let bytes: Uint8Array
+      try {
+        bytes = await this.#fetch(location, generation, units)
+      } catch (error) {
+        bytes = await this.#fetchAgain(location, generation, units, error)
+      }
+      into.set(bytes)
       this.#counters[names.got]++
     } catch (error) {
       this.#counters[names.notGot]++
@@ -469,32 +475,33 @@ export class RamsterPlace implements SlowPlace, Borrowing {
   }
 
   /**
-   * The same, and where it may not vanish waits for a machine that alone has it and is away, as long as it may: whoever
-   * swaps has nothing else that it could do. Where one of them answers again they are asked once more: each has been away
-   * in its turn.
+   * The same after a failure: where the block may not vanish this waits for a machine that alone has it and is away, as
+   * long as it may, because whoever swaps has nothing else that it could do. Where one of them answers again they are
+   * asked once more: each has been away in its turn.
    */
-  async #fetchOrWait(location: number, generation: number, units: number): Promise<Uint8Array> {
+  async #fetchAgain(location: number, generation: number, units: number, failure: unknown): Promise<Uint8Array> {
     const since = performance.now()
     let [waited, askedAgain] = [false, false]
-    for (;;) {
-      try {
-        return await this.#fetch(location, generation, units)
-      } catch (error) {
-        const isLost = error instanceof TmemError && error.code === 'TMEM_CORRUPT'
-        if (isLost || this.#closed || this.#generations[location] !== generation) throw error
-        if (this.#states[location] !== PERSISTENT) throw error
-        const mask = this.#holders[location]!
-        if (this.#machines.some(({ bit, memory }) => (mask & bit) !== 0 && memory.isOpen)) {
-          if (askedAgain) throw error
-          askedAgain = true
-          continue
-        }
+    for (let error = failure; ; ) {
+      const isLost = error instanceof TmemError && error.code === 'TMEM_CORRUPT'
+      if (isLost || this.#closed || this.#generations[location] !== generation) throw error
+      if (this.#states[location] !== PERSISTENT) throw error
+      const mask = this.#holders[location]!
+      if (this.#machines.some(({ bit, memory }) => (mask & bit) !== 0 && memory.isOpen)) {
+        if (askedAgain) throw error
+        askedAgain = true
+      } else {
         const leftMs = this.#waitMs - (performance.now() - since)
         if (leftMs <= 0 || mask === 0) throw error
         if (!waited) this.#counters.waited_reads++
         waited = true
         askedAgain = false
         await this.#someChange(leftMs)
+      }
+      try {
+        return await this.#fetch(location, generation, units)
+      } catch (again) {
+        error = again
       }
     }
   }

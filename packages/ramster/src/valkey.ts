@@ -25,7 +25,7 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { checkOptions, type OptionNames, TmemError } from '@tmem/core'
-import { type Connection, clusterConnection, type Said, serverConnection } from './connection.ts'
+import { type Connection, closed, clusterConnection, reasonOf, type Said, serverConnection } from './connection.ts'
 import type { Borrower, Kept, RemoteMemory, RemotePlan } from './remote.ts'
 
 /** How to reach a server, and what is asked of it. */
@@ -341,8 +341,11 @@ class ValkeyMemory implements RemoteMemory {
   /** Notes why it cannot be used. Who waits is told only what will not pass by itself. */
   #failed(error: unknown): void {
     if (!(error instanceof Error)) throw error
-    this.failure = this.#told(error)
-    if (!lasting.test(error.message)) return
+    const reason = reasonOf(error)
+    // Why it ended was told before.
+    if (reason.message === closed && this.failure !== undefined) return
+    this.failure = this.#told(reason)
+    if (!lasting.test(reason.message)) return
     for (const { reject } of this.#waiting) reject(this.failure)
     this.#waiting.clear()
   }
@@ -395,13 +398,18 @@ class ValkeyMemory implements RemoteMemory {
   get(key: number): Promise<Uint8Array | undefined> {
     return new Promise((resolve, reject) => {
       this.#gets.push({ key, resolve, reject })
-      // All that is asked for in this turn goes in one message.
-      if (this.#gets.length === 1) process.nextTick(() => void this.#sendGets())
+      // All that is asked for in this turn goes together.
+      if (this.#gets.length === 1) process.nextTick(() => this.#sendGets())
     })
   }
 
-  async #sendGets(): Promise<void> {
+  #sendGets(): void {
+    const { getsAtOnce } = this.#connection
     const gets = this.#gets.splice(0)
+    for (let n = 0; n < gets.length; n += getsAtOnce) void this.#ask(gets.slice(n, n + getsAtOnce))
+  }
+
+  async #ask(gets: readonly Get[]): Promise<void> {
     try {
       this.#mustBeOpen()
       const blocks = await this.#within(this.#connection.get(gets.map(({ key }) => this.#prefix + key)))

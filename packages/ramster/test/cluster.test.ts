@@ -1,11 +1,13 @@
 /** Real clusters, of three primaries and three replicas each, and what happens to them: Redis 7.0 as Debian has it. */
 import { execFile } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+import { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { type ValkeyClusterOptions, valkey, valkeyCluster } from '../src/index.ts'
-import { RealCluster, RealServer, serverCommand } from './server.ts'
+import { makeCertificates, RealCluster, RealServer, serverCommand } from './server.ts'
 import { range, World } from './world.ts'
 
 const run = promisify(execFile)
@@ -73,6 +75,29 @@ test('one server of a cluster is enough to find the others', async () => {
   const world = await open(at(a, { nodes: [last!] }), at(b))
   expect(await world.fill(30)).toBe(30)
   await world.expectPages(30)
+})
+
+test('what goes to one server, or comes from it, is one write', async () => {
+  const [a, b] = await clusters()
+  const world = await open(at(a), at(b))
+  const written = vi.spyOn(Socket.prototype, 'write')
+  cleanups.push(async () => written.mockRestore())
+  /** Writes to both clusters, without those that ask them how they are. */
+  const writes = (): number => written.mock.calls.filter(([bytes]) => !/info|cluster/i.test(String(bytes))).length
+  // 200 pages go in 8 flights of 25.
+  expect(await world.fill(200)).toBe(200)
+  expect(writes()).toBeGreaterThanOrEqual(8)
+  expect(writes()).toBeLessThanOrEqual(8 * 6)
+  written.mockClear()
+  await Promise.all(range(200).map((index) => world.expectPage(index)))
+  expect(writes()).toBeGreaterThan(0)
+  expect(writes()).toBeLessThanOrEqual(6)
+  written.mockClear()
+  world.pool.flushObject(1)
+  await world.expectSoon(async () => (await a.keys()) === 0 && (await b.keys()) === 0)
+  const unlinks = written.mock.calls.filter(([bytes]) => String(bytes).includes('unlink'))
+  expect(unlinks.length).toBeGreaterThan(0)
+  expect(unlinks.length).toBeLessThanOrEqual(6)
 })
 
 test('ASK: a page whose slot is on the move is read from where it is going', async () => {
@@ -234,6 +259,57 @@ test('a user of an ACL needs the commands that the documentation names, and no o
   world.pool.flushObject(1)
   await world.expectSoon(() => world.counter('pending_flushes') === 0)
   await expect(open(at(a, { ...user, password: 'other' }), at(b, user))).rejects.toThrow('WRONGPASS')
+})
+
+test('clusters over TLS with an ACL: certificates and users count for each of their servers', async (ctx) => {
+  requires(ctx, { commands: ['openssl'] })
+  const certificates = makeCertificates()
+  cleanups.push(async () => certificates.remove())
+  const { path, settings } = certificates
+  const acl = 'tmem on >secret resetchannels ~tmem:* -@all +info +cluster +get +set +unlink +pexpire +asking'.split(' ')
+  const secure = '--tls-cluster yes --tls-replication yes --requirepass owner --masterauth owner --user'.split(' ')
+  const start = async (...more: string[]): Promise<RealCluster> => {
+    const cluster = await RealCluster.startFor(
+      { ...certificates.access, password: 'owner' },
+      ['--tls', '--cacert', path('ca.pem'), '-a', 'owner', '--no-auth-warning'],
+      ...settings,
+      ...secure,
+      ...acl,
+      ...more,
+    )
+    cleanups.push(() => cluster.stop())
+    return cluster
+  }
+  const named = ['--cluster-announce-hostname', 'localhost', '--cluster-preferred-endpoint-type', 'hostname']
+  const [a, b] = [await start(), await start(...named)]
+  writeFileSync(path('secret'), 'secret\n')
+  const user = { username: 'tmem', passwordFile: path('secret'), caFile: path('ca.pem') }
+  const world = await open(at(a, user), at(b, user))
+  expect(await world.fill(100)).toBe(100)
+  await world.expectPages(100)
+  for (const primary of await a.primaries()) expect(await primary.keys()).toBeGreaterThan(10)
+  // A replica takes over, with the same certificate and the same users.
+  const [victim] = (await a.primaries()) as [RealServer]
+  await victim.kill()
+  await world.expectPages(100)
+  await world.expectSoon(() => world.counter('degraded') === 0 && world.counter('one_copy_only') === 0)
+  for (let index = 100; index < 150; index++) world.put(index)
+  await world.expectSent(50, 100)
+  await world.expectPages(150)
+  await mend(a)
+  world.pool.flushObject(1)
+  await world.expectSoon(async () => (await a.keys()) === 0 && (await b.keys()) === 0)
+  // Who cannot vouch for itself, speaks without TLS, or is another user.
+  const soon = { ...user, connectMs: 3000 }
+  await expect(open(at(a, { ...soon, caFile: path('stranger.pem') }), at(b, user))).rejects.toThrow(/certificate/)
+  await expect(
+    open(at(a, { username: 'tmem', passwordFile: path('secret'), connectMs: 3000 }), at(b, user)),
+  ).rejects.toMatchObject({ code: 'TMEM_IO' })
+  writeFileSync(path('wrong'), 'wrong\n')
+  await expect(open(at(a, { ...soon, passwordFile: path('wrong') }), at(b, user))).rejects.toThrow('WRONGPASS')
+  const other = await open(at(a, { ...user, prefix: 'other' }), at(b, { ...user, prefix: 'other' }))
+  expect(await other.fill(5)).toBe(0)
+  await other.expectPages(5)
 })
 
 test('a cluster that is named as a server, and a server as a cluster, are told', async () => {

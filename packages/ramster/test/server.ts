@@ -1,13 +1,13 @@
 /** A real server on loopback, which a test may stop, kill and start again; and a network before it that can fail. */
-import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, createServer, type Server, Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { Valkey } from 'iovalkey'
+import { type RedisOptions, Valkey } from 'iovalkey'
 
 const run = promisify(execFile)
 
@@ -28,19 +28,28 @@ export class RealServer {
   readonly port: number
   readonly #folder: string = mkdtempSync(join(tmpdir(), 'ramster-server-'))
   readonly #options: readonly string[]
+  /** How its owner reaches it. */
+  readonly #access: RedisOptions
   #process: ChildProcess | undefined
 
-  private constructor(port: number, options: readonly string[]) {
+  private constructor(port: number, options: readonly string[], access: RedisOptions) {
     this.port = port
     this.#options = options
+    this.#access = access
   }
 
   /** Starts a server with these settings, e.g. `--maxmemory 32mb`; `PORT` in them is its port. */
-  static async start(...options: string[]): Promise<RealServer> {
+  static start(...options: string[]): Promise<RealServer> {
+    return RealServer.startFor({}, ...options)
+  }
+
+  /** The same, where its owner needs more than its port to reach it. */
+  static async startFor(access: RedisOptions, ...options: string[]): Promise<RealServer> {
     const port = await freePort()
     const server = new RealServer(
       port,
       options.map((word) => (word === 'PORT' ? `${port}` : word)),
+      access,
     )
     await server.start()
     return server
@@ -98,6 +107,7 @@ export class RealServer {
       host: '127.0.0.1',
       port: this.port,
       enableReadyCheck: false,
+      ...this.#access,
       ...(password === undefined ? {} : { password }),
     })
     try {
@@ -126,7 +136,12 @@ export class RealCluster {
   }
 
   /** Starts three primaries and three replicas; one that is away for a second and a half is replaced. */
-  static async start(...options: string[]): Promise<RealCluster> {
+  static start(...options: string[]): Promise<RealCluster> {
+    return RealCluster.startFor({}, [], ...options)
+  }
+
+  /** The same, where their owner, and redis-cli, need more than ports to reach them. */
+  static async startFor(access: RedisOptions, words: readonly string[], ...options: string[]): Promise<RealCluster> {
     const settings = [
       '--cluster-enabled',
       'yes',
@@ -140,7 +155,8 @@ export class RealCluster {
     try {
       for (let n = 0; n < 6; n++)
         servers.push(
-          await RealServer.start(
+          await RealServer.startFor(
+            access,
             ...settings,
             '--cluster-port',
             `${await freePort()}`,
@@ -150,7 +166,8 @@ export class RealCluster {
           ),
         )
       const addresses = servers.map(({ port }) => `127.0.0.1:${port}`)
-      await run('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '1', '--cluster-yes'])
+      const create = ['--cluster', 'create', ...addresses, '--cluster-replicas', '1', '--cluster-yes']
+      await run('redis-cli', [...words, ...create])
       await cluster.isWell()
       return cluster
     } catch (error) {
@@ -261,5 +278,52 @@ export class Network {
     for (const socket of this.#sockets) socket.destroy()
     this.#server.close()
     await once(this.#server, 'close')
+  }
+}
+
+/** What TLS needs, in a folder of its own, which `remove` takes away. */
+export interface Certificates {
+  /** Path of a file there. `ca.pem` vouches for the servers, `stranger.pem` for nobody. */
+  readonly path: (name: string) => string
+  /** Settings of a server that takes TLS only. */
+  readonly settings: readonly string[]
+  /** What its owner needs. */
+  readonly access: RedisOptions
+  readonly remove: () => void
+}
+
+/** Makes a certificate for 127.0.0.1 and localhost that `ca.pem` vouches for, and `stranger.pem` of somebody else. */
+export function makeCertificates(): Certificates {
+  const folder = mkdtempSync(join(tmpdir(), 'ramster-tls-'))
+  const openssl = (...words: string[]): void => {
+    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
+  }
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
+  for (const name of ['ca', 'stranger'])
+    openssl(
+      'req',
+      '-x509',
+      ...key,
+      '-days',
+      '2',
+      '-subj',
+      `/CN=${name}`,
+      '-keyout',
+      `${name}.key`,
+      '-out',
+      `${name}.pem`,
+    )
+  openssl('req', ...key, '-subj', '/CN=server', '-keyout', 'server.key', '-out', 'server.csr')
+  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+  const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
+  openssl('x509', '-req', '-in', 'server.csr', ...signed, '-out', 'server.pem')
+  const path = (name: string): string => join(folder, name)
+  const files = ['--tls-cert-file', path('server.pem'), '--tls-key-file', path('server.key')]
+  const authority = ['--tls-ca-cert-file', path('ca.pem'), '--tls-auth-clients', 'no']
+  return {
+    path,
+    settings: ['--port', '0', '--tls-port', 'PORT', ...files, ...authority],
+    access: { tls: { ca: readFileSync(path('ca.pem')) } },
+    remove: () => rmSync(folder, { recursive: true }),
   }
 }

@@ -1,15 +1,12 @@
 /** Real servers, and what happens to them: Redis 7.0 as Debian has it. */
-import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { placeCases } from '@tmem/conformance'
 import { GetOutcome } from '@tmem/core'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { Lenders, type RemoteMemory, type RemotePlan, ramster, type ValkeyOptions, valkey } from '../src/index.ts'
-import { Network, RealServer, serverCommand } from './server.ts'
+import { makeCertificates, Network, RealServer, serverCommand } from './server.ts'
 import { range, World } from './world.ts'
 
 const MiB = 2 ** 20
@@ -54,32 +51,6 @@ async function open(servers: readonly ValkeyOptions[], persistent?: boolean): Pr
   const world = worldOf(servers, persistent)
   await world.store.ready!()
   return world
-}
-
-/** A certificate for 127.0.0.1 that `ca.pem` vouches for, and one of somebody else who vouches for nobody. */
-function makeCertificates(folder: string): void {
-  const openssl = (...words: string[]): void => {
-    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
-  }
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
-  for (const name of ['ca', 'stranger'])
-    openssl(
-      'req',
-      '-x509',
-      ...key,
-      '-days',
-      '2',
-      '-subj',
-      `/CN=${name}`,
-      '-keyout',
-      `${name}.key`,
-      '-out',
-      `${name}.pem`,
-    )
-  openssl('req', ...key, '-subj', '/CN=server', '-keyout', 'server.key', '-out', 'server.csr')
-  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
-  const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
-  openssl('x509', '-req', '-in', 'server.csr', ...signed, '-out', 'server.pem')
 }
 
 test('pages are on both servers, come back, and go with the stack', async () => {
@@ -231,22 +202,9 @@ test('a wrong password is told at once; when it is right it connects without a r
 
 test('TLS and an ACL: who cannot vouch for itself is refused, and a user has its own keys only', async (ctx) => {
   requires(ctx, { commands: ['openssl'] })
-  const folder = mkdtempSync(join(tmpdir(), 'ramster-tls-'))
-  cleanups.push(async () => rmSync(folder, { recursive: true }))
-  makeCertificates(folder)
-  const path = (name: string): string => join(folder, name)
-  const files = ['--tls-cert-file', path('server.pem'), '--tls-key-file', path('server.key')]
-  const tls = [
-    '--port',
-    '0',
-    '--tls-port',
-    'PORT',
-    ...files,
-    '--tls-ca-cert-file',
-    path('ca.pem'),
-    '--tls-auth-clients',
-    'no',
-  ]
+  const certificates = makeCertificates()
+  const { path, settings: tls } = certificates
+  cleanups.push(async () => certificates.remove())
   const acl = ['--user', ...'tmem on >secret resetchannels ~tmem:* -@all +info +mget +set +unlink +pexpire'.split(' ')]
   const [a, b] = [await server(...tls, ...acl), await server(...tls, ...acl)]
   writeFileSync(path('secret'), 'secret\n')

@@ -548,9 +548,11 @@ export class Blocks {
     const { reads } = rising
     for (;;) {
       if (pool.gone) return GetOutcome.Miss
-      const outcome = this.get(pool, object, index, into, to)
-      if (outcome !== GetOutcome.Deferred) return outcome
       let entry = this.find(pool, object, index)
+      if (entry === none) return GetOutcome.Miss
+      const outcome = this.#copyOut(pool, entry, into, to)
+      if (outcome === GetOutcome.Hit) this.#used(pool, entry)
+      if (outcome !== GetOutcome.Deferred) return outcome
       const seat = seats[directory.placeOf(entry)]!
       const bytes = directory.unitsOf(entry) * seat.slow!.unitBytes
       let read = reads.lend(seat, bytes)

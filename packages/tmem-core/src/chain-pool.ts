@@ -95,10 +95,14 @@ export class ChainPool implements Pool, BlockPool {
     return this.#get(object, index, into, 0)
   }
 
-  async fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome> {
+  fetch(object: ObjectId, index: number, into: Uint8Array, signal?: AbortSignal): Promise<GetOutcome> {
+    // Without a promise of its own: many pages are fetched together.
+    return signal === undefined ? this.#fetch(object, index, into) : this.#fetchUntil(object, index, into, signal)
+  }
+
+  async #fetchUntil(object: ObjectId, index: number, into: Uint8Array, signal: AbortSignal): Promise<GetOutcome> {
     if (this.gone) return GetOutcome.Miss
-    signal?.throwIfAborted()
-    if (signal === undefined) return this.#fetch(object, index, into)
+    signal.throwIfAborted()
     // What comes after the end of the wait must not touch the caller's buffer.
     const page = new Uint8Array(into.length)
     const outcome = await untilAborted(this.#fetch(object, index, page), signal)
@@ -107,6 +111,7 @@ export class ChainPool implements Pool, BlockPool {
   }
 
   async #fetch(object: ObjectId, index: number, into: Uint8Array): Promise<GetOutcome> {
+    if (this.gone) return GetOutcome.Miss
     const outcome =
       this.parts === 1
         ? await this.#blocks.fetch(this, object, index, into, 0)

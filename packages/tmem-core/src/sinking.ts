@@ -469,11 +469,13 @@ export class Sinking {
 
   /**
    * Moves pages down: see `Pool.sink`. `find` answers the entry of page n when it is its turn (`none`: pass over),
-   * because pages come and go while flights are under way.
+   * because pages come and go while flights are under way. One flight is filled while another one is on its way.
    */
   async sinkPages(pool: PoolKind, find: (n: number) => number, count: number, slow: boolean): Promise<Sunk> {
     let pages = 0
-    for (let n = 0; n < count && !this.#closed; ) {
+    const sent: Promise<void>[] = []
+    let failure: Error | undefined
+    for (let n = 0; n < count && !this.#closed && failure === undefined; ) {
       let target: Seat | undefined
       let flight = none
       for (; n < count; n++) {
@@ -510,12 +512,19 @@ export class Sinking {
       if (target === undefined) continue
       if (flight === none) await Promise.race(target.underWay.filter((one) => one !== undefined))
       else if (target.flights[flight]!.count > 0) {
-        const gone = this.#flights.launch(target, flight, false)
-        pages += (await target.underWay[flight]) ?? gone
-        if (target.failure !== undefined) return { pages, failure: target.failure }
+        const seat = target
+        const gone = this.#flights.launch(seat, flight, false)
+        const ended = (left: number): void => {
+          pages += left
+          failure ??= seat.failure
+        }
+        const underWay = seat.underWay[flight]
+        if (underWay === undefined) ended(gone)
+        else sent.push(underWay.then(ended))
       }
     }
-    return { pages, failure: undefined }
+    await Promise.all(sent)
+    return { pages, failure }
   }
 
   /** Passes a page down to the next memory place that takes it, if one does. */

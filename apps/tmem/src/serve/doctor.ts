@@ -5,7 +5,7 @@
  * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one
  * of them can be gone; 1: none. A server takes the limits of its stacks at once and must not run short itself: so
  * memory, and a limit on it, are looked at as well; and a server that was killed, whose record makes the next one
- * refuse to start.
+ * refuse to start. The memory of a video device is shown where there is one: a stack can have it as a place.
  */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
@@ -58,6 +58,7 @@ export async function doctor(
     await koffi(),
     nbdModule(),
     program('nbd-client', 'nbd', 'nbd-client'),
+    await videoMemory(),
     memory(),
     group(),
     limit(),
@@ -126,6 +127,23 @@ async function koffi(): Promise<Check> {
     )
   } catch (error) {
     return check('koffi', 'fuse', false, (error as Error).message, advice)
+  }
+}
+
+/** What a driver is called in Debian, by vendor; pocl's device is the processor, for whoever wants to try. */
+const videoDrivers = 'NVIDIA nvidia-opencl-icd, AMD mesa-opencl-icd, Intel intel-opencl-icd, none pocl-opencl-icd'
+
+/** Devices that vram can use, by the numbers that `device=` takes; the first one is the default. */
+async function videoMemory(): Promise<Check> {
+  const advice = `for vram(…) alone: install ocl-icd-libopencl1 and the driver of the device (${videoDrivers})`
+  const found = (ok: boolean, text: string): Check => check('video memory', 'advice', ok, text, advice)
+  try {
+    const { videoDevices } = await import('@tmem/vram')
+    const devices = videoDevices()
+    if (devices.length === 0) return found(false, 'OpenCL is there, and has no device')
+    return found(true, devices.map(({ name, bytes }, n) => `${n}: ${name}, ${formatBytes(bytes)}`).join('; '))
+  } catch (error) {
+    return found(false, (error as Error).message)
   }
 }
 
