@@ -230,6 +230,26 @@ test('a page that is used, replaced or flushed while it sinks on request is righ
   await store.close()
 })
 
+test('while one transfer of what sinks on request is on its way, the next one is sent, and no more', async () => {
+  const file = new MemoryFile()
+  const { store, pool } = open([zcache({ limitBytes: MiB }), fileLayer(file)])
+  const content = Array.from({ length: 160 }, noise)
+  for (const [n, page] of content.entries()) pool.put(0, n, page)
+  let underWay = 0
+  let most = 0
+  file.before = async () => {
+    most = Math.max(most, ++underWay)
+    for (let turns = 0; turns < 3; turns++) await new Promise((resolve) => setImmediate(resolve))
+    underWay--
+  }
+  const all = Uint32Array.from({ length: 160 }, (_, n) => n)
+  expect(await pool.sink!(0, all, 160, true)).toEqual({ pages: 160, failure: undefined })
+  expect(file.writes).toBeGreaterThan(4)
+  expect(most).toBe(2)
+  for (const [n, page] of content.entries()) expect((await contentOf(pool, n)).equals(page)).toBe(true)
+  await store.close()
+})
+
 test('what cannot be written stays where it was, and the system says why', async () => {
   const file = new MemoryFile()
   const { store, pool } = open([zcache({ limitBytes: MiB }), fileLayer(file)])
