@@ -135,13 +135,16 @@ const videoDrivers = 'NVIDIA nvidia-opencl-icd, AMD mesa-opencl-icd, Intel intel
 
 /** Devices that vram can use, by the numbers that `device=` takes; the first one is the default. */
 async function videoMemory(): Promise<Check> {
-  const advice = `for vram(…) alone: install ocl-icd-libopencl1 and the driver of the device (${videoDrivers})`
+  const advice = `only vram(…) needs it: install ocl-icd-libopencl1 and the driver of the device (${videoDrivers})`
   const found = (ok: boolean, text: string): Check => check('video memory', 'advice', ok, text, advice)
   try {
     const { videoDevices } = await import('@tmem/vram')
     const devices = videoDevices()
     if (devices.length === 0) return found(false, 'OpenCL is there, and has no device')
-    return found(true, devices.map(({ name, bytes }, n) => `${n}: ${name}, ${formatBytes(bytes)}`).join('; '))
+    return found(
+      true,
+      devices.map(({ name, bytes }, n) => `${n}: ${name}, ${Math.floor(bytes / 2 ** 20)}MiB`).join('; '),
+    )
   } catch (error) {
     return found(false, (error as Error).message)
   }
