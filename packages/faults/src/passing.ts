@@ -121,8 +121,8 @@ export abstract class PassingPool implements Pool {
     this.next.walk!(visit, object)
   }
 
-  census(): Census {
-    return this.next.census!()
+  census(into?: Census): Census {
+    return this.next.census!(into)
   }
 
   lend(object: ObjectId, index: number, use: Borrower): GetOutcome {
@@ -220,7 +220,9 @@ export function passingPlan(
   changes: Partial<Capabilities> = {},
 ): Capabilities | string {
   if (below === undefined) return 'it keeps no pages itself and needs a layer below'
-  return Object.freeze({ ...below, ...changes })
+  // Some keep or compare pages.
+  const { readsOnce: _, ...others } = below
+  return Object.freeze({ ...others, ...changes })
 }
 
 /**

@@ -7,6 +7,7 @@ import {
   PoolRefusal,
   PutOutcome,
   parseStack,
+  planStack,
   systemAllocator,
   TmemError,
 } from '@tmem/core'
@@ -271,6 +272,12 @@ describe('count', () => {
     expect(crossings.length).toBe(3)
     for (const crossed of crossings)
       expect(crossed).toMatchObject({ putMany: 1, getMany: 1, flushMany: 1, put: 0, get: 0, flushPage: 0, newPool: 1 })
+  })
+
+  test('does not say that it reads pages once, because others of the kind do not', () => {
+    expect(compose([room()]).capabilities.readsOnce).toBe(true)
+    expect(compose([count(), room()]).capabilities).not.toHaveProperty('readsOnce')
+    expect(planStack([count(), room()])).not.toHaveProperty('readsOnce')
   })
 
   test('counts every operation', async () => {

@@ -58,13 +58,13 @@ const spareEvictions = 8
 /** Frames that the engine keeps ready beyond those in use: 64 MiB. */
 const readyFrames = 16384
 
-const poolWords = 8
+/** How many pages a pool has is told by the table of handles. */
+const poolWords = 5
 const GENERATION = 0
 const ORDER = 1
 const FLAGS = 2
 const CLIENT = 3
 const PARTS = 4
-const PAGES = 5
 
 const PERSISTENT = 1
 const SHARED = 2
@@ -305,7 +305,6 @@ export class Engine {
     pools[at + FLAGS] = (attributes.persistent ? PERSISTENT : 0) | (attributes.shared ? SHARED : 0)
     pools[at + CLIENT] = client
     pools[at + PARTS] = 0
-    pools[at + PAGES] = 0
     pools[at + GENERATION] = pools[at + GENERATION] + 1
     return number
   }
@@ -674,19 +673,17 @@ export class Engine {
   }
 
   /** What a pool has, in pages of 4 KiB. */
-  census(pool: number): Census {
-    const objects = this.#table.objectsOf(pool)
-    if (this.#pools[pool * poolWords + ORDER] === 0) return { pages: this.#table.pagesOf(pool), objects }
-    let pages = 0
-    this.walk(
-      pool,
-      () => {
-        pages++
-        return true
-      },
-      undefined,
-    )
-    return { pages, objects }
+  census(pool: number, into: Census): Census {
+    into.objects = this.#table.objectsOf(pool)
+    into.pages = this.#pools[pool * poolWords + ORDER] === 0 ? this.#table.pagesOf(pool) : this.#countParts(pool)
+    return into
+  }
+
+  #countParts(pool: number): number {
+    let parts = 0
+    for (let entry = this.#table.firstOfPool(pool); entry !== none; entry = this.#table.nextOfPool(entry))
+      parts += 1 << this.#frames.orderOf(entry)
+    return parts
   }
 
   /** True while chunks or pages are held beyond the limit, or frames can still be made ready. */
@@ -705,14 +702,11 @@ export class Engine {
     for (const [i, name] of counterNames.entries()) all[name] = this.#counters[i]
     let ephemeral = 0
     let persistent = 0
-    let pages = 0
     for (let client = 0; client < this.#usedClients; client++) {
       ephemeral += this.#clients[client * clientWords + EPHEMERAL_FRAMES]
       persistent += this.#clients[client * clientWords + PERSISTENT_FRAMES]
     }
-    for (let pool = 0; pool < this.#maxPools; pool++)
-      if ((this.#pools[pool * poolWords + GENERATION] & 1) !== 0) pages += this.#pools[pool * poolWords + PAGES]
-    all.pages = pages
+    all.pages = this.#table.size
     all.objects = this.#table.objects
     all.frames = this.#frames.used
     all.eph_frames = ephemeral
@@ -727,7 +721,8 @@ export class Engine {
   /** Throws unless the invariants hold; for tests. */
   check(): void {
     this.#frames.check()
-    const counted = new Int32Array(this.#pools.length)
+    const pages = new Int32Array(this.#maxPools)
+    const parts = new Int32Array(this.#maxPools)
     const ephemeral = new Int32Array(this.#maxClients)
     let entries = 0
     for (let chunk = 0; chunk < this.#frames.chunkCount; chunk++) {
@@ -740,8 +735,8 @@ export class Engine {
           const found = this.#table.find(pool, this.#table.objectOf(frame), this.#table.indexOf(frame))
           if (found !== frame) throw new Error(`frame ${frame} is in use and its handle leads to ${found}`)
           const at = pool * poolWords
-          counted[at + PAGES]++
-          if (this.#frames.orderOf(frame) !== this.#pools[at + ORDER]) counted[at + PARTS]++
+          pages[pool]++
+          if (this.#frames.orderOf(frame) !== this.#pools[at + ORDER]) parts[pool]++
           if ((this.#pools[at + FLAGS] & PERSISTENT) === 0) ephemeral[this.#pools[at + CLIENT]]++
         }
         const next = frame + (1 << this.#frames.orderOf(frame))
@@ -749,9 +744,9 @@ export class Engine {
       }
     }
     if (entries !== this.#table.size) throw new Error(`${this.#table.size} handles for ${entries} runs of frames`)
-    for (let at = 0; at < this.#pools.length; at += poolWords)
-      if (counted[at + PAGES] !== this.#pools[at + PAGES] || counted[at + PARTS] !== this.#pools[at + PARTS])
-        throw new Error(`pool ${at / poolWords} counts other pages or parts than it has`)
+    for (let pool = 0; pool < this.#maxPools; pool++)
+      if (pages[pool] !== this.#table.pagesOf(pool) || parts[pool] !== this.#pools[pool * poolWords + PARTS])
+        throw new Error(`pool ${pool} counts other pages or parts than it has`)
     for (let client = 0; client < this.#usedClients; client++) {
       let queued = 0
       for (let entry = this.#table.oldest(client); entry !== none; entry = this.#table.newer(entry)) {
@@ -818,7 +813,6 @@ export class Engine {
     this.#clients[clientAt] = this.#clients[clientAt] + (1 << order)
     if (!persistent) this.#table.append(client, frame)
     if (order !== pools[at + ORDER]) pools[at + PARTS] = pools[at + PARTS] + 1
-    pools[at + PAGES] = pools[at + PAGES] + 1
     return frame
   }
 
@@ -835,7 +829,6 @@ export class Engine {
       this.#clients[client * clientWords + EPHEMERAL_FRAMES] -= 1 << order
     }
     if (order !== pools[at + ORDER]) pools[at + PARTS] = pools[at + PARTS] - 1
-    pools[at + PAGES] = pools[at + PAGES] - 1
     this.#table.remove(entry)
   }
 
@@ -954,7 +947,6 @@ export class Engine {
       if (!persistent) this.#table.append(client, entry + part)
     }
     this.#pools[at + PARTS] += count
-    this.#pools[at + PAGES] += count - 1
   }
 
   /** Stores a large page in single frames, because no run is long enough. */

@@ -110,6 +110,7 @@ function capabilitiesOf(limit: ByteLimit): Capabilities | undefined {
     deferred: false,
     split: true,
     reservedBytes: capacity * basePageSize,
+    readsOnce: true,
   })
 }
 
@@ -286,8 +287,11 @@ export class MemoryPool implements Pool {
     if (!this.#gone()) this.#engine.walk(this.#number, visit, object)
   }
 
-  census(): Census {
-    return this.#gone() ? { pages: 0, objects: 0 } : this.#engine.census(this.#number)
+  census(into: Census = { pages: 0, objects: 0 }): Census {
+    if (!this.#gone()) return this.#engine.census(this.#number, into)
+    into.pages = 0
+    into.objects = 0
+    return into
   }
 
   split(): MemoryPool {

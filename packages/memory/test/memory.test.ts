@@ -1,4 +1,4 @@
-import type { Allocator, ClientAccounts, Pool, PoolAttributes, PoolRefusal as Refusal } from '@tmem/core'
+import type { Allocator, ClientAccounts, Layer, Pool, PoolAttributes, PoolRefusal as Refusal } from '@tmem/core'
 import {
   ByteLimit,
   compose,
@@ -430,6 +430,16 @@ describe('the byte limit', () => {
     for (let object = 0; object < 100; object++) pool.put(object, 0, pageOf(1, 1))
     expect(counter(store, 'metadata_bytes') / capacity).toBeLessThanOrEqual(32)
     expect(capacity * 4096).toBeGreaterThan(512 * MiB * 0.97)
+  })
+
+  test('and so it is of 100,000 pages with some room left, pools for all of it included', () => {
+    const pages = 100_000
+    const { store } = open(pages * (4096 + 96) + MiB)
+    const pool = poolOf(store, 'persistent')
+    const page = pageOf(1, 1)
+    expect(range(0, pages).filter((index) => pool.put(0, index, page) !== PutOutcome.Stored)).toEqual([])
+    expect(counter(store, 'metadata_bytes') / pages).toBeLessThanOrEqual(32)
+    store.check()
   })
 
   test('a closed store holds no chunk', async () => {
@@ -1174,4 +1184,18 @@ describe('opening', () => {
     one.store.check()
     two.store.check()
   })
+})
+
+test('pages are read once, as long as nobody else looks at them', () => {
+  const plain = memory({ limitBytes: MiB })
+  const filter: Layer = {
+    name: 'filter',
+    plan: (below) => below ?? 'it keeps no pages',
+    // It says of itself what is true below it.
+    open: (next) => next!,
+  }
+  expect(compose([plain]).capabilities.readsOnce).toBe(true)
+  expect(compose([filter, plain]).capabilities.readsOnce).toBeUndefined()
+  expect(compose([plain], { check: 'model' }).capabilities.readsOnce).toBeUndefined()
+  expect(compose([plain, memory({ limitBytes: MiB })]).capabilities.readsOnce).toBeUndefined()
 })

@@ -207,10 +207,11 @@ export class ChainPool implements Pool, BlockPool {
     }
   }
 
-  census(): Census {
+  census(into: Census = { pages: 0, objects: 0 }): Census {
     const { table } = this.#blocks.directory
-    if (this.gone) return { pages: 0, objects: 0 }
-    return { pages: table.pagesOf(this.number) / this.parts, objects: table.objectsOf(this.number) }
+    into.pages = this.gone ? 0 : table.pagesOf(this.number) / this.parts
+    into.objects = this.gone ? 0 : table.objectsOf(this.number)
+    return into
   }
 
   /** The entry of a block, or `none`. */

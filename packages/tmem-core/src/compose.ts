@@ -322,7 +322,10 @@ class Boundary implements PageStore {
 
   constructor(store: PageStore, state: BoundaryState, model: boolean, below: PageStore | undefined) {
     this.name = store.name
-    this.capabilities = store.capabilities
+    const { readsOnce, ...others } = store.capabilities
+    // A filter may look at pages whatever is said below it, and a model does.
+    const hasReader = readsOnce === true && (model || below !== undefined)
+    this.capabilities = hasReader ? Object.freeze(others) : store.capabilities
     this.#store = store
     this.#state = state
     this.#model = model
@@ -479,9 +482,9 @@ class BoundaryPool implements Pool {
     this.#pool.walk!(visit, object)
   }
 
-  census(): Census {
+  census(into?: Census): Census {
     if (this.#state.broken !== undefined) throw this.#state.broken
-    return this.#pool.census!()
+    return this.#pool.census!(into)
   }
 
   async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {

@@ -336,15 +336,17 @@ class ShardedPool implements Pool {
       }, object)
   }
 
-  census(): Census {
+  census(into: Census = { pages: 0, objects: 0 }): Census {
     let pages = 0
     let objects = 0
     for (const pool of this.#pools) {
-      const own = pool.census!()
-      pages += own.pages
-      objects += own.objects
+      pool.census!(into)
+      pages += into.pages
+      objects += into.objects
     }
-    return { pages, objects }
+    into.pages = pages
+    into.objects = objects
+    return into
   }
 
   freeze(): void {

@@ -63,6 +63,12 @@ export interface Capabilities {
   readonly split: boolean
   /** Bytes of pages that are sure to find a place: a put below that amount is refused only when the outside fails. */
   readonly reservedBytes: number
+  /**
+   * A put reads each byte of the page once, a get writes each once, and nothing is decided by them: a page may lie
+   * where others write to it meanwhile, and whatever they write is all that comes of it. Absent: a page must hold still
+   * during a call.
+   */
+  readonly readsOnce?: true
 }
 
 /** Lent bytes: `length` bytes of `bytes` from `at`; valid only inside the callback, read only. */
@@ -188,8 +194,8 @@ export interface Pool {
    * false. `visit` must not use the stack. Absent: the pages of the pool cannot be listed.
    */
   walk?(visit: PageVisitor, object?: ObjectId): void
-  /** How much is here now. Absent where `walk` is. */
-  census?(): Census
+  /** How much is here now: in `into`, where it is given, which is returned. Absent where `walk` is. */
+  census?(into?: Census): Census
   /** Refuses new handles from now on, until `thaw`. Replacing, getting and flushing go on. */
   freeze(): void
   /** Ends `freeze`. */
@@ -269,13 +275,13 @@ export function placeNames(places: readonly { readonly name: string }[]): string
 /** Takes the name of a page; false ends the walk. */
 export type PageVisitor = (object: ObjectId, index: number) => boolean
 
-/** What a pool has. */
+/** What a pool has. One object serves for many answers. */
 export interface Census {
-  readonly pages: number
+  pages: number
   /**
    * Objects with a page. In a stack of several chains (more than 2^24 pages) one counts in each that has a page of it.
    */
-  readonly objects: number
+  objects: number
 }
 
 /** Where a page is, and in which form: filled by `Pool.whereIs`. One object serves for many pages. */

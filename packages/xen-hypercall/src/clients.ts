@@ -4,7 +4,7 @@
  * A client has 16 slots; the number of a slot is the pool id. A shared pool is one `XenPool` in the slots of several
  * clients, under other numbers. Its first user that has not left is the owner, who is asked whether it is frozen.
  */
-import { checkOptions, type ObjectId, type Pool } from '@tmem/core'
+import { type Census, checkOptions, type ObjectId, type Pool } from '@tmem/core'
 import { type Bits, maxPools, noUuid, type OperationLayouts } from './abi.ts'
 import type { GuestMemory } from './guest-memory.ts'
 
@@ -108,6 +108,7 @@ export class XenPool {
   maxObjects = 0
   /** Of a shared pool: who touched an object last. */
   readonly lastClients: Map<ObjectId, number> = new Map()
+  readonly #census: Census = { pages: 0, objects: 0 }
   /** The pages that a save still has to look at, and the next of them. */
   saving: { readonly names: readonly PageName[]; next: number } | undefined
 
@@ -122,11 +123,16 @@ export class XenPool {
     this.pages = pool.census!().pages
   }
 
+  /** What is in it now, until this is asked again. */
+  census(): Census {
+    return this.pool.census!(this.#census)
+  }
+
   /** A page was entered under a handle that had none. `isCounted`: `pages` has it already. */
   entered(isCounted: boolean): void {
     if (!isCounted) this.pages++
     if (this.pages <= this.maxPages) return
-    const { pages, objects } = this.pool.census!()
+    const { pages, objects } = this.census()
     this.pages = pages
     this.maxPages = Math.max(this.maxPages, pages)
     this.maxObjects = Math.max(this.maxObjects, objects)
@@ -134,7 +140,7 @@ export class XenPool {
 
   /** After a put into a persistent pool: how many pages came or went by it. Nothing else changes them unseen. */
   changed(): number {
-    const { pages } = this.pool.census!()
+    const { pages } = this.census()
     const more = pages - this.pages
     this.pages = pages
     return more
@@ -146,7 +152,7 @@ export class XenPool {
   touched(object: ObjectId, client: number): void {
     const { lastClients } = this
     lastClients.set(object, client)
-    if (lastClients.size <= 1024 || lastClients.size <= 2 * this.pool.census!().objects) return
+    if (lastClients.size <= 1024 || lastClients.size <= 2 * this.census().objects) return
     const kept = new Map<ObjectId, number>()
     this.pool.walk!((name) => {
       const last = lastClients.get(name)
@@ -195,6 +201,6 @@ export class Client {
 export function ephemeralPages(client: Client): number {
   let pages = 0
   for (const pool of client.slots)
-    if (pool !== undefined && pool.owner === client && !pool.isPersistent) pages += pool.pool.census!().pages
+    if (pool !== undefined && pool.owner === client && !pool.isPersistent) pages += pool.census().pages
   return pages
 }

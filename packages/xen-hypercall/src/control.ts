@@ -159,7 +159,7 @@ function oldControl(host: XenHost, asked: Asked): number {
     }
     case Sub.SaveGetPoolPages:
       if (pool === undefined) return -1
-      return pool.isPersistent ? pool.pool.census!().pages : 0
+      return pool.isPersistent ? pool.census().pages : 0
     case Sub.SaveGetPoolUuid: {
       if (pool === undefined || !hasRoom(asked, 16)) return -1
       const view = new DataView(new ArrayBuffer(16))
@@ -392,7 +392,7 @@ function getPools(host: XenHost, asked: Asked): number {
     const view = new DataView(new ArrayBuffer(bytes))
     writeField(view, fields.flags, flagsOf(pool) | (1 << versionShift))
     writeField(view, fields.id, slot)
-    writeField(view, fields.n_pages, pool.pool.census!().pages)
+    writeField(view, fields.n_pages, pool.census().pages)
     writeUuid(view, fields.uuid, pool.uuid)
     if (!asked.buffer.write(written * bytes, new Uint8Array(view.buffer))) return -Errno.EFAULT
     // Looked at after the first one: a length of 0 writes one, too.

@@ -63,7 +63,7 @@ import {
   XenPool,
 } from './clients.ts'
 import { type ControlBuffer, type ControlRequest, control } from './control.ts'
-import type { GuestMemory } from './guest-memory.ts'
+import { type GuestMemory, noFrame } from './guest-memory.ts'
 
 /** What a call is answered with: a promise only where the store has to wait for a disk or another machine. */
 export type Answer = number | Promise<number>
@@ -326,21 +326,51 @@ export class XenHost {
     return answer
   }
 
+  /**
+   * What is done most is by itself, and short, so that the compiler makes one function of it; of that each word is read
+   * once where it lies. Everything else is copied first.
+   */
   #dispatch(domain: Domain, address: number): Answer {
     if (domain.isDying) return -Errno.ENODEV
     const { memory } = domain
+    const at = memory.wordAt(address, domain.scratch!.length)
+    const command = at < 0 ? 0 : memory.words[at]!
+    if (command < Command.PutPage || command > Command.FlushObject) return this.#dispatchCopy(domain, address)
+    return this.#dispatchPage(domain, command, memory.words, at)
+  }
+
+  /** A put, get or flush whose words begin at `at`. */
+  #dispatchPage(domain: Domain, command: number, words: Uint32Array, at: number): Answer {
     const scratch = domain.scratch!
-    // Of what is done most each word is read once where it lies; everything else is copied first.
-    let { words } = memory
-    let at = memory.wordAt(address, scratch.length)
-    let command = at < 0 ? 0 : words[at]!
-    if (command < Command.PutPage || command > Command.FlushObject) {
-      if (!memory.read(address, scratch.bytes)) return -Errno.EFAULT
-      ;({ words } = scratch)
-      at = 0
-      command = words[0]!
+    const client = domain.client ?? this.clientOf(domain.id)
+    if (client === undefined) return -Errno.ENOMEM
+    const poolId = words[at + 1]!
+    const pool = poolId < maxPools ? client.slots[poolId] : undefined
+    if (pool === undefined) return -Errno.ENODEV
+    const object = objectOf(scratch, words, at + scratch.oid)
+    const index = words[at + scratch.index]!
+    // No guest has a frame whose number needs a second word.
+    const isNear = !scratch.isWide || words[at + scratch.cmfn + 1] === 0
+    const frame = isNear ? words[at + scratch.cmfn]! : noFrame
+    switch (command) {
+      case Command.PutPage:
+        return this.#putFrame(client, pool, object, index, domain.memory, frame)
+      case Command.GetPage:
+        return this.#getFrame(domain, client, pool, object, index, frame)
+      case Command.FlushPage:
+        return this.flushPage(pool, object, index)
+      default:
+        return this.flushObject(pool, object)
     }
-    const poolId = words[at + 1]! | 0
+  }
+
+  #dispatchCopy(domain: Domain, address: number): Answer {
+    const { view, words, bytes, layouts } = domain.scratch!
+    if (!domain.memory.read(address, bytes)) return -Errno.EFAULT
+    const command = words[0]!
+    const poolId = words[1]! | 0
+    if (command >= Command.PutPage && command <= Command.FlushObject)
+      return this.#dispatchPage(domain, command, words, 0)
     if (command === Command.Control || command > 100) {
       const answer = this.#administer(domain, command, poolId)
       if (answer !== undefined) return answer
@@ -348,32 +378,18 @@ export class XenHost {
     const client = domain.client ?? this.clientOf(domain.id)
     if (client === undefined) return -Errno.ENOMEM
     if (command === Command.NewPool) {
-      const { fields } = scratch.layouts.creat
-      return this.newPool(client, undefined, readField(scratch.view, fields.flags), readUuid(scratch.view, fields.uuid))
+      const { fields } = layouts.creat
+      return this.newPool(client, undefined, readField(view, fields.flags), readUuid(view, fields.uuid))
     }
     if (command === Command.DestroyPool) return this.destroyPool(client, poolId)
     const pool = poolId >>> 0 < maxPools ? client.slots[poolId] : undefined
     if (pool === undefined) return -Errno.ENODEV
-    const object = objectOf(scratch, words, at + scratch.oid)
-    const index = words[at + scratch.index]!
-    let frame = words[at + scratch.cmfn]!
-    const upper = scratch.isWide ? words[at + scratch.cmfn + 1]! : 0
-    if (upper !== 0) frame += upper * 2 ** 32
-    switch (command) {
-      case Command.PutPage:
-        return this.#putFrame(client, pool, object, index, memory, frame)
-      case Command.GetPage:
-        return this.#getFrame(domain, client, pool, object, index, frame)
-      case Command.FlushPage:
-        return this.flushPage(pool, object, index)
-      case Command.FlushObject:
-        return this.flushObject(pool, object)
-    }
     if (this.#since44) return -Errno.ENOSYS
-    const { view } = scratch
-    const { fields } = scratch.layouts.gen
+    const { fields } = layouts.gen
+    const object = readObject(view, fields.oid)
+    const index = readField(view, fields.index)
     const part: Part = {
-      frame,
+      frame: readField(view, fields.cmfn),
       at: readField(view, fields.tmem_offset),
       frameAt: readField(view, fields.pfn_offset),
       length: readField(view, fields.len),
@@ -581,42 +597,53 @@ export class XenHost {
 
   // ---- Pages ------------------------------------------------------------------------------------------------------
 
-  /** PUT_PAGE of bytes that nobody changes meanwhile. */
+  /** PUT_PAGE of bytes that nobody changes meanwhile, or that the store `readsOnce`. */
   put(client: Client, pool: XenPool, object: ObjectId, index: number, page: Uint8Array): number {
     const { counters, owner } = pool
     counters.pt++
-    if (object === invalidObject) return -Errno.ENOMEM
-    if (this.#freeBytes !== undefined && !this.#hasRoom(client, this.#freeBytes)) {
-      counters.px++
-      client.noMemory++
-      // The original looked for room before it looked for the page, and left the old one.
-      if (this.isOriginal || !this.#holds(pool, object, index)) return -Errno.ENOMEM
-      return this.#putToFlush(pool, object, index)
+    if (typeof object !== 'number' || owner.isMigrating || this.#freeBytes !== undefined) {
+      const answer = this.#mayPut(client, pool, object, index)
+      if (answer !== 1) return answer
     }
-    // The old page may be at the other machine already, and a new one would not come there any more.
-    if (owner.isMigrating)
-      return this.#holds(pool, object, index) ? this.#putToFlush(pool, object, index) : -Errno.EFROZEN
     // Of a persistent pool the count of its pages says afterwards whether there was one, for less than a look before.
     const isCounted = pool.isPersistent
     const wasThere = !isCounted && pool.pool.whereIs?.(object, index, this.#where) === true
     const outcome = pool.pool.put(object, index, page)
     const more = isCounted ? pool.changed() : 0
-    if (outcome === PutOutcome.Stored) {
-      counters.ps++
-      if (isCounted) client.persistentPuts++
-      else this.counters.Ep++
-      if (isCounted ? more === 0 : wasThere) counters.pr++
-      else pool.entered(isCounted)
-      if (pool.isShared) pool.touched(object, owner.id)
-      return 1
+    if (outcome !== PutOutcome.Stored) return this.#refused(client, pool, outcome, isCounted ? more !== 0 : wasThere)
+    counters.ps++
+    if (isCounted) client.persistentPuts++
+    else this.counters.Ep++
+    if (isCounted ? more === 0 : wasThere) counters.pr++
+    else pool.entered(isCounted)
+    if (pool.isShared) pool.touched(object, owner.id)
+    return 1
+  }
+
+  /** 1: a put may go on; else what it is answered. */
+  #mayPut(client: Client, pool: XenPool, object: ObjectId, index: number): number {
+    if (object === invalidObject) return -Errno.ENOMEM
+    if (this.#freeBytes !== undefined && !this.#hasRoom(client, this.#freeBytes)) {
+      pool.counters.px++
+      client.noMemory++
+      // The original looked for room before it looked for the page, and left the old one.
+      if (this.isOriginal || !this.#holds(pool, object, index)) return -Errno.ENOMEM
+      return this.#putToFlush(pool, object, index)
     }
+    if (!pool.owner.isMigrating) return 1
+    // The old page may be at the other machine already, and a new one would not come there any more.
+    return this.#holds(pool, object, index) ? this.#putToFlush(pool, object, index) : -Errno.EFROZEN
+  }
+
+  /** Counts a put that the store has refused, and what it was answered; with it went the page that was there. */
+  #refused(client: Client, pool: XenPool, outcome: PutOutcome, wasThere: boolean): number {
     if (outcome === PutOutcome.Frozen) return -Errno.EFROZEN
-    counters.px++
+    pool.counters.px++
     client.noMemory++
     this.counters.Pf++
-    if (isCounted ? more === 0 : !wasThere) return -Errno.ENOMEM
-    if (!isCounted) pool.pages--
-    counters.pd++
+    if (!wasThere) return -Errno.ENOMEM
+    if (!pool.isPersistent) pool.pages--
+    pool.counters.pd++
     return -Errno.ENOSPC
   }
 
@@ -641,7 +668,7 @@ export class XenHost {
       else if (pool.owner.isFrozen) return -Errno.EFROZEN
       return -Errno.EFAULT
     }
-    if (memory.isShared) {
+    if (memory.isShared && this.store.capabilities.readsOnce !== true) {
       // A codec reads a page more than once.
       this.#scratch.set(page)
       page = this.#scratch
@@ -671,7 +698,7 @@ export class XenHost {
   }
 
   #missed(pool: XenPool): number {
-    if (pool.pool.census!().pages === 0) return -Errno.EEMPTY
+    if (pool.census().pages === 0) return -Errno.EEMPTY
     pool.counters.gt++
     return 0
   }
@@ -746,9 +773,9 @@ export class XenHost {
   }
 
   #flush(pool: XenPool, object: ObjectId, index: number): boolean {
-    const before = pool.pool.census!().pages
+    const before = pool.census().pages
     pool.pool.flushPage(object, index)
-    const isGone = pool.pool.census!().pages < before
+    const isGone = pool.census().pages < before
     if (isGone) {
       pool.pages--
       this.#invalidated(pool, object, index)
@@ -763,9 +790,9 @@ export class XenHost {
       const names: number[] = []
       if (pool.owner.isMigrating && pool.isPersistent)
         pool.pool.walk!((_object, index) => names.push(index) > 0, object)
-      const before = pool.pool.census!().pages
+      const before = pool.census().pages
       pool.pool.flushObject(object)
-      const gone = before - pool.pool.census!().pages
+      const gone = before - pool.census().pages
       pool.pages -= gone
       if (gone > 0) pool.counters.os++
       pool.lastClients.delete(object)

@@ -76,7 +76,7 @@ function globalLine(host: XenHost, isLong: boolean): string {
   const pools = new Set<XenPool>()
   for (const client of host.clients.values()) for (const pool of client.slots) if (pool !== undefined) pools.add(pool)
   for (const pool of pools) {
-    const census = pool.pool.census!()
+    const census = pool.census()
     objects += census.objects
     pages += census.pages
     if (!pool.isPersistent) ephemeral += census.pages
@@ -150,7 +150,7 @@ const uuidOf = ({ uuid }: XenPool): string =>
   `U0:${BigInt.asUintN(64, uuid).toString(16)},U1:${(uuid >> 64n).toString(16)}`
 
 function poolStatistics(pool: XenPool): string {
-  const { pages, objects } = pool.pool.census!()
+  const { pages, objects } = pool.census()
   const { ps, pt, pd, pr, px, gs, gt, fs, ft, os, ot } = pool.counters
   return fields(
     Object.entries({
