@@ -3,9 +3,10 @@
  * a chain that are of one pool cross into the store once, as a batch.
  *
  * The guest is hostile: it writes to all of the memory at any time. Each descriptor and each header is copied once, and
- * the copy is judged; a page is copied before anything reads it twice. A chain that is wrong (a loop, too long, outside
- * of the memory, of another form) is answered with nothing written. A ring index that jumps stops the device. Nothing
- * of another guest's is reachable: a channel has a client and pools of its own.
+ * the copy is judged; a page is copied before anything reads it twice. A store that `readsOnce` does that itself: it is
+ * given the guest's page, and of a guest that writes meanwhile it keeps what it has copied. A chain that is wrong (a
+ * loop, too long, outside of the memory, of another form) is answered with nothing written. A ring index that jumps
+ * stops the device. Nothing of another guest's is reachable: a channel has a client and pools of its own.
  */
 import {
   GetOutcome,
@@ -49,6 +50,8 @@ export class ChannelDevice {
   readonly #views: ChannelViews
   readonly #store: PageStore
   readonly #client: number
+  /** The store takes pages from where the guest writes, and to there. */
+  readonly #isInPlace: boolean
   readonly #pools: (Pool | undefined)[] = new Array<undefined>(maxPools).fill(undefined)
   readonly #header: Uint8Array
   readonly #headerView: DataView
@@ -74,6 +77,7 @@ export class ChannelDevice {
     this.#views = new ChannelViews(handle)
     this.#store = store
     this.#client = client
+    this.#isInPlace = store.capabilities.readsOnce === true && !store.capabilities.deferred
     const { pagesPerChain } = this.#views.shape
     this.#header = new Uint8Array(headerBytes + pagesPerChain * entryBytes)
     this.#headerView = new DataView(this.#header.buffer)
@@ -241,6 +245,10 @@ export class ChannelDevice {
     return this.#headerView.getInt32(headerBytes + entry * entryBytes, true)
   }
 
+  #indexAt(entry: number): number {
+    return this.#headerView.getUint32(headerBytes + entry * entryBytes + 4, true)
+  }
+
   #objectAt(entry: number): ObjectId {
     return objectAt(this.#headerView, headerBytes + entry * entryBytes + 8)
   }
@@ -257,10 +265,18 @@ export class ChannelDevice {
     }
     switch (command) {
       case ChannelCommand.Put:
+        if (this.#isInPlace) {
+          for (let n = from; n < to; n++) results[n] = this.#putInPlace(pool, n)
+          return undefined
+        }
         this.#collect(from, to, -PutOutcome.Policy)
         this.#put(pool)
         return undefined
       case ChannelCommand.Get:
+        if (this.#isInPlace) {
+          for (let n = from; n < to; n++) results[n] = this.#getInPlace(pool, n)
+          return undefined
+        }
         this.#collect(from, to, 0)
         return this.#get(pool)
       case ChannelCommand.FlushPage:
@@ -293,10 +309,8 @@ export class ChannelDevice {
     batch.clear()
     for (let n = from; n < to; n++) {
       const object = this.#objectAt(n)
-      if (isNamed(object)) {
-        const index = this.#headerView.getUint32(headerBytes + n * entryBytes + 4, true)
-        this.#numbers[batch.push(object, index)] = n
-      } else this.#results[n] = unnamed
+      if (isNamed(object)) this.#numbers[batch.push(object, this.#indexAt(n))] = n
+      else this.#results[n] = unnamed
     }
   }
 
@@ -310,6 +324,25 @@ export class ChannelDevice {
     const page = Buffer.from(bytes.buffer, bytes.byteOffset + address, pageBytes)
     if (isPage) this.#guestPages[number] = page
     return page
+  }
+
+  #putInPlace(pool: Pool, entry: number): number {
+    const object = this.#objectAt(entry)
+    if (!isNamed(object)) return -PutOutcome.Policy
+    const outcome = pool.put(object, this.#indexAt(entry), this.#pageAt(this.#pagesAt[entry]!))
+    return outcome === PutOutcome.Stored ? 1 : -outcome
+  }
+
+  #getInPlace(pool: Pool, entry: number): number {
+    const object = this.#objectAt(entry)
+    if (!isNamed(object)) return 0
+    try {
+      const outcome = pool.get(object, this.#indexAt(entry), this.#pageAt(this.#pagesAt[entry]!))
+      return outcome === GetOutcome.Hit ? 1 : 0
+    } catch (error) {
+      assertOfPage(error)
+      return -PutOutcome.Unavailable
+    }
   }
 
   #put(pool: Pool): void {

@@ -7,8 +7,9 @@ import { closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync, writ
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
-import { compose, PutOutcome } from '@tmem/core'
+import { compose, type PageStore, PutOutcome } from '@tmem/core'
 import { frontswap } from '@tmem/frontswap'
+import { memory } from '@tmem/memory'
 import { zcache } from '@tmem/zcache'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
@@ -35,9 +36,15 @@ interface Made {
   readonly guest: ChannelGuest
 }
 
-function made(options: ChannelOptions = {}): Made {
+/** One that gets copies of the guest's pages, and one that gets the pages themselves. */
+const stores = {
+  zcache: (): PageStore => compose([zcache({ limitBytes: '4MiB' })], { check: 'model' }),
+  memory: (): PageStore => compose([memory({ limitBytes: '4MiB' })]),
+}
+const kinds = Object.keys(stores) as (keyof typeof stores)[]
+
+function made(options: ChannelOptions = {}, store: PageStore = stores.zcache()): Made {
   const handle = createChannel({ pages: 32, ...options })
-  const store = compose([zcache({ limitBytes: '4MiB' })], { check: 'model' })
   return { handle, device: new ChannelDevice(handle, store, 1), guest: new ChannelGuest(handle) }
 }
 
@@ -125,8 +132,8 @@ int main(void) {
   }
 })
 
-test('each command, and what it is refused with', async () => {
-  const channel = made()
+test.each(kinds)('each command, and what it is refused with, over %s', async (kind) => {
+  const channel = made({}, stores[kind]())
   const { guest } = channel
   for (let n = 0; n < 16; n++) expect(await one(channel, ChannelCommand.NewPool, 0, n & 1)).toBe(n)
   expect(await one(channel, ChannelCommand.NewPool, 0, 1)).toBe(-1)
@@ -172,8 +179,8 @@ test('a queue that is full says so, and goes on', async () => {
   expect(device.counters).toMatchObject({ chains: 70_003, refused: 0 })
 })
 
-test('entries of several pools in a chain, the same page twice, and a device that is awake before it is told', async () => {
-  const channel = made({ pagesPerChain: 8 })
+test.each(kinds)('several pools in a chain, the same page twice, a device that is awake: %s', async (kind) => {
+  const channel = made({ pagesPerChain: 8 }, stores[kind]())
   const { guest, device } = channel
   const [a, b] = [await one(channel, ChannelCommand.NewPool, 0, 1), await one(channel, ChannelCommand.NewPool, 0, 1)]
   const all = async (
@@ -328,7 +335,7 @@ describe('a hostile guest', () => {
     await device.serve()
   })
 
-  test('whatever it writes anywhere, the device answers or stops; the pages of others stay', async () => {
+  test.each(kinds)('whatever it writes, the device answers or stops, others keep their pages: %s', async (kind) => {
     for (let seed = 1; seed <= 40; seed++) {
       let state = seed * 7919
       const any = (below: number): number => {
@@ -337,7 +344,7 @@ describe('a hostile guest', () => {
         state ^= state << 5
         return (state >>> 0) % below
       }
-      const store = compose([zcache({ limitBytes: '1MiB' })], { check: 'model' })
+      const store = stores[kind]()
       const other = store.newPool({ client: 2, persistent: true, shared: false, pageSize: 4096 })
       if (typeof other === 'number') throw new Error('no pool')
       const secret = new Uint8Array(4096).fill(0x5e).fill(1, 0, 8)
@@ -372,6 +379,58 @@ describe('a hostile guest', () => {
       await store.close()
     }
   })
+})
+
+test.each(kinds)('pages that change while they are put and got: %s', async (kind) => {
+  const store = stores[kind]()
+  const channel = made({ pages: 32, pagesPerChain: 16 }, store)
+  const { handle, guest, device } = channel
+  const { pagesAt } = new ChannelShape(handle)
+  const pool = await one(channel, ChannelCommand.NewPool, 0, 1)
+  const stop = new Int32Array(new SharedArrayBuffer(4))
+  // The other processor of the guest: each page is of one byte, and now and then of another one.
+  const writer = new Worker(
+    `const { memory, pagesAt, stop } = require('node:worker_threads').workerData
+     const bytes = new Uint8Array(memory, pagesAt, 16 * 4096)
+     for (let n = 0; Atomics.load(stop, 0) === 0; n++) bytes.fill(0xa0 + (n & 7))`,
+    { eval: true, execArgv: [], workerData: { memory: handle.memory, pagesAt, stop } },
+  )
+  try {
+    await new Promise((resolve) => writer.once('online', resolve))
+    const numbers = Array.from({ length: 16 }, (_, n) => n)
+    const act = async (command: ChannelCommand, pages: readonly number[]): Promise<void> => {
+      const ticket = guest.submit(command, pool, { objects: numbers, indexes: numbers, pages }, 0, 16)
+      guest.notify()
+      await device.poll()
+      guest.wait()
+      expect(numbers.map((n) => guest.result(ticket, n))).toEqual(numbers.map(() => 1))
+      guest.release(ticket)
+    }
+    let mixed = 0
+    for (let round = 0; round < 500 || (mixed === 0 && round < 20_000); round++) {
+      await act(ChannelCommand.Put, numbers)
+      // Into a page that is written to meanwhile, and into one that is not.
+      await act(ChannelCommand.Get, numbers)
+      await act(
+        ChannelCommand.Get,
+        numbers.map((n) => 16 + n),
+      )
+      for (const n of numbers) {
+        const page = guest.page(16 + n)
+        if (page.some((byte) => byte !== 0 && byte >>> 3 !== 0xa0 >>> 3)) throw new Error('bytes that nobody wrote')
+        if (page.some((byte) => byte !== page[0])) mixed++
+      }
+    }
+    // Else nothing has changed while it was put.
+    expect(mixed).toBeGreaterThan(0)
+    store.check?.()
+    expect(device.counters.refused).toBe(0)
+  } finally {
+    Atomics.store(stop, 0, 1)
+    await writer.terminate()
+    device.close()
+    await store.close()
+  }
 })
 
 test('shapes that make no sense, and ends', async () => {
