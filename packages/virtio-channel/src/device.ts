@@ -109,12 +109,20 @@ export class ChannelDevice {
       const seen = views.kickWord
       const done = this.poll()
       if (typeof done !== 'number') await done
-      else if (done > 0) continue
+      else if (done > 0 || this.#seesChain()) continue
       // To be told of the next chain; what came before that was said is looked for once more.
       views.store(views.availableEvent, this.#available)
       if (views.load(views.availableIdx) !== this.#available) continue
       views.waitForKick(seen, napMs)
     }
+  }
+
+  /** Looks for a chain, for a while. */
+  #seesChain(): boolean {
+    const views = this.#views
+    for (let look = 0; look < views.looks / 16; look++)
+      if (views.load(views.availableIdx) !== this.#available) return true
+    return false
   }
 
   /** Does all chains that are there: how many. A promise: one has to wait for the store. */

@@ -22,11 +22,6 @@ const { Next, Write } = DescriptorFlag
 const none = 0xffff
 /** How long one sleep is, in milliseconds, before the state of the channel is looked at again. */
 const napMs = 1000
-/**
- * Looks before the first sleep: about 0.2 ms, as long as Linux lets a virtual processor look before it halts it. To be
- * woken takes up to 50 µs, and a synchronous caller has nothing else to do.
- */
-const looks = 2 ** 17
 
 /** What a chain is about: `count` pages of one pool, from `from` on in each list. */
 export interface ChainEntries {
@@ -178,7 +173,7 @@ export class ChannelGuest {
   wait(): void {
     const views = this.#views
     this.notify()
-    for (let look = 0; this.underWay > 0 && look < looks; look++)
+    for (let look = 0; this.underWay > 0 && look < views.looks; look++)
       if (views.load(views.usedIdx) !== this.#used) this.#collect()
     for (;;) {
       this.#collect()

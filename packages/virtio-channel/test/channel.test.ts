@@ -71,8 +71,10 @@ describe('two threads', () => {
     { perKick: 512, pages: 2048, kicks: 4 },
     { perKick: 1, pages: 64, kicks: 64 },
     { perKick: 48, pages: 480, kicks: 10 },
-  ])('$perKick pages per notification', async ({ perKick, pages, kicks }) => {
-    const handle = createChannel({ pages })
+    { perKick: 1, pages: 64, kicks: 64, looks: 0 },
+    { perKick: 48, pages: 480, kicks: 10, looks: 0 },
+  ])('$perKick pages per notification, looks: $looks', async ({ perKick, pages, kicks, looks = 2 ** 17 }) => {
+    const handle = createChannel({ pages, looks })
     const start = <Said>(name: string): [Worker, Promise<Said>] => {
       const worker = new Worker(new URL(name, import.meta.url), {
         execArgv: [],
@@ -437,6 +439,7 @@ test('shapes that make no sense, and ends', async () => {
   expect(() => createChannel({ queueSize: 3 })).toThrow('a power of two')
   expect(() => createChannel({ pagesPerChain: 513 })).toThrow('from 1 to 512')
   expect(() => createChannel({ chains: 2000 })).toThrow('from 1 to 1024')
+  expect(() => createChannel({ looks: -1 })).toThrow('looks must be from 0 to 16777216, got -1')
   expect(() => createChannel({ page: 1 } as never)).toThrow('createChannel has no option page')
   const { handle, guest, device } = made()
   expect(() => new ChannelGuest({ ...handle, pages: 2 ** 18 })).toThrow('a channel of that shape has')

@@ -3,7 +3,8 @@
  * notification, and with one. A notification stands for an exit of a virtual machine; here it wakes a thread.
  *
  * Method: the guest is this thread, the device another one, each with a store of plain memory; pages lie scattered, so
- * that each has a descriptor of its own. Exits are counted over all that is measured.
+ * that each has a descriptor of its own. Exits are counted over all that is measured with many pages. Where each page is
+ * to cost an exit, both sides sleep at once: else they would see each other's work before they are told.
  */
 import { Worker } from 'node:worker_threads'
 import { basePageSize, compose, type ObjectId, PutOutcome } from '@tmem/core'
@@ -39,28 +40,61 @@ class Pages {
   }
 }
 
+/** A channel, its guest, and its device in a thread of its own. */
+class Channel {
+  readonly guest: ChannelGuest
+  /** Rejects when the thread fails; and resolves when it has ended. */
+  readonly #failed: Promise<never>
+  readonly #ended: Promise<void>
+  readonly #online: Promise<void>
+  #pool = -1
+
+  constructor(looks: number | undefined) {
+    const sizes = { queueSize: 1024, chains: 64, pagesPerChain: perChain, pages: perNotification }
+    const handle = createChannel(looks === undefined ? sizes : { ...sizes, looks })
+    const data: DeviceData = { handle, limitBytes }
+    const worker = new Worker(new URL('virtio-worker.js', import.meta.url), { execArgv: [], workerData: data })
+    this.#failed = new Promise<never>((_, reject) => {
+      worker.once('error', reject)
+    })
+    // Whoever waits below sees it; nobody may wait just then.
+    this.#failed.catch(() => undefined)
+    this.#ended = new Promise<void>((resolve) => {
+      worker.once('exit', () => resolve())
+    })
+    this.#online = new Promise<void>((resolve) => worker.once('online', resolve))
+    this.guest = new ChannelGuest(handle)
+  }
+
+  /** The pool that pages go to. */
+  get pool(): number {
+    return this.#pool
+  }
+
+  async open(own: readonly Uint8Array[]): Promise<void> {
+    await Promise.race([this.#online, this.#failed])
+    this.#pool = this.guest.newPool(true)
+    for (const [n, page] of own.entries()) this.guest.page(n).set(page)
+  }
+
+  async close(): Promise<void> {
+    this.guest.close()
+    await this.#ended
+  }
+}
+
 async function run(bench: Bench): Promise<readonly Row[]> {
-  const handle = createChannel({ queueSize: 1024, chains: 64, pagesPerChain: perChain, pages: perNotification })
-  const data: DeviceData = { handle, limitBytes }
-  const worker = new Worker(new URL('virtio-worker.js', import.meta.url), { execArgv: [], workerData: data })
-  const failed = new Promise<never>((_, reject) => {
-    worker.once('error', reject)
-  })
-  const ended = new Promise<void>((resolve) => {
-    worker.once('exit', () => resolve())
-  })
-  // Whoever waits below sees it; nobody may wait just then.
-  failed.catch(() => undefined)
-  const guest = new ChannelGuest(handle)
+  const channel = new Channel(undefined)
+  const sleepy = new Channel(0)
   const store = compose([memory({ limitBytes })])
   try {
     const pool = store.newPool({ client: 1, persistent: true, shared: false, pageSize: basePageSize })
     if (typeof pool === 'number') throw new Failed(`the store refused the pool (${pool})`)
-    await Promise.race([new Promise<void>((resolve) => worker.once('online', resolve)), failed])
-    const number = guest.newPool(true)
     const pages = new Pages()
     const own = Array.from({ length: perNotification }, (_, n) => new Uint8Array(basePageSize).fill(n).fill(1, 0, 8))
-    for (let n = 0; n < perNotification; n++) guest.page(n).set(own[n]!)
+    await channel.open(own)
+    await sleepy.open(own)
+    const { guest, pool: number } = channel
     let exits = 0
     let carried = 0
 
@@ -86,7 +120,7 @@ async function run(bench: Bench): Promise<readonly Row[]> {
     const single = (command: ChannelCommand, operations: number): void => {
       for (let n = 0; n < operations; n++) {
         const at = n % perNotification
-        if (guest.call(command, number, pages.objects[at]!, pages.indexes[at]!, pages.pages[at]) !== 1)
+        if (sleepy.guest.call(command, sleepy.pool, pages.objects[at]!, pages.indexes[at]!, pages.pages[at]) !== 1)
           throw new Failed(`the channel refused a page of command ${command}`)
       }
     }
@@ -135,8 +169,8 @@ async function run(bench: Bench): Promise<readonly Row[]> {
       valueRow('exits-per-512-pages', 'exits', (exits * perNotification) / carried, 1),
     ]
   } finally {
-    guest.close()
-    await ended
+    await channel.close()
+    await sleepy.close()
     await store.close()
   }
 }
