@@ -5,7 +5,7 @@
 //   node tools/api.mjs --fix    writes what changed, if a changeset tells of it
 //
 // An export that no other package, program, example or document names is gone, or tools/api-kept.json says what it is
-// there for, by name or for a whole entry point.
+// there for, by name or for a whole entry point. docs/releasing.md says how stable each further entry point is.
 //
 // The last line of a report is a sum of the changesets that name the package. A report is written anew only when that
 // sum is another one, that is, when a changeset was added or changed: what users see does not change untold. Needs a
@@ -45,6 +45,11 @@ compareAll()
 
 function compareAll() {
   const problems = unused().map((name) => `${name} is named nowhere else: remove it, or say why in tools/api-kept.json`)
+  const tiers = readFileSync(join(root, 'docs/releasing.md'), 'utf8')
+  for (const { name } of packages.flatMap((found) => entriesOf(found).slice(1))) {
+    if (!tiers.includes(`\`${name}\``))
+      problems.push(`${name} is in no tier: name it under Stability in docs/releasing.md`)
+  }
   let written = 0
   for (const found of packages) {
     const { folder, manifest } = found

@@ -3,9 +3,7 @@
  */
 import {
   Block,
-  type Broken,
   type Budget,
-  checkedPlace,
   compose,
   Flight,
   type LayerContext,
@@ -20,6 +18,7 @@ import {
   systemAllocator,
   TmemError,
 } from '@tmem/core'
+import { type Broken, checkedPlace } from '@tmem/core/unstable'
 import { describe, expect, test } from 'vitest'
 import { Ledger, makePage } from '../src/index.ts'
 import { calm, layerOf, MapPlace, mapTraits, type Outside, SlowMapPlace, slowTraits } from './places.ts'

@@ -19,7 +19,6 @@ import {
   type Flight,
   frameBytes,
   GetOutcome,
-  HandleTable,
   isSlow,
   type Layer,
   type LayerContext,
@@ -41,6 +40,7 @@ import {
   type StatsNode,
   TmemError,
 } from '@tmem/core'
+import { HandleTable } from '@tmem/core/unstable'
 import type { BatchJudge } from './passing.ts'
 import {
   decidedAbove,

@@ -27,7 +27,6 @@ import type {
   Borrower,
   ByteLimit,
   Census,
-  HandleTableMemory,
   ObjectId,
   PageBatch,
   PageVisitor,
@@ -36,9 +35,7 @@ import type {
 } from '@tmem/core'
 import {
   basePageSize,
-  entryWords,
   GetOutcome,
-  HandleTable,
   maxEntries,
   maxPageSize,
   none,
@@ -47,6 +44,7 @@ import {
   PoolRefusal as Refusal,
   TmemError,
 } from '@tmem/core'
+import { entryWords, HandleTable, type HandleTableMemory } from '@tmem/core/unstable'
 import { Frames } from './frames.ts'
 
 /** Largest chunk of frames: big enough that chunks are few, small enough that giving one back is worth having. */

@@ -4,7 +4,6 @@ import {
   compose,
   createAccounts,
   GetOutcome,
-  HandleTable,
   maxObjectId,
   PageBatch,
   PoolRefusal,
@@ -13,6 +12,7 @@ import {
   systemAllocator,
   TmemError,
 } from '@tmem/core'
+import { HandleTable } from '@tmem/core/unstable'
 import { describe, expect, test } from 'vitest'
 import type { MemoryPool } from '../src/memory.ts'
 import { MemoryStore, memory } from '../src/memory.ts'

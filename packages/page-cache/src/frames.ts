@@ -14,7 +14,8 @@
  * Source: mm/swap.c and mm/vmscan.c of Linux 3.x (mark_page_accessed, shrink_inactive_list), by their documented
  * behaviour.
  */
-import { type Allocator, HandleTable, none, TmemError } from '@tmem/core'
+import { type Allocator, none, TmemError } from '@tmem/core'
+import { HandleTable } from '@tmem/core/unstable'
 
 /** Bits of a frame's state. */
 export const Frame = {

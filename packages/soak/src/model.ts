@@ -13,7 +13,7 @@
  *    them may be what a kill leaves. A flush covers what was acknowledged before it was sent.
  *  - Where a read overlaps a change in time, either version is right, for each sector by itself.
  */
-import { scatter } from '@tmem/simulator'
+import { scatter } from '@tmem/simulator/unstable'
 
 /** The unit of the model, in bytes: the smallest that a device takes. */
 export const sectorBytes = 512

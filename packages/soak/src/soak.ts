@@ -18,7 +18,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpath
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { checkOptions } from '@tmem/core'
-import { Random } from '@tmem/simulator'
+import { Random } from '@tmem/simulator/unstable'
 import { type Ask, type Counts, type Device, Found, Life, noCounts, type Stack, type Trouble } from './life.ts'
 import { DeviceModel, type Left } from './model.ts'
 import { ServerFailure, ServerProcess } from './process.ts'

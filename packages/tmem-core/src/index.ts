@@ -1,18 +1,10 @@
-/** Transcendent memory: pools, objects, pages, outcomes; composing stores; the table of handles. */
+/** Transcendent memory: pools, objects, pages, outcomes; composing stores. What is not settled is in `unstable.ts`. */
 export * from './abort.ts'
 export * from './block.ts'
-export { type Broken, checkedPlace } from './checked-place.ts'
 export * from './compose.ts'
 export * from './context.ts'
 export * from './durations.ts'
-export {
-  entryWords,
-  HandleTable,
-  type HandleTableMemory,
-  type HandleTableOptions,
-  maxEntries,
-  none,
-} from './handles.ts'
+export { maxEntries, none } from './handles.ts'
 export {
   type ByteAmount,
   bytesOf,
