@@ -1,0 +1,46 @@
+/** docs/operating.md, where it swaps: its commands work as they stand, and leave nothing. */
+import { spawnSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, onTestFinished, test } from 'vitest'
+import { requires } from '../../../../tools/requires.ts'
+import { codeIn, localTo, root, shellIn } from '../operating.ts'
+import { temporaryDirectory } from '../tmem.ts'
+
+test('a host swaps to it, and the server ends when it does not any more', { timeout: 120_000 }, async (ctx) => {
+  requires(ctx, {
+    root: true,
+    commands: ['losetup', 'mkswap', 'swapon', 'swapoff'],
+    paths: ['/dev/fuse', '/dev/loop-control'],
+  })
+  const folder = temporaryDirectory()
+  const local = localTo(folder)
+  const swaps = readFileSync('/proc/swaps', 'utf8')
+  // The console of the page may be somebody's already.
+  const file = readFileSync(join(root, 'docs/swap.yaml'), 'utf8').replace(':8780', ':0')
+  writeFileSync(join(folder, 'etc/swap.yaml'), local(file))
+  const shell = shellIn(folder)
+  onTestFinished(() => {
+    shell.end()
+    for (const [device = ''] of readFileSync('/proc/swaps', 'utf8').matchAll(/^\/dev\/loop\d+/gm)) {
+      const note = join('/sys/block', device.slice(5), 'loop/backing_file')
+      if (!existsSync(note) || !readFileSync(note, 'utf8').startsWith(folder)) continue
+      spawnSync('swapoff', [device], { timeout: 30_000 })
+      spawnSync('losetup', ['-d', device], { timeout: 30_000 })
+    }
+    spawnSync('umount', ['-l', join(folder, 'run')], { timeout: 30_000, stdio: 'ignore' })
+  })
+  await shell.run(local(codeIn('sh').get('Install')!))
+  const lines = local(codeIn('sh').get('Swap on the same host')!).trim().split('\n')
+  const status = lines.indexOf('tmem swap status')
+  await shell.run(lines.slice(0, status).join('\n'))
+  // It answers before it swaps.
+  let said = ''
+  while (!/^swap0 +on /m.test(said)) said = await shell.run(lines[status]!)
+  expect(readFileSync('/proc/swaps', 'utf8')).not.toBe(swaps)
+  expect(await shell.run(lines.slice(status + 1).join('\n'))).toContain('has ended, and nothing of it is left')
+  await shell.run('wait')
+  expect(readFileSync('/proc/swaps', 'utf8').split('\n').length).toBe(swaps.split('\n').length)
+  expect(readFileSync('/proc/self/mounts', 'utf8')).not.toContain(folder)
+  expect(readdirSync(join(folder, 'lib'))).toEqual([])
+})
