@@ -43,7 +43,7 @@ test('a host swaps to it, and the server ends when it does not any more', { time
   while (!/^swap0 +on /m.test(said)) said = await shell.run(lines[status]!)
   const [loop, ...others] = loopsOver(folder)
   expect(others).toEqual([])
-  expect(readFileSync('/proc/swaps', 'utf8')).toMatch(new RegExp(`^/dev/${loop} `, 'm'))
+  expect(readFileSync('/proc/swaps', 'utf8')).toMatch(new RegExp(`^/dev/${loop}\\s`, 'm'))
   expect(await shell.run(lines.slice(status + 1).join('\n'))).toContain('has ended, and nothing of it is left')
   await shell.run('wait')
   expect(loopsOver(folder)).toEqual([])
