@@ -11,13 +11,13 @@ import { temporaryDirectory, tmem } from './tmem.ts'
 const code = codeIn('sh')
 const config = codeIn('yaml').get('Bring it up')!
 
-/** A port that nobody has at the moment. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  await new Promise((resolve) => server.close(resolve))
-  return port
+/** Two ports that nobody has at the moment. */
+async function freePorts(): Promise<number[]> {
+  const servers = [0, 1].map(() => createServer().listen(0, '127.0.0.1'))
+  await Promise.all(servers.map((server) => once(server, 'listening')))
+  const ports = servers.map((server) => (server.address() as AddressInfo).port)
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
+  return ports
 }
 
 test('each command of the page is run by a test', () => {
@@ -39,7 +39,7 @@ test('installed, brought up, watched, changed, killed, started anew, copied, end
 }, async (ctx) => {
   requires(ctx, { commands: ['curl', 'nbdcopy'] })
   const folder = temporaryDirectory()
-  const local = localTo(folder, [await freePort(), await freePort()])
+  const local = localTo(folder, await freePorts())
   const file = join(folder, 'etc/tmem.yaml')
   writeFileSync(file, local(config))
   const shell = shellIn(folder)

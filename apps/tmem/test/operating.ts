@@ -26,8 +26,9 @@ export function localTo(folder: string, ports: readonly number[] = []): (text: s
   for (const name of ['etc', 'lib', 'run', 'bin']) mkdirSync(join(folder, name), { recursive: true })
   chmodSync(folder, 0o755)
   const [metrics = 9464, http = 8780] = ports
-  const names: readonly (readonly [string, string])[] = [
-    ['/opt/tmem', root.replace(/\/$/, '')],
+  const names = new Map([
+    ['/opt/tmem/apps/tmem/dist/bin.js', `"${join(root, 'apps/tmem/dist/bin.js')}"`],
+    ['exec node', `exec "${process.execPath}"`],
     ['/usr/local/bin', join(folder, 'bin')],
     ['/etc/tmem', join(folder, 'etc')],
     ['/var/lib/tmem', join(folder, 'lib')],
@@ -36,13 +37,14 @@ export function localTo(folder: string, ports: readonly number[] = []): (text: s
     ['docs/swap.yaml', join(folder, 'etc/swap.yaml')],
     [':9464', `:${metrics}`],
     [':8780', `:${http}`],
-    ['exec node', `exec ${process.execPath}`],
     ['512MiB', '16MiB'],
     ['256MiB', '8MiB'],
     ['2GiB', '32MiB'],
     ['1GiB', '8MiB'],
-  ]
-  return (text) => names.reduce((whole, [from, to]) => whole.replaceAll(from, to), text)
+  ])
+  // In one pass: what a name becomes may have another one in it.
+  const any = new RegExp([...names.keys()].map((name) => name.replaceAll('.', '\\.')).join('|'), 'g')
+  return (text) => text.replace(any, (name) => names.get(name)!)
 }
 
 /** One shell, as somebody at a terminal has it. */
