@@ -7,7 +7,6 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { compose, systemAllocator, Tmem } from '@tmem/core'
-import { HandleTable, type HandleTableOptions } from '@tmem/core/unstable'
 import { memory } from '@tmem/memory'
 import { describe, expect, test } from 'vitest'
 
@@ -154,10 +153,6 @@ const rows: Readonly<Record<string, Row | string>> = {
   'swapper SwapperOptions': row(made('Swapper'), () => ({ pages: 64, frames: 16, store: store() })),
   'tmem-core AccountsOptions': row(called('createAccounts'), none),
   'tmem-core ComposeOptions': row(called('compose', [memory({ limitBytes: '4MiB' })]), none),
-  'tmem-core HandleTableOptions': row(
-    (_: unknown, options: HandleTableOptions) => HandleTable.create(options),
-    () => ({ capacity: 16, allocator, site: 's' }),
-  ),
   'tmem-core TmemOptions': row(
     (exports: { Tmem: new (below: object, options: object) => unknown }, options: object) =>
       new exports.Tmem(store(), options),

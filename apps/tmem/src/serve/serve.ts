@@ -136,6 +136,9 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   const access = accessOf(options)
   const http = httpPlanOf(options)
   const metricsAt = options.metrics === undefined ? undefined : metricsAddress(options.metrics)
+  // Slow to load, and not always asked for. Loaded before a socket is looked at: after that Node takes any link for a
+  // file (`realpathSync` judges by the last stat), and finds nothing of what a package behind a link depends on.
+  const serveMetrics = metricsAt === undefined ? undefined : (await import('../metrics/endpoint.ts')).serveMetrics
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
   const roles: Role[] = [
@@ -299,11 +302,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       pageCaches: caches.map((cache, n) => cacheTimes[n]!.complete(cache.stats())),
       servers: servers.map((server) => server.stats()),
     })
-    // Slow to load, and not always asked for.
-    const metrics =
-      metricsAt === undefined
-        ? undefined
-        : await (await import('../metrics/endpoint.ts')).serveMetrics(metricsAt, statistics)
+    const metrics = await serveMetrics?.(metricsAt!, statistics)
     undo.push(() => metrics?.close())
     if (options.fuse !== undefined) {
       fuse = await fuseServer({
