@@ -346,10 +346,12 @@ function program(terminal: Terminal): Command {
     .description('boot a guest in QEMU that swaps into a stack of this process, and compare what all sides count')
     .addOption(
       new Option('--workload <name>', 'what the guest does, and verifies')
-        .choices(['hog', 'reread'] as const)
+        .choices(['hog', 'reread', 'tar', 'compile'] as const)
         .default('hog' as const),
     )
     .option('--memory <bytes>', 'of the guest: 96MiB to 2GiB', bytes, 128 * 2 ** 20)
+    .option('--size <bytes>', 'what the workload uses (default: half as much again as the memory)', bytes)
+    .option('--kernel-with-cleancache', "compile a kernel with cleancache once, and boot that instead of Debian's")
     .option('--stack <text>', 'where its pages go (default: zcache(limit=128MiB))')
     .option('--control <path>', 'the socket of a tmem xen host that serves it, instead of this process')
     .option('--domain <number>', 'its number there', domain, 1)

@@ -19,7 +19,11 @@ test.each([
   [['--memory', '10MiB'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 10MiB'],
   [['--memory', '100000000'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 100000000'],
   [['--stack', 'zcash(limit=1MiB)'], 'no layer is named "zcash"; did you mean zcache?'],
-  [['--workload', 'tar'], "option '--workload <name>' argument 'tar' is invalid. Allowed choices are hog, reread."],
+  [['--size', '100000000'], '--size: a workload uses whole MiB, not 100000000'],
+  [
+    ['--workload', 'untar'],
+    "option '--workload <name>' argument 'untar' is invalid. Allowed choices are hog, reread, tar, compile.",
+  ],
 ])('%j is bad input', async (words, message) => {
   const { code, stdout, stderr } = await tmem(['guest', 'run', ...words])
   expect({ code, stdout }).toEqual({ code: 2, stdout: '' })

@@ -3,15 +3,17 @@
  * drives.
  *
  * Whatever happens nothing is left: QEMU is killed when the time is over, when the signal aborts, and by the kernel
- * when the thread that called has died; the file with the root directory goes away with it.
+ * when the thread that called has died; the file with the root directory goes away with it, or, of a process that was
+ * killed, when the next guest starts.
  */
 
 import { spawn } from 'node:child_process'
-import { closeSync, existsSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, ftruncateSync, openSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { type ByteAmount, bytesOf, checkOptions } from '@tmem/core'
 import type { Kernel } from './initramfs.ts'
+import { scratchFolder } from './scratch.ts'
 
 /** A block device of the guest. Discards go through. */
 export type GuestDrive =
@@ -86,7 +88,7 @@ export async function runGuest(options: GuestOptions): Promise<GuestRun> {
   const memoryBytes = bytesOf('runGuest', 'memoryBytes', options.memoryBytes)
   if (memoryFile !== undefined && memoryBytes > 2 ** 31)
     throw new RangeError(`runGuest: with a memoryFile there are at most 2 GiB, got ${memoryBytes} bytes`)
-  const folder = mkdtempSync(join(tmpdir(), 'tmem-guest-'))
+  const folder = scratchFolder(tmpdir(), 'tmem-guest-')
   const made: string[] = []
   try {
     if (memoryFile !== undefined) {

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0)
 /*
- * Frontswap of a Linux guest (3.5 to 5.16; built against 5.10), kept by a process of the host that speaks Xen's tmem.
+ * Frontswap and cleancache of a Linux guest (3.5 to 5.16; built against 5.10), kept by a process of the host that speaks
+ * Xen's tmem. Cleancache only where the kernel has it: Debian's is built without.
  *
  * A hypercall is an entry of a ring in four frames of the guest's memory, which the host has mapped: a tmem_op as Xen's
  * guests made it, and room for the answer. The doorbell is a byte to an I/O port, behind which is a socket.
  *
  * Invariants:
  * - The host does entries in their order, each at least once: one that dies may have done the entry at `tail` already,
- *   and the next host does it again. PUT, GET from a persistent pool and FLUSH may be repeated.
+ *   and the next host does it again. PUT, GET from a persistent pool and FLUSH may be repeated; a GET from an ephemeral
+ *   pool misses then, which it may at any time.
  * - A page that the host took is never answered with -1. Its slot on the disk holds something older, and the kernel would
  *   read that. The load is tried again for as long as the module may be patient; then the kernel stops, and says why.
  * - A page that comes back is copied by the guest's own processor. An emulated one (TCG) keeps translations of the code in
  *   a frame, and learns of writes only where it does them itself.
+ * - Nothing of cleancache sleeps: puts and invalidations come with interrupts off, under the lock of the page cache.
  *
  * The lock is taken with interrupts as they are: none of these hooks is called by an interrupt handler.
  */
 #define pr_fmt(format) KBUILD_MODNAME ": " format
 
 #include <linux/bug.h>
+#include <linux/cleancache.h>
 #include <linux/delay.h>
 #include <linux/frontswap.h>
 #include <linux/highmem.h>
@@ -37,7 +41,7 @@ enum { TMEM_NEW_POOL = 1, TMEM_DESTROY_POOL = 2, TMEM_PUT_PAGE = 4, TMEM_GET_PAG
        TMEM_FLUSH_OBJECT = 7,
        /* Ours: the frame `cmfn` has `index` events. Xen has no such number. */
        TMEM_TRACE = 0x74726163 };
-enum { TMEM_POOL_PERSIST = 1, TMEM_SPEC_VERSION_SHIFT = 24, TMEM_SPEC_VERSION = 1 };
+enum { TMEM_POOL_PERSIST = 1, TMEM_POOL_SHARED = 2, TMEM_SPEC_VERSION_SHIFT = 24, TMEM_SPEC_VERSION = 1 };
 
 struct tmem_op {
 	u32 cmd;
@@ -65,7 +69,7 @@ struct entry {
 	u32 reserved;
 };
 
-enum { RING_ENTRIES = PAGE_SIZE / sizeof(struct entry), RING_ORDER = 2, RING_VERSION = 1 };
+enum { RING_ENTRIES = PAGE_SIZE / sizeof(struct entry), RING_ORDER = 2, FRAMES_ORDER = 6, RING_VERSION = 1 };
 
 /* Four frames, one after the other: this head, the entries, a frame for a page that comes back, and one for events. */
 struct ring {
@@ -88,17 +92,18 @@ module_param(patience_ms, uint, 0444);
 MODULE_PARM_DESC(patience_ms, "how long a host may be away, or without a page that it took, before the kernel stops");
 static bool posted = true;
 module_param(posted, bool, 0444);
-MODULE_PARM_DESC(posted, "flushes are left in the ring, and are not waited for");
+MODULE_PARM_DESC(posted, "flushes, and pages of cleancache, are left in the ring, and are not waited for");
 
 static bool trace;
 module_param(trace, bool, 0444);
-MODULE_PARM_DESC(trace, "tell the host what the kernel calls: frontswap, and MMU notifiers of who has /dev/tmem_trace open");
+MODULE_PARM_DESC(trace, "tell the host what the kernel calls: frontswap, cleancache, and MMU notifiers of who has /dev/tmem_trace open");
 
 /*
  * What the host was asked, by command; stores that it refused, and those that it was not asked for; loads that it had to
- * be asked for again; bells.
+ * be asked for again; bells. Those of the commands that were cleancache's, by hook.
  */
 static unsigned long pools, puts, gets, page_flushes, object_flushes, refused, declined, again, bells;
+static unsigned long clean_puts, clean_hits, clean_misses, clean_page_flushes;
 module_param(pools, ulong, 0444);
 module_param(puts, ulong, 0444);
 module_param(gets, ulong, 0444);
@@ -108,11 +113,17 @@ module_param(refused, ulong, 0444);
 module_param(declined, ulong, 0444);
 module_param(again, ulong, 0444);
 module_param(bells, ulong, 0444);
+module_param(clean_puts, ulong, 0444);
+module_param(clean_hits, ulong, 0444);
+module_param(clean_misses, ulong, 0444);
+module_param(clean_page_flushes, ulong, 0444);
 
 static DEFINE_SPINLOCK(lock);
 static struct ring *ring;
 static struct entry *entries;
 static void *bounce;
+/* Of each entry a frame for a page that the kernel frees before the host has looked at it. */
+static void *frames;
 static u32 head;
 static s32 pool;
 
@@ -201,7 +212,10 @@ static void post(struct entry *entry)
 		ask(entry);
 }
 
-/* Something that happened: a page (area, offset) or a range (first byte, end), an answer or a kind, whose program. */
+/*
+ * Something that happened: a page (area, offset; or a file's key, folded, and an index) or a range (first byte, end), an
+ * answer or a kind, whose program or which pool.
+ */
 struct event {
 	u64 time;
 	u64 first;
@@ -211,7 +225,8 @@ struct event {
 	u32 who;
 };
 
-enum { EVENT_STORE = 1, EVENT_LOAD, EVENT_INVALIDATE, EVENT_AREA };
+enum { EVENT_STORE = 1, EVENT_LOAD, EVENT_INVALIDATE, EVENT_AREA, EVENT_CLEAN_PUT, EVENT_CLEAN_GET,
+       EVENT_CLEAN_INVALIDATE, EVENT_CLEAN_INODE, EVENT_CLEAN_FS };
 enum { EVENT_REGISTER = 16, EVENT_START, EVENT_END, EVENT_RANGE, EVENT_CHANGE_PTE, EVENT_YOUNG, EVENT_RELEASE };
 enum { EVENTS = PAGE_SIZE / sizeof(struct event) };
 
@@ -355,6 +370,163 @@ static struct frontswap_ops operations = {
 	.invalidate_area = invalidate_area,
 };
 
+/* A page of a file: the file's key as the file system makes it, 24 bytes as Xen's objects have. */
+static void clean_name(struct entry *entry, int of_pool, struct cleancache_filekey key)
+{
+	BUILD_BUG_ON(sizeof(key) != sizeof(entry->op.u.gen.oid));
+	entry->op.pool_id = of_pool;
+	memcpy(entry->op.u.gen.oid, &key, sizeof(key));
+}
+
+static u64 folded(struct cleancache_filekey key)
+{
+	u64 words[3];
+
+	memcpy(words, &key, sizeof(words));
+	return words[0] ^ words[1] ^ words[2];
+}
+
+static int clean_new_pool(u32 flags, const uuid_t *uuid)
+{
+	struct entry *entry;
+	s32 result;
+
+	spin_lock(&lock);
+	entry = next_entry(TMEM_NEW_POOL);
+	entry->op.u.creat.flags = flags | TMEM_SPEC_VERSION << TMEM_SPEC_VERSION_SHIFT;
+	if (uuid != NULL)
+		memcpy(entry->op.u.creat.uuid, uuid, sizeof(entry->op.u.creat.uuid));
+	result = ask(entry);
+	pools++;
+	spin_unlock(&lock);
+	/* Less has meanings of its own. */
+	return result < 0 ? -1 : result;
+}
+
+static int clean_init_fs(size_t page_bytes)
+{
+	return clean_new_pool(0, NULL);
+}
+
+static int clean_init_shared_fs(uuid_t *uuid, size_t page_bytes)
+{
+	return clean_new_pool(TMEM_POOL_SHARED, uuid);
+}
+
+static int clean_get(int of_pool, struct cleancache_filekey key, pgoff_t index, struct page *page)
+{
+	struct entry *entry;
+	bool hit;
+
+	/* Nothing that large was ever put. */
+	if (index > U32_MAX) {
+		clean_misses++;
+		return -1;
+	}
+	spin_lock(&lock);
+	entry = next_entry(TMEM_GET_PAGE);
+	clean_name(entry, of_pool, key);
+	entry->op.u.gen.index = index;
+	entry->op.u.gen.cmfn = virt_to_phys(bounce) >> PAGE_SHIFT;
+	hit = ask(entry) == 1;
+	gets++;
+	if (hit) {
+		void *to = kmap_atomic(page);
+
+		copy_page(to, bounce);
+		kunmap_atomic(to);
+		clean_hits++;
+	} else {
+		clean_misses++;
+	}
+	record(EVENT_CLEAN_GET, folded(key), index, hit, of_pool);
+	spin_unlock(&lock);
+	return hit ? 0 : -1;
+}
+
+/* The kernel wants no answer, and frees the page: a copy of it can wait in the ring. */
+static void clean_put(int of_pool, struct cleancache_filekey key, pgoff_t index, struct page *page)
+{
+	struct entry *entry;
+
+	if (index > U32_MAX) {
+		clean_puts++;
+		return;
+	}
+	spin_lock(&lock);
+	entry = next_entry(TMEM_PUT_PAGE);
+	clean_name(entry, of_pool, key);
+	entry->op.u.gen.index = index;
+	if (posted) {
+		void *copy = frames + (head % RING_ENTRIES) * PAGE_SIZE;
+		void *from = kmap_atomic(page);
+
+		copy_page(copy, from);
+		kunmap_atomic(from);
+		entry->op.u.gen.cmfn = virt_to_phys(copy) >> PAGE_SHIFT;
+	} else {
+		entry->op.u.gen.cmfn = page_to_pfn(page);
+	}
+	puts++;
+	clean_puts++;
+	post(entry);
+	record(EVENT_CLEAN_PUT, folded(key), index, 0, of_pool);
+	spin_unlock(&lock);
+}
+
+static void clean_invalidate_page(int of_pool, struct cleancache_filekey key, pgoff_t index)
+{
+	struct entry *entry;
+
+	spin_lock(&lock);
+	clean_page_flushes++;
+	if (index <= U32_MAX) {
+		entry = next_entry(TMEM_FLUSH_PAGE);
+		clean_name(entry, of_pool, key);
+		entry->op.u.gen.index = index;
+		page_flushes++;
+		post(entry);
+		record(EVENT_CLEAN_INVALIDATE, folded(key), index, 0, of_pool);
+	}
+	spin_unlock(&lock);
+}
+
+static void clean_invalidate_inode(int of_pool, struct cleancache_filekey key)
+{
+	struct entry *entry;
+
+	spin_lock(&lock);
+	entry = next_entry(TMEM_FLUSH_OBJECT);
+	clean_name(entry, of_pool, key);
+	object_flushes++;
+	post(entry);
+	record(EVENT_CLEAN_INODE, folded(key), 0, 0, of_pool);
+	spin_unlock(&lock);
+}
+
+static void clean_invalidate_fs(int of_pool)
+{
+	struct entry *entry;
+
+	spin_lock(&lock);
+	entry = next_entry(TMEM_DESTROY_POOL);
+	entry->op.pool_id = of_pool;
+	pools++;
+	ask(entry);
+	record(EVENT_CLEAN_FS, 0, 0, 0, of_pool);
+	spin_unlock(&lock);
+}
+
+static const struct cleancache_ops clean_operations = {
+	.init_fs = clean_init_fs,
+	.init_shared_fs = clean_init_shared_fs,
+	.get_page = clean_get,
+	.put_page = clean_put,
+	.invalidate_page = clean_invalidate_page,
+	.invalidate_inode = clean_invalidate_inode,
+	.invalidate_fs = clean_invalidate_fs,
+};
+
 /* A program that has the device open: its address space is watched until it exits. */
 struct watch {
 	struct mmu_notifier notifier;
@@ -454,12 +626,19 @@ static const struct file_operations trace_file = {
 
 static struct miscdevice trace_device = { .minor = MISC_DYNAMIC_MINOR, .name = "tmem_trace", .fops = &trace_file };
 
+static void free_frames(void)
+{
+	free_pages((unsigned long)frames, FRAMES_ORDER);
+	free_pages((unsigned long)ring, RING_ORDER);
+}
+
 static int __init tmem_guest_init(void)
 {
 	struct entry *entry;
 	int result;
 
-	BUILD_BUG_ON(sizeof(struct tmem_op) != 56 || sizeof(struct entry) != 64 || offsetof(struct ring, tail) != 64);
+	BUILD_BUG_ON(sizeof(struct tmem_op) != 56 || sizeof(struct entry) != 64 || offsetof(struct ring, tail) != 64 ||
+		     RING_ENTRIES != 1 << FRAMES_ORDER);
 	/* What QEMU's debug console answers when it is read. */
 	if (inb(port) != 0xe9) {
 		pr_err("there is no doorbell at port 0x%x\n", port);
@@ -468,6 +647,13 @@ static int __init tmem_guest_init(void)
 	ring = (void *)__get_free_pages(GFP_KERNEL | __GFP_ZERO, RING_ORDER);
 	if (ring == NULL)
 		return -ENOMEM;
+	if (IS_ENABLED(CONFIG_CLEANCACHE)) {
+		frames = (void *)__get_free_pages(GFP_KERNEL, FRAMES_ORDER);
+		if (frames == NULL) {
+			free_frames();
+			return -ENOMEM;
+		}
+	}
 	entries = (void *)ring + PAGE_SIZE;
 	bounce = (void *)ring + 2 * PAGE_SIZE;
 	events = (void *)ring + 3 * PAGE_SIZE;
@@ -485,21 +671,23 @@ static int __init tmem_guest_init(void)
 	spin_unlock(&lock);
 	if (pool < 0) {
 		pr_err("the host gives no pool (it answers %d)\n", pool);
-		free_pages((unsigned long)ring, RING_ORDER);
+		free_frames();
 		return -EIO;
 	}
 	result = trace ? misc_register(&trace_device) : 0;
 	if (result != 0) {
 		pr_err("there is no device for traces: %d\n", result);
-		free_pages((unsigned long)ring, RING_ORDER);
+		free_frames();
 		return result;
 	}
 	frontswap_register_ops(&operations);
+	if (IS_ENABLED(CONFIG_CLEANCACHE) && cleancache_register_ops(&clean_operations) != 0)
+		pr_warn("somebody else has cleancache\n");
 	pr_info("frontswap is pool %d of the host\n", pool);
 	return 0;
 }
 
 /* There is no way to take frontswap operations away again: the module stays. */
 module_init(tmem_guest_init);
-MODULE_DESCRIPTION("Frontswap over Xen's tmem, in a process of the host");
+MODULE_DESCRIPTION("Frontswap and cleancache over Xen's tmem, in a process of the host");
 MODULE_LICENSE("Dual MIT/GPL");

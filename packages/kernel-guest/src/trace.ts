@@ -1,10 +1,12 @@
 /**
- * What a guest's kernel told its hooks, in order: calls of frontswap, and the callbacks of an MMU notifier on the address
- * spaces of programs that asked for it (`/dev/tmem_trace` of the module). And whether that can be, by the rules of the
- * models: those of @tmem/mmu-notifier are replayed, callback by callback; those of frontswap are few, and stand here.
+ * What a guest's kernel told its hooks, in order: calls of frontswap and of cleancache, and the callbacks of an MMU
+ * notifier on the address spaces of programs that asked for it (`/dev/tmem_trace` of the module). And whether that can
+ * be, by the rules of the models: those of @tmem/mmu-notifier are replayed, callback by callback; those of frontswap and
+ * cleancache are few, and stand here.
  *
  * A trace is a head of 16 bytes, then events of 32 bytes: time in nanoseconds, two numbers (a page: swap area and
- * offset; a range: its first byte and its end), what it is, and a detail (an answer, or a kind of range), whose program.
+ * offset, or a file's key, folded, and its index; a range: its first byte and its end), what it is, and a detail (an
+ * answer, or a kind of range), whose program or which pool.
  *
  * Source: tmem_guest.c; mm/mmu_notifier.c and include/linux/mmu_notifier.h of 5.10.
  */
@@ -37,6 +39,11 @@ const Kind = {
   load: 2,
   invalidate: 3,
   area: 4,
+  cleanPut: 5,
+  cleanGet: 6,
+  cleanInvalidate: 7,
+  cleanInode: 8,
+  cleanFs: 9,
   register: 16,
   start: 17,
   end: 18,
@@ -98,6 +105,8 @@ class Checking {
   readonly #contradictions: Contradiction[] = []
   /** Swap slots that the host has, by area and offset. */
   readonly #stored = new Set<number>()
+  /** Pages of files that the host may have, by pool and file. */
+  readonly #put = new Map<string, Set<number>>()
   readonly #world: NotifierWorld
   readonly #watched = new Map<number, Watched>()
   #singlePages = 0
@@ -161,7 +170,8 @@ class Checking {
     const first = this.#number(event, 8)
     const end = this.#number(event, 16)
     const who = this.#view.getUint32(event * traceEventBytes + 28, true)
-    if (kind < Kind.register) this.#frontswap(event, kind, first, end)
+    if (kind >= Kind.cleanPut && kind <= Kind.cleanFs) this.#cleancache(event, kind, end, who)
+    else if (kind < Kind.register) this.#frontswap(event, kind, first, end)
     else if (kind === Kind.register) this.#register(who)
     else this.#notified(kind, this.#watch(who), first, end, who)
   }
@@ -187,6 +197,31 @@ class Checking {
         return
     }
     throw new RangeError(`there is no event of kind ${kind}`)
+  }
+
+  /** A file's key is told from others in all its bits: as a number it would lose some. */
+  #cleancache(event: number, kind: number, index: number, pool: number): void {
+    const file = `${pool} ${this.#view.getBigUint64(event * traceEventBytes + 8, true)}`
+    const pages = this.#put.get(file)
+    switch (kind) {
+      case Kind.cleanPut:
+        if (pages === undefined) this.#put.set(file, new Set([index]))
+        else pages.add(index)
+        return
+      case Kind.cleanGet:
+        if (this.#view.getInt16(event * traceEventBytes + 26, true) === 1 && pages?.has(index) !== true)
+          throw new RuleViolation('hit-needs-put', `page ${index} of file ${file} was not put, and is there`)
+        return
+      case Kind.cleanInvalidate:
+        pages?.delete(index)
+        return
+      case Kind.cleanInode:
+        this.#put.delete(file)
+        return
+      case Kind.cleanFs:
+        for (const one of this.#put.keys()) if (one.startsWith(`${pool} `)) this.#put.delete(one)
+        return
+    }
   }
 
   #register(who: number): void {

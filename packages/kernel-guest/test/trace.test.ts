@@ -5,6 +5,7 @@ import { checkTrace, traceHead } from '../src/index.ts'
 type Event = readonly [kind: number, first?: number, end?: number, detail?: number, who?: number]
 
 const [store, load, invalidate, area] = [1, 2, 3, 4]
+const [cleanPut, cleanGet, cleanInvalidate, cleanInode, cleanFs] = [5, 6, 7, 8, 9]
 const [register, start, end, range, changePte, young, release] = [16, 17, 18, 19, 20, 21, 22]
 const page = 4096
 
@@ -76,6 +77,23 @@ test('what a kernel does has no contradiction, and is counted', () => {
   })
 })
 
+test("cleancache may miss at any time, and has each file's pages for itself", () => {
+  const report = checkTrace(
+    traceOf(
+      [cleanGet, 9, 5],
+      [cleanPut, 9, 5, 0, 1],
+      [cleanPut, 8, 5, 0, 1],
+      [cleanPut, 9, 5, 0, 2],
+      [cleanInode, 8, 0, 0, 1],
+      [cleanFs, 0, 0, 0, 2],
+      [cleanGet, 9, 5, 1, 1],
+      [cleanInvalidate, 9, 6, 0, 1],
+      [cleanGet, 9, 5, 0, 1],
+    ),
+  )
+  expect(report.contradictions).toEqual([])
+})
+
 describe('is found', () => {
   test.each<readonly [string, number, readonly Event[]]>([
     ['load-needs-store', 0, [[load, 0, 5, 1]]],
@@ -123,7 +141,35 @@ describe('is found', () => {
     ['register-once', 1, watched([register])],
     ['cannot-be', 2, watched([start, 0, page], [release])],
     ['cannot-be', 1, watched([start, page, page])],
-    ['cannot-be', 0, [[9]]],
+    ['cannot-be', 0, [[10]]],
+    ['hit-needs-put', 0, [[cleanGet, 9, 5, 1]]],
+    [
+      'hit-needs-put',
+      2,
+      [
+        [cleanPut, 9, 5],
+        [cleanInvalidate, 9, 5],
+        [cleanGet, 9, 5, 1],
+      ],
+    ],
+    [
+      'hit-needs-put',
+      2,
+      [
+        [cleanPut, 9, 5],
+        [cleanInode, 9],
+        [cleanGet, 9, 5, 1],
+      ],
+    ],
+    [
+      'hit-needs-put',
+      2,
+      [
+        [cleanPut, 9, 5, 0, 1],
+        [cleanFs, 0, 0, 0, 1],
+        [cleanGet, 9, 5, 1, 1],
+      ],
+    ],
   ])('%s, event %i', (rule, event, events) => {
     expect(checkTrace(traceOf(...events)).contradictions[0]).toMatchObject({ rule, event })
   })

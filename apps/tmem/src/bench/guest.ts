@@ -132,19 +132,22 @@ export interface SwapServer {
 
 /**
  * Starts one, whose sockets and file lie in `folder`; `zcache` is in its words, e.g. `limit=64MiB`,
- * and `device` more words of the device, e.g. `,memlimit=64MiB`.
+ * and `device` more words of the device, e.g. `,memlimit=64MiB`. With `mount` the drive is a file of a FUSE mount that is
+ * made there, which takes root.
  */
 export async function serveSwap(
   folder: string,
   zcache: string,
   device: string = '',
   between: string = '',
+  mount?: string,
 ): Promise<SwapServer> {
   const socket = join(folder, 'nbd.sock')
   const control = join(folder, 'control.sock')
   const stack = `zcache(${zcache})${between} > frontswap(file=${folder}/swap.img,size={size})`
   const what = ['--stack', stack, '--device', `name=swap0,size=${deviceBytes}${device}`]
-  const where = ['--nbd', `unix:${socket}`, '--control', control]
+  const served = mount === undefined ? ['--nbd', `unix:${socket}`] : ['--fuse', mount]
+  const where = [...served, '--control', control]
   const bin = fileURLToPath(new URL('../../dist/bin.js', import.meta.url))
   const child = spawn(process.execPath, [bin, 'serve', ...what, ...where, '--json'], {
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -160,7 +163,7 @@ export async function serveSwap(
   const early = await Promise.race([ready, ended])
   if (early !== true) throw new Failed(`tmem serve ended with ${early.code}: ${early.notes.trim()}`)
   return {
-    drive: { socket, exportName: 'swap0', reconnectSeconds },
+    drive: mount === undefined ? { socket, exportName: 'swap0', reconnectSeconds } : { file: join(mount, 'swap0') },
     child,
     ended,
     stats: () => ask(control, 'stats'),

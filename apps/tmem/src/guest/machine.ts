@@ -168,15 +168,26 @@ const hostPairs = ({ host, module }: MachineRun): Pair[] => [
  * What the module was called for, and what the kernel's own counters say of its hooks. The kernel does not count the
  * invalidation of a page that is stored again: there may be more than it says.
  */
-function kernelPairs({ module, frontswap }: BootedRun): Pair[] {
+function kernelPairs({ module, frontswap, cleancache }: BootedRun): Pair[] {
   const { succ_stores: stored, failed_stores: failed, loads, invalidates = 0 } = frontswap
-  const flushes = module['page_flushes']
-  return [
-    ['stores', sum(module['puts'], module['declined']), sum(stored, failed)],
+  const { clean_puts: cleanPuts, clean_hits: hits, clean_misses: misses, clean_page_flushes: cleanFlushes } = module
+  const flushes = less(module['page_flushes'], cleanFlushes)
+  const swapping: Pair[] = [
+    ['stores', sum(less(module['puts'], cleanPuts), module['declined']), sum(stored, failed)],
     ['stores that failed', sum(module['refused'], module['declined']), failed],
-    ['loads', module['gets'], sum(loads, module['again'])],
-    ['invalidations', flushes, Math.max(invalidates, flushes ?? 0)],
+    ['loads', less(module['gets'], sum(hits, misses)), sum(loads, module['again'])],
+    ['invalidations', flushes, Math.max(invalidates, flushes)],
+  ]
+  if (cleancache['puts'] === undefined) return swapping
+  return [
+    ...swapping,
+    ['cleancache puts', cleanPuts, cleancache['puts']],
+    ['cleancache hits', hits, cleancache['succ_gets']],
+    ['cleancache misses', misses, cleancache['failed_gets']],
+    ['cleancache invalidations', cleanFlushes, cleancache['invalidates']],
   ]
 }
+
+const less = (all: number | undefined, part: number | undefined): number => (all ?? 0) - (part ?? 0)
 
 const sum = (...values: readonly (number | undefined)[]): number => values.reduce<number>((all, n) => all + (n ?? 0), 0)

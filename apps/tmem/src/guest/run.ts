@@ -21,6 +21,9 @@ import { type MachineRun, runMachine, runServed } from './machine.ts'
 export interface GuestRunOptions {
   readonly workload: Workload
   readonly memory: number
+  /** What the workload uses, in bytes (default: see `workloads` of @tmem/kernel-guest). */
+  readonly size?: number
+  readonly kernelWithCleancache?: true
   /** Default: `defaultStack`. */
   readonly stack?: string
   readonly modules?: readonly string[]
@@ -45,10 +48,12 @@ export const defaultCache = (): string =>
   join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'tmem', 'kernel-guest')
 
 /** Prepares what is missing, and says so. Rejects with `BadInput` or `Failed`. */
-export async function partsIn(cache: string, terminal: Terminal): Promise<GuestParts> {
+async function partsFor(options: GuestRunOptions, terminal: Terminal): Promise<GuestParts> {
+  const { cache = defaultCache(), kernelWithCleancache: cleancache = false, workload } = options
+  const compiler = workload === 'compile'
+  const onStep = (what: string): void => terminal.note(`guest: ${what}`)
   try {
-    const { signal } = terminal
-    return await prepareParts({ cache, signal, onStep: (what) => terminal.note(`guest: ${what}`) })
+    return await prepareParts({ cache, cleancache, compiler, signal: terminal.signal, onStep })
   } catch (error) {
     throwIfInterrupted(terminal.signal)
     if (error instanceof PartsError) throw new Failed(`the guest cannot be made: ${error.message}`)
@@ -62,6 +67,8 @@ export async function partsIn(cache: string, terminal: Terminal): Promise<GuestP
 export async function guestRun(options: GuestRunOptions, terminal: Terminal): Promise<void> {
   if (options.memory < 96 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
     throw new BadInput(`--memory: a guest has from 96MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
+  if (options.size !== undefined && (options.size < 2 ** 20 || options.size % 2 ** 20 !== 0))
+    throw new BadInput(`--size: a workload uses whole MiB, not ${formatBytes(options.size)}`)
   const { control, stack = defaultStack, trace: tracePath } = options
   if (
     control !== undefined &&
@@ -69,11 +76,12 @@ export async function guestRun(options: GuestRunOptions, terminal: Terminal): Pr
   )
     throw new BadInput('--control: the stack is that of the host there; leave out --stack, --modules and --trace')
   const layers = control === undefined ? parseStack(stack, await layersWith(options.modules)) : []
-  const parts = await partsIn(options.cache ?? defaultCache(), terminal)
+  const parts = await partsFor(options, terminal)
   const boot = {
     parts,
     workload: options.workload,
     memoryBytes: options.memory,
+    ...(options.size === undefined ? {} : { workloadBytes: options.size }),
     patienceMs: options.patience * 1000,
     posted: options.posted,
     signal: terminal.signal,
@@ -93,7 +101,8 @@ export async function guestRun(options: GuestRunOptions, terminal: Terminal): Pr
     }
     trace?.close()
   }
-  const { module, frontswap, host, swapIns, swapOuts, seconds, workloadSeconds, hostCpuSeconds, stats } = run
+  const { module, frontswap, cleancache, host, swapIns, swapOuts, drives, passKibibytes } = run
+  const { seconds, workloadSeconds, workloadCpuSeconds, hostCpuSeconds, stats } = run
   const who = control === undefined ? { stack } : { control, domain: options.domain }
   const answer = {
     workload: options.workload,
@@ -102,11 +111,14 @@ export async function guestRun(options: GuestRunOptions, terminal: Terminal): Pr
     wrongBytes: 0,
     seconds,
     workloadSeconds,
+    workloadCpuSeconds,
     hostCpuSeconds,
     kernel: frontswap,
+    cleancache,
     module,
     host,
-    disk: { swapIns, swapOuts },
+    disk: { swapIns, swapOuts, ...drives },
+    passKibibytes,
     stats,
   }
   terminal.print(options.json === true ? JSON.stringify(answer) : shown(run))
@@ -116,25 +128,45 @@ const counted = ({ puts, gets, page_flushes, refused }: AttachCounters): string 
   `${puts} puts, ${gets} gets, ${page_flushes} flushes, ${refused} refused`
 
 function shown(run: BootedRun & Partial<MachineRun>): string {
-  const { module, frontswap, host, swapIns, swapOuts, seconds, workloadSeconds, hostCpuSeconds } = run
+  const { module, frontswap, cleancache, host, drives, passKibibytes } = run
+  const { seconds, workloadSeconds, workloadCpuSeconds, hostCpuSeconds } = run
   const cell = (value: number | undefined): string => (value === undefined ? '-' : value.toLocaleString('en'))
+  /** Of several hooks, where the kernel has both. */
+  const both = (one: number | undefined, other: number | undefined): string => cell((one ?? 0) + (other ?? 0))
   const stores = (frontswap['succ_stores'] ?? 0) + (frontswap['failed_stores'] ?? 0)
+  const cleanGets = (cleancache['succ_gets'] ?? 0) + (cleancache['failed_gets'] ?? 0)
   const rows = [
-    ['puts', cell(stores), cell(module['puts']), cell(host?.puts)],
+    ['puts', both(stores, cleancache['puts']), cell(module['puts']), cell(host?.puts)],
     ['of these refused', cell(frontswap['failed_stores']), cell(module['refused']), '-'],
-    ['gets', cell(frontswap['loads']), cell(module['gets']), cell(host?.gets)],
-    ['flushes of pages', cell(frontswap['invalidates']), cell(module['page_flushes']), cell(host?.page_flushes)],
+    ['gets', both(frontswap['loads'], cleanGets), cell(module['gets']), cell(host?.gets)],
+    [
+      'flushes of pages',
+      both(frontswap['invalidates'], cleancache['invalidates']),
+      cell(module['page_flushes']),
+      cell(host?.page_flushes),
+    ],
     ['flushes of objects', '-', cell(module['object_flushes']), cell(host?.object_flushes)],
+    ...(cleancache['puts'] === undefined
+      ? []
+      : [
+          ['puts of cleancache', cell(cleancache['puts']), cell(module['clean_puts']), '-'],
+          ['gets of cleancache that hit', cell(cleancache['succ_gets']), cell(module['clean_hits']), '-'],
+        ]),
     ['bells', '-', cell(module['bells']), cell(host?.bells)],
-    ['pages read from the disk', cell(swapIns), '-', '-'],
-    ['pages written to the disk', cell(swapOuts), '-', '-'],
+    ['reads of drives', cell(drives.reads), '-', '-'],
+    ['bytes read', formatBytes(drives.readBytes), '-', '-'],
+    ['writes to drives', cell(drives.writes), '-', '-'],
+    ['bytes written', formatBytes(drives.writtenBytes), '-', '-'],
   ]
-  const times = `${seconds.toFixed(2)} s in all, ${workloadSeconds.toFixed(2)} s for the workload by the guest's clock`
+  const clock = `${workloadSeconds.toFixed(2)} s (${workloadCpuSeconds.toFixed(2)} s of CPU) for the workload by the guest's clock`
+  const times = `${seconds.toFixed(2)} s in all, ${clock}`
   const cpu = hostCpuSeconds === undefined ? '' : `; ${hostCpuSeconds.toFixed(2)} s of CPU for the host`
+  const passes = passKibibytes.map((kibibytes, n) => `pass ${n + 1}: ${kibibytes} KiB`).join(', ')
   return [
     tableOf(['', 'kernel', 'module', 'host'], rows),
     '',
     `Every byte was right. ${times}${cpu}.`,
+    ...(passes === '' ? [] : [`Of the file came from its drive in ${passes}.`]),
     'The kernel counts no invalidation of a page that is stored again: flushes of pages may be more than it says.',
   ].join('\n')
 }

@@ -3,40 +3,26 @@
  * verifies what it reads.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { compose, type Layer, type PageStore } from '@tmem/core'
+import { compose } from '@tmem/core'
 import { refuse } from '@tmem/faults'
 import { frontswap } from '@tmem/frontswap'
 import { XenHost } from '@tmem/xen-hypercall'
 import { zcache } from '@tmem/zcache'
-import { afterEach, beforeAll, describe, expect, onTestFinished, type TestContext, test } from 'vitest'
-import {
-  type AttachedGuest,
-  type AttachOptions,
-  attachGuest,
-  type BootedGuest,
-  type BootedRun,
-  type BootOptions,
-  bootGuest,
-  type GuestParts,
-  lacksForGuests,
-  prepareParts,
-} from '../../src/index.ts'
+import { afterEach, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { type AttachedGuest, attachGuest, type BootedGuest, type GuestParts } from '../../src/index.ts'
+import { booted, preparedParts, right, served } from './guests.ts'
 
-const cache = fileURLToPath(new URL('../../../../.cache/kernel-guest', import.meta.url))
-const memoryBytes = 96 * 2 ** 20
-const workloadBytes = '110MiB'
-let parts: GuestParts | undefined
-let lacks: string | undefined
-
+let parts: GuestParts | string | undefined
 beforeAll(async () => {
-  lacks = lacksForGuests()
-  if (lacks === undefined) parts = await prepareParts({ cache, onStep: (what) => console.log(what) })
+  parts = await preparedParts(false)
 }, 600_000)
 
 const children = new Set<ChildProcess>()
@@ -51,66 +37,11 @@ function temporary(): string {
   return folder
 }
 
-function booted(ctx: TestContext, more: Partial<BootOptions> = {}): BootedGuest {
-  if (parts === undefined) ctx.skip(`needs what a guest needs: ${lacks}`)
-  const stop = new AbortController()
-  const guest = bootGuest({ parts, workload: 'hog', memoryBytes, workloadBytes, signal: stop.signal, ...more })
-  onTestFinished(async () => {
-    stop.abort()
-    await guest.ended.catch(() => undefined)
-  })
-  return guest
-}
-
-/** Serves a guest to its end over a stack. */
-async function served(
-  guest: BootedGuest,
-  layers: readonly Layer[],
-  meanwhile: (link: AttachedGuest) => Promise<void> = async () => undefined,
-  more: Partial<AttachOptions> = {},
-): Promise<{ run: BootedRun; link: AttachedGuest }> {
-  const store: PageStore = compose(layers)
-  const host = new XenHost({ store })
-  const ticks = setIntervalOf(() => store.tick({ pages: 1024 }))
-  try {
-    const place = { memory: guest.memory, doorbell: guest.doorbell, signal: AbortSignal.timeout(20_000) }
-    const link = await attachGuest({ host, domain: 1, ...place, ...more })
-    const [run] = await Promise.all([guest.ended, meanwhile(link), link.ended])
-    return { run, link }
-  } finally {
-    clearInterval(ticks)
-    host.close()
-    await store.close()
-  }
-}
-
-const setIntervalOf = (act: () => void): NodeJS.Timeout => globalThis.setInterval(act, 20)
-
-/** The workload was right, and the kernel, the module and the host have counted the same. */
-function right({ run, link }: { run: BootedRun; link: AttachedGuest }): void {
-  expect(run).toMatchObject({ exit: 0 })
-  expect(run.console).toMatch(/^\d+ (pages|passes), 0 wrong$/m)
-  const { module, frontswap: kernel } = run
-  const { pools, puts, gets, page_flushes, object_flushes } = link.counters
-  expect({ pools, puts, gets, page_flushes, object_flushes }).toEqual({
-    pools: module['pools'],
-    puts: module['puts'],
-    gets: module['gets'],
-    page_flushes: module['page_flushes'],
-    object_flushes: module['object_flushes'],
-  })
-  expect(kernel['succ_stores']! + kernel['failed_stores']!).toBe(puts + module['declined']!)
-  expect(kernel['failed_stores']).toBe(module['refused']! + module['declined']!)
-  expect(kernel['loads']).toBe(gets - module['again']!)
-  // The kernel does not count the invalidation of a page that is stored again.
-  expect(page_flushes).toBeGreaterThanOrEqual(kernel['invalidates']!)
-}
-
 const enough = [zcache({ limitBytes: 2 ** 28 })]
 
 describe('a guest', { timeout: 400_000 }, () => {
   test('swaps a hog into a stack, and nothing to its disk', async (ctx) => {
-    const guest = booted(ctx)
+    const guest = booted(ctx, parts)
     const done = await served(guest, enough)
     right(done)
     expect(existsSync(dirname(guest.memory))).toBe(false)
@@ -122,30 +53,44 @@ describe('a guest', { timeout: 400_000 }, () => {
   })
 
   test('swaps a file of a tmpfs, and reads it again and again', async (ctx) => {
-    const done = await served(booted(ctx, { workload: 'reread' }), enough)
+    const done = await served(booted(ctx, parts, { workload: 'reread' }), enough)
     right(done)
     expect(done.run).toMatchObject({ swapIns: 0, swapOuts: 0 })
     expect(done.link.counters.gets).toBeGreaterThan(5000)
   })
 
+  test('packs and unpacks files of a tmpfs', async (ctx) => {
+    const done = await served(booted(ctx, parts, { workload: 'tar' }), enough)
+    right(done)
+    expect(done.run).toMatchObject({ swapIns: 0, swapOuts: 0 })
+    expect(done.link.counters.gets).toBeGreaterThan(2000)
+  })
+
+  test('compiles a program whose parts are in a tmpfs, and runs it', async (ctx) => {
+    const done = await served(booted(ctx, parts, { workload: 'compile' }), enough)
+    right(done)
+    expect(done.run).toMatchObject({ swapIns: 0, swapOuts: 0 })
+    expect(done.link.counters.gets).toBeGreaterThan(1000)
+  })
+
   test('waits for pages that have sunk to a file', async (ctx) => {
     const file = join(temporary(), 'swap.img')
     const layers = [zcache({ limitBytes: 2 ** 23 }), frontswap({ file, sizeBytes: 2 ** 28 })]
-    const done = await served(booted(ctx), layers)
+    const done = await served(booted(ctx, parts), layers)
     right(done)
     expect(done.run).toMatchObject({ swapIns: 0, swapOuts: 0 })
     expect(done.link.counters.waited).toBeGreaterThan(1000)
   })
 
   test('asks for each flush when they are not posted', async (ctx) => {
-    const done = await served(booted(ctx, { posted: false }), enough, undefined, { lookMicroseconds: 0 })
+    const done = await served(booted(ctx, parts, { posted: false }), enough, undefined, { lookMicroseconds: 0 })
     right(done)
     const { puts, gets, page_flushes } = done.link.counters
     expect(done.run.module['bells']).toBeGreaterThan((puts + gets + page_flushes) / 2)
   })
 
   test('writes to its disk what is refused', async (ctx) => {
-    const done = await served(booted(ctx), [refuse({ every: 3 }), ...enough])
+    const done = await served(booted(ctx, parts), [refuse({ every: 3 }), ...enough])
     right(done)
     const { puts } = done.link.counters
     expect(done.run.module['refused']).toBe(Math.floor(puts / 3))
@@ -155,12 +100,12 @@ describe('a guest', { timeout: 400_000 }, () => {
 
   test('stands still while the host is slow, and loses nothing', async (ctx) => {
     let pauses = 0
-    const done = await served(booted(ctx), enough, async (link) => {
+    const done = await served(booted(ctx, parts), enough, async (link) => {
       for (const puts of [2000, 6000]) {
         while (link.counters.puts < puts) await setTimeout(20)
         const goOn = await link.pause()
         const { puts: before } = link.counters
-        await setTimeout(3000)
+        await setTimeout(1000)
         expect(link.counters.puts).toBe(before)
         goOn()
         pauses++
@@ -210,7 +155,7 @@ async function untilGets(host: Process, gets: number): Promise<void> {
 
 describe('a guest whose host is killed', { timeout: 400_000 }, () => {
   test('goes on with the next one, which has its pages from a file', async (ctx) => {
-    const guest = booted(ctx)
+    const guest = booted(ctx, parts)
     const saved = join(temporary(), 'saved')
     let host = await hostProcess(guest, saved)
     expect(host.restored).toBe(0)
@@ -228,7 +173,7 @@ describe('a guest whose host is killed', { timeout: 400_000 }, () => {
   })
 
   test('stops, and says which page is lost, where the next one has none', async (ctx) => {
-    const guest = booted(ctx, { patienceMs: 2000 })
+    const guest = booted(ctx, parts, { patienceMs: 2000 })
     const host = await hostProcess(guest)
     await untilGets(host, 1000)
     await killed(host)
@@ -242,7 +187,7 @@ describe('a guest whose host is killed', { timeout: 400_000 }, () => {
   })
 
   test('stops, and says so, where nobody comes', async (ctx) => {
-    const guest = booted(ctx, { patienceMs: 2000 })
+    const guest = booted(ctx, parts, { patienceMs: 2000 })
     const host = await hostProcess(guest)
     await untilGets(host, 1000)
     await killed(host)
@@ -251,3 +196,91 @@ describe('a guest whose host is killed', { timeout: 400_000 }, () => {
     expect(run.console).toContain('Kernel panic - not syncing: tmem_guest: no answer from the host for 2000 ms')
   })
 })
+
+/** A doorbell between a guest and its host that can be cut. */
+async function relay(doorbell: string): Promise<{ path: string; cut: () => void }> {
+  const path = join(temporary(), 'doorbell')
+  const sockets = new Set<Socket>()
+  const server = createServer((near) => {
+    const far = connect(doorbell)
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(from)
+      from.pipe(to)
+      from.on('error', () => to.destroy())
+      from.on('close', () => to.destroy())
+    }
+  })
+  server.listen(path)
+  await once(server, 'listening')
+  const cut = (): void => {
+    for (const socket of sockets) socket.destroy()
+    sockets.clear()
+  }
+  onTestFinished(() => {
+    cut()
+    server.close()
+  })
+  return { path, cut }
+}
+
+describe('a guest whose link is cut', { timeout: 400_000 }, () => {
+  test('waits, and goes on when there is another one', async (ctx) => {
+    const guest = booted(ctx, parts)
+    const store = compose(enough)
+    const host = new XenHost({ store })
+    try {
+      const { path, cut } = await relay(guest.doorbell)
+      const place = { host, domain: 1, memory: guest.memory }
+      const links: AttachedGuest[] = []
+      for (const gets of [2000, 2000]) {
+        const link = await attached({ ...place, doorbell: path }, guest)
+        links.push(link)
+        while (link.counters.gets < gets) await setTimeout(20)
+        cut()
+        await link.ended
+        const { gets: before } = link.counters
+        await setTimeout(1000)
+        expect(link.counters.gets).toBe(before)
+      }
+      links.push(await attached({ ...place, doorbell: path }, guest))
+      const run = await guest.ended
+      expect(run).toMatchObject({ exit: 0, swapIns: 0, swapOuts: 0 })
+      const names = ['pools', 'puts', 'gets', 'page_flushes', 'object_flushes'] as const
+      const sums = Object.fromEntries(
+        names.map((name) => [name, links.reduce((sum, { counters }) => sum + counters[name], 0)]),
+      )
+      expect(run.module).toMatchObject({ ...sums, again: 0 })
+    } finally {
+      host.close()
+      await store.close()
+    }
+  })
+
+  test('stops, and says so, when none comes', async (ctx) => {
+    const guest = booted(ctx, parts, { patienceMs: 2000 })
+    const { path, cut } = await relay(guest.doorbell)
+    const meanwhile = async (link: AttachedGuest): Promise<void> => {
+      while (link.counters.gets < 1000) await setTimeout(20)
+      cut()
+    }
+    await waitFor(guest.doorbell, guest)
+    const { run } = await served({ ...guest, doorbell: path }, enough, meanwhile)
+    expect(run.exit).toBe('died')
+    expect(run.console).toContain('Kernel panic - not syncing: tmem_guest: no answer from the host for 2000 ms')
+  })
+})
+
+/** The relay takes connections before the guest does. */
+async function waitFor(doorbell: string, guest: BootedGuest): Promise<void> {
+  const over = guest.ended.then((run) => Promise.reject(new Error(`the guest ended with ${run.exit}: ${run.console}`)))
+  over.catch(() => undefined)
+  while (!existsSync(doorbell)) await Promise.race([setTimeout(20), over])
+}
+
+async function attached(options: Parameters<typeof attachGuest>[0], guest: BootedGuest): Promise<AttachedGuest> {
+  await waitFor(guest.doorbell, guest)
+  return attachGuest(options)
+}
