@@ -13,6 +13,7 @@
  *  - Pages are kept under a name made of volume, cookie and version (24 bytes of SHA-256): another version finds
  *    nothing of this one, also when the store below survives a restart.
  *  - Nothing beyond the size of a cookie can be read from the cache; what was cut off does not come back.
+ *  - Pages that wait are put before anything else is read from the file, or written to it; a new version drops them.
  *
  * DEVIATION: reads and writes of a kernel backend are queued and answered later, because it waits for a disk. Here they
  * are answered at once; only a store that has to wait (`Deferred` below) makes `read` answer a promise.
@@ -401,6 +402,7 @@ export class Cookie {
    */
   hold(first: number, pages: Uint8Array): void {
     const count = this.#pagesWithin(first, pages)
+    if (count === 0) return
     let room = this.enabled && this.#runs.hold(pages.buffer.byteLength)
     // The oldest go first, a few at a time, so that the newest bytes of a page are put last.
     while (!room && this.putNext(count)) room = this.#runs.hold(pages.buffer.byteLength)

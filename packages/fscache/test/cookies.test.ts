@@ -296,6 +296,7 @@ describe('pages in a row, and pages that wait', () => {
     // A page of a large buffer keeps all of it.
     one!.hold(half, run(0, half, 1).subarray(0, pageSize))
     expect(cache.counters.writes).toBe(0)
+    one!.hold(0, run(0, half, 1).subarray(0, 0))
     other!.hold(0, run(0, 1, 7))
     expect(cache.counters.writes).toBe(1)
     one!.hold(0, run(0, half, 9))
