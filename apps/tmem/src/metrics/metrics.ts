@@ -50,8 +50,19 @@ type Labels = string
 /** A line: the registry finds name and labels written. */
 interface Sample {
   readonly metricName: string
+  readonly labels: typeof noLabels
+  readonly sharedLabels: typeof noLabels
   value: number
 }
+
+/** One object for all lines: the registry remembers each such object that it meets, which costs more than the line. */
+const noLabels = {}
+const sampleOf = (metricName: string, value: number): Sample => ({
+  metricName,
+  labels: noLabels,
+  sharedLabels: noLabels,
+  value,
+})
 
 /** What a line was made of. */
 interface Line {
@@ -60,6 +71,16 @@ interface Line {
   readonly more: Labels
   readonly shown: Shown
   readonly sample: Sample
+}
+
+/** The lines of a histogram: buckets, the one that has all, sum and count. */
+interface Histogram {
+  readonly labels: Labels
+  readonly shown: Shown
+  readonly buckets: readonly Sample[]
+  readonly all: Sample
+  readonly sum: Sample
+  readonly count: Sample
 }
 
 const labelled = (name: string, labels: Labels): string => (labels === '' ? name : `${name}{${labels}}`)
@@ -106,6 +127,9 @@ export class Metrics {
   /** The lines of the last time, in their order, and the number of the next one. */
   readonly #lines: Line[] = []
   #at = 0
+  /** Histograms of the last time likewise. */
+  readonly #histograms: Histogram[] = []
+  #histogramAt = 0
   readonly #read: () => Statistics
   readonly #version: string
 
@@ -124,6 +148,7 @@ export class Metrics {
   async text(): Promise<string> {
     for (const shown of this.#metrics.values()) shown.values = []
     this.#at = 0
+    this.#histogramAt = 0
     const { devices, pageCaches, servers } = this.#read()
     for (const device of devices) this.#device(device)
     for (const cache of pageCaches) this.#pageCache(cache)
@@ -235,7 +260,7 @@ export class Metrics {
       const { name, help, labels: own } = described
       const shown = this.#shown(`tmem_${name}`, help, name.endsWith('_total') ? 'counter' : 'gauge')
       const all = and(and(labels, more), own === undefined ? '' : labelsOf(own))
-      line = { described, labels, more, shown, sample: { metricName: labelled(shown.name, all), value } }
+      line = { described, labels, more, shown, sample: sampleOf(labelled(shown.name, all), value) }
       this.#lines[at] = line
     }
     line.sample.value = described.scale === undefined ? value : value * described.scale
@@ -268,29 +293,35 @@ export class Metrics {
     for (const [labels, counters] of moves) this.#histogram(moveTimes, labels, counters)
   }
 
+  /** Adds the lines of a histogram, whose text serves again as that of others does. */
   #histogram({ name, help }: Described, labels: Labels, counters: Readonly<Record<string, number>>): void {
     const full = `tmem_${name}`
-    const { values } = this.#shown(full, help, 'histogram')
-    let seen = 0
-    for (const [n, bucket] of buckets.entries()) {
-      seen += counters[bucket] ?? 0
-      if (bounds[n] !== undefined) values.push({ metricName: `${full}_bucket{${labels},${bounds[n]}}`, value: seen })
+    const at = this.#histogramAt++
+    let histogram = this.#histograms[at]
+    if (histogram === undefined || histogram.labels !== labels || histogram.shown.name !== full) {
+      histogram = histogramOf(this.#shown(full, help, 'histogram'), labels)
+      this.#histograms[at] = histogram
     }
-    values.push({ metricName: `${full}_bucket{${labels},le="+Inf"}`, value: counters['count']! })
-    values.push({ metricName: `${full}_sum{${labels}}`, value: counters['sum_ns']! / 1e9 })
-    values.push({ metricName: `${full}_count{${labels}}`, value: counters['count']! })
+    const { shown, all, sum, count } = histogram
+    let seen = 0
+    let bucket = 0
+    for (const [n, below] of buckets.entries()) {
+      seen += counters[below] ?? 0
+      if (bounds[n] !== undefined) histogram.buckets[bucket++]!.value = seen
+    }
+    all.value = counters['count']!
+    sum.value = counters['sum_ns']! / 1e9
+    count.value = counters['count']!
+    shown.values.push(...histogram.buckets, all, sum, count)
   }
 
   /** The process, under the names that all of Prometheus' clients use. */
   #process(): void {
     const { user, system } = cpuUsage()
     const gauge = (name: string, help: string, value: number, labels: Labels = ''): void =>
-      void this.#shown(name, help, 'gauge').values.push({ metricName: labelled(name, labels), value })
+      void this.#shown(name, help, 'gauge').values.push(sampleOf(labelled(name, labels), value))
     this.#shown('process_cpu_seconds_total', 'Total user and system CPU time spent in seconds.', 'counter').values.push(
-      {
-        metricName: 'process_cpu_seconds_total',
-        value: (user + system) / 1e6,
-      },
+      sampleOf('process_cpu_seconds_total', (user + system) / 1e6),
     )
     gauge('process_resident_memory_bytes', 'Resident memory size in bytes.', memoryUsage.rss())
     gauge(
@@ -299,6 +330,18 @@ export class Metrics {
       Math.round(Date.now() / 1000 - uptime()),
     )
     gauge('tmem_build_info', '1, with the version of the program.', 1, label('version', this.#version))
+  }
+}
+
+function histogramOf(shown: Shown, labels: Labels): Histogram {
+  const { name } = shown
+  return {
+    labels,
+    shown,
+    buckets: bounds.flatMap((bound) => (bound === undefined ? [] : sampleOf(`${name}_bucket{${labels},${bound}}`, 0))),
+    all: sampleOf(`${name}_bucket{${labels},le="+Inf"}`, 0),
+    sum: sampleOf(`${name}_sum{${labels}}`, 0),
+    count: sampleOf(`${name}_count{${labels}}`, 0),
   }
 }
 
