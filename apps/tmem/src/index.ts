@@ -291,7 +291,7 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('explain')
-    .description('where a page of a device is: its place, codec, size and age')
+    .description('where a page of a device is: its place, codec, size, age, and last moves')
     .argument('<device>', 'name of the device')
     .argument('<offset>', 'a byte of the page, e.g. 64MiB or 4096', bytes)
     .addOption(control())

@@ -35,7 +35,7 @@ test('the state is what tmem stat says', async () => {
   const explained = await (await fetch(`${info.http}api/explain?device=a&offset=4097`)).json()
   expect(explained).toMatchObject({ device: 'a', slot: 1, state: 'held', place: 'zcache' })
   const shown = JSON.parse((await tmem(['explain', 'a', '4097', '--json', '--control', control])).stdout)
-  expect(explained).toEqual({ ...shown, ageSeconds: expect.any(Number) })
+  expect(explained).toEqual({ ...shown, ageSeconds: expect.any(Number), movesSeconds: expect.any(Number) })
   const outside = await fetch(`${info.http}api/explain?device=a&offset=${8 * 2 ** 20}`)
   expect([outside.status, await outside.json()]).toEqual([
     422,

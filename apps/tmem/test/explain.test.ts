@@ -65,6 +65,11 @@ test('explain says where each page is, in which form, and that looking does not 
   const shown = await tmem(['explain', 'a', '0', '--control', server.control])
   expect(shown.stdout).toMatch(/^place {2,}frontswap, number 2 from the top$/m)
   expect(shown.stdout).toMatch(/^flags {2,}w \(in a place that waits\)$/m)
+  const moves = shown.stdout.split('\n').filter((line) => /^moves |^ /.test(line))
+  expect(moves).toEqual([
+    expect.stringMatching(/^moves {2,}[\d.]+ seconds ago: sank from zcache to frontswap$/),
+    expect.stringMatching(/^ {2,}no other in the last [\d.]+ seconds, as far back as is known$/),
+  ])
   // Had it counted as use, the page would have risen.
   expect(await explained(server, 0)).toMatchObject({ place: 'frontswap' })
   expect((await server.stop()).code).toBe(0)

@@ -354,6 +354,70 @@ test('pages are compressed again on request: those that gain by it, and that hav
   await store.close()
 })
 
+test('a stack remembers its last moves, and since when it does', async () => {
+  let now = 1000
+  const clock = (): number => now
+  const { store, pool } = open([zcache({ limitBytes: MiB }), fileLayer(new MemoryFile())], { clock, history: 8 })
+  const movesOf = (index: number): string[] =>
+    pool.movesOf!(0, index)!.moves.map(({ reason, from, to, atMs }) => `${atMs} ${reason} ${from} ${to}`)
+  for (let n = 0; n < 10; n++) pool.put(0, n, text(n))
+  // What is put into the first place, replaced or flushed there is no move.
+  pool.replace!(0, 1, text(100))
+  pool.flushPage(0, 2)
+  expect(movesOf(1)).toEqual([])
+  now = 2000
+  await pool.sink!(0, indexesOf(1, 3), 2, true)
+  now = 3000
+  await contentOf(pool, 1)
+  now = 4000
+  // Its copy lies below still.
+  await pool.sink!(0, indexesOf(1), 1, true)
+  now = 5000
+  pool.replace!(0, 3, text(103))
+  expect(movesOf(1)).toEqual(['2000 sunk 0 1', '3000 rose 1 0', '4000 sunk_clean 0 1'])
+  expect(movesOf(3)).toEqual(['2000 sunk 0 1', '5000 gone 1 -1'])
+  expect([movesOf(2), movesOf(999)]).toEqual([[], []])
+  // It is full with eight.
+  expect(pool.movesOf!(0, 1)!.sinceMs).toBe(1000)
+  now = 6000
+  await pool.sink!(0, indexesOf(4, 5, 6, 7, 8), 5, true)
+  expect([movesOf(1), movesOf(3)]).toEqual([['3000 rose 1 0', '4000 sunk_clean 0 1'], ['5000 gone 1 -1']])
+  expect(pool.movesOf!(0, 1)!.sinceMs).toBe(3000)
+  // A pool that is gone leaves nothing to the next one of its number.
+  pool.destroy()
+  expect(pool.movesOf!(0, 1)).toBeUndefined()
+  const another = store.newPool({ client: 1, persistent: true, shared: false, pageSize: 4096 }) as Pool
+  expect(another.movesOf!(0, 1)).toEqual({ moves: [], sinceMs: 3000 })
+  await store.close()
+})
+
+test('a page that memory has no room for, and one that its caller has, are among the moves', async () => {
+  const more = { clock: () => 7, history: 4096 }
+  const { store, pool } = open([memory({ limitBytes: MiB }), fileLayer(new MemoryFile())], more)
+  const count = 400
+  for (let n = 0; n < count; n++) pool.put(0, n, noise())
+  const reasons = new Set<string>()
+  for (let n = 0; n < count; n++) {
+    for (const { reason } of pool.movesOf!(0, n)!.moves) reasons.add(reason)
+    await contentOf(pool, n)
+    if (pool.release!(0, n)) same(pool.movesOf!(0, n)!.moves.at(-1)!.reason, 'released')
+  }
+  expect(reasons).toContain('sunk')
+  await store.close()
+})
+
+test('without a clock there is no history, and without one asked for nothing is remembered', async () => {
+  const layers = (): Layer[] => [zcache({ limitBytes: MiB }), fileLayer(new MemoryFile())]
+  expect(() => compose(layers(), { history: 8 })).toThrow(
+    new TypeError('compose: history needs a clock, such as clock: () => performance.now()'),
+  )
+  for (const history of [0, -1, 1.5, 2 ** 20 + 1, Number.NaN])
+    expect(() => compose(layers(), { history, clock: () => 0 })).toThrow(/^compose: history must be .* got/)
+  const { store, pool } = open(layers(), { clock: () => 0 })
+  expect(pool.movesOf!(0, 1)).toBeUndefined()
+  await store.close()
+})
+
 test('pages that rest are compressed again in the background, those in use are not', async () => {
   const { store, pool } = open([zcache({ limitBytes: 2 * MiB, recompress: 'deflate' })])
   const content = Array.from({ length: 200 }, sixBits)

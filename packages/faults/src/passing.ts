@@ -15,6 +15,7 @@ import type {
   GetOutcome,
   ObjectId,
   PageBatch,
+  PageHistory,
   PageStore,
   PageVisitor,
   Place,
@@ -44,6 +45,7 @@ export abstract class PassingPool implements Pool {
       'replaceMany',
       'release',
       'whereIs',
+      'movesOf',
       'sink',
       'recompress',
       'walk',
@@ -103,6 +105,10 @@ export abstract class PassingPool implements Pool {
 
   whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
     return this.next.whereIs!(object, index, into)
+  }
+
+  movesOf(object: ObjectId, index: number): PageHistory | undefined {
+    return this.next.movesOf!(object, index)
   }
 
   sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {

@@ -40,6 +40,7 @@ import {
   checkOptions,
   GetOutcome,
   type Layer,
+  type MoveReason,
   type OpenProgress,
   type OptionNames,
   PageBatch,
@@ -82,6 +83,11 @@ export interface RamzswapOptions {
    */
   readonly clock?: () => number
   /**
+   * Moves of pages between places that are remembered for `explain`, 20 bytes each: 1 to 2^20; it needs a `clock`
+   * (default: none).
+   */
+  readonly history?: number
+  /**
    * Milliseconds with their parts, such as `performance.now`: how long pages take is counted, by operation and place
    * (section `latency` of the statistics). Default: it is not.
    */
@@ -106,6 +112,7 @@ const names: OptionNames<RamzswapOptions> = {
   stack: 'list',
   memlimitBytes: 'bytes?',
   clock: 'function?',
+  history: 'number?',
   stopwatch: 'function?',
   wake: 'function?',
   onProgress: 'function?',
@@ -153,7 +160,7 @@ export interface PageReport {
    * place; `lost`: the stack has lost it, and reading it is an error.
    */
   readonly state: 'empty' | 'same' | 'held' | 'lost'
-  /** Name of its place, and the place's number from the top, 0 being the first; `null` for any other than `held`. */
+  /** Name of its place (the second `frontswap` is `frontswap-2`), and the place's number from the top, 0 being the first; `null` for any other than `held`. */
   readonly place: string | null
   readonly placeNumber: number | null
   /** Bytes of its block: where it waits, with what its frame and rounding take. */
@@ -164,6 +171,23 @@ export interface PageReport {
   readonly flags: string
   /** Seconds since it was read or written, whole ones; `null` without a clock, or a page. */
   readonly ageSeconds: number | null
+  /**
+   * Its last moves between places, the newest first, also those of what the slot held before; `null`: none are
+   * remembered (see `RamzswapOptions.history`). Writes into the first place, and what ends there, are not among them.
+   */
+  readonly moves: readonly MoveReport[] | null
+  /** All moves of the last so many seconds are remembered; `null` as `moves`. */
+  readonly movesSeconds: number | null
+}
+
+/** A move of the page of a slot. */
+export interface MoveReport {
+  readonly reason: MoveReason
+  /** Names of the place that it was in, and of that which it was in then, or which had its copy; `null`: none. */
+  readonly from: string | null
+  readonly to: string | null
+  /** Seconds since then, to a thousandth. */
+  readonly agoSeconds: number
 }
 
 /** Makes a device. Throws `RangeError` for settings that make no sense, `TmemError` when it cannot be opened. */
@@ -200,12 +224,13 @@ export class Ramzswap implements BlockDevice {
   readonly #watches: Watch[] = []
   readonly #batch: PageBatch = new PageBatch(batchPages, pageBytes, new Uint8Array(0))
   readonly #where = new Whereabouts()
+  readonly #clock: (() => number) | undefined
   #closing: Promise<void> | undefined
 
   constructor(options: RamzswapOptions) {
     checkOptions('ramzswap', options, names)
     const { name, stack, allocator = systemAllocator, check = 'arguments', clock, wake } = options
-    const { onProgress, stopwatch } = options
+    const { history, onProgress, stopwatch } = options
     const sizeBytes = bytesOf('ramzswap', 'sizeBytes', options.sizeBytes)
     const maxSizeBytes = bytesOf('ramzswap', 'maxSizeBytes', options.maxSizeBytes ?? sizeBytes)
     const memlimitBytes = bytesOf('ramzswap', 'memlimitBytes', options.memlimitBytes ?? 0)
@@ -223,7 +248,8 @@ export class Ramzswap implements BlockDevice {
     this.#scratch = new Uint8Array(pages, 0, pageBytes)
     this.#zeros = new Uint8Array(pages, pageBytes, pageBytes)
     for (let n = 2; n < waitingPages + 2; n++) this.#free.push(new Uint8Array(pages, n * pageBytes, pageBytes))
-    this.#stack = openStack({ name, layers: stack, sizeBytes, allocator, check, clock, wake, onProgress })
+    this.#stack = openStack({ name, layers: stack, sizeBytes, allocator, check, clock, history, wake, onProgress })
+    this.#clock = clock
     const { store } = this.#stack
     this.#moves = new Moves(name, this.#slots, this.#stack, () => this.#closing !== undefined)
     this.#statistics = new Statistics(() => store.usage())
@@ -474,15 +500,26 @@ export class Ramzswap implements BlockDevice {
     const isHeld = slots.holds(slot)
     const isFound = this.#find(slot)
     const isPlaced = isFound && where.place >= 0
+    const history = this.#stack.pool.movesOf?.(object, slot)
+    const names = placeNames(this.#stack.store.usage().places)
+    const ago = (ms: number): number => Math.round(this.#clock!() - ms) / 1000
     return {
       slot,
       state: isPlaced ? 'held' : isFound ? 'same' : isHeld ? 'lost' : 'empty',
-      place: isPlaced ? this.#stack.store.usage().places[where.place]!.name : null,
+      place: isPlaced ? names[where.place]! : null,
       placeNumber: isPlaced ? where.place : null,
       bytes: isPlaced ? where.bytes : 0,
       codec: isPlaced && where.codec >= 0 ? where.codec : null,
       flags: this.blockState(slot),
       ageSeconds: isHeld && slots.hasAges ? slots.ageOf(slot) : null,
+      moves:
+        history?.moves.toReversed().map(({ reason, from, to, atMs }) => ({
+          reason,
+          from: names[from] ?? null,
+          to: names[to] ?? null,
+          agoSeconds: ago(atMs),
+        })) ?? null,
+      movesSeconds: history === undefined ? null : ago(history.sinceMs),
     }
   }
 

@@ -78,6 +78,7 @@ export interface StackOptions {
   readonly allocator: Allocator
   readonly check: 'arguments' | 'model'
   readonly clock: (() => number) | undefined
+  readonly history: number | undefined
   readonly wake: (() => void) | undefined
   readonly onProgress: OpenProgress | undefined
 }
@@ -112,7 +113,7 @@ export function planDevice(
  * together, are no places, or have no room for the whole device.
  */
 export function openStack(options: StackOptions): DeviceStack {
-  const { name, sizeBytes, allocator, check, clock, wake, onProgress } = options
+  const { name, sizeBytes, allocator, check, clock, history, wake, onProgress } = options
   const layers = placesOf(options.layers)
   const meter = new Meter()
   const store = compose(layers, {
@@ -120,6 +121,7 @@ export function openStack(options: StackOptions): DeviceStack {
     accounts: meter,
     check,
     ...(clock === undefined ? {} : { clock }),
+    ...(history === undefined ? {} : { history }),
     ...(wake === undefined ? {} : { wake }),
     ...(onProgress === undefined ? {} : { onProgress }),
     requirement: requirementOf(name, sizeBytes),

@@ -24,7 +24,7 @@ const text = Buffer.from(Array.from({ length: 4096 }, (_, n) => 97 + ((Math.imul
 
 test('explain follows a page on its way', async () => {
   let seconds = 0
-  const device = ramzswap({ name: 'd', sizeBytes, stack: stackOf(), clock: () => seconds * 1000 })
+  const device = ramzswap({ name: 'd', sizeBytes, stack: stackOf(), clock: () => seconds * 1000, history: 100 })
   expect(device.explain(7)).toEqual({
     slot: 7,
     state: 'empty',
@@ -34,6 +34,8 @@ test('explain follows a page on its way', async () => {
     codec: null,
     flags: '',
     ageSeconds: null,
+    moves: [],
+    movesSeconds: 0,
   })
   void device.write(7 * 4096, text)
   seconds = 5
@@ -51,8 +53,15 @@ test('explain follows a page on its way', async () => {
     flags: 'w',
     ageSeconds: 5,
   })
+  seconds = 8
   await device.read(7 * 4096, new Uint8Array(4096))
-  expect(device.explain(7).ageSeconds).toBe(0)
+  const { ageSeconds, moves, movesSeconds } = device.explain(7)
+  expect([ageSeconds, movesSeconds]).toEqual([0, 8])
+  expect(moves).toEqual([
+    { reason: 'rose', from: 'frontswap', to: 'zcache', agoSeconds: 0 },
+    { reason: 'sunk', from: 'zcache', to: 'frontswap', agoSeconds: 3 },
+  ])
+  expect(device.explain(8).moves).toEqual([])
   void device.write(0, Buffer.alloc(4096, 3))
   expect(device.explain(0)).toMatchObject({ state: 'same', place: null, bytes: 0, codec: null, flags: 's' })
   for (const slot of [-1, 256, 0.5, Number.NaN]) expect(() => device.explain(slot)).toThrow(/d has pages 0 to 255, got/)
@@ -69,6 +78,12 @@ function countsOf(device: Ramzswap): Record<string, number> {
     for (const place of operation.children) counts[`${operation.name} ${place.name}`] = place.counters['count']!
   return counts
 }
+
+test('a device that was not asked to remember moves says so', async () => {
+  const device = ramzswap({ name: 'd', sizeBytes, stack: stackOf(), clock: () => 0 })
+  expect(device.explain(0)).toMatchObject({ moves: null, movesSeconds: null })
+  await device.close()
+})
 
 test('puts, gets and fetches are timed by the place that has the page, and count for all of them', async () => {
   let ms = 0

@@ -24,6 +24,7 @@ import {
 } from './directory.ts'
 import type { Flights } from './flights.ts'
 import { none } from './handles.ts'
+import { nowhere } from './history.ts'
 import type { Ledger } from './ledger.ts'
 import { longAgo, type Mover } from './mover.ts'
 import { GetOutcome, Pending, PutOutcome, putOutcomeCount, TmemError } from './outcomes.ts'
@@ -279,6 +280,7 @@ export class Blocks {
           if (this.#huge && seat.raw) directory.flag(entry, TRIED, 0)
           if (ledger.block.codec === 0) seat.counters.putHuge++
           seat.counters.put++
+          if (number > 0) ledger.history?.note('put', entry, nowhere, number)
           this.wakeFor(seat)
           return PutOutcome.Stored
         }
@@ -368,6 +370,7 @@ export class Blocks {
         )
         seat.counters.put++
         if (isHuge) seat.counters.putHuge++
+        if (seat.number > 0) ledger.history?.note('put', entry, nowhere, seat.number)
         last = PutOutcome.Stored
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
@@ -438,7 +441,10 @@ export class Blocks {
       below.counters.raised++
     } else ledger.vacate(entry)
     sinking.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
-    if (isCopy) directory.setCopy(resident, place, location, units)
+    if (isCopy) {
+      directory.setCopy(resident, place, location, units)
+      ledger.history?.note('put', entry, place, seat.number)
+    }
     seat.counters.put++
     this.wakeFor(seat)
     return PutOutcome.Stored

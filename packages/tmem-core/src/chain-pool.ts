@@ -15,6 +15,7 @@ import type {
   Census,
   ObjectId,
   PageBatch,
+  PageHistory,
   PageVisitor,
   Pool,
   PoolAttributes,
@@ -175,6 +176,11 @@ export class ChainPool implements Pool, BlockPool {
     return this.#blocks.whereIs(this.#find(object, index), into)
   }
 
+  movesOf(object: ObjectId, index: number): PageHistory | undefined {
+    if (this.gone || this.parts > 1) return undefined
+    return this.#blocks.ledger.history?.movesOf(this.number, object, index)
+  }
+
   async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {
     const { parts } = this
     const find = (n: number): number => this.#find(object, indexes[Math.floor(n / parts)]! * parts + (n % parts))
@@ -233,6 +239,7 @@ export class ChainPool implements Pool, BlockPool {
     for (const watch of this.#watches) watch.changed = true
     const { table } = this.#blocks.directory
     this.#blocks.counters.flushed += this.#blocks.flushAll(() => table.firstOfPool(this.number), true) / this.parts
+    this.#blocks.ledger.history?.forget(this.number)
     this.#onDestroy()
   }
 

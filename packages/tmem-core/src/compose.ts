@@ -14,6 +14,7 @@
 import { type Broken, checkedPlace } from './checked-place.ts'
 import { createAccounts, systemAllocator } from './context.ts'
 import { maxPlaces } from './directory.ts'
+import { maxRecords } from './history.ts'
 import { checkOptions, type OptionNames } from './options.ts'
 import type { GetOutcome, PoolRefusal, PutOutcome } from './outcomes.ts'
 import {
@@ -42,6 +43,7 @@ import type {
   ObjectId,
   OpenProgress,
   PageBatch,
+  PageHistory,
   PageStore,
   PageVisitor,
   Pool,
@@ -88,6 +90,11 @@ export interface ComposeOptions {
   readonly requirement?: StackRequirement
   /** See `LayerContext`. */
   readonly clock?: () => number
+  /**
+   * Moves of pages between places that the stack remembers for `Pool.movesOf`, 20 bytes each: 1 to 2^20; it needs a
+   * `clock` (default: none).
+   */
+  readonly history?: number
   readonly wake?: () => void
   readonly io?: 'pool' | 'blocking'
   readonly onProgress?: OpenProgress
@@ -99,6 +106,7 @@ const composeNames: OptionNames<ComposeOptions> = {
   check: 'text?',
   requirement: 'object?',
   clock: 'function?',
+  history: 'number?',
   wake: 'function?',
   io: 'text?',
   onProgress: 'function?',
@@ -113,13 +121,18 @@ export function compose(layers: readonly Layer[], options: ComposeOptions = {}):
   if (!Array.isArray(layers)) throw new TypeError('compose: expected a list of layers, the topmost one first')
   checkOptions('compose', options, composeNames)
   const { allocator = systemAllocator, accounts = createAccounts(), check = 'arguments', requirement } = options
-  const { clock, wake, io, onProgress } = options
+  const { clock, history, wake, io, onProgress } = options
+  if (history !== undefined && !(Number.isSafeInteger(history) && history >= 1 && history <= maxRecords))
+    throw new RangeError(`compose: history must be a number of moves from 1 to ${maxRecords}, got ${history}`)
+  if (history !== undefined && clock === undefined)
+    throw new TypeError('compose: history needs a clock, such as clock: () => performance.now()')
   const plans = judge(layers)
   if (requirement !== undefined) satisfy(requirement, layers, plans[0]!)
   const context: LayerContext = {
     allocator,
     accounts,
     ...(clock === undefined ? {} : { clock }),
+    ...(history === undefined ? {} : { history }),
     ...(wake === undefined ? {} : { wake }),
     ...(io === undefined ? {} : { io }),
     ...(onProgress === undefined ? {} : { onProgress }),
@@ -474,6 +487,13 @@ class BoundaryPool implements Pool {
     assertObject(object)
     assertIndex(index, this.#pageSize)
     return this.#pool.whereIs?.(object, index, into) ?? false
+  }
+
+  movesOf(object: ObjectId, index: number): PageHistory | undefined {
+    if (this.#state.broken !== undefined) throw this.#state.broken
+    assertObject(object)
+    assertIndex(index, this.#pageSize)
+    return this.#pool.movesOf?.(object, index)
   }
 
   walk(visit: PageVisitor, object?: ObjectId): void {

@@ -165,8 +165,10 @@ export class Flights {
       const resident = directory.residentOf(entry)
       const stays = target.stays[number]![n] === 1
       if (stays || ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL)) {
-        if (target.keepsCopies) directory.setCopy(resident, target.number, location, flight.units[n]!)
-        else this.#ledger.freeSlow(target, location, flight.units[n]!)
+        if (target.keepsCopies) {
+          directory.setCopy(resident, target.number, location, flight.units[n]!)
+          this.#ledger.history?.note('copied', entry, seat.number, target.number)
+        } else this.#ledger.freeSlow(target, location, flight.units[n]!)
         if (stays) {
           target.counters.cleaned++
           left++
@@ -178,6 +180,7 @@ export class Flights {
       if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
       seat.counters.passedDown++
       target.counters.sunkIn++
+      this.#ledger.history?.note('sunk', entry, seat.number, target.number)
       left++
     }
     flight.clear()

@@ -21,6 +21,7 @@ import {
   tagOf,
 } from './directory.ts'
 import { none } from './handles.ts'
+import { History, nowhere } from './history.ts'
 import { SinkClock } from './order.ts'
 import { TmemError } from './outcomes.ts'
 import { Block, type BlockCodec, type Flight, isSlow, type MovedBlock, maxBlockBytes } from './place.ts'
@@ -62,6 +63,8 @@ export class Ledger {
   readonly moved: MovedBlock
   /** By place: bytes that the block of an entry takes there. */
   readonly sizes: readonly ((entry: number) => number)[]
+  /** The last moves; absent where nobody wants to know them. */
+  readonly history: History | undefined
   /** A page for blocks that must be decoded on their way down. */
   page: Uint8Array = new Uint8Array(0)
   /** Pages that were decoded on their way, and encoded. */
@@ -84,6 +87,11 @@ export class Ledger {
     this.seats = places.map(
       (open, number) => new Seat(number, open, directory, context.allocator, isSlow(open.place) ? slow++ : 0, clock),
     )
+    const { history: records, clock: now, allocator } = context
+    this.history =
+      records === undefined || now === undefined
+        ? undefined
+        : new History({ table: directory.table, records, clock: now, allocator })
     this.base = share?.base ?? 0
     this.moved = share?.moved ?? ((resident, location) => directory.moveBlock(resident, location))
     this.sizes = this.seats.map(
@@ -145,6 +153,7 @@ export class Ledger {
     const isEphemeral = directory.queueOf(entry) === EPHEMERAL
     this.dropToCopy(seat, entry, resident)
     seat.counters.droppedClean++
+    this.history?.note('sunk_clean', entry, seat.number, directory.placeOf(entry))
     seat.savedWrites = Math.min(seat.savedWrites + 1, directory.pages[seat.number]!)
     if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
   }
@@ -193,6 +202,8 @@ export class Ledger {
     }
     const seat = this.seats[place]!
     seat.counters.gone++
+    // What is only forgotten here is with its pool's end.
+    if (seat.number > 0 && !forget) this.history?.note('gone', entry, seat.number, nowhere)
     if (seat.memory === undefined) this.freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry), forget)
     else {
       const resident = directory.residentOf(entry)
@@ -292,6 +303,7 @@ export class Ledger {
     if (directory.queueOf(entry) !== MAIN) this.requeue(seat, entry, resident, MAIN)
     this.dropToCopy(seat, entry, resident)
     seat.counters.released++
+    this.history?.note('released', entry, seat.number, directory.placeOf(entry))
     return true
   }
 

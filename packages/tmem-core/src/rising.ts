@@ -190,6 +190,7 @@ export class Rising {
     if (huge && upper.raw) directory.flag(entry, TRIED, 0)
     upper.counters.rose++
     seat.counters.raised++
+    this.#ledger.history?.note('rose', entry, seat.number, upper.number)
     if (seat.keepsCopies) directory.setCopy(resident, seat.number, location, units)
     else this.#ledger.freeSlow(seat, location, units)
   }

@@ -20,6 +20,7 @@ import type {
   LayerContext,
   ObjectId,
   PageBatch,
+  PageHistory,
   PageStore,
   PageVisitor,
   PlaceUsage,
@@ -82,8 +83,10 @@ class Shards implements PageStore {
     this.chains = chains
     const moved: MovedBlock = (owner, location) =>
       chains[owner >>> ownBits]!.directory.moveBlock(owner & ownMask, location)
+    const { history } = context
+    const own = history === undefined ? context : { ...context, history: Math.ceil(history / count) }
     for (let shard = 0; shard < count; shard++)
-      chains.push(new Chain(open, capabilities, context, { base: shard * 2 ** ownBits, moved, capacity }))
+      chains.push(new Chain(open, capabilities, own, { base: shard * 2 ** ownBits, moved, capacity }))
     for (const [number, place] of places.entries()) if (isSlow(place)) place.attach?.(this.#ownersOf(number))
   }
 
@@ -305,6 +308,10 @@ class ShardedPool implements Pool {
 
   whereIs(object: ObjectId, index: number, into: Whereabouts): boolean {
     return this.#of(object, index).whereIs!(object, index, into)
+  }
+
+  movesOf(object: ObjectId, index: number): PageHistory | undefined {
+    return this.#of(object, index).movesOf!(object, index)
   }
 
   async sink(object: ObjectId, indexes: Uint32Array, count: number, slow: boolean): Promise<Sunk> {

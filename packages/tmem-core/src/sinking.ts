@@ -464,6 +464,7 @@ export class Sinking {
     directory.append(target.number, queue, resident, entry, memory.sizeOf(moving.length))
     seat.counters.passedDown++
     target.counters.sunkIn++
+    this.#ledger.history?.note('sunk', entry, seat.number, target.number)
     return true
   }
 

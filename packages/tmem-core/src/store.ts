@@ -172,6 +172,12 @@ export interface Pool {
    */
   whereIs?(object: ObjectId, index: number, into: Whereabouts): boolean
   /**
+   * The last moves of a page of up to 64 KiB between places, as far as the stack remembers them: also of one that is
+   * gone. `undefined`: nothing is remembered here (see `ComposeOptions.history`), or its pages are larger. It looks
+   * through all that is remembered.
+   */
+  movesOf?(object: ObjectId, index: number): PageHistory | undefined
+  /**
    * Moves pages of an object down now, the first `count` of `indexes`: to the next place below them that takes them, or
    * (`slow`) past all that are memory, to the next one that waits. What is not in memory, or on its way already, is
    * passed over. Resolves when what moved is safe there. Absent: nothing can be moved.
@@ -299,6 +305,34 @@ export class Whereabouts {
   incompressible = false
 }
 
+/**
+ * Why a page moved: it was put straight below the first place, or back to the top from there; it was found when its
+ * place opened; it sank, with a write, or for nothing because a copy lay below; it was copied down and stays; it rose
+ * because it was asked for; its caller has it in memory of its own; it ended (replaced, flushed, taken, dropped).
+ */
+export type MoveReason = 'put' | 'recovered' | 'sunk' | 'sunk_clean' | 'copied' | 'rose' | 'released' | 'gone'
+
+/** One move of a page. */
+export interface PageMove {
+  readonly reason: MoveReason
+  /** Number of the place that it was in, and of that which it is in then (or the copy is), from the top; -1: none. */
+  readonly from: number
+  readonly to: number
+  /** When, by the clock of the stack. */
+  readonly atMs: number
+}
+
+/**
+ * Moves of a page in which a place below the first one has a part; puts into the first place, and ends in it, are not
+ * remembered.
+ */
+export interface PageHistory {
+  /** The oldest first. */
+  readonly moves: readonly PageMove[]
+  /** All moves of the stack after that are remembered, by its clock. */
+  readonly sinceMs: number
+}
+
 /** What became of pages that were to sink. */
 export interface Sunk {
   /** Pages that are where they were to go. The others are where they were. */
@@ -390,6 +424,8 @@ export interface LayerContext {
   readonly accounts: Accounts
   /** Milliseconds, from any start, never going back: for budgets of wear. Absent: there are none. */
   readonly clock?: () => number
+  /** Moves that each chain of the stack remembers, which needs a clock. Absent: none. */
+  readonly history?: number
   /** Called when background work has come up, so that somebody calls `tick` soon. Called again only after a `tick`. */
   readonly wake?: () => void
   /**

@@ -723,15 +723,32 @@ function Facts({ of }: { readonly of: ExplainedSlot }): VNode {
       {Object.entries(of).map(([name, value]) => (
         <Fragment key={name}>
           <dt>{name}</dt>
-          <dd>{textOf(value)}</dd>
+          <dd>{Array.isArray(value) ? <List of={value} /> : textOf(value)}</dd>
         </Fragment>
       ))}
     </dl>
   )
 }
 
+/** Facts of which there are many, one a line. */
+function List({ of }: { readonly of: readonly unknown[] }): VNode {
+  if (of.length === 0) return <>none</>
+  return (
+    <ol>
+      {of.map((value, n) => (
+        <li key={n}>{textOf(value)}</li>
+      ))}
+    </ol>
+  )
+}
+
 function textOf(value: unknown): string {
   if (value === null || value === undefined) return '–'
+  if (typeof value === 'object')
+    return Object.entries(value)
+      .filter(([, part]) => part !== null)
+      .map(([name, part]) => `${name} ${textOf(part)}`)
+      .join(', ')
   return typeof value === 'string' ? value : JSON.stringify(value)
 }
 

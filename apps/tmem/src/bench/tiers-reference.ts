@@ -274,6 +274,7 @@ export function watched(store: PageStore, calls: readonly Calls[]): PageStore {
       for (let n = 0; n < batch.length; n++) flush(batch.indexes[n])
     },
     whereIs: nothing,
+    movesOf: nothing,
     walk: nothing,
     census: nothing,
     sink: unknown,

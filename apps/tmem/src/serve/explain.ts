@@ -1,5 +1,5 @@
-/** `tmem explain`: where one page of a device is, and in which form. */
-import { formatBytes } from '@tmem/core'
+/** `tmem explain`: where one page of a device is, in which form, and how it came there. */
+import { formatBytes, type MoveReason } from '@tmem/core'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { type Answers, ask } from './control.ts'
 
@@ -33,7 +33,7 @@ const flagTexts: Readonly<Record<string, string>> = {
 }
 
 function rowsOf(page: Answers['explain']): string[][] {
-  const { device, slot, state, place, placeNumber, bytes, codec, codecName, flags, ageSeconds } = page
+  const { device, slot, state, place, placeNumber, bytes, codec, codecName, flags, ageSeconds, moves } = page
   const rows = [
     ['device', device],
     ['page', `${slot}, bytes ${slot * 4096} to ${slot * 4096 + 4095}`],
@@ -56,5 +56,24 @@ function rowsOf(page: Answers['explain']): string[][] {
         .join(', '),
     ])
   if (ageSeconds !== null) rows.push(['last used', `${ageSeconds} seconds ago`])
+  for (const [n, { reason, from, to, agoSeconds }] of (moves ?? []).entries())
+    rows.push([n === 0 ? 'moves' : '', `${agoSeconds} seconds ago: ${moveTexts[reason](from, to)}`])
+  if (moves !== null)
+    rows.push([moves.length === 0 ? 'moves' : '', `${moves.length === 0 ? 'none' : 'no other'} ${sinceText(page)}`])
   return rows
+}
+
+const sinceText = ({ movesSeconds }: Answers['explain']): string =>
+  `in the last ${movesSeconds} seconds, as far back as is known`
+
+/** A move in words. Which places a reason has is `Pool.movesOf`'s to say. */
+const moveTexts: Readonly<Record<MoveReason, (from: string | null, to: string | null) => string>> = {
+  put: (from, to) => (from === null ? `written straight to ${to}` : `put back from ${from} to ${to}`),
+  recovered: (_, to) => `found in ${to}`,
+  sunk: (from, to) => `sank from ${from} to ${to}`,
+  sunk_clean: (from, to) => `sank from ${from} to its copy in ${to}`,
+  copied: (from, to) => `copied from ${from} to ${to}, and stayed`,
+  rose: (from, to) => `rose from ${from} to ${to}`,
+  released: (from, to) => `given up in ${from}, as its reader has it; it is in ${to}`,
+  gone: (from) => `overwritten, discarded or dropped in ${from}`,
 }
