@@ -110,6 +110,13 @@ test('a server with a user of its own: systemd takes its units, and finds little
     expect(lines).toContain(line)
 })
 
+test('what lies among temporary files is not hidden from the server, and stays when it ends', async (ctx) => {
+  if (!isReadable()) ctx.skip('the checkout is closed to other users')
+  const { root, code } = await install(plain.replace('/var/lib/tmem', '/var/tmp'))
+  expect(code).toBe(0)
+  expect(readFileSync(join(units(root), 'tmem.service'), 'utf8')).not.toMatch(/^PrivateTmp=/m)
+})
+
 test('a server with a mount is root, and keeps the mounts of the host', { timeout: 60_000 }, async (ctx) => {
   requires(ctx, { commands: ['systemd-analyze'] })
   const { root, code, files } = await install(mounted)

@@ -189,6 +189,7 @@ function userSection({ name, config, written, control }: Use): string[] {
   for (const own of [`/run/${name}`, `/var/lib/${name}`]) folders.delete(own)
   const paths = [process.execPath, program, config.path, ...folders]
   const isHome = paths.some((path) => /^\/(?:home|root|run\/user)(?:\/|$)/.test(path))
+  const isTemporary = paths.some((path) => /^\/(?:var\/)?tmp(?:\/|$)/.test(path))
   return [
     `User=${name}`,
     `Group=${name}`,
@@ -197,7 +198,8 @@ function userSection({ name, config, written, control }: Use): string[] {
     'ProtectSystem=strict',
     `ProtectHome=${isHome ? 'read-only' : 'yes'}`,
     ...(folders.size === 0 ? [] : [`ReadWritePaths=${words([...folders].toSorted().map((path) => `-${path}`))}`]),
-    'PrivateTmp=yes',
+    // A folder for temporary files of its own hides those that it needs, and what it writes there ends with it.
+    ...(isTemporary ? [] : ['PrivateTmp=yes']),
     'PrivateDevices=yes',
     'ProtectClock=yes',
     'ProtectControlGroups=yes',
