@@ -31,11 +31,12 @@ export async function opened(context: BrowserContext, url: string): Promise<Open
   return { page, complaints }
 }
 
-/** Widths and heights of a small telephone, of a notebook, and of a large screen. */
+/** Widths and heights of a small telephone, of a notebook, of a large screen, and of one with 4k. */
 const windows = [
   [360, 740],
   [1280, 800],
   [2560, 1440],
+  [3840, 2160],
 ] as const
 
 /**

@@ -26,6 +26,7 @@ export interface ChartProps {
   readonly steps?: readonly number[]
   /** Changes when the colours do. */
   readonly theme: string
+  /** Lines of text (default: 14): on a large screen both are larger. */
   readonly height?: number
 }
 
@@ -52,7 +53,7 @@ export function Chart({
   text,
   steps,
   theme,
-  height = 200,
+  height = 14,
 }: ChartProps): VNode {
   const host = useRef<HTMLDivElement>(null)
   const plot = useRef<uPlot | undefined>(undefined)
@@ -66,6 +67,7 @@ export function Chart({
     const grid = colorOf(element, '', '--line')
     const { fontSize } = getComputedStyle(element)
     const em = Number.parseFloat(fontSize)
+    const heightPx = Math.round(height * em)
     const axis: uPlot.Axis = {
       stroke: quiet,
       font: `${fontSize} system-ui, sans-serif`,
@@ -77,7 +79,7 @@ export function Chart({
     const made = new uPlot(
       {
         width: Math.max(200, element.clientWidth),
-        height,
+        height: heightPx,
         legend: { show: false },
         cursor: { show: false },
         padding: [null, em * 2, 0, 0],
@@ -106,7 +108,9 @@ export function Chart({
       element,
     )
     plot.current = made
-    const sized = new ResizeObserver(() => made.setSize({ width: Math.max(200, element.clientWidth), height }))
+    const sized = new ResizeObserver(() =>
+      made.setSize({ width: Math.max(200, element.clientWidth), height: heightPx }),
+    )
     sized.observe(element)
     return () => {
       sized.disconnect()

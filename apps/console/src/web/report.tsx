@@ -168,7 +168,7 @@ function OverTime({ title, what, of, curves, theme, text }: OverTimeProps): VNod
         text={text}
         {...(text === bytesText ? { steps: bytesSteps } : {})}
         theme={theme}
-        height={220}
+        height={15}
       />
     </section>
   )
