@@ -16,8 +16,9 @@ test('the example server says what it takes, and answers out of the cache', { ti
       text += String(more)
       if (/http:\S+/.test(text)) break
     }
-    expect(text).toMatch(/^20,000 records of \d+ bytes of JSON/)
-    expect(text).toMatch(/of 20,000 that were looked for, 20,000 are there/)
+    // Two keys of one hash, one chance in twenty with so many, displace each other.
+    expect(text).toMatch(/^(20,000|19,99\d) records of \d+ bytes of JSON/)
+    expect(text).toMatch(/of 20,000 that were looked for, (20,000|19,99\d) are there/)
     expect(text).toMatch(/lru-cache would take +\d+\.\d MiB/)
     const origin = /http:\/\/[^/]+/.exec(text)![0]
     expect(await (await fetch(`${origin}/records/4711`)).json()).toMatchObject({ id: 4711 })
