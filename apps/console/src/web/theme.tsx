@@ -1,6 +1,6 @@
 /** Dark or light: as the system has it, until somebody says otherwise here. */
 import type { VNode } from 'preact'
-import { useEffect, useState } from 'preact/hooks'
+import { useEffect, useLayoutEffect, useState } from 'preact/hooks'
 
 const key = 'tmem-theme'
 const dark = matchMedia('(prefers-color-scheme: dark)')
@@ -53,7 +53,8 @@ export function ThemeButton({ theme, change }: { readonly theme: string; readonl
 
 /** Calls `act` for a key that is pressed while nobody types. */
 export function useKeys(act: (key: string) => boolean): void {
-  useEffect(() => {
+  // Before the page is painted: a key that is pressed at once counts.
+  useLayoutEffect(() => {
     const pressed = (event: KeyboardEvent): void => {
       const { target } = event
       const isTyping = target instanceof HTMLInputElement || target instanceof HTMLTextAreaElement

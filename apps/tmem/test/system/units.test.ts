@@ -71,7 +71,8 @@ test('systemd starts what install-unit wrote, by itself or for a client, stops i
   done('systemctl', 'stop', 'tmem.service')
   expect(state()).toMatchObject({ ActiveState: 'inactive', Result: 'success', ExecMainStatus: '0' })
   expect(done('nbdinfo', '--size', 'nbd+unix:///a?socket=/run/tmem/nbd.sock')).toBe('4194304\n')
-  expect(state()).toMatchObject({ ActiveState: 'active' })
+  // It may answer before it has said that it serves.
+  await expect.poll(state, { timeout: 30_000 }).toMatchObject({ ActiveState: 'active' })
 
   write('/etc/systemd/system/network.service', network)
   write('/etc/systemd/system/down.target', down)
