@@ -1,31 +1,25 @@
 /** `tmem serve` over TLS: certificates made with openssl, a client from elsewhere. */
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, renameSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeEach, describe, expect, test } from 'vitest'
+import { makeCertificates } from '../../../tools/certificates.ts'
 import { requires } from '../../../tools/requires.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
 /** Fills three directories: the server's, a client's, and a client's whom nobody knows. */
-function makeCertificates(folder: string): void {
-  const openssl = (...words: string[]): void => {
-    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
-  }
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2']
-  for (const ca of ['known', 'stranger'])
-    openssl('req', '-x509', ...key, '-subj', `/CN=${ca}`, '-keyout', `${ca}.key`, '-out', `${ca}.pem`)
-  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
-  for (const [directory, name, ca] of [
-    ['server', 'server', 'known'],
-    ['client', 'client', 'known'],
-    ['unknown', 'client', 'stranger'],
+function fillDirectories(folder: string): void {
+  makeCertificates(folder, { known: ['server', 'client'], stranger: ['unknown'] })
+  for (const [directory, name] of [
+    ['server', 'server'],
+    ['client', 'client'],
+    ['unknown', 'client'],
   ] as const) {
-    mkdirSync(join(folder, directory))
-    const own = `${directory}/${name}`
-    openssl('req', ...key.slice(0, 5), '-subj', `/CN=${name}`, '-keyout', `${own}-key.pem`, '-out', `${own}.csr`)
-    const signed = ['-CA', `${ca}.pem`, '-CAkey', `${ca}.key`, '-CAcreateserial', '-days', '2', '-extfile', 'names']
-    openssl('x509', '-req', '-in', `${own}.csr`, ...signed, '-out', `${own}-cert.pem`)
-    copyFileSync(join(folder, 'known.pem'), join(folder, directory, 'ca-cert.pem'))
+    const own = join(folder, directory)
+    mkdirSync(own)
+    copyFileSync(join(folder, `${directory}.key`), join(own, `${name}-key.pem`))
+    copyFileSync(join(folder, `${directory}.pem`), join(own, `${name}-cert.pem`))
+    copyFileSync(join(folder, 'known.pem'), join(own, 'ca-cert.pem'))
   }
 }
 
@@ -48,7 +42,7 @@ describe('tmem serve over TLS', () => {
 
   test('lets in who has a certificate, and nobody else', async (ctx) => {
     requires(ctx, { commands: ['openssl', 'nbdinfo'] })
-    makeCertificates(folder)
+    fillDirectories(folder)
     const sizes = new Map<string, string>()
     const said = new Map<string, string>()
     const options = ['--tls-certificates', join(folder, 'server'), '--tls-verify-peer']
@@ -102,7 +96,7 @@ describe('tmem serve over TLS', () => {
 
   test('says what is wrong with its certificates before it serves', async (ctx) => {
     requires(ctx, { commands: ['openssl'] })
-    makeCertificates(folder)
+    fillDirectories(folder)
     const tcp = ['--nbd', 'tcp:127.0.0.1:0']
     const unix = ['--nbd', `unix:${folder}/nbd.sock`]
     const certificates = (directory: string): string[] => ['--tls-certificates', join(folder, directory)]

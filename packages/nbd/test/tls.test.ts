@@ -1,7 +1,7 @@
-import { execFileSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
+import { makeCertificates } from '../../../tools/certificates.ts'
 import { requires } from '../../../tools/requires.ts'
 import { memoryDevice, type NbdAddress, type NbdRefusal, type NbdServer, type NbdTls } from '../src/index.ts'
 import { Option, Reply } from '../src/protocol.ts'
@@ -16,31 +16,8 @@ interface Keys {
 }
 
 function makeKeys(folder: string): Keys {
+  makeCertificates(folder, { ca: ['server', 'client'], stranger: [] })
   const at = (name: string): string => join(folder, name)
-  const openssl = (...words: string[]): void => {
-    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
-  }
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
-  for (const name of ['ca', 'stranger'])
-    openssl(
-      'req',
-      '-x509',
-      ...key,
-      '-days',
-      '2',
-      '-subj',
-      `/CN=${name}`,
-      '-keyout',
-      `${name}.key`,
-      '-out',
-      `${name}.pem`,
-    )
-  writeFileSync(at('names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
-  for (const name of ['server', 'client']) {
-    openssl('req', ...key, '-subj', `/CN=${name}`, '-keyout', `${name}.key`, '-out', `${name}.csr`)
-    const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
-    openssl('x509', '-req', '-in', `${name}.csr`, ...signed, '-out', `${name}.pem`)
-  }
   const pair = (name: string): { key: Buffer; cert: Buffer } => ({
     key: readFileSync(at(`${name}.key`)),
     cert: readFileSync(at(`${name}.pem`)),

@@ -7,7 +7,7 @@ import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { type ValkeyClusterOptions, valkey, valkeyCluster } from '../src/index.ts'
-import { makeCertificates, RealCluster, RealServer, serverCommand } from './server.ts'
+import { RealCluster, RealServer, serverCertificates, serverCommand } from './server.ts'
 import { range, World } from './world.ts'
 
 const run = promisify(execFile)
@@ -263,7 +263,7 @@ test('a user of an ACL needs the commands that the documentation names, and no o
 
 test('clusters over TLS with an ACL: certificates and users count for each of their servers', async (ctx) => {
   requires(ctx, { commands: ['openssl'] })
-  const certificates = makeCertificates()
+  const certificates = serverCertificates()
   cleanups.push(async () => certificates.remove())
   const { path, settings } = certificates
   const acl = 'tmem on >secret resetchannels ~tmem:* -@all +info +cluster +get +set +unlink +pexpire +asking'.split(' ')

@@ -1,13 +1,14 @@
 /** A real server on loopback, which a test may stop, kill and start again; and a network before it that can fail. */
-import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { type AddressInfo, createServer, type Server, Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { type RedisOptions, Valkey } from 'iovalkey'
+import { makeCertificates } from '../../../tools/certificates.ts'
 
 const run = promisify(execFile)
 
@@ -293,30 +294,9 @@ export interface Certificates {
 }
 
 /** Makes a certificate for 127.0.0.1 and localhost that `ca.pem` vouches for, and `stranger.pem` of somebody else. */
-export function makeCertificates(): Certificates {
+export function serverCertificates(): Certificates {
   const folder = mkdtempSync(join(tmpdir(), 'ramster-tls-'))
-  const openssl = (...words: string[]): void => {
-    execFileSync('openssl', words, { cwd: folder, stdio: 'ignore' })
-  }
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes']
-  for (const name of ['ca', 'stranger'])
-    openssl(
-      'req',
-      '-x509',
-      ...key,
-      '-days',
-      '2',
-      '-subj',
-      `/CN=${name}`,
-      '-keyout',
-      `${name}.key`,
-      '-out',
-      `${name}.pem`,
-    )
-  openssl('req', ...key, '-subj', '/CN=server', '-keyout', 'server.key', '-out', 'server.csr')
-  writeFileSync(join(folder, 'names'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
-  const signed = ['-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'names']
-  openssl('x509', '-req', '-in', 'server.csr', ...signed, '-out', 'server.pem')
+  makeCertificates(folder, { ca: ['server'], stranger: [] })
   const path = (name: string): string => join(folder, name)
   const files = ['--tls-cert-file', path('server.pem'), '--tls-key-file', path('server.key')]
   const authority = ['--tls-ca-cert-file', path('ca.pem'), '--tls-auth-clients', 'no']

@@ -6,7 +6,7 @@ import { GetOutcome } from '@tmem/core'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { requires } from '../../../tools/requires.ts'
 import { Lenders, type RemoteMemory, type RemotePlan, ramster, type ValkeyOptions, valkey } from '../src/index.ts'
-import { makeCertificates, Network, RealServer, serverCommand } from './server.ts'
+import { Network, RealServer, serverCertificates, serverCommand } from './server.ts'
 import { range, World } from './world.ts'
 
 const MiB = 2 ** 20
@@ -202,7 +202,7 @@ test('a wrong password is told at once; when it is right it connects without a r
 
 test('TLS and an ACL: who cannot vouch for itself is refused, and a user has its own keys only', async (ctx) => {
   requires(ctx, { commands: ['openssl'] })
-  const certificates = makeCertificates()
+  const certificates = serverCertificates()
   const { path, settings: tls } = certificates
   cleanups.push(async () => certificates.remove())
   const acl = ['--user', ...'tmem on >secret resetchannels ~tmem:* -@all +info +mget +set +unlink +pexpire'.split(' ')]
