@@ -603,6 +603,22 @@ describe('a server that is killed', () => {
     expect(await third.stop()).toEqual({ code: 0, stderr: '' })
   })
 
+  test('is not missed by clients that left before it was asked to end', async () => {
+    const server = await serving(stack, '--device', 'name=a,size=8MiB')
+    const clients = await Promise.all(Array.from({ length: 8 }, () => client(server.folder, 'a')))
+    await must(clients[0]!.write(0, page(1)))
+    // So it is told of both at once: its clients' ends, and the signal.
+    process.kill(server.info.pid, 'SIGSTOP')
+    for (const one of clients) {
+      one.request(Command.flush, 0, 0).catch(() => undefined)
+      one.socket.destroySoon()
+    }
+    await Promise.all(clients.map(({ closed }) => closed))
+    const ended = server.stop()
+    process.kill(server.info.pid, 'SIGCONT')
+    expect(await ended).toEqual({ code: 0, stderr: '' })
+  })
+
   test.runIf(process.platform === 'linux')(
     'a killed server that nobody has reaped (state Z) stands in nobody\u2019s way',
     async () => {

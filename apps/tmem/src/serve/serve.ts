@@ -364,11 +364,11 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
         })
     }
     const broken: string[] = []
-    undo.push(() => {
+    undo.push(async () => {
       for (const [n, { snapshot, name }] of requests.entries()) {
         const { device, users } = devices[n]!
         // Whoever has it open comes back to the next server, and would read zeros there.
-        const isMissed = users.isThere && holdsPages(device)
+        const isMissed = holdsPages(device) && (await users.isThereStill())
         if (snapshot === undefined && (isMissed || broken.includes(name))) lost.push({ name, survives: 'nothing' })
       }
     })

@@ -7,6 +7,8 @@
  * Invariant: what gives up pages that somebody may count on (`reset`, a smaller `disksize`, RESIZE) is done only while
  * nobody else uses the device. It is claimed first, then looked at, then done.
  */
+import { setImmediate } from 'node:timers/promises'
+
 /** Where users come in. */
 export interface Entrances {
   /** Clients of NBD that have it open. */
@@ -46,6 +48,12 @@ export class Users {
     return this.hasFile || this.#entrances.clients() > 0
   }
 
+  /** The same, after clients that have left by now were seen to. */
+  async isThereStill(): Promise<boolean> {
+    await this.#departures()
+    return this.isThere
+  }
+
   /** How many connections and open files lead to it now. */
   counts(): { readonly clients: number; readonly opens: number } {
     return { clients: this.#entrances.clients(), opens: this.#entrances.opens() }
@@ -55,9 +63,15 @@ export class Users {
   async text(): Promise<string | undefined> {
     const opens = await this.#entrances.opensNow()
     const use = opens > 0 ? ((await this.#entrances.kernelUse()) ?? `${opens} open files`) : undefined
+    await this.#departures()
     const clients = this.#entrances.clients()
     const said = [...(clients > 0 ? [`${clients} NBD connections`] : []), ...(use === undefined ? [] : [use])]
     return said.length === 0 ? undefined : said.join('; ')
+  }
+
+  /** A connection's end is read, and then closed, in turns of the event loop after whatever else came with it. */
+  async #departures(): Promise<void> {
+    for (let turns = 0; turns < 16 && this.#entrances.clients() > 0; turns++) await setImmediate()
   }
 
   /**
