@@ -237,6 +237,8 @@ class Preparation {
       // The suite is old: nobody renews its lists any more.
       'Acquire::Check-Valid-Until': 'false',
       'Acquire::Languages': 'none',
+      // Lists that cannot be read are its error, not those of the first package that is in none.
+      'APT::Update::Error-Mode': 'any',
       // Else root's downloads are done by a user who may not write here.
       'APT::Sandbox::User': process.getuid?.() === 0 ? 'root' : '',
     }).flatMap(([name, value]) => ['-o', `${name}=${value}`])
