@@ -119,7 +119,7 @@ function sideOf(scenario: Scenario<object>, found: Exploration, turns: readonly 
   const size = `${found.states} states`
   if (found.kind === 'violated') {
     const { history, message } = found
-    return { actors, history, message, found: `${size}: ${found.name}` }
+    return { actors, history, message, found: `violated within ${size}: ${found.name}` }
   }
   const { history, trouble } = interleave.followed(scenario, turns)
   const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: nothing wrong in ${size}, of more`

@@ -40,8 +40,9 @@ const windows = [
 ] as const
 
 /**
- * Pictures of a page in all sizes, dark and light. Nothing is wider than its window, and axe finds nothing. The context
- * must have `bypassCSP`, or the page no policy.
+ * Pictures of a page in all sizes, dark and light. Nothing is wider than its window, which the page uses, a table shows
+ * figures beside its names without being moved, and axe finds nothing. The context must have `bypassCSP`, or the page
+ * no policy.
  */
 export async function looked(page: Page, name: string): Promise<void> {
   mkdirSync(pictures, { recursive: true })
@@ -54,6 +55,14 @@ export async function looked(page: Page, name: string): Promise<void> {
       await page.waitForTimeout(400)
       const inner = await page.evaluate<number>('document.documentElement.scrollWidth')
       expect(inner, `${name} at ${width} px is as wide as its window`).toBeLessThanOrEqual(width)
+      const used = await page.evaluate<number>('document.querySelector(".page").clientWidth')
+      expect(used, `${name} at ${width} px uses its window`).toBeGreaterThan(0.95 * width)
+      const hidden = await page.evaluate<string[]>(
+        `[...document.querySelectorAll('.scroll')].filter((scroll) => [...scroll.querySelectorAll('tbody tr > :nth-child(2)')]
+          .some((cell) => cell.getBoundingClientRect().right > scroll.getBoundingClientRect().right + 1))
+          .map((scroll) => scroll.ariaLabel)`,
+      )
+      expect(hidden, `${name} at ${width} px has figures in sight`).toEqual([])
       const found = await page.evaluate<string[]>(
         'axe.run({ preload: false }).then(({ violations }) => violations.map(({ id, nodes }) => id + ": " + nodes[0].html))',
       )

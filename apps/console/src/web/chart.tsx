@@ -83,7 +83,10 @@ export function Chart({
         legend: { show: false },
         cursor: { show: false },
         padding: [null, em * 2, 0, 0],
-        scales: { x: { time: isClock }, y: { range: (_, __, most) => [0, Math.max(1, most * 1.08)] } },
+        scales: {
+          x: isClock ? { time: true } : { time: false, range: (_, __, last) => [0, last] },
+          y: { range: (_, __, most) => [0, Math.max(1, most * 1.08)] },
+        },
         axes: [
           { ...axis, size: em * 2.4, space: em * 6, values: (_, splits) => splits.map(timeOf) },
           {
@@ -98,7 +101,7 @@ export function Chart({
           ...lines.map(({ label, color }) => ({
             label,
             stroke: colorOf(element, color, ''),
-            width: 1.6,
+            width: em * 0.1,
             spanGaps: spansGaps,
             points: { show: false },
           })),

@@ -63,6 +63,11 @@ function App(): VNode {
         </button>
       </nav>
       <main style={{ marginTop: '0.9rem' }}>{view === 'stack' ? <StackView /> : <RaceView />}</main>
+      <footer class="foot">
+        <span>
+          Keys: <kbd>1</kbd> a stack, <kbd>2</kbd> races, <kbd>t</kbd> dark or light
+        </span>
+      </footer>
     </div>
   )
 }
@@ -194,7 +199,7 @@ function StackView(): VNode {
               value={speed}
               onInput={({ currentTarget }) => setSpeed(Number(currentTarget.value))}
             />
-            <span>{count(speed)}</span>
+            <span class="value">{count(speed)}</span>
           </div>
         </form>
         <p class="answer error" role="status">
@@ -271,7 +276,12 @@ function Pages({
           </span>
         ))}
       </div>
-      <div class="grid" role="img" aria-label="pages by number, each in the colour of its place">
+      <div
+        class="grid"
+        role="img"
+        aria-label="pages by number, each in the colour of its place"
+        style={{ '--columns': Math.ceil(Math.sqrt(4 * pages)) }}
+      >
         {cells.map((place, page) => (
           <i
             key={page}
@@ -280,7 +290,7 @@ function Pages({
           />
         ))}
       </div>
-      <ol class="events" aria-label="the last accesses">
+      <ol class="events answers" aria-label="the last accesses">
         {answers.toReversed().map(({ access: { kind, page }, answer }, n) => (
           <li key={n}>
             <span class="mono">

@@ -188,7 +188,7 @@ function DemoTable({ demo: { machines, settings, diskIoAvoided } }: { readonly d
   const places = [...new Set(machines.flatMap((machine) => machine.places.map(({ name }) => name)))]
   const reasons = [...new Set(machines.flatMap((machine) => Object.keys(machine.refusals)))].sort()
   return (
-    <table>
+    <table class="folds">
       <thead>
         <tr>
           <th scope="col">
@@ -254,8 +254,14 @@ function Bench({ bench: { suite, summary, quick, rows } }: { readonly bench: Ben
         <div>
           <dt>goals met</dt>
           <dd>
-            {count(judged.filter(({ met }) => met === true).length)} of {count(judged.length)}
-            <small>{quick ? 'a quick run: rough figures' : 'medians of rounds in turns'}</small>
+            {judged.length === 0 ? '–' : `${judged.filter(({ met }) => met === true).length} of ${judged.length}`}
+            <small>
+              {judged.length === 0
+                ? 'no row has one'
+                : quick
+                  ? 'a quick run: rough figures'
+                  : 'medians of rounds in turns'}
+            </small>
           </dd>
         </div>
       </dl>
