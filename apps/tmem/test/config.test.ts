@@ -24,7 +24,7 @@ async function mistakesIn(text: string): Promise<readonly string[]> {
 
 const mistakes: readonly (readonly [what: string, text: string, expected: readonly (string | RegExp)[]])[] = [
   ['no YAML', 'stack: [\n', [/^2:1: /]],
-  ['nothing', '', [/^1:1: devices: expected devices by name/]],
+  ['nothing', '', [/^1:1: devices: expected one device, page cache or cache at least/]],
   ['an alias of nothing', good.replace('64MiB', '*size'), [/^3:14: there is no anchor size/]],
   [
     'aliases of aliases',
@@ -46,7 +46,11 @@ const mistakes: readonly (readonly [what: string, text: string, expected: readon
     [/^5:1: http: bad --http "8780x": expected tcp:PORT/],
   ],
   ['a token that is nowhere', `${good}http: { token: none }\n`, [/^5:1: http: --http-token .*none: ENOENT/]],
-  ['no devices', `stack: ${stack}\ndevices: {}\nnbd: [unix:x]\n`, [/^2:1: devices: expected one device at least/]],
+  [
+    'no devices',
+    `stack: ${stack}\ndevices: {}\nnbd: [unix:x]\n`,
+    [/^2:1: devices: expected one device, page cache or cache at least/],
+  ],
   ['a device without a size', good.replace('size: 64MiB', ''), [/^3:3: devices\.a\.size: expected an amount of bytes/]],
   ['no amount', good.replace('64MiB', '64MB1'), [/^3:8: devices\.a\.size: expected an amount of bytes such as 64MiB/]],
   ['no whole pages', good.replace('64MiB', '100'), [/^3:8: devices\.a\.size: expected whole pages of 4 KiB/]],
@@ -122,6 +126,78 @@ const mistakes: readonly (readonly [what: string, text: string, expected: readon
     `${good}page-caches: { b: { file: x, memory: 1MiB, stak: x } }\n`,
     [/^5:44: page-caches\.b\.stak: unknown name stak: did you mean stack\?/],
   ],
+  ['a cache of nothing', `${good}caches: { c: }\n`, [/^5:11: caches\.c: expected names and values: memory, ttl/]],
+  ['caches that are a list', `${good}caches: [c]\n`, [/^5:1: caches: expected caches by name, each with memory/]],
+  [
+    'a cache without memory or address',
+    `${good}caches: { c: {} }\n`,
+    [/^5:11: caches\.c\.memory: expected an amount of bytes/, /^5:11: caches\.c\.listen: expected unix:PATH or tcp/],
+  ],
+  [
+    'a cache with too little memory',
+    `${good}caches: { c: { memory: 1MiB, listen: unix:c } }\n`,
+    [/^5:16: caches\.c\.memory: expected at least 2MiB/],
+  ],
+  [
+    'a cache with no address',
+    `${good}caches: { c: { memory: 2MiB, listen: 6380 } }\n`,
+    [/^5:30: caches\.c\.listen: expected unix:PATH or tcp:HOST:PORT/],
+  ],
+  [
+    'a cache with an address that is none',
+    `${good}caches: { c: { memory: 2MiB, listen: "127.0.0.1:6380" } }\n`,
+    [/^5:30: caches\.c\.listen: expected unix:PATH or tcp:HOST:PORT, e\.g\. tcp:127/],
+  ],
+  [
+    'a cache with a port that is none',
+    `${good}caches: { c: { memory: 2MiB, listen: "tcp:127.0.0.1:70000" } }\n`,
+    [/^5:30: caches\.c\.listen: expected unix:PATH or tcp:HOST:PORT/],
+  ],
+  [
+    'a cache with a life that is none',
+    `${good}caches: { c: { memory: 2MiB, ttl: 0, listen: unix:c } }\n`,
+    [/^5:30: caches\.c\.ttl: expected a whole number from 1/],
+  ],
+  [
+    'a cache with a file without a size',
+    `${good}caches: { c: { memory: 2MiB, listen: unix:c, file: { path: f } } }\n`,
+    [/^5:46: caches\.c\.file\.size: expected an amount of bytes/],
+  ],
+  [
+    'a cache with a file that is too small',
+    `${good}caches: { c: { memory: 4MiB, listen: unix:c, file: { path: f, size: 4KiB } } }\n`,
+    [/^5:63: caches\.c\.file\.size: expected 64KiB to 256GiB/],
+  ],
+  [
+    'a cache with too little memory for its file',
+    `${good}caches: { c: { memory: 34MiB, listen: unix:c, file: { path: f, size: 1GiB } } }\n`,
+    [/^5:16: caches\.c\.memory: expected at least 3MiB and a 32nd of the file/],
+  ],
+  [
+    'a cache with a name misspelt',
+    `${good}caches: { c: { memory: 2MiB, lisen: unix:c, listen: unix:c } }\n`,
+    [/^5:30: caches\.c\.lisen: unknown name lisen: did you mean listen\?/],
+  ],
+  [
+    'a cache named as a device',
+    `${good}caches: { a: { memory: 2MiB, listen: unix:c } }\n`,
+    [/^5:11: caches\.a: a device has this name/],
+  ],
+  [
+    'a cache named as a page cache',
+    `${good}page-caches: { b: { file: x, memory: 1MiB } }\ncaches: { b: { memory: 2MiB, listen: unix:c } }\n`,
+    [/^6:11: caches\.b: a page cache has this name/],
+  ],
+  [
+    'a cache with a bad name',
+    `${good}caches: { stats: { memory: 2MiB, listen: unix:c } }\n`,
+    [/^5:11: caches\.stats: .*not stats or knobs/],
+  ],
+  [
+    'two caches on one address',
+    `${good}caches: { c: { memory: 2MiB, listen: unix:c }, d: { memory: 2MiB, listen: unix:c } }\n`,
+    [/^5:67: caches\.d\.listen: c listens there already: give each its own/],
+  ],
   ['no address of metrics', `${good}metrics: 9464\n`, [/^5:1: metrics: expected tcp:HOST:PORT, e\.g\. tcp:127/]],
   [
     'a port that is none',
@@ -152,6 +228,9 @@ devices:
 nbd: ['tcp:127.0.0.1:0']
 fuse: m
 page-caches: { base: { file: base.raw, memory: 1MiB, stack: zcache(limit=4MiB) } }
+caches:
+  sessions: { memory: 64MiB, listen: unix:s.sock }
+  kept: { memory: 4MiB, ttl: 60, file: { path: kept, size: 32MiB }, listen: 'tcp:127.0.0.1:6380' }
 limits: { connections: 3, bytes: 1MiB }
 tls: { certificates: certs, verify-peer: true }
 log: { format: json, level: debug }
@@ -196,6 +275,16 @@ control: c.sock
     busyTurns: 3,
     http: 'tcp:127.0.0.1:8780',
     metrics: 'tcp:127.0.0.1:0',
+    caches: [
+      { name: 'sessions', memoryBytes: 64 * 2 ** 20, listen: 'unix:s.sock' },
+      {
+        name: 'kept',
+        memoryBytes: 4 * 2 ** 20,
+        ttlMs: 60_000,
+        file: { path: join(folder, 'kept'), sizeBytes: 2 ** 25 },
+        listen: 'tcp:127.0.0.1:6380',
+      },
+    ],
     pageCaches: [{ name: 'base', file: join(folder, 'base.raw'), memoryBytes: 2 ** 20, stack: 'zcache(limit=4MiB)' }],
     drain: true,
   })

@@ -24,6 +24,7 @@ import { requires } from '../../../tools/requires.ts'
 import { Metrics } from '../src/metrics/metrics.ts'
 import { CachedFileDevice } from '../src/serve/cached-file.ts'
 import { Latencies } from '../src/serve/latency.ts'
+import { ServedCache } from '../src/serve/served-cache.ts'
 import { type Serving, serving, servingIn } from './serving.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
@@ -123,7 +124,13 @@ test('every counter of every layer and server has a name and a help of its own',
   onTestFinished(() => cache.close())
   await cache.read(0, Buffer.alloc(2 ** 20))
   const pageCaches = [cache.stats()]
-  const text = await new Metrics(() => ({ devices, pageCaches, servers: [server.stats()] }), '1.2.3').text()
+  const values = await ServedCache.open(
+    { name: 'f', memoryBytes: 2 ** 22, file: { path: file('f'), sizeBytes }, listen: '' },
+    { onError: () => undefined, onRefused: () => undefined },
+  )
+  onTestFinished(() => values.close())
+  const caches = [values.stats()]
+  const text = await new Metrics(() => ({ devices, pageCaches, caches, servers: [server.stats()] }), '1.2.3').text()
   const families = familiesIn(text)
   expect(text).not.toContain('tmem_layer_value')
   expect(families.size).toBeGreaterThan(100)
@@ -161,7 +168,7 @@ test('a counter that nobody has described is shown all the same', async () => {
       },
     ],
   }
-  const text = await new Metrics(() => ({ devices: [strange], pageCaches: [], servers: [] }), '0').text()
+  const text = await new Metrics(() => ({ devices: [strange], pageCaches: [], caches: [], servers: [] }), '0').text()
   expect(text).toContain('tmem_layer_value{device="d",place="mine",section="mine",counter="oddities"} 7\n')
 })
 

@@ -11,9 +11,9 @@ import { temporaryDirectory, tmem } from './tmem.ts'
 const code = codeIn('sh')
 const config = codeIn('yaml').get('Bring it up')!
 
-/** Two ports that nobody has at the moment. */
+/** Three ports that nobody has at the moment. */
 async function freePorts(): Promise<number[]> {
-  const servers = [0, 1].map(() => createServer().listen(0, '127.0.0.1'))
+  const servers = [0, 1, 2].map(() => createServer().listen(0, '127.0.0.1'))
   await Promise.all(servers.map((server) => once(server, 'listening')))
   const ports = servers.map((server) => (server.address() as AddressInfo).port)
   await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
@@ -26,6 +26,7 @@ test('each command of the page is run by a test', () => {
     'Bring it up',
     'As a service', // below
     'Watch it',
+    'Caches', // below
     'Change it while it is in use',
     'What survives what',
     'Backups',
@@ -79,6 +80,23 @@ test('installed, brought up, watched, changed, killed, started anew, copied, end
   expect(await run('Stop, upgrade, reboot')).toContain('has ended, and nothing of it is left')
   await shell.run('wait')
   expect(readdirSync(join(folder, 'lib')).toSorted()).toEqual(['backup.raw', 'vm1.raw'])
+  expect(readdirSync(join(folder, 'run'))).toEqual([])
+})
+
+test('a cache is brought up, used with redis-cli, and ended', { timeout: 60_000 }, async (ctx) => {
+  requires(ctx, { commands: ['redis-cli'] })
+  const folder = temporaryDirectory()
+  const local = localTo(folder, await freePorts())
+  writeFileSync(join(folder, 'etc/caches.yaml'), local(codeIn('yaml').get('Caches')!))
+  const shell = shellIn(folder)
+  onTestFinished(() => shell.end())
+  expect(await shell.run(local(code.get('Install')!))).toMatch(/^\d/)
+  const said = await shell.run(local(code.get('Caches')!))
+  expect(said).toMatch(/^sessions +0 +[\d.]+MiB +8\.0MiB /m)
+  expect(said).toMatch(/^OK\n3600\n# Server$/m)
+  expect(said).toContain('has ended, and nothing of it is left')
+  await shell.run('wait')
+  expect(readdirSync(join(folder, 'lib'))).toEqual(['pages.cache'])
   expect(readdirSync(join(folder, 'run'))).toEqual([])
 })
 

@@ -25,7 +25,7 @@ export function codeIn(language: string): ReadonlyMap<string, string> {
 export function localTo(folder: string, ports: readonly number[] = []): (text: string) => string {
   for (const name of ['etc', 'lib', 'run', 'bin']) mkdirSync(join(folder, name), { recursive: true })
   chmodSync(folder, 0o755)
-  const [metrics = 9464, http = 8780] = ports
+  const [metrics = 9464, http = 8780, cache = 6380] = ports
   const names = new Map([
     ['/opt/tmem/apps/tmem/dist/bin.js', `"${join(root, 'apps/tmem/dist/bin.js')}"`],
     ['exec node', `exec "${process.execPath}"`],
@@ -37,6 +37,8 @@ export function localTo(folder: string, ports: readonly number[] = []): (text: s
     ['docs/swap.yaml', join(folder, 'etc/swap.yaml')],
     [':9464', `:${metrics}`],
     [':8780', `:${http}`],
+    [':6380', `:${cache}`],
+    ['-p 6380', `-p ${cache}`],
     ['512MiB', '16MiB'],
     ['256MiB', '8MiB'],
     ['2GiB', '32MiB'],

@@ -6,6 +6,7 @@
  */
 
 import {
+  type Allocator,
   type ByteAmount,
   type ByteLimit,
   checkOptions,
@@ -44,6 +45,8 @@ export interface CacheOptions<V> {
   readonly stack?: string | readonly Layer[]
   /** Layers by which that text may name others than `memory`, `zcache` and `spill`. */
   readonly layers?: readonly LayerFactory[]
+  /** Gives the memory for tables, window and places (default: the system). */
+  readonly allocator?: Allocator
   /**
    * How values become strings or bytes (default: strings and bytes as they are, all else by structured clone). Example:
    * `{ encode: JSON.stringify, decode: JSON.parse }`.
@@ -58,6 +61,7 @@ const optionNames: OptionNames<CacheOptions<unknown>> = {
   file: 'any?',
   stack: 'any?',
   layers: 'list?',
+  allocator: 'object?',
   codec: 'object?',
   clock: 'function?',
 }
@@ -269,6 +273,23 @@ export class Cache<V = unknown> {
     return await (outcome === Miss.Deferred ? this.#entries.bring(own, use) : use(outcome))
   }
 
+  /**
+   * Looks for a key, and lets `use` decide by what is there, in the same turn: nobody else of this thread comes between.
+   * It gets the value (`undefined`: there is none) and the milliseconds that are left of its life (Infinity: it has no
+   * end), and may set or delete the key. What it returns: at once, or a promise where one has to wait for the value,
+   * which rejects as `load` does.
+   */
+  look<T>(key: CacheKey, use: (value: V | undefined, left: number) => T): T | Promise<T> {
+    this.#assertOpen('look')
+    const outcome = this.#entries.find('look', key, true)
+    if (outcome !== Miss.Deferred) return this.#used(key, outcome, use)
+    const own = ownKey(key)
+    return this.#entries.bring(own, (brought) => {
+      this.#assertOpen('look')
+      return this.#used(own, brought, use)
+    })
+  }
+
   /** Values of several keys, as `get`. */
   getMany(keys: Iterable<CacheKey>): (V | undefined)[] {
     return Array.from(keys, (key) => this.get(key))
@@ -413,6 +434,14 @@ export class Cache<V = unknown> {
     if (entries.isAbsent) return undefined
     const { value } = entries
     return (this.#codec === undefined ? value : this.#codec.decode(value as string | Uint8Array)) as V
+  }
+
+  #used<T>(key: CacheKey, outcome: number, use: (value: V | undefined, left: number) => T): T {
+    const { expiry } = this.#entries
+    const value = this.#answer(key, outcome)
+    if (value === undefined || expiry === Number.POSITIVE_INFINITY) return use(value, Number.POSITIVE_INFINITY)
+    // The clock may have gone on since it was found alive.
+    return use(value, Math.max(1, expiry - this.#clock()))
   }
 
   /** What a get answers, counted and told. */

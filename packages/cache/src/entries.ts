@@ -45,6 +45,8 @@ export interface EntryStats {
   readonly tableBytes: number
   readonly pageTableBytes: number
   readonly windowBytes: number
+  /** No value with more bytes finds room, as the limit is now. */
+  readonly largestBytes: number
   /** By place: pages, bytes of them, and memory that the place uses. */
   readonly places: readonly {
     readonly name: string
@@ -68,9 +70,13 @@ export interface SharedStats {
 
 /** See the head of the file. `who` is named in errors. */
 export interface Entries {
-  /** What was found last: its value before the codec, and whether it is known that there is none. */
+  /**
+   * What was found last: its value before the codec, whether it is known that there is none, and the end of its life in
+   * milliseconds since 1970 (Infinity: never).
+   */
   readonly value: unknown
   readonly isAbsent: boolean
+  readonly expiry: number
   /** What an earlier run has left is being read; `undefined`: nothing is waited for. */
   readonly opening: Promise<void> | undefined
 

@@ -54,7 +54,7 @@ import { restoreSnapshot, sinkPages, takeSnapshot, writeSnapshot } from './snaps
 import type { CacheStack } from './stack.ts'
 import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refOf, usesOf, withUses } from './table.ts'
 import { Tags } from './tags.ts'
-import { readRaw, ValueKind, type ValueWriter } from './values.ts'
+import { maxValueBytes, readRaw, ValueKind, type ValueWriter } from './values.ts'
 
 /** How often a write makes room before it gives up. */
 const attempts = 64
@@ -85,6 +85,7 @@ export type Adopt = (bytes: Buffer, at: number, end: number, hash: number, expir
 export class OwnEntries implements Entries {
   value: unknown
   isAbsent = false
+  expiry: number = Number.POSITIVE_INFINITY
   opening: Promise<void> | undefined
   readonly #clock: () => number
   /** Whether anybody wants to know how many entries went. */
@@ -147,8 +148,8 @@ export class OwnEntries implements Entries {
     // Over a file, or a stack of the user's, memory that is free now is the places'.
     const extraFrames = this.isOfMemory ? Math.floor(limit.maximumBytes / extraShare / pageBytes) : 0
     const baseFrames = Math.min(maxFrames, Math.max(minFrames, frames))
-    this.#book = new PageBook(capacity, baseFrames, extraFrames, systemAllocator)
-    this.#table = new EntryTable(systemAllocator)
+    this.#book = new PageBook(capacity, baseFrames, extraFrames, this.#stack.allocator)
+    this.#table = new EntryTable(this.#stack.allocator)
     this.#ghosts = new Ghosts(new Int32Array(2 ** Math.floor(Math.log2(limit.maximumBytes / 512))))
     this.#transfer = this.#book.window.subarray(transferFrame * pageBytes, (transferFrame + 1) * pageBytes)
     this.#shareLimit()
@@ -243,7 +244,7 @@ export class OwnEntries implements Entries {
   }
 
   stats(): EntryStats {
-    const { limit, store, taken } = this.#stack
+    const { limit, store, taken, largest } = this.#stack
     const places = (store.usage?.().places ?? []).map(({ name, pages, bytes, usedBytes }) => ({
       name,
       pages,
@@ -265,6 +266,7 @@ export class OwnEntries implements Entries {
       tableBytes: this.#table.bytes,
       pageTableBytes: this.#book.tableBytes,
       windowBytes: this.#book.windowBytes,
+      largestBytes: Math.min(maxValueBytes, Math.floor(largest)),
       places,
     }
   }
@@ -371,8 +373,9 @@ export class OwnEntries implements Entries {
   /** Reads what was found, which is where it is now only. */
   #taken(key: CacheKey, outcome: number, isUse: boolean): number {
     if (outcome !== hit && outcome !== stale) return outcome
-    const { bytes, valueAt, valueLength, valueKind } = this.#record
+    const { bytes, valueAt, valueLength, valueKind, expiry } = this.#record
     this.isAbsent = valueKind === ValueKind.Absent
+    this.expiry = expiry
     if (!isUse) return outcome
     this.value = readRaw(bytes, valueAt, valueLength, valueKind)
     if (this.#isToMove && outcome === hit) this.#gather(key)

@@ -20,7 +20,7 @@ import type { OwnEntries } from './own-entries.ts'
 import { EntryFacts } from './records.ts'
 import { Shard } from './shard.ts'
 import { Count, memoryOf, type ShardShape, shapeOf } from './shard-memory.ts'
-import { copyRaw, decodeRaw, ValueKind, type ValueWriter } from './values.ts'
+import { copyRaw, decodeRaw, maxValueBytes, ValueKind, type ValueWriter } from './values.ts'
 
 /** A shared cache as another thread gets it. Nothing in it is meant to be looked at. */
 export interface SharedCache {
@@ -73,6 +73,7 @@ export function checkedHandle(handle: SharedCache): SharedCache {
 export class SharedEntries implements Entries {
   value: unknown
   isAbsent = false
+  expiry: number = never
   readonly opening: undefined = undefined
   readonly handle: SharedCache
   readonly #clock: () => number
@@ -179,6 +180,7 @@ export class SharedEntries implements Entries {
       if (now >= fresh) outcome = stale
     }
     this.isAbsent = valueKind === ValueKind.Absent
+    this.expiry = expiry
     if (isUse) this.value = decodeRaw(raw, valueKind)
     return outcome
   }
@@ -299,6 +301,7 @@ export class SharedEntries implements Entries {
       tableBytes: sum.table,
       pageTableBytes: sum.used - sum.table - sum.window - sum.touched,
       windowBytes: sum.window,
+      largestBytes: Math.min(maxValueBytes, Math.floor(shape.limitBytes / 2)),
       places: [{ name: 'shared', pages: sum.pages, bytes: sum.taken, usedBytes: sum.touched }],
       shared: {
         shards: shards.length,

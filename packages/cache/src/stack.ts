@@ -38,6 +38,7 @@ export interface StackOptions {
   readonly file?: CacheFile | undefined
   readonly stack?: string | readonly Layer[] | undefined
   readonly layers?: readonly LayerFactory[] | undefined
+  readonly allocator?: Allocator | undefined
 }
 
 /** Smallest amount of memory of a cache, and what its tables get above a stack of the user's, if nothing is said. */
@@ -53,6 +54,8 @@ const workspaceBytes = 256 * 1024
 export interface CacheStack {
   readonly store: PageStore
   readonly pool: Pool
+  /** For the cache's own tables; what they take is not counted in `taken`. */
+  readonly allocator: Allocator
   /** The limit of the whole cache; of its own stack, what is left to the places. */
   readonly limit: ByteLimit
   readonly places: ByteLimit | undefined
@@ -68,7 +71,7 @@ export interface CacheStack {
 
 /** Opens the stack. Throws `TypeError`, `RangeError` or `TmemError`, with nothing left open. */
 export function openStack(options: StackOptions, wake: () => void): CacheStack {
-  const { memory, file, stack, layers = [] } = options
+  const { memory, file, stack, layers = [], allocator: given = systemAllocator } = options
   if (stack !== undefined && file !== undefined)
     throw new TypeError('cache: file is for a cache that makes its own stack; name the file in the stack')
   if (stack === undefined && memory === undefined)
@@ -81,10 +84,10 @@ export function openStack(options: StackOptions, wake: () => void): CacheStack {
   const taken = { bytes: workspaceBytes }
   // What rests in memory, and the directory, the places count themselves.
   const allocator: Allocator = {
-    ...systemAllocator,
+    ...given,
     allocate: (bytes, site) => {
       if (!/^(zcache|chain\.handles|chain\.residents)/.test(site)) taken.bytes += bytes
-      return systemAllocator.allocate(bytes, site)
+      return given.allocate(bytes, site)
     },
   }
   let places: ByteLimit | undefined
@@ -116,6 +119,7 @@ export function openStack(options: StackOptions, wake: () => void): CacheStack {
   return {
     store,
     pool,
+    allocator: given,
     limit,
     places,
     taken,

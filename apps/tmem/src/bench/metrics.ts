@@ -114,6 +114,7 @@ async function scrapeRow(bench: Bench, folder: string): Promise<Row> {
     }
     const read = (): Statistics => ({
       pageCaches: [],
+      caches: [],
       devices: all.map(({ inner, latencies }) => latencies.complete(inner.stats())),
       servers: [server.stats()],
     })

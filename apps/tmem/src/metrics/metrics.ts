@@ -31,16 +31,19 @@ import {
   placeTable,
   refusedBlocks,
   refusedPuts,
+  refusedSets,
   requestTimes,
   seatTables,
   sectionTables,
   type Table,
+  valueCacheTables,
 } from './names.ts'
 
 /** What a server says of itself: its devices, and its own parts. */
 export interface Statistics {
   readonly devices: readonly StatsNode[]
   readonly pageCaches: readonly StatsNode[]
+  readonly caches: readonly StatsNode[]
   readonly servers: readonly StatsNode[]
 }
 
@@ -149,9 +152,10 @@ export class Metrics {
     for (const shown of this.#metrics.values()) shown.values = []
     this.#at = 0
     this.#histogramAt = 0
-    const { devices, pageCaches, servers } = this.#read()
+    const { devices, pageCaches, caches, servers } = this.#read()
     for (const device of devices) this.#device(device)
     for (const cache of pageCaches) this.#pageCache(cache)
+    for (const cache of caches) this.#valueCache(cache)
     this.#times([...devices, ...pageCaches])
     for (const server of servers) this.#server(server)
     this.#process()
@@ -179,6 +183,20 @@ export class Metrics {
       }
     }
     for (const child of children) if (child.name !== 'latency') below(child)
+  }
+
+  #valueCache({ name: cache, counters, children }: StatsNode): void {
+    const labels = label('cache', cache)
+    this.#counters({ name: 'cache', counters, children }, valueCacheTables['cache']!, labels)
+    for (const child of children) {
+      if (child.name === 'refused')
+        for (const [reason, value] of Object.entries(child.counters))
+          this.#add(refusedSets, labels, value, label('reason', reason))
+      else if (child.name === 'places')
+        for (const place of child.children)
+          this.#counters(place, valueCacheTables['place']!, and(labels, label('place', place.name)))
+      else this.#counters(child, valueCacheTables[child.name] ?? {}, labels)
+    }
   }
 
   #places({ children }: StatsNode, labels: Labels): void {

@@ -544,6 +544,66 @@ export const exportTable: Table = {
   errors: metric('nbd_errors_total', 'Requests that were answered with an error.'),
 }
 
+/** A cache of values, by section. Labels: cache; those of a place: cache, place. */
+export const valueCacheTables: Readonly<Record<string, Table>> = {
+  cache: {
+    entries: metric('cache_entries', 'Entries that are known; some of them may have expired.'),
+    limit_bytes: metric('cache_limit_bytes', 'Memory that the cache may use.'),
+    memory_bytes: metric('cache_memory_bytes', 'Memory that the cache uses, tables and keys included.'),
+    table_bytes: metric('cache_table_bytes', 'Memory of tables, by what of.', { of: 'entries' }),
+    page_table_bytes: metric('cache_table_bytes', 'Memory of tables, by what of.', { of: 'pages' }),
+    window_bytes: metric('cache_window_bytes', 'Memory of pages that are kept as they are, for reading.'),
+    largest_bytes: metric('cache_largest_value_bytes', 'No larger value finds room.'),
+    hits: metric('cache_hits_total', 'Values that were asked for, and given.'),
+    sets: metric('cache_sets_total', 'Values that were set, refused ones included.'),
+    deletes: metric('cache_deletes_total', 'Values that were deleted.'),
+    kept: metric('cache_kept_entries_total', 'Entries that were written again because they were used.'),
+    pages_read: metric('cache_read_pages_total', 'Pages that were brought to the window.'),
+    pages_written: metric('cache_written_pages_total', 'Pages that were written to a place.'),
+  },
+  misses: each('cache_misses_total', 'Values that were asked for, and not given, by why.', 'reason', [
+    'absent',
+    'evicted',
+    'expired',
+    'untagged',
+    'collided',
+    'vanished',
+    'deferred',
+  ]),
+  evictions: each('cache_evicted_entries_total', 'Entries that went, by why.', 'reason', [
+    'room',
+    'expired',
+    'refused',
+    'vanished',
+  ]),
+  place: {
+    pages: metric('cache_place_pages', 'Pages in the place.'),
+    bytes: metric('cache_place_bytes', 'Bytes of the pages, as they are in the place.'),
+    used_bytes: metric('cache_place_memory_used_bytes', 'Memory that the place has taken; 0 where it waits.'),
+  },
+  resp: {
+    connections: metric('cache_connections', 'Clients that are connected.'),
+    held_bytes: metric('cache_client_held_bytes', 'Bytes of requests that are not whole, and answers that wait.'),
+    accepted: metric('cache_connections_total', 'Clients that were let in.'),
+    refused_connections: metric('cache_refused_connections_total', 'Clients that were sent away: too many.'),
+    overloads: metric('cache_ended_connections_total', 'Clients that were ended, by why.', { reason: 'overload' }),
+    protocol_errors: metric('cache_ended_connections_total', 'Clients that were ended, by why.', {
+      reason: 'protocol',
+    }),
+    commands: metric('cache_commands_total', 'Commands of clients.'),
+    errors: metric('cache_command_errors_total', 'Commands that were answered with an error.'),
+    refused_large: metric('cache_refused_writes_total', 'Values that clients were refused, by why.', {
+      reason: 'large',
+    }),
+    refused_room: metric('cache_refused_writes_total', 'Values that clients were refused, by why.', {
+      reason: 'room',
+    }),
+  },
+}
+
+/** Sets that a cache refused, by its own reason. Labels: cache, reason. */
+export const refusedSets: Described = metric('cache_refused_sets_total', 'Values that the cache refused, by reason.')
+
 /** The mount. No labels. */
 export const fuseTable: Table = {
   errors: metric('fuse_errors_total', 'Requests that failed.'),

@@ -49,6 +49,8 @@ export interface Info {
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
   /** Files that are served through a page cache, to be read alone. */
   readonly pageCaches: readonly { readonly name: string; readonly sizeBytes: number }[]
+  /** Caches of values, and where clients of Redis find them. */
+  readonly caches: readonly { readonly name: string; readonly listen: string }[]
   readonly nbd: readonly string[]
   /** Directory of the FUSE mount, as the kernel calls it, or null. */
   readonly fuse: string | null
@@ -67,6 +69,7 @@ export interface Answers {
     readonly info: Info
     readonly devices: readonly StatsNode[]
     readonly pageCaches: readonly StatsNode[]
+    readonly caches: readonly StatsNode[]
     readonly servers: readonly StatsNode[]
   }
   /** How many connections and open files lead to a device now. */

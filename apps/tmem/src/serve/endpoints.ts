@@ -7,6 +7,7 @@
  */
 import { spawnSync } from 'node:child_process'
 import { readFileSync, realpathSync, statSync } from 'node:fs'
+import { isIP } from 'node:net'
 import { dirname, join, resolve } from 'node:path'
 import { createSecureContext } from 'node:tls'
 import { parseBytes } from '@tmem/core'
@@ -148,6 +149,17 @@ function assertOwnFolder(path: string): void {
 }
 
 const sticky = 0o1000
+
+/** Where a cache of values listens. */
+export type CacheEndpoint = ({ readonly path: string } & SocketAccess) | TcpAddress
+
+/** What the address of a cache says. Throws `BadInput` for what is none. */
+export const cacheEndpointOf = (text: string, access: SocketAccess): CacheEndpoint =>
+  endpointOf(text, undefined, access) as CacheEndpoint
+
+/** Whether only this host reaches what listens there. */
+export const isLoopback = (host: string): boolean =>
+  host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
 
 function endpointOf(text: string, tls: NbdTls | undefined, access: SocketAccess): NbdEndpoint {
   const unix = /^unix:(.+?)(?:,mode=([0-7]{3,4}))?$/.exec(text)

@@ -6,13 +6,13 @@
  */
 import { randomUUID } from 'node:crypto'
 import { closeSync, fstatSync, openSync } from 'node:fs'
-import { isIP } from 'node:net'
 import { type Console, type ConsoleState, type ConsoleSwap, serveConsole } from '@tmem/console'
 import type { StatsNode } from '@tmem/core'
 import type { Ramzswap } from '@tmem/ramzswap'
 import { BadInput, Failed } from '../ending.ts'
 import { readGivenFile } from '../given-file.ts'
 import type { Answers, Info } from './control.ts'
+import { isLoopback } from './endpoints.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import type { Log } from './log.ts'
 import { usesBy } from './swap.ts'
@@ -47,12 +47,11 @@ export function httpPlanOf({ http, httpToken }: HttpOptions): HttpPlan | undefin
   if (port === undefined || Number(port) > 65535)
     throw new BadInput(`bad --http "${http}": expected tcp:PORT (on the loopback) or tcp:HOST:PORT`)
   const host = named.replaceAll(/^\[|\]$/g, '')
-  const isLoopback = host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
   return {
     host,
     port: Number(port),
     token: httpToken === undefined ? undefined : tokenIn(httpToken),
-    isOpen: !isLoopback,
+    isOpen: !isLoopback(host),
   }
 }
 

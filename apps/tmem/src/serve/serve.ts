@@ -33,7 +33,15 @@ import type { Terminal } from '../terminal.ts'
 import { activatedDescriptors } from './activation.ts'
 import { CachedFileDevice, type CachedFileRequest, judgeFile } from './cached-file.ts'
 import { type Answers, type Info, type Request, serveControl } from './control.ts'
-import { accessOf, type EndpointOptions, endpointsOf, limitsOf, metricsAddress, socketPath } from './endpoints.ts'
+import {
+  accessOf,
+  cacheEndpointOf,
+  type EndpointOptions,
+  endpointsOf,
+  limitsOf,
+  metricsAddress,
+  socketPath,
+} from './endpoints.ts'
 import {
   aheadMemory,
   drain,
@@ -57,6 +65,7 @@ import { PlaceWatch } from './place-watch.ts'
 import { protect } from './protect.ts'
 import { type Kept, recordPath, ServerRecord, type Survival } from './record.ts'
 import { judgeRoles, type Role, toldFiles, toldLimits } from './roles.ts'
+import { ServedCache, type ServedCacheRequest, servedCacheBytes } from './served-cache.ts'
 import { Ticking } from './ticking.ts'
 import { type Entrances, Users } from './users.ts'
 
@@ -71,6 +80,8 @@ export interface ServeOptions extends EndpointOptions, HttpOptions {
   readonly device: readonly (string | DeviceRequest)[]
   /** Files that are served beside the devices, to be read alone. */
   readonly pageCaches?: readonly CachedFileRequest[]
+  /** Caches of values that are served beside them, each on an address of its own. */
+  readonly caches?: readonly ServedCacheRequest[]
   readonly fuse?: string
   /** `tcp:HOST:PORT`. */
   readonly metrics?: string
@@ -130,7 +141,8 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
   const descriptors = activatedDescriptors(process.env, process.pid)
   const endpoints = endpointsOf(options, descriptors)
-  if (endpoints.length === 0 && options.fuse === undefined)
+  const { pageCaches = [], caches: cacheRequests = [] } = options
+  if (endpoints.length === 0 && options.fuse === undefined && requests.length + pageCaches.length > 0)
     throw new BadInput('say how to serve: --nbd or --fuse, or hand a socket over to this very process (LISTEN_FDS)')
   const limits = limitsOf(options)
   const access = accessOf(options)
@@ -163,7 +175,14 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     )
     return latencies[n]!.withMoves(stack)
   })
-  const { pageCaches = [] } = options
+  const cacheEndpoints = cacheRequests.map((request) => {
+    const { name, file, listen } = request
+    const endpoint = cacheEndpointOf(listen, access)
+    limitsBytes += servedCacheBytes(request)
+    if (file !== undefined) roles.push({ role: `the file of ${name}`, path: file.path })
+    if ('path' in endpoint) roles.push({ role: `the socket of ${name}`, path: endpoint.path })
+    return endpoint
+  })
   const secondChances = pageCaches.map((request) => {
     const { name, file } = request
     judgeFile(request)
@@ -255,6 +274,18 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       goOn()
     }
     const cacheTimes = caches.map(() => new Latencies())
+    const valueCaches: ServedCache[] = []
+    for (const request of cacheRequests) {
+      const { name } = request
+      const cache = await ServedCache.open(request, {
+        ...(memory === undefined ? {} : { allocator: memory.allocator }),
+        onError: (error) => onError(error),
+        onRefused: (why) => log.warn('client.refused', `a client of ${name} is refused: ${why}`, { cache: name }),
+      })
+      valueCaches.push(cache)
+      undo.push(() => cache.close())
+      goOn()
+    }
     memory?.settle()
     for (const { name, done, note } of protection?.measures ?? [])
       if (!done) log.warn('server.protection', `not protected by ${name}: ${note}`)
@@ -297,9 +328,20 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     const addresses = await listenAll(nbd, endpoints, undo)
     goOn()
     if (endpoints.length > 0) servers.push(nbd)
+    const cacheAddresses: string[] = []
+    for (const [n, cache] of valueCaches.entries()) {
+      const { address, isOpen } = await cache.listen(cacheEndpoints[n]!)
+      cacheAddresses.push(address)
+      if (isOpen)
+        log.warn('cache.open', `whoever reaches ${address} can read, write and empty the cache ${cache.name}`, {
+          cache: cache.name,
+          address,
+        })
+    }
     const statistics = (): Statistics => ({
       devices: devices.map(({ stats }) => stats()),
       pageCaches: caches.map((cache, n) => cacheTimes[n]!.complete(cache.stats())),
+      caches: valueCaches.map((cache) => cache.stats()),
       servers: servers.map((server) => server.stats()),
     })
     const metrics = await serveMetrics?.(metricsAt!, statistics)
@@ -310,6 +352,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
         root: rootOf(
           devices,
           caches.map((cache, n) => cacheTimes[n]!.timed(cache, 'fuse')),
+          valueCaches,
           servers,
           log,
         ),
@@ -325,6 +368,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       hypervisor: options.hypervisor ?? null,
       devices: devices.map(({ served: { name, sizeBytes } }) => ({ name, sizeBytes })),
       pageCaches: caches.map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+      caches: valueCaches.map(({ name }, n) => ({ name, listen: cacheAddresses[n]! })),
       nbd: addresses,
       fuse: fuse?.mountPoint ?? null,
       metrics: metrics?.url ?? null,
@@ -391,6 +435,13 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
           (error) => log.error('cache.broken', `${cache.name} has no second chance any more: ${error.message}`),
         ),
       )
+    for (const cache of valueCaches)
+      cacheTickings.push(
+        new Ticking(
+          () => cache.tick(tickPages),
+          (error) => log.error('cache.broken', `${cache.name} is broken: ${error.message}`, { cache: cache.name }),
+        ),
+      )
     const watched = [
       ...devices.map(({ device }) => new PlaceWatch(device, log)),
       ...(http === undefined ? [] : devices.map(({ device }) => new RefusalWatch(device, log))),
@@ -419,7 +470,8 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     // Standard output may be that of whoever started it and handed a socket over (`nbdinfo -- [ tmem serve … ]`).
     else if (course === undefined && descriptors.length === 0) terminal.print(described(info, controlPath))
     // Signals are taken at once, whatever the manager does.
-    const told = manager.ready(`serves ${devices.map(({ served }) => served.name).join(', ')}`)
+    const names = [...devices.map(({ served }) => served), ...caches, ...valueCaches].map(({ name }) => name)
+    const told = manager.ready(`serves ${names.join(', ')}`)
     await stopped(fuse, options.drain === true, { terminal, log, info }, course)
     await told
     await manager.stopping()
@@ -573,6 +625,7 @@ function addressText(address: NbdAddress): string {
 function rootOf(
   devices: readonly Opened[],
   caches: readonly BlockDevice[],
+  valueCaches: readonly ServedCache[],
   servers: readonly { stats(): StatsNode }[],
   log: Log,
 ): { kind: 'directory'; entries: () => Map<string, FuseNode> } {
@@ -592,7 +645,7 @@ function rootOf(
         entries: () =>
           namedApart([
             ...devices.map(({ served, stats }) => [served.name, statisticsTree(stats)] as const),
-            ...caches.map((cache) => [cache.name, statisticsTree(() => cache.stats())] as const),
+            ...[...caches, ...valueCaches].map((cache) => [cache.name, statisticsTree(() => cache.stats())] as const),
             ...servers.map(
               (server) => [`server-${server.stats().name}`, statisticsTree(() => server.stats())] as const,
             ),
@@ -889,6 +942,7 @@ export function stackFor(
 function described(info: Info, control: string): string {
   const lines = info.devices.map(({ name, sizeBytes }) => `${name}: ${formatBytes(sizeBytes)}`)
   for (const address of info.nbd) lines.push(`NBD on ${address}`)
+  for (const { name, listen } of info.caches) lines.push(`cache ${name} on ${listen}`)
   if (info.fuse !== null) lines.push(`files in ${info.fuse}`)
   if (info.http !== null) lines.push(`console on ${info.http}`)
   if (info.metrics !== null) lines.push(`metrics on ${info.metrics}`)

@@ -42,8 +42,10 @@ export async function stat(
  *
  * Of each machine that lends memory: blocks there, those that may not vanish and would be lost with it now, and those
  * that may vanish.
+ *
+ * Of each cache of values: its entries and memory, and what clients got and did.
  */
-async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
+async function tableFor({ info, devices, caches }: Answers['stats']): Promise<string> {
   const names = devices.map(({ name }) => name)
   const uses = info.fuse === null ? undefined : await usesBy(info, names)
   const head = [
@@ -91,10 +93,29 @@ async function tableFor({ info, devices }: Answers['stats']): Promise<string> {
       original === 0 ? '-' : (original / memory).toFixed(2),
     ]
   })
-  const tables = [tableOf(head, rows), tableOf(placeHead, devices.flatMap(placeRows), ['left', 'left'])]
+  const tables =
+    devices.length === 0 && caches.length > 0
+      ? []
+      : [tableOf(head, rows), tableOf(placeHead, devices.flatMap(placeRows), ['left', 'left'])]
   const machines = devices.flatMap((device) => machinesOf(device).map((machine) => machineRow(device.name, machine)))
   if (machines.length > 0) tables.push(tableOf(machineHead, machines, ['left', 'left', 'left']))
+  if (caches.length > 0) tables.push(tableOf(cacheHead, caches.map(cacheRow)))
   return tables.join('\n')
+}
+
+const cacheHead = ['cache', 'entries', 'memory', 'limit', 'hits', 'misses', 'sets', 'refused', 'evicted', 'clients']
+
+function cacheRow(cache: StatsNode): string[] {
+  const sum = (name: string): number => Object.values(section(cache, name).counters).reduce((all, one) => all + one, 0)
+  const { entries, memory_bytes: memory, limit_bytes: limit, hits, sets } = cache.counters
+  const { refused_large: large, connections } = section(cache, 'resp').counters
+  return [
+    cache.name,
+    String(entries),
+    mebibytes(memory!),
+    mebibytes(limit!),
+    ...[hits, sum('misses'), sets, sum('refused') + large!, sum('evictions'), connections].map(String),
+  ]
 }
 
 const machineHead = ['device', 'machine', 'state', 'blocks', 'lost with it', 'vanish with it']

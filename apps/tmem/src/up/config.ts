@@ -22,6 +22,13 @@ import { type DeviceRequest, deviceName, type ServeOptions, stackFor } from '../
 const pageBytes = 4096
 /** The first level of a page cache has at least 16 pages. */
 const leastCacheBytes = 16 * pageBytes
+/** What a cache of values needs, and its file. */
+const leastValueCacheBytes = 2 * 2 ** 20
+/** With a file, memory that is not for its tables; and of that file, what its tables take at most. */
+const leastBesideFile = 3 * 2 ** 20
+const fileShare = 32
+const leastFileBytes = 64 * 1024
+const mostFileBytes = 256 * 2 ** 30
 
 /** A file of a thousand devices has a tenth of that. */
 const maxFileBytes = 2 ** 20
@@ -79,17 +86,38 @@ const pageCacheSchema = named({
   stack: text('the text of a stack').optional().describe('second chance: where pages go that fall out of it'),
 })
 
+const cacheSchema = named({
+  memory: amount().describe('bytes of memory, everything included: at least 2MiB; with a file 3MiB and a 32nd of it'),
+  ttl: wholeNumber(1, 2 ** 31 - 1)
+    .optional()
+    .describe('seconds that a value lives whose client says nothing of it (default: until its room is needed)'),
+  file: named({
+    path: text('a path').describe('where it is; made if it is not there'),
+    size: amount().describe('its size: 64KiB to 256GiB'),
+  })
+    .optional()
+    .describe('where entries go that are not used, and are found again after a restart'),
+  listen: text('unix:PATH or tcp:HOST:PORT')
+    .regex(/^(?:unix:.+|tcp:.+:\d{1,5})$/, 'expected unix:PATH or tcp:HOST:PORT, e.g. tcp:127.0.0.1:6380')
+    .describe('where clients of Redis find it: unix:PATH[,mode=660] or tcp:HOST:PORT'),
+})
+
 const schema = named({
   stack: text('the text of a stack')
     .optional()
     .describe("the stack of each device that has none of its own; {name} and {size} in it are the device's"),
   devices: z
     .record(z.string(), deviceSchema, { error: 'expected devices by name, each with a size' })
+    .optional()
     .describe('block devices by name'),
   'page-caches': z
     .record(z.string(), pageCacheSchema, { error: 'expected page caches by name, each with a file and memory' })
     .optional()
     .describe('files that are served beside the devices, to be read alone, by name: each through a page cache'),
+  caches: z
+    .record(z.string(), cacheSchema, { error: 'expected caches by name, each with memory and listen' })
+    .optional()
+    .describe('caches of values for clients of Redis, by name, each on an address of its own'),
   nbd: z
     .array(text('unix:PATH or tcp:HOST:PORT'), { error: 'expected a list of addresses: unix:PATH or tcp:HOST:PORT' })
     .optional()
@@ -225,11 +253,13 @@ function contentOf(document: Document, mistakes: Mistakes): unknown {
 
 /** What a description alone cannot say. */
 async function judge(content: Content, { serve }: Config, mistakes: Mistakes): Promise<void> {
-  if (content.nbd === undefined && content.fuse === undefined)
-    mistakes.of([], 'say how to serve: nbd, a list of addresses, or fuse, a directory')
+  const { devices = {} } = content
   const caches = serve.pageCaches ?? []
-  if (Object.keys(content.devices).length + caches.length === 0)
-    mistakes.of(['devices'], 'expected one device at least')
+  const exported = Object.keys(devices).length + caches.length
+  if (exported + (serve.caches ?? []).length === 0)
+    mistakes.of(['devices'], 'expected one device, page cache or cache at least')
+  else if (exported > 0 && content.nbd === undefined && content.fuse === undefined)
+    mistakes.of([], 'say how to serve: nbd, a list of addresses, or fuse, a directory')
   const factories = await layersWith(serve.modules).catch((error: Error) => {
     mistakes.of(['modules'], error.message.replace('--modules: ', ''))
     return undefined
@@ -243,7 +273,7 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
   for (const { name, memoryBytes, stack } of caches) {
     const where = ['page-caches', name]
     if (!deviceName.pattern.test(name) || deviceName.taken.includes(name)) mistakes.of(where, deviceName.rule)
-    if (content.devices[name] !== undefined) mistakes.of(where, 'a device has this name')
+    if (devices[name] !== undefined) mistakes.of(where, 'a device has this name')
     if (memoryBytes < leastCacheBytes) mistakes.of([...where, 'memory'], 'expected at least 64KiB')
     if (stack !== undefined && factories !== undefined)
       judgeStack(mistakes, [...where, 'stack'], () =>
@@ -254,6 +284,26 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
         }),
       )
   }
+  for (const { name, memoryBytes, file, listen } of serve.caches ?? []) {
+    const where = ['caches', name]
+    if (!deviceName.pattern.test(name) || deviceName.taken.includes(name)) mistakes.of(where, deviceName.rule)
+    if (devices[name] !== undefined) mistakes.of(where, 'a device has this name')
+    if (content['page-caches']?.[name] !== undefined) mistakes.of(where, 'a page cache has this name')
+    if (file === undefined) {
+      if (memoryBytes < leastValueCacheBytes) mistakes.of([...where, 'memory'], 'expected at least 2MiB')
+    } else if (file.sizeBytes < leastFileBytes || file.sizeBytes > mostFileBytes)
+      mistakes.of([...where, 'file', 'size'], 'expected 64KiB to 256GiB')
+    else if (memoryBytes < leastBesideFile + file.sizeBytes / fileShare)
+      mistakes.of(
+        [...where, 'memory'],
+        `expected at least 3MiB and a ${fileShare}nd of the file, for the tables of what is in it`,
+      )
+    if (Number(/^tcp:.+:(\d+)$/.exec(listen)?.[1] ?? 0) > 65_535)
+      mistakes.of([...where, 'listen'], 'expected unix:PATH or tcp:HOST:PORT, a port up to 65535')
+    const other = serve.caches!.find((one) => one.listen === listen)!
+    if (other.name !== name && !listen.endsWith(':0'))
+      mistakes.of([...where, 'listen'], `${other.name} listens there already: give each its own`)
+  }
   const isVirtual = serve.hypervisor !== undefined
   for (const request of serve.device as readonly DeviceRequest[]) {
     const { name, stack, sizeBytes, maxSizeBytes, writethrough, snapshot } = request
@@ -263,11 +313,11 @@ async function judge(content: Content, { serve }: Config, mistakes: Mistakes): P
       mistakes.of([...where, 'max'], `expected at least the size, ${formatBytes(sizeBytes)}`)
     if (writethrough && snapshot === undefined)
       mistakes.of([...where, 'writethrough'], 'is how a snapshot is written: add snapshot')
-    if (content.devices[name]!.swap !== undefined && content.fuse === undefined)
+    if (devices[name]!.swap !== undefined && content.fuse === undefined)
       mistakes.of([...where, 'swap'], 'the kernel swaps to a file of the mount: add fuse, a directory')
     if (stack === '') mistakes.of(where, 'expected a stack, here or for all devices')
     else if (factories !== undefined)
-      judgeStack(mistakes, content.devices[name]!.stack === undefined ? ['stack'] : [...where, 'stack'], () =>
+      judgeStack(mistakes, devices[name]!.stack === undefined ? ['stack'] : [...where, 'stack'], () =>
         planDevice(name, maxSizeBytes ?? sizeBytes, stackFor(serve, request, factories), { isVirtual }),
       )
   }
@@ -299,7 +349,7 @@ function configOf(path: string, content: Content): Config {
     'busy-turns': busyTurns,
   } = content
   const folder = dirname(path)
-  const device = Object.entries(content.devices).map(([name, one]): DeviceRequest => {
+  const device = Object.entries(content.devices ?? {}).map(([name, one]): DeviceRequest => {
     const { size, memlimit, max, snapshot, writethrough = false, swap } = one
     return {
       name,
@@ -322,6 +372,13 @@ function configOf(path: string, content: Content): Config {
       ...(stack === undefined ? {} : { stack }),
     }),
   )
+  const caches = Object.entries(content.caches ?? {}).map(([name, { memory: memoryBytes, ttl, file, listen }]) => ({
+    name,
+    memoryBytes,
+    listen,
+    ...(ttl === undefined ? {} : { ttlMs: ttl * 1000 }),
+    ...(file === undefined ? {} : { file: { path: resolve(folder, file.path), sizeBytes: file.size } }),
+  }))
   return {
     path,
     folder,
@@ -333,6 +390,7 @@ function configOf(path: string, content: Content): Config {
       ...(nbd === undefined ? {} : { nbd }),
       ...(fuse === undefined ? {} : { fuse }),
       ...(pageCaches.length === 0 ? {} : { pageCaches }),
+      ...(caches.length === 0 ? {} : { caches }),
       ...(metrics === undefined ? {} : { metrics }),
       ...(memory === undefined ? {} : { memory }),
       ...(hypervisor === undefined ? {} : { hypervisor }),

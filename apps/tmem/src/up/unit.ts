@@ -90,8 +90,13 @@ async function planFor(name: string, config: Config, control: string): Promise<P
     if (request.snapshot !== undefined) written.add(dirname(request.snapshot))
     for (const layer of stackFor(serve, request, factories)) if (layer.name === 'ramster') isRemote = true
   }
-  const { nbd = [], metrics } = serve
-  const hasNetwork = isRemote || metrics !== undefined || nbd.some((address) => address.startsWith('tcp:'))
+  const { nbd = [], metrics, caches = [] } = serve
+  for (const { file, listen } of caches) {
+    if (file !== undefined) written.add(dirname(file.path))
+    if (listen.startsWith('unix:')) written.add(dirname(resolve(listen.slice('unix:'.length))))
+  }
+  const addresses = [...nbd, ...caches.map(({ listen }) => listen)]
+  const hasNetwork = isRemote || metrics !== undefined || addresses.some((address) => address.startsWith('tcp:'))
   const use: Use = { name, config, control, written: [...written], hasNetwork, isRemote }
   const units = `etc/systemd/system/${name}`
   if (serve.fuse !== undefined)
@@ -100,13 +105,19 @@ async function planFor(name: string, config: Config, control: string): Promise<P
       next: ['systemctl daemon-reload', `systemctl enable --now ${name}.service`],
     }
   judgeOwnUser(use)
+  // A cache makes its sockets itself.
+  const sockets = nbd.length === 0 ? [] : [`${name}.socket`]
   return {
     files: [
-      { path: `${units}.socket`, text: socketText(use) },
-      { path: `${units}.service`, text: serviceText(use, userSection(use), [`${name}.socket`]) },
+      ...sockets.map((unit) => ({ path: `etc/systemd/system/${unit}`, text: socketText(use) })),
+      { path: `${units}.service`, text: serviceText(use, userSection(use), sockets) },
       { path: `etc/sysusers.d/${name}.conf`, text: `${mark}\nu ${name} - "tmem server"\n` },
     ],
-    next: ['systemd-sysusers', 'systemctl daemon-reload', `systemctl enable --now ${name}.socket ${name}.service`],
+    next: [
+      'systemd-sysusers',
+      'systemctl daemon-reload',
+      `systemctl enable --now ${[...sockets, `${name}.service`].join(' ')}`,
+    ],
   }
 }
 

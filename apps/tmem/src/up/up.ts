@@ -16,6 +16,7 @@ import { ask, defaultControl, type Info } from '../serve/control.ts'
 import { drain } from '../serve/host.ts'
 import { formerServer } from '../serve/record.ts'
 import { type DeviceRequest, serve } from '../serve/serve.ts'
+import type { ServedCacheRequest } from '../serve/served-cache.ts'
 import { usesBy } from '../serve/swap.ts'
 import { type Terminal, tableOf, withProgress } from '../terminal.ts'
 import { type Config, configSchema, readConfig } from './config.ts'
@@ -108,9 +109,9 @@ export async function status(options: FileOptions, terminal: Terminal): Promise<
     const use = uses?.get(name)?.find(({ swap }) => swap !== undefined)
     return { name, sizeBytes, loop: use?.loop ?? null, swap: use?.swap ?? null }
   })
-  const differences = differencesOf(config, devices)
-  if (options.json === true)
-    terminal.print(JSON.stringify({ pid: info.pid, control, nbd: info.nbd, fuse: info.fuse, devices, differences }))
+  const differences = [...differencesOf(config, devices), ...cacheDifferencesOf(config, info)]
+  const { pid, nbd, fuse, caches } = info
+  if (options.json === true) terminal.print(JSON.stringify({ pid, control, nbd, fuse, devices, caches, differences }))
   else terminal.print(shown(info, devices, control))
   if (differences.length > 0) throw new Failed(`not as ${options.file} says: ${differences.join('; ')}`)
 }
@@ -122,12 +123,18 @@ export async function config(what: 'check' | 'schema', { file, json }: FileOptio
     return
   }
   const { serve: options } = await readConfig(file)
-  if (json === true) terminal.print(JSON.stringify({ file, devices: options.device }))
-  else terminal.print(`${file} is right: ${options.device.map(described).join(', ')}`)
+  if (json === true) terminal.print(JSON.stringify({ file, devices: options.device, caches: options.caches ?? [] }))
+  else
+    terminal.print(
+      `${file} is right: ${[...options.device.map(described), ...(options.caches ?? []).map(cacheDescribed)].join(', ')}`,
+    )
 }
 
 const described = (device: string | DeviceRequest): string =>
   typeof device === 'string' ? device : `${device.name} of ${formatBytes(device.sizeBytes)}`
+
+const cacheDescribed = ({ name, memoryBytes, listen }: ServedCacheRequest): string =>
+  `cache ${name} of ${formatBytes(memoryBytes)} on ${listen}`
 
 interface Served {
   readonly name: string
@@ -151,7 +158,18 @@ function differencesOf(config: Config, devices: readonly Served[]): string[] {
   return differences
 }
 
-function shown({ pid, nbd, fuse }: Info, devices: readonly Served[], control: string): string {
+function cacheDifferencesOf({ serve: { caches = [] } }: Config, info: Info): string[] {
+  return [
+    ...info.caches
+      .filter(({ name }) => !caches.some((one) => one.name === name))
+      .map(({ name }) => `${name} is served, and not in the file`),
+    ...caches
+      .filter(({ name }) => !info.caches.some((one) => one.name === name))
+      .map(({ name }) => `${name} is not served`),
+  ]
+}
+
+function shown({ pid, nbd, fuse, caches }: Info, devices: readonly Served[], control: string): string {
   const rows = devices.map(({ name, sizeBytes, loop, swap }) => [
     name,
     formatBytes(sizeBytes),
@@ -160,9 +178,13 @@ function shown({ pid, nbd, fuse }: Info, devices: readonly Served[], control: st
     swap === null ? '-' : formatBytes(swap.usedBytes),
     swap === null ? '-' : String(swap.priority),
   ])
-  const where = [...nbd.map((address) => `NBD on ${address}`), ...(fuse === null ? [] : [`files in ${fuse}`])]
+  const where = [
+    ...nbd.map((address) => `NBD on ${address}`),
+    ...(fuse === null ? [] : [`files in ${fuse}`]),
+    ...caches.map(({ name, listen }) => `cache ${name} on ${listen}`),
+  ]
   return [
-    tableOf(['device', 'size', 'swap', 'loop', 'used', 'priority'], rows),
+    ...(rows.length === 0 ? [] : [tableOf(['device', 'size', 'swap', 'loop', 'used', 'priority'], rows)]),
     `${where.join(', ')}; control socket ${control}; process ${pid}`,
   ].join('\n')
 }
