@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { run } from './index.ts'
 
-// Only the code is set: what was printed to a pipe still has to get there.
+// No process.exit: output to a pipe may still be on its way.
 void run(process.argv.slice(2)).then((code) => {
   process.exitCode = code
 })

@@ -1,8 +1,8 @@
 /**
- * How a command ends: with an exit code, and with one line on standard error unless all went well.
+ * How a command ends: with an exit code and, unless it is done, with one line on standard error.
  *
- * 0 done, 1 the thing asked for failed or data was wrong, 2 bad usage or bad input, 3 somebody has to look first, 130
- * interrupted. Programs that call this one rely on it.
+ * 0 done, 1 the work failed or data was wrong, 2 bad usage or bad input, 3 a person has to look first, 130 interrupted.
+ * The codes are a contract with the programs that call this one.
  */
 import { TmemError } from '@tmem/core'
 import { CommanderError } from 'commander'
@@ -12,13 +12,13 @@ export const exitCodes: readonly (readonly [code: number, meaning: string])[] = 
   [0, 'done'],
   [1, 'failed or wrong data'],
   [2, 'bad usage or bad input'],
-  [3, 'a server lost pages, or was killed and is in use still: look first, then serve --fresh'],
+  [3, 'a server lost pages, or was killed and is still in use: look first, then serve --fresh'],
   [130, 'interrupted'],
 ]
 
 /** Bad usage or bad input: exit code 2. The message is one line that says what is wrong and what to do. */
 export class BadInput extends Error {
-  /** Where one input has several mistakes, each of them in a line. */
+  /** All mistakes of an input that has several, a line each. */
   readonly mistakes: readonly string[]
 
   constructor(message: string, mistakes: readonly string[] = []) {
@@ -27,16 +27,16 @@ export class BadInput extends Error {
   }
 }
 
-/** What was asked for failed, or data was wrong: exit code 1. The message is one line. */
+/** The work failed, or data was wrong: exit code 1. The message is one line. */
 export class Failed extends Error {}
 
 /**
- * Trying again does not help: somebody has to look at what a server has left, and consent. Exit code 3, which
- * whoever starts servers again by itself must take as an end. The message is one line.
+ * Another try does not help: a person has to look at what a server has left behind, and consent. Exit code 3, after
+ * which a supervisor must not start the server again. The message is one line.
  */
 export class LookFirst extends Error {}
 
-/** A command that was run for the user ended with this code, and has said itself why. */
+/** The command that `tmem run` ran ended with this code, and printed its own message. */
 export class Ended extends Error {
   readonly code: number
 
@@ -46,22 +46,22 @@ export class Ended extends Error {
   }
 }
 
-/** SIGINT or SIGTERM came: exit code 130. */
+/** SIGINT, SIGTERM or SIGHUP arrived: exit code 130. */
 export class Interrupted extends Error {
   constructor() {
     super('interrupted')
   }
 }
 
-/** Throws `Interrupted` when the signal was raised. */
+/** Throws `Interrupted` if the signal was raised. */
 export function throwIfInterrupted(signal: AbortSignal): void {
   if (signal.aborted) throw new Interrupted()
 }
 
-/** The exit code of a command that ended with this error, and what goes to standard error. */
+/** The exit code of a command that ended with this error, and its message for standard error. */
 export function endingOf(error: unknown): { readonly code: number; readonly message: string } {
   if (error instanceof CommanderError) {
-    // Asked-for help and version are errors to commander with exit code 0; both were printed already.
+    // Commander throws after it has printed help or the version, with exit code 0.
     if (error.exitCode === 0) return { code: 0, message: '' }
     return { code: 2, message: oneLine(error.message.replace(/^error: /, '')) }
   }
@@ -74,7 +74,7 @@ export function endingOf(error: unknown): { readonly code: number; readonly mess
     const input = error.code === 'TMEM_BAD_STACK' || error.code === 'TMEM_BAD_STACK_TEXT'
     return { code: input ? 2 : 1, message: oneLine(`${error.message} (${error.code})`) }
   }
-  // Anything else is a bug of this program: show where.
+  // Any other error is a bug in this program: show where.
   return { code: 1, message: error instanceof Error ? (error.stack ?? error.message) : String(error) }
 }
 

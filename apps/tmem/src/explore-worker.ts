@@ -1,9 +1,9 @@
-/** A thread of `tmem explore --list`: gets the number of a rule, answers with the report on it, until it is ended. */
+/** A thread of `tmem explore --list`: receives numbers of rules and answers each with the report on that rule. */
 import { parentPort, workerData } from 'node:worker_threads'
 import { explore, type RuleEntry, ruleReport } from '@tmem/interleave'
 import { pageMappingRules } from '@tmem/mmu-notifier'
 
-/** What a thread is given at its start: the bound of each exploration, default that of the explorer. */
+/** What a thread gets at its start: the most states of each exploration (default: the explorer's own bound). */
 export interface ExplorerData {
   readonly states: number | undefined
 }

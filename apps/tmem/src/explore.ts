@@ -1,9 +1,10 @@
 /**
- * `tmem explore`: small concurrent programs, run through all interleavings. Rules of page mapping, each kept and once
- * broken on purpose, and whatever a file of the user's says.
+ * `tmem explore`: runs small concurrent programs through all their interleavings: the rules of page mapping, each kept
+ * and once broken on purpose, or a program from a file of the user.
  *
- * A file's default export is a scenario, a rule (a scenario and a mutant of it), or a function that gets the functions
- * of @tmem/interleave and returns either: so it needs no package where it lies. Its code runs in this process.
+ * The default export of a file is a scenario, a rule (a scenario and its mutant), or a function that returns either.
+ * The function gets the functions of @tmem/interleave, so that the file need not import a package. Its code runs in
+ * this process.
  */
 import { on } from 'node:events'
 import { availableParallelism } from 'node:os'
@@ -28,37 +29,37 @@ const maxTraceBytes = 2 ** 30
 /** Options of the command. */
 export interface ExploreOptions extends ReportOptions {
   readonly list?: true
-  /** Print the litmus test of a rule instead; and that of its mutant. */
+  /** Print the litmus test of a rule instead; with `mutant`, that of its mutant. */
   readonly litmus?: true
   readonly mutant?: true
-  /** A file with what the kernel of a guest has called, to be checked instead. */
+  /** A trace of the calls of a guest's kernel, to check instead. */
   readonly trace?: string
   readonly json?: true
-  /** States that one exploration may visit. */
+  /** Most states that one exploration may visit. */
   readonly states?: number
 }
 
 /**
- * Explores one rule and prints the history of its mutant as a chart; or all, and prints a table; or a file.
+ * Explores one rule and prints the history of its mutant as a chart; or all rules, and prints a table; or a file.
  *
  * Throws `Failed` unless everything holds, every mutant was caught, and no exploration was stopped by its bound.
  */
 export async function explore(name: string | undefined, options: ExploreOptions, terminal: Terminal): Promise<void> {
   if (options.trace !== undefined) {
     if (name !== undefined) throw new BadInput('give a name or --trace, not both')
-    if (options.report !== undefined) throw new BadInput('--report shows interleavings: leave --trace out')
+    if (options.report !== undefined) throw new BadInput('--report shows interleavings: leave out --trace')
     exploreTrace(options.trace, options, terminal)
     return
   }
   if (name !== undefined && options.list === true) throw new BadInput('give a name or --list, not both')
   if (options.report !== undefined && options.litmus === true)
-    throw new BadInput('--report shows interleavings: leave --litmus out')
+    throw new BadInput('--report shows interleavings: leave out --litmus')
   judgeReport(options)
   if (options.litmus === true) {
     printLitmus(name, options, terminal)
     return
   }
-  if (options.mutant === true) throw new BadInput('--mutant says which litmus test: give --litmus, too')
+  if (options.mutant === true) throw new BadInput('--mutant needs --litmus: give both')
   if (name === undefined) return exploreAll(options, terminal)
   if (isFile(name)) return exploreFile(name, options, terminal)
   const entry = pageMapping.entries.find((one) => one.name === name)
@@ -68,7 +69,7 @@ export async function explore(name: string | undefined, options: ExploreOptions,
   printReport(report, options, terminal)
 }
 
-/** Throws `BadInput` for a file that is no trace, `Failed` for one that cannot have happened. */
+/** Throws `BadInput` for a file that is not a trace, `Failed` for a trace that contradicts the rules. */
 function exploreTrace(path: string, { json }: ExploreOptions, terminal: Terminal): void {
   let bytes: Uint8Array
   try {
@@ -100,7 +101,7 @@ function exploreTrace(path: string, { json }: ExploreOptions, terminal: Terminal
     throw new Failed(`${contradictions.length} contradictions, the first at event ${first.event}: ${first.rule}`)
 }
 
-/** A rule for a report: the mutant's history, and beside it how the rule is kept when everybody takes the same turns. */
+/** A rule for a report: the history that breaks the mutant, and beside it the kept rule with the same turns. */
 function pictureOf(entry: RuleEntry, { kept, broken }: Pick<RuleReport, 'kept' | 'broken'>): ExploreData {
   const { name, rule, source, version, mutant } = entry
   const turns = broken.kind === 'violated' ? broken.history.map(({ actor }) => actor) : []
@@ -122,7 +123,7 @@ function sideOf(scenario: Scenario<object>, found: Exploration, turns: readonly 
     return { actors, history, message, found: `violated within ${size}: ${found.name}` }
   }
   const { history, trouble } = interleave.followed(scenario, turns)
-  const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: nothing wrong in ${size}, of more`
+  const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: no error in ${size}, more were not visited`
   return { actors, history, message: trouble?.message ?? null, found: what }
 }
 
@@ -132,7 +133,7 @@ function printLitmus(name: string | undefined, { mutant, json }: ExploreOptions,
   const entry = pageMapping.entries.find((one) => one.name === name) ?? unknown(name)
   if (entry.litmus === undefined)
     throw new BadInput(
-      `${name} has no litmus test: it does not hang on the order of single accesses; these do: ${those.join(', ')}`,
+      `${name} has no litmus test, as it does not depend on the order of single accesses; these do: ${those.join(', ')}`,
     )
   const [kept, broken] = [entry.litmus.kept, entry.litmus.broken].map(interleave.litmusText)
   if (json === true) terminal.print(JSON.stringify({ name, kept, broken }))
@@ -143,7 +144,7 @@ function unknown(name: string): never {
   try {
     pageMapping.explore(name)
   } catch (error) {
-    // The message has the nearest names.
+    // The message contains the nearest names.
     if (error instanceof RangeError) throw new BadInput(`${error.message}; tmem explore --list shows all`)
     throw error
   }
@@ -173,7 +174,7 @@ async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<
     terminal.print(tableOf(heads, rows, ['left', 'left', 'right', 'left', 'left', 'left']))
     const all = scenarios.every(({ bounded }) => !bounded)
     terminal.print(
-      `\n${all ? 'All interleavings of each were run.' : 'Where it says "bounded" not all interleavings were run.'} ` +
+      `\n${all ? 'All interleavings of each were run.' : 'Rows with "bounded" did not run all interleavings.'} ` +
         'tmem explore NAME shows how its mutant breaks the rule.',
     )
   }
@@ -182,7 +183,7 @@ async function exploreAll(options: ExploreOptions, terminal: Terminal): Promise<
   if (wrong.length > 0) throw new Failed(`${wrong.slice(0, 3).join('; ')}${more}`)
 }
 
-/** The reports on all rules, in their order whoever was done first; made by a thread on each processor. */
+/** The reports on all rules, in the order of the rules; made by one thread for each processor. */
 async function allReports({ states }: ExploreOptions, terminal: Terminal): Promise<readonly RuleReport[]> {
   const count = pageMapping.entries.length
   const reports: RuleReport[] = []
@@ -197,7 +198,7 @@ async function allReports({ states }: ExploreOptions, terminal: Terminal): Promi
   try {
     await Promise.all(
       threads.map(async (thread) => {
-        // An error of the thread rejects this, too.
+        // An error of the thread rejects this promise, too.
         const messages = on(thread, 'message', { signal: terminal.signal })
         while (asked < count) {
           const number = asked++
@@ -239,18 +240,18 @@ function printReport(report: RuleReport, { json }: ExploreOptions, terminal: Ter
   if (wrong !== null) throw new Failed(wrong)
 }
 
-/** What keeps a report from showing its rule; null if nothing does. */
+/** Why a report does not prove its rule; null if it does. */
 function whyNot({ name, kept, broken, mutantCaught }: RuleReport): string | null {
   if (mutantCaught) return null
   if (kept.kind === 'violated') return `${name}: the rule does not hold where it is kept (${kept.name})`
   for (const one of [kept, broken]) if (one.kind === 'bounded') return `${name}: ${boundedAt(one.states)}`
   return broken.kind === 'violated'
-    ? `${name}: the broken rule was found as "${broken.name}", not as it should be`
+    ? `${name}: the broken rule was caught as "${broken.name}", which is not the expected violation`
     : `${name}: the broken rule was not caught`
 }
 
 const boundedAt = (states: number): string =>
-  `bounded: stopped after ${states} states, which shows nothing about the rest; --states allows more`
+  `bounded: stopped after ${states} states, without a result for the rest; allow more with --states`
 
 // ---------------------------------------------------------------------------------------------------------------
 // Files
@@ -270,7 +271,7 @@ async function exploreFile(path: string, options: ExploreOptions, terminal: Term
       return
     }
     const found = await run(subject, options, terminal)
-    const own = { name: basename(path), rule: 'a scenario of its own', source: path, breaks: '' }
+    const own = { name: basename(path), rule: 'a scenario from a file', source: path, breaks: '' }
     writeReport(options, {
       kind: 'explore',
       explore: [{ ...own, kept: sideOf(subject, found, []), broken: null }],
@@ -281,7 +282,7 @@ async function exploreFile(path: string, options: ExploreOptions, terminal: Term
     if (found.kind === 'violated') throw new Failed(`${basename(path)}: violated: ${found.name}`)
     if (found.kind === 'bounded') throw new Failed(`${basename(path)}: ${boundedAt(found.states)}`)
   } catch (error) {
-    // What the file's own code throws, and what the explorer finds wrong with it, is bad input and no bug of ours.
+    // Errors that the file's code throws, or that the explorer finds in it, are bad input and not bugs of this program.
     if (inFile(error, url) || isExplorersWord(error)) throw new BadInput(`${path}: ${saying(error, url)}`)
     throw error
   }
@@ -311,7 +312,7 @@ function isRule(subject: object): subject is RuleEntry {
   return 'mutant' in subject
 }
 
-/** What a file's export lacks to be a rule or a scenario; null if nothing. */
+/** Why a file's export is neither a rule nor a scenario; null if it is one. */
 function whatIsWrong(subject: unknown): string | null {
   const fields = fieldsOf(subject)
   if (fields === null || !('mutant' in fields || 'initial' in fields || 'actors' in fields)) {
@@ -323,10 +324,10 @@ function whatIsWrong(subject: unknown): string | null {
   if (!('mutant' in fields)) return wrongScenario(fields, 'the scenario')
   const mutant = fieldsOf(fields['mutant']) ?? {}
   for (const key of ['name', 'rule', 'source', 'version']) {
-    if (typeof fields[key] !== 'string') return `the rule's ${key} must be a text`
+    if (typeof fields[key] !== 'string') return `the rule's ${key} must be a string`
   }
   for (const key of ['breaks', 'caughtAs']) {
-    if (typeof mutant[key] !== 'string') return `the mutant's ${key} must be a text`
+    if (typeof mutant[key] !== 'string') return `the mutant's ${key} must be a string`
   }
   for (const [what, of] of Object.entries({ rule: fields, mutant })) {
     if (typeof of['scenario'] !== 'function') return `the ${what}'s scenario must be a function that returns one`
@@ -368,10 +369,10 @@ function fieldsOf(value: unknown): Record<string, unknown> | null {
 
 const inFile = (error: unknown, url: string): boolean => error instanceof Error && (error.stack ?? '').includes(url)
 
-/** The explorer's own refusals: state that is not plain, a jump to nowhere, an edit of a step that is not there. */
+/** The refusals of the explorer: state that is not plain data, a jump or an edit that names a missing step. */
 const isExplorersWord = (error: unknown): boolean => error instanceof TypeError || error instanceof RangeError
 
-/** The first line of a message, and the line of the file that it comes from. */
+/** The first line of a message, and the line of the file that threw it. */
 function saying(error: unknown, url: string): string {
   const message = error instanceof Error ? error.message : String(error)
   const stack = error instanceof Error ? (error.stack ?? '') : ''

@@ -1,7 +1,7 @@
 /**
  * The program `tmem`: reads the command line, runs one command, and ends with its exit code.
  *
- * A command's own code is loaded when it runs: help and mistakes are answered at once.
+ * The code of a command is loaded only when the command runs, so that help and usage errors appear at once.
  */
 import { parseBytes } from '@tmem/core'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
@@ -12,15 +12,15 @@ import { processTerminal, type Terminal } from './terminal.ts'
 import { programVersion } from './version.ts'
 import { defaultXenControl } from './xen/socket.ts'
 
-/** SIGHUP comes when the terminal goes: what a server serves may not go with it. */
+/** SIGHUP arrives when the terminal closes. Without a handler it would kill a server, and its pages would be lost. */
 const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
-/** Nobody reads messages any more; what they are about goes on. */
+/** Standard error is closed: the command goes on without messages. */
 const ignoreDeaf = (): void => {}
 
 /**
- * Runs `tmem WORDS…` in this process and answers its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad
- * input, 130 interrupted. Takes SIGINT, SIGTERM and SIGHUP while it runs; a second one ends the process at once.
+ * Runs `tmem WORDS…` in this process and resolves to its exit code: 0 done, 1 failed or wrong data, 2 bad usage or bad
+ * input, 3 look first, 130 interrupted. Handles SIGINT, SIGTERM and SIGHUP meanwhile; a second one ends the process.
  */
 export async function run(words: readonly string[]): Promise<number> {
   const interruption = new AbortController()
@@ -30,12 +30,12 @@ export async function run(words: readonly string[]): Promise<number> {
       handler()
       return
     }
-    // Nothing of a command's is left behind even then: exit handlers run.
+    // Exit handlers still run, and remove what the command made.
     if (interruption.signal.aborted) process.exit(130)
     interruption.abort()
   }
   const deaf = (error: NodeJS.ErrnoException): void => {
-    // Whoever read our output has gone (`tmem … | head`): nobody is left to tell.
+    // The reader of the output has gone (`tmem … | head`).
     if (error.code === 'EPIPE') interruption.abort()
     else throw error
   }
@@ -67,37 +67,39 @@ function program(terminal: Terminal): Command {
     .description('transcendent memory for user space: memory that a program can use but does not own')
     .version(programVersion())
     .exitOverride()
-    // Mistakes are told once, in one line, by `run`.
+    // `run` reports errors, each once and in one line.
     .configureOutput({ outputError: () => undefined })
     .helpCommand(false)
     .addHelpText('after', `\nExit codes:\n${exitCodes.map(([code, what]) => `${code}: ${what}`).join('\n')}`)
   const json = (): Option => new Option('--json', 'print one JSON document, and nothing else on standard output')
 
   const report = (what: string): Option =>
-    new Option('--report <file>', `also write a page to look at, one file that needs no network: ${what}`)
+    new Option('--report <file>', `also write an HTML page, one file that needs no network: ${what}`)
   const overwrite = (): Option =>
-    new Option('--overwrite', 'write the report also over a file that is there and is no report')
+    new Option('--overwrite', 'let --report replace an existing file that is not a report')
 
   const modules = (): Option =>
-    new Option('--modules <file>', 'a module whose layers the stack may name, too (repeat for more)').argParser(list)
+    new Option('--modules <file>', 'a module whose layers the stack may also name (repeat for more)').argParser(list)
 
   tmem
     .command('demo')
-    .description('swap real pages: all the memory, half of it with tmem, and half of it with a swap file alone')
+    .description(
+      'swap real pages on three machines: one with all the memory, one with half of it and tmem, one with half of it and a swap file',
+    )
     .option('--input <path...>', 'files and directories whose bytes fill the pages (default: Node.js and this program)')
-    .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or what the input has)', bytes)
+    .option('--size <bytes>', 'bytes of pages, e.g. 64MiB (default: 256MiB, or the size of the input)', bytes)
     .option(
       '--budget <bytes>',
-      'how much memory tmem is given, beside half of --size for the program (default: the other half)',
+      'how much memory tmem gets, and the third machine loses (default: half of --size)',
       bytes,
     )
-    .option('--dir <path>', 'where the swap files are made (default: the first temporary directory on a disk)')
+    .option('--dir <path>', 'where to make the swap files (default: the first temporary directory on a disk)')
     .addOption(new Option('--seed <number>', 'seed of the stream of reads and writes').argParser(seed).default(1))
     .addOption(report('curves over time and the table'))
     .addOption(overwrite())
     .option(
       '--remote',
-      'instead: a program of 512MiB (--size) with an eighth of that, over two Redis servers, one of which is killed',
+      'instead run a program of 512MiB (--size) in an eighth of that memory, over two Redis servers, and kill one of them',
     )
     .addOption(json())
     .action(async ({ remote, ...options }) =>
@@ -110,8 +112,8 @@ function program(terminal: Terminal): Command {
     .command('bench')
     .description('measure tmem and a reference in the same run')
     .addArgument(new Argument('<suite>', 'what to measure').choices([...Object.keys(suites), 'stack']))
-    .option('--quick', 'about a tenth of the work; figures are rougher')
-    .option('--stack <text>', 'bench stack: the stack whose puts, gets and flushes are measured')
+    .option('--quick', 'do about a tenth of the work, for rougher figures')
+    .option('--stack <text>', 'for bench stack: the stack whose puts, gets and flushes to measure')
     .addOption(report('every row against its reference and its goal'))
     .addOption(overwrite())
     .addOption(modules())
@@ -120,21 +122,17 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('explore')
-    .description('run small concurrent programs through all their interleavings, with a rule kept and broken')
+    .description('run small concurrent programs through all their interleavings, with a rule kept and with it broken')
     .argument(
       '[scenario]',
-      'the scenario to show, or a file (.mjs, .js) with one of your own (default: a table of all)',
+      'the scenario to show, or a file (.mjs, .js) with your own (default: a table of all scenarios)',
     )
-    .option('--list', 'the table of all')
-    .option(
-      '--states <number>',
-      'visit so many states at most, and say so where there are more (default: 200000)',
-      states,
-    )
-    .option('--litmus', 'print the litmus test of a lockless rule, for herd7 and the memory model of the kernel')
-    .option('--mutant', 'that of its mutant')
-    .option('--trace <file>', 'instead: check what tmem guest run --trace has recorded against the rules of the models')
-    .addOption(report('the rule kept and broken as sequence charts'))
+    .option('--list', 'show the table of all scenarios')
+    .option('--states <number>', 'visit at most this many states, and say if there are more (default: 200000)', states)
+    .option('--litmus', "print the litmus test of a lockless rule, for herd7 and the kernel's memory model")
+    .option('--mutant', "with --litmus: print the litmus test of the rule's mutant")
+    .option('--trace <file>', 'instead check a trace of tmem guest run --trace against the rules of the models')
+    .addOption(report('the rule, kept and broken, as sequence charts'))
     .addOption(overwrite())
     .addOption(json())
     .action(async (name, options) => (await import('./explore.ts')).explore(name, options, terminal))
@@ -142,53 +140,57 @@ function program(terminal: Terminal): Command {
   tmem
     .command('simulate')
     .description(
-      'play whole stacks over a simulated disk and clock, under faults, and compare every answer with a reference',
+      'run whole stacks over a simulated disk and clock, under faults, and compare every answer with a reference',
     )
-    .option('--seconds <number>', 'how long (default: 10)', seed)
-    .option('--seed <number>', 'what decides everything (default: drawn)', seed)
-    .option('--history <number>', 'play that history of the seed alone', seed)
-    .option('--trace', 'print the operations of that history')
+    .option('--seconds <number>', 'how long to run (default: 10)', seed)
+    .option('--seed <number>', 'seed of all histories (default: random)', seed)
+    .option('--history <number>', 'run only this history of the seed', seed)
+    .option('--trace', 'print the operations of the history')
     .addOption(json())
     .action(async (options) => (await import('./simulate.ts')).simulate(options, terminal))
 
   tmem
     .command('soak')
-    .description(
-      'run servers of this program under clients, knobs and kills, and compare all that is read with a model',
-    )
-    .option('--minutes <number>', 'how long, e.g. 0.5', minutes, 10)
-    .option('--seed <number>', 'what decides what everybody does (default: drawn)', seed)
+    .description('run servers of this program under clients, knobs and kills, and compare every read with a model')
+    .option('--minutes <number>', 'how long to run, e.g. 0.5', minutes, 10)
+    .option('--seed <number>', 'seed of all actions of clients, knobs and kills (default: random)', seed)
     .addOption(json())
     .action(async (options) => (await import('./soak.ts')).soak(options, terminal))
 
   tmem
     .command('stack')
-    .description('list the layers that stacks are made of, or check a stack')
+    .description('list the available layers, or check a stack')
     .argument('[text]', 'a stack, e.g. "zcache(limit=64MiB) > frontswap(file=/tmp/swap.img,size=1GiB)"')
     .option('--file <path>', 'read the stack from a YAML file')
     .addOption(modules())
     .addOption(json())
     .action(async (text, options) => (await import('./layers.ts')).stack(text, options, terminal))
 
-  /** Which devices over which stacks, and how they are served apart from NBD. */
+  /** Adds the options that name the devices and their stacks, and the ways to serve them other than NBD. */
   const devices = (command: Command): Command =>
     command
-      .requiredOption('--stack <text>', "the stack of each device; {name} and {size} in it are the device's own")
+      .requiredOption(
+        '--stack <text>',
+        'the stack of each device, in which {name} and {size} stand for its name and size',
+      )
       .addOption(modules())
-      .option('--hypervisor <text>', 'memory that is offered each page first, and may be wanted back (virtswap)')
+      .option(
+        '--hypervisor <text>',
+        'hypervisor memory that is offered each page first, and that may be reclaimed (virtswap)',
+      )
       .option(
         '--memory <auto,…>',
-        'auto: limits that follow the host; perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES',
+        'auto: memory limits follow the free memory of the host; optional: floor=BYTES, ceiling=BYTES, reserve=BYTES',
       )
       .requiredOption(
         '--device <name=NAME,size=BYTES>',
-        'a device, perhaps with memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
+        'a device; optional: memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough (repeat for more)',
         list,
       )
-      .option('--fuse <directory>', 'serve as files of a mount: devices, statistics, knobs')
-      .option('--busy-turns <number>', 'look so many times for the next request before sleeping', seed)
+      .option('--fuse <directory>', 'mount a file system here with devices, statistics and knobs as files')
+      .option('--busy-turns <number>', 'poll this many times for the next request before sleeping', seed)
       .addOption(
-        new Option('--log-level <level>', 'the least that is said (default: info)').choices([
+        new Option('--log-level <level>', 'lowest level that is logged (default: info)').choices([
           'error',
           'warn',
           'info',
@@ -196,29 +198,34 @@ function program(terminal: Terminal): Command {
         ] as const),
       )
 
-  const control = (): Option =>
-    new Option('--control <path>', 'socket on which the server answers').default(defaultControl)
+  const control = (): Option => new Option('--control <path>', 'control socket of the server').default(defaultControl)
 
   devices(
-    tmem.command('serve').description('serve block devices over a stack, in the foreground, over NBD and as files'),
+    tmem.command('serve').description('serve block devices over a stack, over NBD and as files, in the foreground'),
   )
     .option('--nbd <address>', 'serve over NBD: unix:PATH[,mode=660] or tcp:HOST:PORT (repeat for more)', list)
-    .option('--tls-certificates <directory>', 'TLS on TCP: server-cert.pem, server-key.pem, ca-cert.pem')
-    .option('--tls-verify-peer', 'let in only clients whose certificate ca-cert.pem has signed')
+    .option(
+      '--tls-certificates <directory>',
+      'use TLS on TCP, with server-cert.pem, server-key.pem and ca-cert.pem from here',
+    )
+    .option('--tls-verify-peer', 'accept only clients whose certificate ca-cert.pem has signed')
     .option(
       '--nbd-limits <name=value,…>',
       'connections=256, per-address=64 (TCP), requests=128 (of each), bytes=64MiB, handshake=10, keepalive=60 (seconds)',
     )
     .option('--http <address>', 'serve the web console: tcp:PORT (on the loopback) or tcp:HOST:PORT')
-    .option('--http-token <file>', 'who says what this file holds may turn knobs there (default: nobody may)')
+    .option(
+      '--http-token <file>',
+      'file with the token that permits its bearer to set knobs in the console (default: nobody may)',
+    )
     .addOption(control())
     .option('--socket-mode <mode>', 'permissions of the control socket and of unix: sockets (default: 600)')
-    .option('--socket-group <group>', 'name or number of their group, which then may use them (mode 660)')
+    .option('--socket-group <group>', 'group of these sockets, by name or number, which may then use them (mode 660)')
     .option('--metrics <address>', 'serve metrics for Prometheus over HTTP: tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
-    .option('--drain', 'on SIGTERM end swapping to the devices of the mount first')
-    .option('--fresh', 'serve also where a server before was killed and its pages are lost')
+    .option('--drain', 'on SIGTERM, first end swapping to the devices of the mount')
+    .option('--fresh', 'start even if an earlier server was killed and its pages are lost')
     .addOption(
-      new Option('--log <format>', 'how it says what happens (default: text on a terminal, JSON elsewhere)').choices([
+      new Option('--log <format>', 'log format (default: text on a terminal, JSON elsewhere)').choices([
         'text',
         'json',
       ] as const),
@@ -229,35 +236,38 @@ function program(terminal: Terminal): Command {
   devices(
     tmem
       .command('run')
-      .description('serve block devices for one command, which finds them in TMEM_NBD and TMEM_FILE, and end with it'),
+      .description('serve block devices while one command runs, which finds them in TMEM_NBD and TMEM_FILE'),
   )
     .argument('<command...>', 'the command and its arguments, after --')
     .action(async (command, options) => (await import('./up/run.ts')).runCommand(command, options, terminal))
 
-  const file = (): Option => new Option('-f, --file <path>', 'the file that says what is served').default('tmem.yaml')
-  const fileControl = (): Option => new Option('--control <path>', 'socket of the server, instead of that in the file')
+  const file = (): Option => new Option('-f, --file <path>', 'the configuration file').default('tmem.yaml')
+  const fileControl = (): Option =>
+    new Option('--control <path>', 'control socket of the server (default: the one in the file)')
 
   tmem
     .command('up')
-    .description('serve what a file says, in the foreground, and swap to it where it says so')
+    .description(
+      'serve what a configuration file says, in the foreground, and swap to the devices it marks for swapping',
+    )
     .addOption(file())
     .addOption(fileControl())
-    .option('--fresh', 'serve also where a server before was killed and its pages are lost')
+    .option('--fresh', 'start even if an earlier server was killed and its pages are lost')
     .addOption(json())
     .action(async (options) => (await import('./up/up.ts')).up(options, terminal))
 
   tmem
     .command('down')
-    .description('end what tmem up has begun: swap first, then the server')
+    .description('end what tmem up started: first swapping, then the server')
     .addOption(file())
     .addOption(fileControl())
-    .option('--wait <seconds>', 'wait so long for its end', seed, 60)
+    .option('--wait <seconds>', 'wait at most this long for the server to end', seed, 60)
     .addOption(json())
     .action(async (options) => (await import('./up/up.ts')).down(options, terminal))
 
   tmem
     .command('status')
-    .description('what is served and swapped to, and where that differs from the file')
+    .description('show what is served and swapped to, and every difference from the configuration file')
     .addOption(file())
     .addOption(fileControl())
     .addOption(json())
@@ -265,7 +275,7 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('config')
-    .description('check a file for tmem up, or print its JSON Schema')
+    .description('check a configuration file for tmem up, or print its JSON Schema')
     .addArgument(new Argument('<what>', 'what to do').choices(['check', 'schema'] as const))
     .addOption(file())
     .addOption(json())
@@ -273,27 +283,27 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('install-unit')
-    .description('write the systemd units that run what a file says')
+    .description('write the systemd units that serve what a configuration file says')
     .addOption(file())
-    .option('--name <name>', 'name of the units, and of the user where it gets one of its own', 'tmem')
-    .option('--root <directory>', 'the folder that stands for /, e.g. of an image that is being made', '/')
+    .option('--name <name>', 'name of the units, and of their user if they get one of their own', 'tmem')
+    .option('--root <directory>', 'directory to use as /, e.g. of an image that is being built', '/')
     .addOption(json())
     .action(async (options) => (await import('./up/unit.ts')).installUnit(options, terminal))
 
   tmem
     .command('stat')
-    .description('statistics of the devices of a server')
+    .description('show statistics of the devices of a server')
     .addOption(control())
-    .option('--wait <seconds>', 'wait so long for a server that is just being started', seed, 0)
-    .option('--watch [seconds]', 'again and again (default: every second)')
+    .option('--wait <seconds>', 'wait at most this long for a server that is starting', seed, 0)
+    .option('--watch [seconds]', 'print them again at this interval (default: 1)')
     .addOption(json())
     .action(async (options) => (await import('./serve/stat.ts')).stat(options, terminal))
 
   tmem
     .command('explain')
-    .description('where a page of a device is: its place, codec, size, age, and last moves')
+    .description('show where a page of a device is: its place, codec, size, age, and last moves')
     .argument('<device>', 'name of the device')
-    .argument('<offset>', 'a byte of the page, e.g. 64MiB or 4096', bytes)
+    .argument('<offset>', 'offset of any byte of the page, e.g. 64MiB or 4096', bytes)
     .addOption(control())
     .addOption(json())
     .action(async (device, offset, options) =>
@@ -302,19 +312,19 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('top')
-    .description('what devices and places do in each second, those first that are waited for longest')
+    .description('show what devices and places do each second, longest waits first')
     .addOption(control())
-    .option('--interval <seconds>', 'how often to look, 0.1 to 3600', interval, 1)
-    .option('--once', 'look for one interval, print it, and end')
+    .option('--interval <seconds>', 'time between two looks, 0.1 to 3600', interval, 1)
+    .option('--once', 'print one interval and end')
     .addOption(json())
     .action(async (options) => (await import('./serve/top.ts')).top(options, terminal))
 
   tmem
     .command('knob')
-    .description('show or turn what can be set on a device of a server: its size, limits, writeback, recompression')
+    .description('show or set the knobs of a device: its size, limits, writeback, recompression')
     .argument('<device>', 'name of the device')
-    .argument('[name]', 'name of the knob (default: all are shown)')
-    .argument('[value...]', 'what to set or do, e.g. type=idle max_pages=1000')
+    .argument('[name]', 'name of the knob (default: show all)')
+    .argument('[value...]', 'new value or action, e.g. type=idle max_pages=1000')
     .addOption(control())
     .addOption(json())
     .action(async (device, name, words, options) =>
@@ -323,58 +333,58 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('swap')
-    .description('swap to a device of a server on this host (FUSE and a loop device), stop that, or show it')
+    .description('start, end or show swapping of this host to a device of a server (over FUSE and a loop device)')
     .addArgument(new Argument('<what>', 'what to do').choices(['on', 'off', 'status']))
     .argument('[device]', 'name of the device (default: the only one)')
     .addOption(control())
     .option('--priority <number>', 'priority of the swap area, 0 to 32767', seed, 100)
-    .option('--wait <seconds>', 'wait so long for a server that is just being started', seed, 0)
+    .option('--wait <seconds>', 'wait at most this long for a server that is starting', seed, 0)
     .addOption(json())
     .action(async (what, device, options) => (await import('./serve/swap.ts')).swap(what, device, options, terminal))
 
   tmem
     .command('doctor')
-    .description('what this host lacks for swapping to tmem, and what to do about it')
+    .description('show what this host lacks for swapping to tmem, and how to mend it')
     .addOption(control())
     .addOption(json())
     .action(async (options) => (await import('./serve/doctor.ts')).doctor(options, terminal))
 
   tmem
     .command('guest')
-    .description('Linux guests whose kernels call the hooks of transcendent memory')
+    .description('run Linux guests whose kernels call the hooks of transcendent memory')
     .command('run')
-    .description('boot a guest in QEMU that swaps into a stack of this process, and compare what all sides count')
+    .description('boot a guest in QEMU that swaps into a stack of this process, and compare the counters of all sides')
     .addOption(
-      new Option('--workload <name>', 'what the guest does, and verifies')
+      new Option('--workload <name>', 'what the guest runs and verifies')
         .choices(['hog', 'reread', 'tar', 'compile'] as const)
         .default('hog' as const),
     )
-    .option('--memory <bytes>', 'of the guest: 96MiB to 2GiB', bytes, 128 * 2 ** 20)
-    .option('--size <bytes>', 'what the workload uses (default: half as much again as the memory)', bytes)
-    .option('--kernel-with-cleancache', "compile a kernel with cleancache once, and boot that instead of Debian's")
-    .option('--stack <text>', 'where its pages go (default: zcache(limit=128MiB))')
-    .option('--control <path>', 'the socket of a tmem xen host that serves it, instead of this process')
-    .option('--domain <number>', 'its number there', domain, 1)
+    .option('--memory <bytes>', 'memory of the guest, 96MiB to 2GiB', bytes, 128 * 2 ** 20)
+    .option('--size <bytes>', 'memory that the workload uses (default: 1.5 times --memory)', bytes)
+    .option('--kernel-with-cleancache', "boot a kernel with cleancache, compiled at the first use, instead of Debian's")
+    .option('--stack <text>', "the stack that takes the guest's pages (default: zcache(limit=128MiB))")
+    .option('--control <path>', 'socket of a tmem xen host that serves the guest instead of this process')
+    .option('--domain <number>', "with --control: the guest's domain number", domain, 1)
     .addOption(modules())
-    .option('--cache <path>', "folder that kernel, headers and module are kept in (default: in the user's cache)")
+    .option('--cache <path>', "directory for kernel, headers and module (default: in the user's cache directory)")
     .option(
       '--patience <seconds>',
-      'how long the guest waits for us, or for a page that we took, before its kernel stops',
+      'how long the guest waits for the host, or for a page that the host has taken, before its kernel stops',
       seed,
       60,
     )
-    .option('--no-posted', 'the guest waits for each flush')
-    .option('--trace <file>', 'a new file for what the kernel calls: frontswap, and MMU notifiers on hog')
+    .option('--no-posted', 'let the guest wait for each flush')
+    .option('--trace <file>', "new file for a trace of the kernel's calls: frontswap, and with hog also MMU notifiers")
     .addOption(json())
     .action(async (options) => (await import('./guest/run.ts')).guestRun(options, terminal))
 
-  const xen = tmem.command('xen').description("Xen's tmem interface")
+  const xen = tmem.command('xen').description("act as a host with Xen's tmem interface, and as its toolstack")
   xen
     .command('decode')
-    .description('a raw structure, or a saved domain, in words')
-    .argument('<words...>', 'the structure in hex, or a file that has it, raw or in hex; or what save wrote')
+    .description('explain a raw structure, or a saved domain')
+    .argument('<words...>', 'the structure in hex, a file with the structure, raw or in hex, or a file written by save')
     .addOption(
-      new Option('--as <structure>', 'what it is (default: a stream where it begins as one, else op)').choices([
+      new Option('--as <structure>', 'kind of structure (default: stream if it begins like one, else op)').choices([
         'op',
         'sysctl',
         'handle',
@@ -384,31 +394,33 @@ function program(terminal: Terminal): Command {
       ] as const),
     )
     .addOption(xenRelease())
-    .addOption(new Option('--bits <width>', 'width of the guest').choices(['32', '64'] as const).default('64' as const))
+    .addOption(
+      new Option('--bits <width>', 'word width of the guest').choices(['32', '64'] as const).default('64' as const),
+    )
     .addOption(json())
     .action(async (words, options) => (await import('./xen/decode.ts')).decode(words, options, terminal))
   const xenControl = (): Option => new Option('--control <path>', 'socket of the host').default(defaultXenControl)
   const commands = () => import('./xen/commands.ts')
   xen
     .command('host')
-    .description('a host for guests that connect to its socket, over a stack, in the foreground')
-    .requiredOption('--stack <text>', 'where pages go')
+    .description('serve guests that connect to a socket, over a stack, in the foreground')
+    .requiredOption('--stack <text>', "the stack that takes the guests' pages")
     .addOption(modules())
     .addOption(xenControl())
     .addOption(xenRelease())
     .addOption(
-      new Option('--defects <mode>', 'what Xen got wrong: mended, or as in the original')
+      new Option('--defects <mode>', "behaviour where Xen has defects: mended, or Xen's own")
         .choices(['mended', 'original'] as const)
         .default('mended' as const),
     )
-    .option('--max <bytes>', 'persistent pages that each domain may have', bytes)
+    .option('--max <bytes>', 'most bytes of persistent pages for each domain', bytes)
     .addOption(json())
     .action(async (options) => (await import('./xen/host.ts')).host(options, terminal))
   xen
     .command('list')
-    .description('what each domain has')
+    .description('list pools and counters of each domain')
     .argument('[domain]', 'number of a domain (default: all)')
-    .option('--long', 'all fields')
+    .option('--long', 'show all fields')
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, options) => (await commands()).list(domain, options, terminal))
@@ -427,17 +439,19 @@ function program(terminal: Terminal): Command {
     .command('set')
     .description('set weight, cap or compression of a domain')
     .argument('<domain>', 'number of a domain, or all')
-    .option('--weight <number>', 'its weight', seed)
-    .option('--cap <number>', 'its cap (up to 4.7; it does nothing)', seed)
-    .addOption(new Option('--compress <yes|no>', 'whether it is compressed').choices(['yes', 'no'] as const))
+    .option('--weight <number>', 'weight of the domain', seed)
+    .option('--cap <number>', 'cap of the domain (Xen 4.0 to 4.7; without effect)', seed)
+    .addOption(
+      new Option('--compress <yes|no>', "whether the domain's pages are compressed").choices(['yes', 'no'] as const),
+    )
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, options) => (await commands()).set(domain, options, terminal))
   xen
     .command('shared-auth')
-    .description('permit a domain to share under a uuid, or withdraw that')
+    .description('permit a domain to share pools under a UUID, or withdraw the permission')
     .argument('<domain>', 'number of a domain, or all')
-    .requiredOption('--uuid <uuid>', 'the uuid')
+    .requiredOption('--uuid <uuid>', 'UUID of the shared pools')
     .addOption(
       new Option('--permit <yes|no>', 'permit or withdraw').choices(['yes', 'no'] as const).default('yes' as const),
     )
@@ -446,45 +460,45 @@ function program(terminal: Terminal): Command {
     .action(async (domain, options) => (await commands()).sharedAuth(domain, options, terminal))
   xen
     .command('freeable')
-    .description('how much memory could be had back')
+    .description('show how much memory a flush could free')
     .addOption(xenControl())
     .addOption(json())
     .action(async (options) => (await commands()).freeable(options, terminal))
   xen
     .command('flush')
-    .description('evict ephemeral pages, and give their memory back')
-    .argument('<bytes>', 'how much, e.g. 64MiB', bytes)
+    .description('evict ephemeral pages and free their memory')
+    .argument('<bytes>', 'how much to free, e.g. 64MiB', bytes)
     .addOption(xenControl())
     .addOption(json())
     .action(async (amount, options) => (await commands()).flush(amount, options, terminal))
   xen
     .command('save')
-    .description('save a domain to a file; it goes on')
+    .description('save a domain to a file, while it stays in service')
     .argument('<domain>', 'number of a domain')
-    .argument('<file>', 'a file that there is not yet')
+    .argument('<file>', 'new file for the stream')
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, file, options) => (await commands()).save(domain, file, options, terminal))
   xen
     .command('restore')
-    .description('restore a domain from a file')
-    .argument('<domain>', 'the number that it gets')
-    .argument('<file>', 'what save wrote')
+    .description('restore a domain from a file of save')
+    .argument('<domain>', 'number for the domain')
+    .argument('<file>', 'file that save wrote')
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, file, options) => (await commands()).restore(domain, file, options, terminal))
   xen
     .command('attach')
-    .description('serve the guest of a virtual machine, whose kernel has the module of @tmem/kernel-guest')
-    .argument('<domain>', 'the number that it gets, or that its domain was restored under')
-    .requiredOption('--memory <path>', "the file that is the guest's memory")
-    .requiredOption('--doorbell <path>', 'the socket of its doorbell')
+    .description('serve a virtual machine whose kernel has the module of @tmem/kernel-guest')
+    .argument('<domain>', 'number for the domain, or the number of the restored domain that belongs to the guest')
+    .requiredOption('--memory <path>', "file that is the guest's memory")
+    .requiredOption('--doorbell <path>', "socket of the guest's doorbell")
     .addOption(xenControl())
     .addOption(json())
     .action(async (domain, options) => (await commands()).attach(domain, options, terminal))
   xen
     .command('migrate')
-    .description('move a domain to another host while its guest runs')
+    .description('migrate a domain to another host while its guest runs')
     .argument('<domain>', 'number of a domain')
     .requiredOption('--to <path>', 'socket of the other host')
     .addOption(xenControl())
@@ -493,16 +507,16 @@ function program(terminal: Terminal): Command {
 
   tmem
     .command('help')
-    .description('what a command is for and takes, or manual pages')
-    .argument('[command...]', 'which (default: the program)')
-    .option('--man', 'print the manual page instead, for man(1)')
+    .description('show help on a command, or its manual page')
+    .argument('[command...]', 'name of the command (default: the program)')
+    .option('--man', 'print the manual page for man(1)')
     .addOption(json())
     .action(async (names, options) => (await import('./help/help.ts')).help(tmem, names, options, terminal))
 
   tmem
     .command('completion')
-    .description('print the script with which a shell completes the words of tmem')
-    .addArgument(new Argument('<shell>', 'which shell').choices(['bash', 'zsh', 'fish'] as const))
+    .description('print the script that makes a shell complete the words of tmem')
+    .addArgument(new Argument('<shell>', 'name of the shell').choices(['bash', 'zsh', 'fish'] as const))
     .addOption(json())
     .action(async (shell, options) => (await import('./help/completion.ts')).completion(tmem, shell, options, terminal))
 
@@ -510,7 +524,7 @@ function program(terminal: Terminal): Command {
 }
 
 function xenRelease(): Option {
-  return new Option('--release <release>', 'whose interface: 4.0.0, 4.0 to 4.12 (default: 4.9)')
+  return new Option('--release <release>', 'release of Xen whose interface to use: 4.0.0, 4.0 to 4.12 (default: 4.9)')
 }
 
 function list(text: string, before: readonly string[] = []): readonly string[] {

@@ -23,7 +23,7 @@ import pc from 'picocolors'
 import { BadInput } from './ending.ts'
 import { readGivenFile } from './given-file.ts'
 
-/** A stack has a few lines. */
+/** More than any stack needs. */
 const maxFileBytes = 2 ** 20
 
 import type { Terminal } from './terminal.ts'
@@ -39,9 +39,7 @@ export const layerFactories: readonly LayerFactory[] = [
   vramFactory,
 ]
 
-/**
- * The layers of this program, and those that other modules export. Throws `BadInput`, also for a name that is taken.
- */
+/** The layers of this program and those that the modules export. Throws `BadInput`, also for a name that is taken. */
 export async function layersWith(modules: readonly string[] = []): Promise<LayerFactory[]> {
   const factories = [...layerFactories]
   for (const path of modules) {
@@ -53,10 +51,12 @@ export async function layersWith(modules: readonly string[] = []): Promise<Layer
     }
     const found = factoriesIn(exported)
     if (found.length === 0)
-      throw new BadInput(`--modules: ${path} exports no layer: an object with name, summary, options and create`)
+      throw new BadInput(`--modules: ${path} exports no layer (an object with name, summary, options and create)`)
     for (const factory of found) {
       if (factories.some(({ name }) => name === factory.name))
-        throw new BadInput(`--modules: ${path} exports a layer ${factory.name}, but there is one of that name`)
+        throw new BadInput(
+          `--modules: ${path} exports a layer ${factory.name}, but that name is taken: rename the layer`,
+        )
       factories.push(factory)
     }
   }
@@ -68,7 +68,7 @@ export async function stackFromFile(
   path: string,
   factories: readonly LayerFactory[] = layerFactories,
 ): Promise<Layer[]> {
-  // Only needed here, and slow to load.
+  // Slow to load, and needed only here.
   const { parse, YAMLParseError } = await import('yaml')
   let text: string
   try {
@@ -80,16 +80,14 @@ export async function stackFromFile(
   try {
     data = parse(text)
   } catch (error) {
-    // Its aliases are looked at last: they stand for nothing, or for too much.
+    // A ReferenceError: an alias without an anchor, or aliases that expand to too much.
     if (!(error instanceof YAMLParseError || error instanceof ReferenceError)) throw error
     throw new BadInput(`${path} is not YAML: ${error.message.split('\n')[0]}`)
   }
   return stackFromData(data, factories)
 }
 
-/**
- * `tmem stack`: without a stack lists the layers that there are; with one says what it can do, or why it cannot stand.
- */
+/** `tmem stack`: lists the available layers; with a stack, says what it can do, or why it cannot work. */
 export async function stack(
   text: string | undefined,
   options: { file?: string; modules?: string[]; json?: true },

@@ -1,4 +1,4 @@
-/** A Redis or Valkey server of our own, for demos and benches: on a loopback port, with nothing on disk. */
+/** Starts Redis or Valkey servers for demos and benches: on a loopback port, with nothing on disk. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -8,10 +8,10 @@ import { join } from 'node:path'
 import { Valkey } from 'iovalkey'
 import { Failed } from './ending.ts'
 
-/** What to install where no server can be started. */
-export const lackingServer = 'needs valkey-server, redis-server, or Debian’s redis-tools, which has the same program'
+/** What to install if no server can be started. */
+export const lackingServer = 'needs a lending server: install valkey-server, redis-server or redis-tools (Debian)'
 
-/** Programs that are the server, when they are called so: Debian's redis-tools has it under another name. */
+/** Programs that contain the server. The one in Debian's redis-tools acts as the server if its argv[0] says so. */
 export const serverCommands: readonly string[] = ['valkey-server', 'redis-server', 'redis-check-rdb']
 
 export class LendingServer {
@@ -26,7 +26,7 @@ export class LendingServer {
     this.#folder = mkdtempSync(join(tmpdir(), 'tmem-lender-'))
   }
 
-  /** Starts one; `undefined`: no program for it is there. Rejects with `Failed` when it does not answer. */
+  /** Starts a server; `undefined` if no program is installed. Rejects with `Failed` if the server does not answer. */
   static async start(): Promise<LendingServer | undefined> {
     const probe = createServer().listen(0, '127.0.0.1')
     await once(probe, 'listening')
@@ -41,7 +41,7 @@ export class LendingServer {
     return undefined
   }
 
-  /** Starts it, on the same port, with nothing in it. False: there is no such program. */
+  /** Starts the server again, empty, on the same port. False if the program is not installed. */
   async restart(): Promise<boolean> {
     const fixed = ['--port', `${this.port}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
     const child = spawn(this.#command, [...fixed, '--dir', this.#folder], { argv0: 'redis-server', stdio: 'ignore' })
@@ -56,14 +56,16 @@ export class LendingServer {
       await client.ping()
     } catch (error) {
       await this.stop()
-      throw new Failed(`${this.#command} does not answer on port ${this.port}: ${(error as Error).message}`)
+      throw new Failed(
+        `${this.#command} was started and does not answer on port ${this.port}: ${(error as Error).message}`,
+      )
     } finally {
       client.disconnect()
     }
     return true
   }
 
-  /** A client of it. */
+  /** A new client of the server. */
   client(): Valkey {
     const client = new Valkey({
       host: '127.0.0.1',
@@ -71,12 +73,12 @@ export class LendingServer {
       maxRetriesPerRequest: 100,
       retryStrategy: () => 50,
     })
-    // What fails is told to whoever asked.
+    // The caller of each command gets its error.
     client.on('error', () => undefined)
     return client
   }
 
-  /** Ends it in the middle of whatever it does. */
+  /** Kills the server with SIGKILL. */
   async kill(): Promise<void> {
     const child = this.#child
     this.#child = undefined
@@ -86,7 +88,7 @@ export class LendingServer {
     await ended
   }
 
-  /** Ends it, and leaves nothing behind. */
+  /** Ends the server and removes its directory. */
   async stop(): Promise<void> {
     await this.kill()
     rmSync(this.#folder, { recursive: true, force: true })

@@ -1,9 +1,8 @@
 /**
- * Reports of commands, as files.
+ * The files of --report.
  *
- * Invariant: what is written over is a report of ours, or what the user has said may be written over; told by what
- * stands in the very file that is opened, whatever it is called. A file that could not be written whole and was not
- * there before is taken away again.
+ * Invariant: only an earlier report is overwritten, or any file with --overwrite. The content of the opened file
+ * decides, not its name. A new file that could not be written whole is removed.
  */
 import {
   closeSync,
@@ -22,37 +21,37 @@ import { type ReportData, reportMark, reportPage } from '@tmem/console'
 import { describeMachine } from './bench/frame.ts'
 import { BadInput, Failed } from './ending.ts'
 
-/** As it comes from the command line. */
+/** The options as they come from the command line. */
 export interface ReportOptions {
-  /** Where a report goes. */
+  /** Path of the report. */
   readonly report?: string
-  /** Also over a file that is none. */
+  /** Replace even a file that is not a report. */
   readonly overwrite?: true
 }
 
-/** What a report is about, without what all of them have. */
+/** The data of a report, without the fields that all reports share. */
 export type ReportContent = ReportData extends infer Each
   ? Each extends unknown
     ? Omit<Each, 'time' | 'machine'>
     : never
   : never
 
-/** Throws `BadInput` when a report could not be written there, before the work that it would be about. */
+/** Throws `BadInput` if a report could not be written; called before the work begins. */
 export function judgeReport({ report, overwrite }: ReportOptions): void {
   if (report === undefined) {
-    if (overwrite === true) throw new BadInput('--overwrite is for --report FILE')
+    if (overwrite === true) throw new BadInput('--overwrite needs --report FILE: give both, or neither')
     return
   }
   const path = resolve(report)
   if (!existsSync(path)) {
     if (statSync(dirname(path), { throwIfNoEntry: false })?.isDirectory() !== true)
-      throw new BadInput(`--report ${report}: there is no directory ${dirname(path)}: make it with mkdir -p`)
+      throw new BadInput(`--report ${report}: the directory ${dirname(path)} does not exist: make it with mkdir -p`)
     return
   }
   closeSync(openOurs(report, overwrite === true))
 }
 
-/** Writes a report. Throws `BadInput` for a file that may not be written over, `Failed` when it cannot be written. */
+/** Writes a report. Throws `BadInput` if the file may not be overwritten, `Failed` if it cannot be written. */
 export function writeReport({ report, overwrite }: ReportOptions, content: ReportContent): void {
   if (report === undefined) return
   const bytes = Buffer.from(reportPage({ ...content, time: Date.now(), machine: describeMachine() } as ReportData))
@@ -78,21 +77,24 @@ export function writeReport({ report, overwrite }: ReportOptions, content: Repor
   }
 }
 
-/** Opens a report for writing. Throws `BadInput` for anything else, unless it may be written over. */
+/** Opens a report for writing. Throws `BadInput` for anything but a report, unless `overwrite` is set. */
 function openOurs(report: string, overwrites: boolean): number {
   let file: number
   try {
-    // Opening a pipe would wait for who reads from it.
+    // Without O_NONBLOCK, opening a pipe would wait for a reader.
     file = openSync(resolve(report), constants.O_RDWR | constants.O_NONBLOCK)
   } catch (error) {
-    throw new BadInput(`--report ${report}: it is there, and cannot be opened: ${(error as Error).message}`)
+    throw new BadInput(`--report ${report}: the file exists and cannot be opened: ${(error as Error).message}`)
   }
   try {
-    if (!fstatSync(file).isFile()) throw new BadInput(`--report ${report}: it is there, and no file: name another`)
+    if (!fstatSync(file).isFile())
+      throw new BadInput(`--report ${report}: it exists and is not a regular file: name another`)
     const begins = Buffer.alloc(Buffer.byteLength(reportMark))
     const length = readSync(file, begins, 0, begins.length, 0)
     if (begins.toString('utf8', 0, length) !== reportMark && !overwrites)
-      throw new BadInput(`--report ${report}: it is there, and no report: name another file, or add --overwrite`)
+      throw new BadInput(
+        `--report ${report}: the file exists and is not a report: name another file, or add --overwrite`,
+      )
     return file
   } catch (error) {
     closeSync(file)

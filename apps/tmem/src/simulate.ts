@@ -1,6 +1,6 @@
 /**
- * `tmem simulate`: whole stacks over a simulated disk and clock, under faults, against a reference; or one such history
- * again.
+ * `tmem simulate`: runs whole stacks over a simulated disk and clock, under faults, against a reference; or repeats one
+ * such history.
  */
 import { type FaultKind, faultKinds, simulate as run, type SimulationReport } from '@tmem/simulator'
 import { BadInput, Failed, throwIfInterrupted } from './ending.ts'
@@ -16,12 +16,13 @@ export interface SimulateOptions {
 }
 
 /**
- * Runs histories for a while and prints what came of it; with `history` that one alone. Throws `Failed` at the first
- * wrong answer.
+ * Runs histories for the given time and prints the counts; with `history`, runs only that one. Throws `Failed` at the
+ * first wrong answer.
  */
 export async function simulate(options: SimulateOptions, terminal: Terminal): Promise<void> {
   const { seconds, history, trace, json } = options
-  if (history !== undefined && options.seed === undefined) throw new BadInput('give the --seed of the history, too')
+  if (history !== undefined && options.seed === undefined)
+    throw new BadInput('--history needs the --seed of the history: give both')
   if (history !== undefined && seconds !== undefined) throw new BadInput('give --history or --seconds, not both')
   if (trace === true && (history === undefined || json === true))
     throw new BadInput('--trace prints one history: give --seed and --history, without --json')

@@ -1,4 +1,4 @@
-/** `tmem soak`: servers of this program under clients, knobs and kills, against a model of what must be read back. */
+/** `tmem soak`: servers of this program under clients, knobs and kills; a model says what each read must return. */
 import { fileURLToPath } from 'node:url'
 import { soak as run, type SoakReport } from '@tmem/soak'
 import { Failed, throwIfInterrupted } from './ending.ts'
@@ -12,10 +12,7 @@ export interface SoakOptions {
   readonly json?: true
 }
 
-/**
- * Soaks for so long and prints what came of it. Throws `Failed` at the first wrong byte, or whatever else is not as it
- * has to be.
- */
+/** Soaks for the given time and prints the counts. Throws `Failed` at the first wrong byte or other broken promise. */
 export async function soak(options: SoakOptions, terminal: Terminal): Promise<void> {
   const seed = options.seed ?? Math.floor(Math.random() * 2 ** 32)
   const seconds = options.minutes * 60
@@ -45,7 +42,7 @@ function textOf({ failure, noMount, seconds, ...counts }: SoakReport): string {
       .filter(([name]) => name !== 'seed')
       .map(([name, count]) => [words(name), count.toLocaleString('en')]),
   )
-  const mount = noMount === undefined ? '' : `\nwithout a mount: ${noMount}`
+  const mount = noMount === undefined ? '' : `\nno mount was tested: ${noMount}`
   const detail =
     failure === undefined ? '' : `\n\nserver ${failure.life}, ${failure.stack}\n${failure.detail.join('\n')}`
   return `${table}${mount}\n${seconds} s: ${failure === undefined ? 'nothing wrong' : failure.message}${detail}`

@@ -1,51 +1,50 @@
 /**
- * Where a command prints: its answer on standard output, everything else on standard error.
+ * The output of a command: its answer on standard output, everything else on standard error.
  *
- * Progress is a bar with what is left where standard error is a terminal, and otherwise a line for each part that is
- * done.
+ * On a terminal, progress is a bar with the time that is left; elsewhere it is a line for each finished part.
  */
 import { stripVTControlCharacters } from 'node:util'
 import type { OpenProgress } from '@tmem/core'
 import { Presets, SingleBar } from 'cli-progress'
 import pc from 'picocolors'
 
-/** How far a part of the work is. */
+/** Progress of one part of the work. */
 export interface Progress {
   /** `done` of `total` units are done. */
   at(done: number, total: number): void
   /**
-   * The part is done; `result` in a few words (default: how long it took). Takes the bar away, and does nothing more
-   * where the part is over already.
+   * The part is done; `result` says so in a few words (default: how long it took). Removes the bar. Without effect once
+   * the part is over.
    */
   done(result?: string): void
-  /** The part is over, done or not: what came of it, if anything, somebody else says. */
+  /** The part is over, done or not. Removes the bar and prints nothing. */
   end(): void
 }
 
 /** A screen that is drawn anew in place. */
 export interface Screen {
-  /** Shows this text instead of the one before, as much of it as there is room for. */
+  /** Replaces the text before by this one, cut to the size of the screen. */
   draw(text: string): void
-  /** The text stays, and what is printed next comes below it. */
+  /** Leaves the text on the screen; later output appears below it. */
   end(): void
 }
 
-/** What a command prints to, and the signal that ends it early. */
+/** Where a command prints, and the signal that ends it early. */
 export interface Terminal {
   /** Raised by SIGINT, SIGTERM and SIGHUP. */
   readonly signal: AbortSignal
   /**
-   * From now on those signals call `handler`, each time, and neither raise `signal` nor end the process; until the
-   * function that this returns is called. For a server, which may have to refuse.
+   * From now on each of those signals calls `handler`, and neither raises `signal` nor ends the process, until the
+   * returned function is called. For a server, which may have to refuse to end.
    */
   takeSignals(handler: () => void): () => void
   /** Prints the answer, or a part of it, to standard output. */
   print(text: string): void
   /** Prints a line to standard error. */
   note(line: string): void
-  /** Begins a part of the work that may take seconds. `bar`: nothing but the bar, as somebody else says the rest. */
+  /** Begins a part of the work that may take seconds. `bar`: shows the bar alone, without a line at the end. */
   progress(label: string, only?: 'bar'): Progress
-  /** Where standard output is a terminal. */
+  /** Present if standard output is a terminal. */
   readonly screen?: Screen
 }
 
@@ -82,7 +81,7 @@ export function processTerminal(signal: AbortSignal, takeSignals: Terminal['take
   }
 }
 
-/** Home, each line to its end, and nothing below: nothing flickers, as nothing is blank in between. */
+/** Overwrites line by line from the top and clears only the rest, so that nothing flickers. */
 function ansiScreen(output: NodeJS.WriteStream): Screen {
   let isBegun = false
   return {
@@ -98,13 +97,13 @@ function ansiScreen(output: NodeJS.WriteStream): Screen {
   }
 }
 
-/** A line that is no wider than the screen; one that is loses its colours with its end. */
+/** A line that fits the screen. A line that is cut loses its colours. */
 function cut(line: string, columns: number): string {
   const plain = stripVTControlCharacters(line)
   return plain.length <= columns ? line : plain.slice(0, columns)
 }
 
-/** Does what tells how far it is, part by part, and shows that. */
+/** Runs `act` and shows the progress that it reports, part by part. */
 export async function withProgress<Result>(
   terminal: Terminal,
   act: (onProgress: OpenProgress) => Promise<Result>,
@@ -125,7 +124,7 @@ export async function withProgress<Result>(
   }
 }
 
-/** How long the rest takes when it goes on as it did. */
+/** An estimate of the time that is left, from the speed so far. */
 function leftOf(ms: number, done: number, total: number): string {
   if (done <= 0 || done >= total) return ''
   const seconds = Math.ceil(((ms / done) * (total - done)) / 1000)
@@ -142,14 +141,14 @@ function barFor(label: string): SingleBar {
   return bar
 }
 
-/** A table without lines: head in bold, all columns but the first to the right unless `align` says otherwise. */
+/** A table without lines, its head in bold. All columns but the first are right-aligned unless `align` says otherwise. */
 export function tableOf(
   head: readonly string[],
   rows: readonly (readonly string[])[],
   align: readonly ('left' | 'right')[] = head.map((_, column) => (column === 0 ? 'left' : 'right')),
 ): string {
   const all = [head.map((cell) => pc.bold(cell)), ...rows]
-  // Colour codes take no place on the screen.
+  // Colour codes have no width on the screen.
   const widthOf = (cell: string): number => stripVTControlCharacters(cell).length
   const widths = head.map((_, column) => Math.max(...all.map((row) => widthOf(row[column]!))))
   const padded = (cell: string, column: number): string => {

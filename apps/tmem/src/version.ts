@@ -1,7 +1,7 @@
 /** The version of this program. */
 import { readFileSync } from 'node:fs'
 
-/** As its package.json says it. */
+/** The version in its package.json. */
 export function programVersion(): string {
   const manifest: unknown = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
   return (manifest as { version: string }).version

@@ -328,8 +328,8 @@ function truncated(path: string, bytes: number): number {
 }
 
 test.each([
-  ['a pipe', (file: string): unknown => execFileSync('mkfifo', [file]), /is no file/],
-  ['a device without an end', (file: string): unknown => symlinkSync('/dev/zero', file), /is no file/],
+  ['a pipe', (file: string): unknown => execFileSync('mkfifo', [file]), /is not a regular file/],
+  ['a device without an end', (file: string): unknown => symlinkSync('/dev/zero', file), /is not a regular file/],
   ['a file of 2 GiB', (file: string): unknown => closeSync(truncated(file, 2 ** 31)), /more than/],
 ])('%s is refused before it is read', async (_, make, why) => {
   const file = join(temporaryDirectory(), 'tmem.yaml')

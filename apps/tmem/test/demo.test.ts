@@ -172,22 +172,22 @@ describe('tmem demo', () => {
 
 describe('bad input ends with exit code 2, one line, and nothing left behind', () => {
   test.each([
-    [['--input', '/nowhere/at-all'], 'cannot read the input /nowhere/at-all: ENOENT'],
-    [['--input', '/dev/null'], 'cannot use /dev/null as input: it is neither a file nor a directory'],
-    [['--input', 'DIR'], 'too little input: DIR has 0 bytes, at least 1MiB are needed'],
-    [['--input', 'DIR/small', '--size', '1MiB'], 'too little input: DIR/small has 5 bytes, --size is 1MiB'],
-    [['--input', 'DIR/loop'], 'cannot read the input DIR/loop: ELOOP'],
+    [['--input', '/nowhere/at-all'], 'cannot read --input /nowhere/at-all: ENOENT'],
+    [['--input', '/dev/null'], 'cannot use --input /dev/null: it is neither a file nor a directory'],
+    [['--input', 'DIR'], 'the input is too small: DIR has 0 bytes, the demo needs 1MiB'],
+    [['--input', 'DIR/small', '--size', '1MiB'], 'the input is too small: DIR/small has 5 bytes, --size is 1MiB'],
+    [['--input', 'DIR/loop'], 'cannot read --input DIR/loop: ELOOP'],
     [['--size', 'many'], "option '--size <bytes>' argument 'many' is invalid."],
-    [['--size', '8KiB'], '--size is 8KiB; at least 1MiB are needed'],
+    [['--size', '8KiB'], '--size 8KiB is too small: the demo needs at least 1MiB'],
     [['--size', '1000TiB'], '--size 1000TiB is too large: the demo needs a little more than twice as much memory'],
-    [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB leaves nothing of the memory of 2MiB'],
-    [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB leaves nothing of the memory of 2MiB'],
+    [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB is too large: tmem gets a part of the 2MiB of --size, not all of it'],
+    [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB is too large: tmem gets a part of the 2MiB of --size, not all of it'],
     [['--size', '2MiB', '--budget', '4KiB'], '--budget 4KiB is too small: zcache needs 256KiB'],
     [
       ['--size', '2MiB', '--dir', '/nowhere/at-all'],
-      'cannot make a swap file in /nowhere/at-all: there is no such directory: make it with mkdir -p /nowhere/at-all',
+      'cannot make a swap file in /nowhere/at-all: the directory does not exist: make it with mkdir -p /nowhere/at-all',
     ],
-    [['--size', '2MiB', '--dir', 'DIR/small'], 'cannot make a swap file in DIR/small: it is no directory'],
+    [['--size', '2MiB', '--dir', 'DIR/small'], 'cannot make a swap file in DIR/small: it is not a directory'],
   ])('tmem demo %j', async (words, message) => {
     const directory = temporaryDirectory()
     const input = join(directory, 'input')
@@ -213,7 +213,7 @@ describe('bad input ends with exit code 2, one line, and nothing left behind', (
       through: ['unshare', '--mount', 'sh', '-c', mount, 'sh'],
     })
     expect({ code, stdout, lines: stderr.split('\n').length }).toEqual({ code: 2, stdout: '', lines: 2 })
-    expect(stderr).toContain(`tmem: no space for the swap file: ${directory} has 2MiB free, 4MiB are needed`)
+    expect(stderr).toContain(`tmem: no space for the swap file: ${directory} has 2MiB free, the demo needs 4MiB`)
   })
 
   test('a file that may not be read', async () => {
@@ -227,7 +227,7 @@ describe('bad input ends with exit code 2, one line, and nothing left behind', (
       if (root) process.seteuid!(65534)
       const reading = readInput({ paths: [directory], defaultBytes: 2 ** 20, minPages: 1 }, silentTerminal())
       await expect(reading).rejects.toThrow(
-        new BadInput(`cannot read the input ${path}: EACCES: permission denied, open '${path}'`),
+        new BadInput(`cannot read --input ${path}: EACCES: permission denied, open '${path}'`),
       )
     } finally {
       if (root) process.seteuid!(0)

@@ -54,7 +54,7 @@ describe('a scenario', () => {
     const endless = `{ label: 'up', at: 'x', run: (state) => { state.n++ }, jump: { to: 'x', if: () => true } }`
     const found = await tmem(['explore', file(scenario(endless)), '--states', '1000'])
     expect(found.code).toBe(1)
-    expect(found.stdout).toMatch(/^bounded: nothing wrong in 1000 states, /)
+    expect(found.stdout).toMatch(/^bounded: no error in 1000 states, /)
     expect(found.stderr).toMatch(/^tmem: scenario.mjs: bounded: stopped after 1000 states, .*\n$/)
   })
 

@@ -62,7 +62,7 @@ test.each([
 
 test.each([
   ['nothing.mjs', /exports no layer/],
-  ['taken.mjs', /exports a layer zcache, but there is one of that name/],
+  ['taken.mjs', /exports a layer zcache, but that name is taken: rename the layer/],
   ['broken.mjs', /cannot be loaded: Cannot find module/],
   ['not-there.mjs', /cannot be loaded: Cannot find module/],
 ])('%s: one sentence, and nothing else', async (name, message) => {

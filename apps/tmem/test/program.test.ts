@@ -60,7 +60,7 @@ describe('bad usage ends with exit code 2 and one line', () => {
       ['explore', 'nothing-like-it'],
       /^tmem: no scenario "nothing-like-it"; nearest: .*; tmem explore --list shows all\n$/,
     ],
-    [['simulate', '--history', '3'], 'give the --seed of the history, too'],
+    [['simulate', '--history', '3'], '--history needs the --seed of the history: give both'],
     [['simulate', '--seed', '1', '--history', '3', '--seconds', '1'], 'give --history or --seconds, not both'],
     [['simulate', '--seed', '1', '--trace'], '--trace prints one history: give --seed and --history, without --json'],
     [['stack', 'memory', '--file', 'x'], 'give the text of a stack or --file, not both'],

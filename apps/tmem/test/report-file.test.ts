@@ -110,7 +110,7 @@ describe('what a report never writes over', () => {
       writeFileSync(path, text)
       const { code, stdout, stderr } = await tmem([...models, path])
       expect([code, stdout]).toEqual([2, ''])
-      expect(stderr).toBe(`tmem: --report ${path}: it is there, and no report: name another file, or add --overwrite\n`)
+      expect(stderr).toBe(`tmem: --report ${path}: the file exists and is not a report: name another file, or add --overwrite\n`)
       expect(readFileSync(path, 'utf8')).toBe(text)
     }
     expect((await tmem([...models, path, '--overwrite'])).code).toBe(0)
@@ -121,7 +121,7 @@ describe('what a report never writes over', () => {
     const folder = temporaryDirectory()
     execFileSync('mkfifo', [join(folder, 'pipe')])
     for (const [name, what] of [
-      ['missing/a.html', 'there is no directory'],
+      ['missing/a.html', 'does not exist: make it with mkdir -p'],
       ['.', 'cannot be opened'],
       ['pipe', 'no file'],
       ['../../../../dev/null', 'no file'],
@@ -146,7 +146,7 @@ describe('what a report never writes over', () => {
 
   test('options that belong together', async () => {
     const { code, stderr } = await tmem(['bench', 'models', '--overwrite'])
-    expect([code, stderr]).toEqual([2, 'tmem: --overwrite is for --report FILE\n'])
+    expect([code, stderr]).toEqual([2, 'tmem: --overwrite needs --report FILE: give both, or neither\n'])
     expect((await tmem(['demo', '--remote', '--report', 'x.html'])).stderr).toContain('three machines')
     expect((await tmem(['explore', '--litmus', '--report', 'x.html'])).stderr).toContain('leave --litmus out')
   })

@@ -32,7 +32,7 @@ export function mapGuestMemory(path: string): Uint8Array {
     new TmemError('TMEM_IO', `the guest's memory ${path} cannot be mapped: ${why}`, { layer: 'kernel-guest', cause })
   let file: number
   try {
-    // Opening a pipe would wait for who writes to it.
+    // Without O_NONBLOCK, opening a pipe would wait for a writer.
     file = openSync(path, constants.O_RDWR | constants.O_NONBLOCK)
   } catch (error) {
     throw failed((error as Error).message, error)

@@ -1,8 +1,7 @@
 /**
  * `tmem demo`: the experiment that was proposed on the Linux mailing list in December 2009 to find out what tmem is
- * worth. A machine with all the memory runs some work; then the same machine with a part of the memory given to tmem;
- * then with that part taken away and a swap file instead. How far is the first from the last, and where between them is
- * the second?
+ * worth. Three machines do the same work: one with all the memory, one that gives a part of it to tmem, and one that
+ * has a swap file instead of that part. How far is the first from the last, and where between them is the second?
  *
  * Source: P. Machek, "Re: Tmem [PATCH 0/5] (Take 3): Transcendent memory", linux-kernel, 18 December 2009.
  */
@@ -34,14 +33,14 @@ export interface DemoOptions extends ReportOptions {
 }
 
 const defaultBytes = 256 * 2 ** 20
-/** Enough pages that half of them are more than the smallest zcache. */
+/** Half of these pages are larger than the smallest zcache. */
 const minPages = 256
 /** References per page, their skew, and the part of them that are writes. */
 const referencesPerPage = 48
 const exponent = 1.2
 const writes = 0.3
 
-/** Runs the demo and prints what it found. */
+/** Runs the demo and prints its findings. */
 export async function demo(options: DemoOptions, terminal: Terminal): Promise<void> {
   judgeReport(options)
   const curves: Curve[] = []
@@ -50,7 +49,7 @@ export async function demo(options: DemoOptions, terminal: Terminal): Promise<vo
   terminal.print(options.json === true ? JSON.stringify(report) : shown(report))
 }
 
-/** Runs the demo; `curves`: is filled with how each machine went. */
+/** Runs the demo; fills `curves` with the progress of each machine. */
 export async function runDemo(options: DemoOptions, terminal: Terminal, curves?: Curve[]): Promise<DemoReport> {
   checkSizes(options)
   const input = await readInput({ paths: options.input, size: options.size, defaultBytes, minPages }, terminal)
@@ -67,21 +66,23 @@ export async function runDemo(options: DemoOptions, terminal: Terminal, curves?:
 
 function checkSizes({ size = defaultBytes, budget }: DemoOptions): void {
   if (size < minPages * basePageSize)
-    throw new BadInput(`--size is ${formatBytes(size)}; at least ${formatBytes(minPages * basePageSize)} are needed`)
+    throw new BadInput(
+      `--size ${formatBytes(size)} is too small: the demo needs at least ${formatBytes(minPages * basePageSize)}`,
+    )
   if (budget !== undefined) checkBudget(budget, size)
-  // The input, at most as much again for the machine that runs, and the stream.
+  // The input, at most as much again for the running machine, and the stream.
   const needed = 2 * size + (size / basePageSize) * referencesPerPage * Uint32Array.BYTES_PER_ELEMENT
   const available = process.availableMemory()
   if (size > constants.MAX_LENGTH || needed > available)
     throw new BadInput(
-      `--size ${formatBytes(size)} is too large: the demo needs a little more than twice as much memory, and there is ${formatBytes(Math.floor(available / 2 ** 20) * 2 ** 20)}`,
+      `--size ${formatBytes(size)} is too large: the demo needs a little more than twice as much memory, and this host has ${formatBytes(Math.floor(available / 2 ** 20) * 2 ** 20)}`,
     )
 }
 
 function checkBudget(budget: number, memoryBytes: number): void {
   if (budget > memoryBytes - basePageSize)
     throw new BadInput(
-      `--budget ${formatBytes(budget)} leaves nothing of the memory of ${formatBytes(memoryBytes)} (--size): tmem is given a part of it`,
+      `--budget ${formatBytes(budget)} is too large: tmem gets a part of the ${formatBytes(memoryBytes)} of --size, not all of it`,
     )
   if (budget < minLimitBytes)
     throw new BadInput(`--budget ${formatBytes(budget)} is too small: zcache needs ${formatBytes(minLimitBytes)}`)
@@ -166,7 +167,7 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
 
   const swapFile = (slots: boolean): Layer =>
     frontswap({ file: join(directory.path, 'swap.img'), sizeBytes: memoryBytes, slots })
-  // A small budget is all that the machine gets on top of half of the memory: so it can be made to overflow.
+  // The machine gets half of the memory and the budget, so that a small budget can be made to overflow.
   const frames = Math.min(Math.ceil(pages / 2), pages - Math.ceil(budgetBytes / basePageSize))
   await run('memory', pages, [memory({ limitBytes: smallestMemory })])
   await run('tmem', frames, [zcache({ limitBytes: budgetBytes }), swapFile(false)])
@@ -177,14 +178,14 @@ async function runAll(experiment: Experiment, terminal: Terminal): Promise<DemoR
   const io = ({ diskReads, diskWrites }: MachineReport): number => diskReads + diskWrites
   const diskIoAvoided = io(withSwap) === 0 ? 0 : Math.max(0, 1 - io(withTmem) / io(withSwap))
   const settings = { seed, memoryBytes, partBytes: frames * basePageSize, budgetBytes, references, directIo }
-  // `runMachine` throws at the first wrong byte: whoever gets here has seen none.
+  // `runMachine` throws at the first wrong byte, so that there was none.
   return { input: { pages, sources }, settings, machines, diskIoAvoided, comparedBytes, wrongBytes: 0 }
 }
 
-/** Points of a curve at most. */
+/** Most points of a curve. */
 const maxPoints = 240
 
-/** Makes the curve of a machine of what is seen of it now and then. */
+/** Makes the curve of a machine from samples of its state. */
 class CurveMaker {
   readonly curve: { [Key in keyof Curve]: Curve[Key] extends string ? string : number[] }
 
@@ -207,10 +208,10 @@ class CurveMaker {
   }
 }
 
-/** A store that is only there because a machine has one: all pages of the first machine find frames. */
+/** The store of the first machine, which never uses it: all its pages find frames. */
 const smallestMemory = 2 ** 20
 
-/** Opens a stack; that the machine cannot give what it needs (room for the file, memory) is told as bad input. */
+/** Opens a stack. Throws `BadInput` if the host lacks room for the file or memory. */
 function open(layers: readonly Layer[], wake: () => void): PageStore {
   try {
     return compose(layers, { wake })
@@ -234,7 +235,7 @@ const noDisk: Counters = Object.freeze({
   diskBytesRead: 0,
 })
 
-/** A counter that must be there: a layer that calls it otherwise would look as if it had done nothing. */
+/** A counter that must exist: if a layer renamed it, a default of 0 would hide the layer's work. */
 function counterOf(counters: Counters, name: string): number {
   const value = counters[name]
   if (value === undefined) throw new Error(`there is no counter ${name} among ${Object.keys(counters).join(', ')}`)
@@ -250,7 +251,7 @@ function tmemOf(counters: Counters, cpuSeconds: number): TmemReport {
 /** Puts that zcache refused, by reason. */
 const refusalsOf = (zcacheNode: StatsNode): Readonly<Record<string, number>> => find(zcacheNode, 'refused')!.counters
 
-/** What was kept where. */
+/** Pages and bytes in each place. */
 function placesOf(stats: StatsNode): PlaceReport[] {
   const chain = find(stats, 'chain')
   if (chain === undefined) return []

@@ -1,10 +1,9 @@
 /**
  * The bytes that fill the demo's pages: real ones, from files.
  *
- * Files are laid one behind the other, not each on a page of its own: padding would look like memory that compresses
- * well. When there is more than is wanted, pieces are taken at even distances from all of it, so that a small demo sees
- * the same mixture as a large one. Directories are read in the order of their names, without following links and
- * without `.git` and `.cache`.
+ * Files follow one another without padding, which would look like memory that compresses well. If the input is larger
+ * than the demo, pieces are taken from it at even distances, so that a small demo sees the same mixture as a large one.
+ * Directories are read in the order of their names, without following links and without `.git` and `.cache`.
  */
 import {
   closeSync,
@@ -24,10 +23,10 @@ import { basePageSize, formatBytes } from '@tmem/core'
 import { BadInput, throwIfInterrupted } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 
-/** Where bytes came from. */
+/** A source of the bytes. */
 export interface Source {
   readonly path: string
-  /** Bytes taken from there. */
+  /** Bytes taken from this source. */
   readonly bytes: number
 }
 
@@ -39,19 +38,19 @@ export interface Input {
   readonly sources: readonly Source[]
 }
 
-/** Which bytes, and how many. */
+/** Which bytes to read, and how many. */
 export interface InputRequest {
-  /** Files and directories of the user's; without them this machine's Node.js and this program. */
+  /** Files and directories of the user (default: this machine's Node.js and this program). */
   readonly paths?: readonly string[] | undefined
-  /** Bytes wanted: exactly so many, or throws `BadInput`. Without it as many as there are, up to `defaultBytes`. */
+  /** Exact number of bytes (default: as many as the files have, up to `defaultBytes`). */
   readonly size?: number | undefined
-  /** Bytes when the user did not say. */
+  /** Most bytes if the user names no size. */
   readonly defaultBytes: number
-  /** Fewest pages that make sense. */
+  /** Fewest pages for a useful demo. */
   readonly minPages: number
 }
 
-/** Reads the input. Throws `BadInput` when a path cannot be read or there is too little. */
+/** Reads the input. Throws `BadInput` if a path cannot be read or the input is too small. */
 export async function readInput(request: InputRequest, terminal: Terminal): Promise<Input> {
   const { paths, size, defaultBytes, minPages } = request
   const progress = terminal.progress('reading input')
@@ -65,7 +64,7 @@ export async function readInput(request: InputRequest, terminal: Terminal): Prom
     for (let at = 0; at < bytes.length; at += blockBytes) {
       const end = Math.min(at + blockBytes, bytes.length)
       if (!reader.read(Math.floor((at / bytes.length) * found), bytes, at, end))
-        throw new BadInput('the input became shorter while it was read; run it again')
+        throw new BadInput('the input became shorter while it was read: run the demo again')
       if (at % (256 * blockBytes) !== 0) continue
       progress.at(at, bytes.length)
       await setImmediate()
@@ -83,15 +82,15 @@ function checkEnough({ paths, size }: InputRequest, found: number, pages: number
   const advice = 'name more with --input'
   if (size !== undefined && found < size)
     throw new BadInput(
-      `too little input: ${subject} ${found} bytes, --size is ${formatBytes(size)}; ${advice} or ask for less`,
+      `the input is too small: ${subject} ${found} bytes, --size is ${formatBytes(size)}; ${advice} or lower --size`,
     )
   if (pages < minPages)
     throw new BadInput(
-      `too little input: ${subject} ${found} bytes, at least ${formatBytes(minPages * basePageSize)} are needed; ${advice}`,
+      `the input is too small: ${subject} ${found} bytes, the demo needs ${formatBytes(minPages * basePageSize)}; ${advice}`,
     )
 }
 
-/** A file, and which of the paths it was found under. */
+/** A file, and the index of the path that led to it. */
 interface InputFile {
   readonly path: string
   readonly size: number
@@ -110,15 +109,15 @@ async function listFiles(paths: readonly string[] | undefined, signal: AbortSign
   return files
 }
 
-/** Bytes that are taken from one place. */
+/** Bytes that are taken in one piece. */
 const blockBytes = 4 * basePageSize
 
-/** All files as if they were one, read from front to back. */
+/** All files as one, read from front to back. */
 class Reader {
   readonly #files: readonly InputFile[]
   readonly #strict: boolean
   readonly #taken = new Map<string, number>()
-  /** The file at hand, and where it begins. */
+  /** The current file, and where it begins. */
   #number = 0
   #begin = 0
 
@@ -127,7 +126,7 @@ class Reader {
     this.#strict = strict
   }
 
-  /** Fills `into` from `at` to `end` with what begins at `position`. False when the files end before. */
+  /** Fills `into` from `at` to `end` with the bytes from `position` on. False if the files end first. */
   read(position: number, into: Buffer, at: number, end: number): boolean {
     let from = position
     for (let to = at; to < end; ) {
@@ -139,7 +138,7 @@ class Reader {
       if (file === undefined) return false
       const got = this.#readFile(file, from - this.#begin, into, to, end)
       to += got
-      // A file that became shorter, or went away: go on with the next.
+      // The file became shorter, or is gone: go on with the next.
       from = to < end ? this.#begin + file.size : from + got
     }
     return true
@@ -167,7 +166,7 @@ class Reader {
   }
 }
 
-/** This machine's Node.js installation, and the checkout (or the installed package) that this program belongs to. */
+/** This machine's Node.js installation, and the checkout (or installed package) of this program. */
 function ownFiles(): string[] {
   const node = realpathSync(process.execPath)
   const prefix = dirname(dirname(node))
@@ -181,7 +180,7 @@ function ownFiles(): string[] {
   )
 }
 
-/** All regular files at or under a path. The user's paths are read strictly: what cannot be read is bad input. */
+/** All regular files at or under a path. `strict`, for the user's paths: anything that cannot be read is bad input. */
 function* filesUnder(path: string, strict: boolean): Generator<Omit<InputFile, 'source'>> {
   let found: Stats
   try {
@@ -192,7 +191,7 @@ function* filesUnder(path: string, strict: boolean): Generator<Omit<InputFile, '
   }
   if (found.isFile()) yield { path, size: found.size }
   else if (found.isDirectory()) yield* filesIn(path, strict)
-  else if (strict) throw new BadInput(`cannot use ${path} as input: it is neither a file nor a directory`)
+  else if (strict) throw new BadInput(`cannot use --input ${path}: it is neither a file nor a directory`)
 }
 
 function* filesIn(directory: string, strict: boolean): Generator<Omit<InputFile, 'source'>> {
@@ -213,4 +212,4 @@ function* filesIn(directory: string, strict: boolean): Generator<Omit<InputFile,
 }
 
 const cannotRead = (path: string, error: unknown): BadInput =>
-  new BadInput(`cannot read the input ${path}: ${(error as Error).message}`)
+  new BadInput(`cannot read --input ${path}: ${(error as Error).message}`)

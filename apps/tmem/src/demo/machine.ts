@@ -1,10 +1,10 @@
 /**
- * One machine of the demo: memory of so many frames, and a store for the pages that find none.
+ * One machine of the demo: a number of frames, and a store for the pages that find no frame.
  *
- * The time of a machine is the time of its stream: first every page is written, in order, then the references are done
- * one after the other. A read compares all bytes of the page with what was last written; a write replaces all of them
- * by another page of the input, so that one number per page says what it must hold. Afterwards, out of the time, every
- * page is read and compared once more.
+ * The time of a machine is the time of its stream: it writes every page, in order, and then does one reference after
+ * the other. A read compares all bytes of the page with what was last written. A write replaces the page by another
+ * page of the input, so that one number for each page says what it must hold. Afterwards, outside of the measured time,
+ * the machine reads and compares every page once more.
  */
 import { setImmediate } from 'node:timers/promises'
 import { basePageSize, type PageStore } from '@tmem/core'
@@ -14,23 +14,23 @@ import type { Terminal } from '../terminal.ts'
 import type { Input } from './input.ts'
 import { writeBit } from './workload.ts'
 
-/** What a machine is made of, and what it has to do. */
+/** The parts of a machine, and its work. */
 export interface MachineOptions {
   readonly name: string
   /** Frames of memory, in pages of 4 KiB. */
   readonly frames: number
-  /** Where pages go that have no frame. It is closed by the caller. */
+  /** The store for pages without a frame. The caller closes it. */
   readonly store: PageStore
-  /** Whether the store has asked for background work since the last look. */
+  /** Whether the store has asked for background work since the last call. */
   readonly isWoken: () => boolean
   readonly input: Input
-  /** Page numbers, those of writes with `writeBit`. */
+  /** Page numbers; writes have `writeBit` set. */
   readonly stream: Uint32Array
-  /** Told how things are, again and again until the stream is through. */
+  /** Called with the state of the machine, again and again until the end of the stream. */
   readonly onLook?: (look: MachineLook) => void
 }
 
-/** A machine in the middle of its work. */
+/** The state of a machine in the middle of its work. */
 export interface MachineLook {
   readonly seconds: number
   /** Part of the first writes and of the stream that is done, 0 to 1. */
@@ -41,29 +41,29 @@ export interface MachineLook {
   readonly usedFrames: number
 }
 
-/** What a machine did. */
+/** The work that a machine did. */
 export interface MachineRun {
   readonly seconds: number
   readonly swapOuts: number
   readonly swapIns: number
-  /** Pages that were compared with what was last written, all of them right. */
+  /** Pages that were compared with what was last written; all were right. */
   readonly comparedPages: number
 }
 
-/** References between two looks at the signal and at the clock, and pages of background work at once. */
+/** References between two looks at the signal and the clock, and pages of background work at a time. */
 const chunk = 4096
 const backgroundPages = 128
-/** The next page of the input that a page holds after a write: far away, and every page in turn. */
+/** Step to the page of the input that a write stores next: far away, and through all pages in turn. */
 const stride = 61_803
 
 /**
- * Runs the stream; `atEnd` is called when it is through, before the pages are checked once more. Throws `Failed` at the
- * first wrong byte, `Interrupted`, and whatever the store throws.
+ * Runs the stream; calls `atEnd` at its end, before the pages are checked once more. Rejects with `Failed` at the first
+ * wrong byte, with `Interrupted`, and with any error of the store.
  */
 export async function runMachine(options: MachineOptions, atEnd: () => void, terminal: Terminal): Promise<MachineRun> {
   const { name, frames, store, input, stream } = options
   let pending = false
-  /** Background work of the store, when it has asked for some: the disk gets its turn then, too. */
+  /** Does background work if the store has asked for some, and gives the disk its turn. */
   const background = (): Promise<void> | undefined => {
     if (!options.isWoken() && !pending) return undefined
     pending = store.tick({ pages: backgroundPages }).pending
@@ -114,13 +114,13 @@ export async function runMachine(options: MachineOptions, atEnd: () => void, ter
   }
 }
 
-/** The program that runs on the machine: its address space, and what each page must hold. */
+/** The program on the machine: its address space, and what each page must hold. */
 class Program {
   readonly #name: string
   readonly #swapper: Swapper
   readonly #memory: Buffer
   readonly #input: Input
-  /** By page: the page of the input that it holds. */
+  /** For each page, the page of the input that it holds. */
   readonly #holds: Uint32Array
   readonly #checked: Uint8Array
   readonly #background: () => Promise<void> | undefined
@@ -146,7 +146,7 @@ class Program {
     }
   }
 
-  /** Does references. Without waiting, and without a promise, as long as pages are there. */
+  /** Does references, without waiting and without a promise as long as the pages are in memory. */
   async use(stream: Uint32Array, from: number, to: number): Promise<void> {
     const { pages } = this.#input
     for (let next = from; next < to; next++) {
@@ -159,7 +159,7 @@ class Program {
     }
   }
 
-  /** Compares the pages that are in memory: first, because reading the others drives them out. */
+  /** Compares the pages in memory; these come first, because reads of the others evict them. */
   checkResident(): void {
     for (let page = 0; page < this.#input.pages; page++) {
       const at = this.#swapper.resident(page)
@@ -169,7 +169,7 @@ class Program {
     }
   }
 
-  /** Reads and compares the pages that were not. */
+  /** Reads and compares the pages that were not in memory. */
   async checkRest(from: number, to: number): Promise<void> {
     for (let page = from; page < to; page++) if (this.#checked[page] === 0) this.#compare(page, await this.#fault(page))
   }

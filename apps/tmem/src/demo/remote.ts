@@ -1,10 +1,10 @@
 /**
- * `tmem demo --remote`: a program with eight times the memory that it has. What does not fit rests compressed in
- * memory, then in the memory of two Redis or Valkey servers, then in a file. In the middle one of the servers is
- * killed; a while later it is there again, with nothing in it.
+ * `tmem demo --remote`: a program that uses eight times the memory of its machine. Pages that find no frame rest
+ * compressed in memory, then in the memory of two Redis or Valkey servers, then in a file. In the middle of the work
+ * one server is killed; a while later it comes back empty.
  *
- * Every page is compared with what was last written each time that it is read, and all of them once more at the end.
- * The servers are started for it, on loopback ports, and end with it.
+ * Each read compares the page with what was last written to it, and at the end all pages are compared once more. The
+ * demo starts the servers on loopback ports, and ends them.
  */
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -23,14 +23,14 @@ import { createStream } from './workload.ts'
 
 const defaultBytes = 512 * 2 ** 20
 const minPages = 2048
-/** The program's pages over its frames, and over the bytes of zcache. */
+/** Ratio of the program's pages to its frames, and to the bytes of zcache. */
 const overcommit = 8
 const referencesPerPage = 2
 const exponent = 1.1
 const writes = 0.3
 /** The counter of blocks that came from servers. */
 const fetches = 'remote_pers_pages_succ_get'
-/** Parts of the work that are done when a server is killed, and when it is there again. */
+/** The part of the work that is done when a server is killed, and when it comes back. */
 const killedAt = 0.4
 const backAt = 0.6
 
@@ -46,13 +46,10 @@ export interface RemoteReport {
   readonly seconds: number
   readonly swapOuts: number
   readonly swapIns: number
-  /**
-   * Blocks that came from the other server while one was away, and copies that were made again for the one that came
-   * back.
-   */
+  /** Blocks read from the other server while one was away, and copies made again for the server that came back. */
   readonly fetchedMeanwhile: number
   readonly healedCopies: number
-  /** Blocks that went to the servers, that came from there, and that are lost there. */
+  /** Blocks that went to the servers, came from them, and were lost on them. */
   readonly remoted: number
   readonly fetched: number
   readonly lost: number
@@ -62,16 +59,18 @@ export interface RemoteReport {
 }
 
 /**
- * Runs the demo and prints what it found. Rejects with `Failed` at the first wrong byte, and where no server can be
+ * Runs the demo and prints its findings. Rejects with `Failed` at the first wrong byte, and if no server can be
  * started.
  */
 export async function remoteDemo(options: DemoOptions, terminal: Terminal): Promise<void> {
   if (options.report !== undefined || options.overwrite === true)
-    throw new BadInput('--report is for the demo of three machines: leave it out, or leave --remote out')
+    throw new BadInput('--report is for the demo of three machines: leave out --report or --remote')
   const size = options.size ?? defaultBytes
   const pages = Math.floor(size / basePageSize)
   if (pages < minPages)
-    throw new BadInput(`--size is ${formatBytes(size)}; at least ${formatBytes(minPages * basePageSize)} are needed`)
+    throw new BadInput(
+      `--size ${formatBytes(size)} is too small: the demo needs at least ${formatBytes(minPages * basePageSize)}`,
+    )
   const zcacheBytes = options.budget ?? Math.floor(size / overcommit)
   if (zcacheBytes < minLimitBytes)
     throw new BadInput(`--budget ${formatBytes(zcacheBytes)} is too small: zcache needs ${formatBytes(minLimitBytes)}`)
@@ -99,7 +98,7 @@ export async function remoteDemo(options: DemoOptions, terminal: Terminal): Prom
   }
 }
 
-/** As many pages as are wanted, out of those that there are: each time around they begin at another byte. */
+/** As many pages as wanted, made by repeating the given ones; each repetition begins at another byte. */
 function tiled({ bytes, sources }: Input, pages: number): Input {
   const all = Buffer.alloc(pages * basePageSize)
   for (let at = 0, round = 0; at < all.length; round++) at += bytes.copy(all, at, (round * 517) % basePageSize)
@@ -170,7 +169,7 @@ async function run(
   }
 }
 
-/** Kills a server when a part of the work is done, and starts it again later. */
+/** Kills a server at one point of the work, and starts it again at a later one. */
 class Trouble {
   hasKilled = false
   fetchedMeanwhile = 0
@@ -186,7 +185,7 @@ class Trouble {
     this.#terminal = terminal
   }
 
-  /** The same progress, which is looked at on its way. */
+  /** Passes progress on, and acts on it. */
   watched(progress: ReturnType<Terminal['progress']>): ReturnType<Terminal['progress']> {
     return {
       at: (done, total) => {
@@ -212,18 +211,18 @@ class Trouble {
       this.#doing = this.#doing.then(async () => {
         this.fetchedMeanwhile += this.#fetched()
         await this.#server.restart()
-        this.#terminal.note(`the server on port ${this.#server.port} is there again, with nothing in it`)
+        this.#terminal.note(`the server on port ${this.#server.port} is back, and empty`)
       })
     }
   }
 
-  /** Resolves when nothing is under way any more. */
+  /** Resolves when kill and restart are done. */
   async over(): Promise<void> {
     await this.#doing
   }
 }
 
-/** Waits until every block has both copies again; longer than it takes to connect, but not for ever. */
+/** Waits until every block has both copies again, for a bounded time. */
 async function healed(store: PageStore, signal: AbortSignal): Promise<void> {
   for (let tries = 0; tries < 300; tries++) {
     store.tick({ pages: 64 })
@@ -247,10 +246,10 @@ function shown(report: RemoteReport): string {
     report
   const count = (value: number): string => value.toLocaleString('en-US')
   return [
-    `a program of ${formatBytes(settings.memoryBytes)} with ${formatBytes(settings.frameBytes)} of memory, and as cold memory ${formatBytes(settings.zcacheBytes)} of zcache, two servers and a file`,
+    `a program of ${formatBytes(settings.memoryBytes)} with ${formatBytes(settings.frameBytes)} of memory; behind it ${formatBytes(settings.zcacheBytes)} of zcache, two servers and a file`,
     `${seconds.toFixed(1)} s, ${count(swapOuts)} swap-outs, ${count(swapIns)} swap-ins`,
-    `${count(remoted)} pages went to the servers, ${count(fetched)} came from there; one server was killed meanwhile:`,
-    `${count(fetchedMeanwhile)} came from the other one while it was away, ${count(healedCopies)} copies were made again when it was back`,
-    `${(comparedBytes / 2 ** 30).toFixed(1)} GiB that were read were compared with what was last written: 0 wrong bytes`,
+    `${count(remoted)} pages went to the servers, ${count(fetched)} came from them; one server was killed for a while:`,
+    `${count(fetchedMeanwhile)} came from the other server meanwhile, ${count(healedCopies)} copies were made again after it came back`,
+    `${(comparedBytes / 2 ** 30).toFixed(1)} GiB of reads were compared with what was last written: 0 wrong bytes`,
   ].join('\n')
 }

@@ -1,45 +1,45 @@
-/** What the demo found: as one JSON document, and as a table. */
+/** The findings of the demo, as one JSON document and as a table. */
 import { basePageSize, formatBytes } from '@tmem/core'
 import pc from 'picocolors'
 import { tableOf } from '../terminal.ts'
 import type { Source } from './input.ts'
 
-/** What one of the three machines did. */
+/** The work of one of the three machines. */
 export interface MachineReport {
   readonly name: 'memory' | 'tmem' | 'swap'
-  /** Time of the whole stream, without the checks that come after it. */
+  /** Time of the whole stream, without the checks after it. */
   readonly seconds: number
   /** `seconds` over those of the first machine. */
   readonly slowdown: number
-  /** Pages that left memory, and pages that came back. */
+  /** Pages that left memory, and pages that returned. */
   readonly swapOuts: number
   readonly swapIns: number
   /** I/O operations on the swap file, and the bytes that they moved. */
   readonly diskWrites: number
   readonly diskReads: number
   readonly diskBytes: number
-  /** Pages that tmem refused and that went to the swap file instead, by reason. */
+  /** Pages that tmem refused and that went to the swap file instead, by reason of the refusal. */
   readonly refusals: Readonly<Record<string, number>>
-  /** At the end of the stream. All zero but the ratio where the machine has no tmem. */
+  /** At the end of the stream. On a machine without tmem everything but the ratio is 0. */
   readonly tmem: TmemReport
-  /** What rests where at the end of the stream: empty where the machine has no stack of places. */
+  /** What each place holds at the end of the stream; empty for a machine without a stack. */
   readonly places: readonly PlaceReport[]
 }
 
-/** What a place of a stack holds; `directory`: pages that repeat one word, which need no place. */
+/** What a place of a stack holds. `directory` stands for same-filled pages, which need no place. */
 export interface PlaceReport {
   readonly name: string
   readonly pages: number
-  /** Bytes that it uses, in memory or on disk. */
+  /** Bytes that the place uses, in memory or on disk. */
   readonly bytes: number
 }
 
-/** What tmem held, and what it cost. */
+/** What tmem held, and its cost. */
 export interface TmemReport {
   readonly pages: number
-  /** Memory that it used, metadata included. */
+  /** Memory that tmem used, metadata included. */
   readonly bytes: number
-  /** Bytes of the pages over the bytes used; 1 when there are no pages. */
+  /** Bytes of the pages over the bytes used; 1 if there are no pages. */
   readonly ratio: number
   readonly cpuSeconds: number
 }
@@ -58,15 +58,15 @@ export interface DemoReport {
     readonly directIo: boolean
   }
   readonly machines: readonly MachineReport[]
-  /** The part of the swap machine's disk I/O operations that the tmem machine did without; 0 if it did more. */
+  /** The share of the swap machine's disk I/O operations that the tmem machine avoided; 0 if it did more. */
   readonly diskIoAvoided: number
-  /** Bytes that were read and compared with what was last written there, on all machines. */
+  /** Bytes that the reads of all machines compared with what was last written. */
   readonly comparedBytes: number
-  /** A wrong byte ends the run: there is no report with another number. */
+  /** Always 0: a wrong byte ends the run without a report. */
   readonly wrongBytes: 0
 }
 
-/** The table, and what to do next. */
+/** The table, and hints on what to do next. */
 export function shown(report: DemoReport): string {
   const { input, settings, machines } = report
   const line = (label: string, cell: (machine: MachineReport) => string): string[] => [label, ...machines.map(cell)]
@@ -120,27 +120,27 @@ export function shown(report: DemoReport): string {
     '',
     tableOf(['', 'all the memory', 'part + tmem', 'part + swap'], rows),
     '',
-    `${(report.comparedBytes / 2 ** 30).toFixed(1)} GiB that were read were compared with what was last written: ${report.wrongBytes} wrong bytes.`,
+    `${(report.comparedBytes / 2 ** 30).toFixed(1)} GiB of reads were compared with what was last written: ${report.wrongBytes} wrong bytes.`,
     ...(settings.directIo
       ? []
       : [
           pc.yellow(
-            'The file system refused direct I/O: the operating system kept swapped pages in memory of its own, so that the times of',
+            'The file system refused direct I/O, so that the operating system cached swapped pages in memory. The times of',
           ),
           pc.yellow(
-            'the last machine are too good, and disk reads and writes are requests, not what the disk did. Try --dir on a disk.',
+            'the last machine are too good, and disk reads and writes count requests, not disk operations. Try --dir on a disk.',
           ),
         ]),
     '',
-    'How to go on:',
-    hint(`${tmem} demo --help`, 'your own pages (--input), other sizes, another seed'),
+    'What to try next:',
+    hint(`${tmem} demo --help`, 'options: your own pages (--input), other sizes, another seed'),
     hint(`${tmem} bench core`, 'what one put and one get cost'),
     hint(`${tmem} stack`, 'the layers to build stacks of'),
     hint('README.md', '"A stack in ten lines", "The packages"'),
   ].join('\n')
 }
 
-/** How the program is started here: in a checkout it is on nobody's PATH. */
+/** How to start the program here: in a checkout it is not on the PATH. */
 const tmem = process.env['npm_package_name'] === 'tmem-workspace' ? 'npm run -s tmem --' : 'tmem'
 const hint = (what: string, why: string): string => `  ${what.padEnd(tmem.length + 16)}${why}`
 

@@ -1,8 +1,8 @@
 /**
- * The processor time that a stack takes: the time of the calls to it, less that of what its swap file makes it wait for
- * within them.
+ * The processor time that a stack takes: the time of the calls to it, less the time for which they wait for the swap
+ * file.
  *
- * Only the synchronous part of a call counts: what a `fetch` waits for is not processor time.
+ * Only the synchronous part of a call counts: the wait of a `fetch` is not processor time.
  */
 import type {
   Borrower,
@@ -27,7 +27,7 @@ import type {
 } from '@tmem/core'
 import { isSlow } from '@tmem/core'
 
-/** Milliseconds between `start` and `stop`, all together. */
+/** Milliseconds between `start` and `stop`, summed. */
 export class Stopwatch {
   elapsed = 0
   readonly #now: () => number
@@ -121,7 +121,7 @@ class TimedPlace implements SlowPlace {
   }
 }
 
-/** A store, and the time of the calls to it. */
+/** A store whose calls are timed. */
 export class TimedStore implements PageStore {
   readonly name: string
   readonly capabilities: Capabilities

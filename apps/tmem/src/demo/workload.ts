@@ -1,8 +1,8 @@
 /**
- * The demo's stream of page reads and writes: skewed like real ones, and the same for the same seed.
+ * The demo's stream of page reads and writes: skewed like real ones, and identical for the same seed.
  *
  * The k-th most used of n pages is used in proportion to 1 / k^s (Zipf's law). Sampling is by rejection-inversion,
- * which needs no table and takes the same time however many pages there are.
+ * which needs no table and takes the same time for any number of pages.
  *
  * Sources: W. Hörmann, G. Derflinger, "Rejection-inversion to generate variates from monotone discrete distributions",
  * ACM TOMACS 6 (1996), 169–184. The generator is Chris Doty-Humphrey's sfc32 (PractRand).
@@ -50,7 +50,7 @@ export function createZipf(count: number, exponent: number, random: Random): () 
   }
   const top = integral(1.5) - 1
   const bottom = integral(count + 0.5)
-  // Every x this near to its integer is accepted without looking at the curve.
+  // Every x this near to its integer is accepted without evaluating the curve.
   const near = 2 - inverse(integral(2.5) - 2 ** -exponent)
   return () => {
     for (;;) {
@@ -65,7 +65,7 @@ export function createZipf(count: number, exponent: number, random: Random): () 
 /** A reference with this bit set is a write; the rest is the number of the page. */
 export const writeBit: number = 2 ** 31
 
-/** What the stream is like. */
+/** The parameters of a stream. */
 export interface StreamOptions {
   /** Number of pages, at most 2^31. */
   readonly pages: number
@@ -79,7 +79,7 @@ export interface StreamOptions {
 }
 
 /**
- * The whole stream, made ahead of time, so that making it is in nobody's time. Which pages are used most is random,
+ * The whole stream, made beforehand so that no machine's time includes it. The choice of the most used pages is random,
  * too.
  */
 export function createStream({ pages, references, exponent, writes, seed }: StreamOptions): Uint32Array {

@@ -1,9 +1,9 @@
 /**
- * A guest whose swap pages are kept by a stack of this process: the stack, Xen's interface over it, the guest, and what
- * all of them have counted.
+ * A guest whose swapped pages rest in a stack of this process: the stack, Xen's interface over it, the guest, and the
+ * counters of all three.
  *
- * Invariants: whatever happens the guest, its files and the stack are gone at the end; a run whose guest found a wrong
- * byte, or whose sides counted differently, is a failure.
+ * Invariants: at the end of a run, however it ends, the guest, its files and the stack are gone. A run fails if the
+ * guest finds a wrong byte or if the counters differ.
  */
 import { compose, type Layer, type StatsNode } from '@tmem/core'
 import {
@@ -19,7 +19,7 @@ import { Failed, throwIfInterrupted } from '../ending.ts'
 import { Ticking } from '../serve/ticking.ts'
 import { ask } from '../xen/socket.ts'
 
-/** What runs. */
+/** The guest and its stack. */
 export interface MachineOptions extends Omit<BootOptions, 'signal' | 'swapTo' | 'trace'> {
   readonly layers: readonly Layer[]
   readonly signal: AbortSignal
@@ -29,7 +29,7 @@ export interface MachineOptions extends Omit<BootOptions, 'signal' | 'swapTo' | 
   readonly onCounters?: (counters: Readonly<AttachCounters>) => void
 }
 
-/** What came of it. */
+/** The result of a run. */
 export interface MachineRun extends BootedRun {
   readonly host: Readonly<AttachCounters>
   readonly stats: StatsNode
@@ -62,7 +62,7 @@ export async function runMachine(options: MachineOptions): Promise<MachineRun> {
     throwIfInterrupted(signal)
     const { memory, doorbell, ended } = bootGuest({ ...boot, trace: onEvents !== undefined, signal: ending.signal })
     const gone = new AbortController()
-    // Whatever it came to, nobody waits for its doorbell any more.
+    // However the guest ended, stop waiting for its doorbell.
     const run = ended.finally(() => gone.abort())
     const look = lookMicroseconds === undefined ? {} : { lookMicroseconds }
     const told = onEvents === undefined ? {} : { onEvents }
@@ -73,7 +73,7 @@ export async function runMachine(options: MachineOptions): Promise<MachineRun> {
         return made
       },
       (error: Error) => {
-        // A guest that did not start says why better than its doorbell does.
+        // The error of a guest that did not start says more than its missing doorbell.
         if (!gone.signal.aborted) onBroken(error)
         return undefined
       },
@@ -104,13 +104,13 @@ export async function runMachine(options: MachineOptions): Promise<MachineRun> {
   }
 }
 
-/** Why a kernel has stopped, or what the guest said last. */
+/** The reason of a kernel panic, or the guest's last lines. */
 const lastOf = ({ console }: BootedRun): string =>
   /Kernel panic.*/.exec(console)?.[0] ?? console.trim().split('\n').slice(-4).join(' / ')
 
-/** What runs, and who serves it. */
+/** The guest, and the host that serves it. */
 export interface ServedOptions extends Omit<BootOptions, 'signal' | 'swapTo' | 'trace'> {
-  /** Socket of a `tmem xen host`, and the number of the domain there. */
+  /** Socket of a `tmem xen host`, and the guest's domain number there. */
   readonly control: string
   readonly domain: number
   readonly signal: AbortSignal
@@ -147,7 +147,7 @@ export async function runServed({ control, domain, signal, ...boot }: ServedOpti
   }
 }
 
-/** A count, as two sides have it. */
+/** One count, as each of two sides has it. */
 type Pair = readonly [name: string, ours: number | undefined, theirs: number | undefined]
 
 const differences = (pairs: readonly Pair[]): string[] =>
@@ -155,7 +155,7 @@ const differences = (pairs: readonly Pair[]): string[] =>
     .filter(([, ours, theirs]) => ours !== theirs)
     .map(([name, ours, theirs]) => `${name} ${ours ?? 'none'} and ${theirs ?? 'none'}`)
 
-/** What the host did, and what the module asked, call by call. */
+/** What the host did and what the module asked for, call by call. */
 const hostPairs = ({ host, module }: MachineRun): Pair[] => [
   ['pools', host.pools, module['pools']],
   ['puts', host.puts, module['puts']],
@@ -165,8 +165,8 @@ const hostPairs = ({ host, module }: MachineRun): Pair[] => [
 ]
 
 /**
- * What the module was called for, and what the kernel's own counters say of its hooks. The kernel does not count the
- * invalidation of a page that is stored again: there may be more than it says.
+ * The calls that the module received, and the kernel's own counters of its hooks. The kernel does not count the
+ * invalidation of a page that is stored again, so that the module may count more.
  */
 function kernelPairs({ module, frontswap, cleancache }: BootedRun): Pair[] {
   const { succ_stores: stored, failed_stores: failed, loads, invalidates = 0 } = frontswap

@@ -21,33 +21,33 @@ import { type MachineRun, runMachine, runServed } from './machine.ts'
 export interface GuestRunOptions {
   readonly workload: Workload
   readonly memory: number
-  /** What the workload uses, in bytes (default: see `workloads` of @tmem/kernel-guest). */
+  /** Memory that the workload uses, in bytes (default: see `workloads` of @tmem/kernel-guest). */
   readonly size?: number
   readonly kernelWithCleancache?: true
   /** Default: `defaultStack`. */
   readonly stack?: string
   readonly modules?: readonly string[]
-  /** Socket of a `tmem xen host` that serves it, instead of this process; and the number of its domain there. */
+  /** Socket of a `tmem xen host` that serves the guest instead of this process, and the guest's domain number there. */
   readonly control?: string
   readonly domain: number
   readonly cache?: string
-  /** Seconds. */
+  /** How long the guest waits for its host, in seconds. */
   readonly patience: number
-  /** False: flushes are waited for, one by one. */
+  /** False: the guest waits for each flush. */
   readonly posted: boolean
-  /** A file for what the kernel calls. */
+  /** A new file for a trace of the kernel's calls. */
   readonly trace?: string
   readonly json?: true
 }
 
-/** Where pages go unless it is said. */
+/** The stack without --stack. */
 export const defaultStack = 'zcache(limit=128MiB)'
 
-/** Where a guest's parts are kept unless it is said. */
+/** The directory of the guest's parts without --cache. */
 export const defaultCache = (): string =>
   join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'tmem', 'kernel-guest')
 
-/** Prepares what is missing, and says so. Rejects with `BadInput` or `Failed`. */
+/** Prepares the missing parts and reports each step. Rejects with `Failed` or `Interrupted`. */
 async function partsFor(options: GuestRunOptions, terminal: Terminal): Promise<GuestParts> {
   const { cache = defaultCache(), kernelWithCleancache: cleancache = false, workload } = options
   const compiler = workload === 'compile'
@@ -56,25 +56,25 @@ async function partsFor(options: GuestRunOptions, terminal: Terminal): Promise<G
     return await prepareParts({ cache, cleancache, compiler, signal: terminal.signal, onStep })
   } catch (error) {
     throwIfInterrupted(terminal.signal)
-    if (error instanceof PartsError) throw new Failed(`the guest cannot be made: ${error.message}`)
+    if (error instanceof PartsError) throw new Failed(`the parts of the guest cannot be prepared: ${error.message}`)
     if ((error as NodeJS.ErrnoException).syscall !== undefined)
-      throw new Failed(`the guest cannot be made: ${(error as Error).message}`)
+      throw new Failed(`the parts of the guest cannot be prepared: ${(error as Error).message}`)
     throw error
   }
 }
 
-/** Runs it, and prints what the three sides have counted. */
+/** Runs a guest and prints the counters of kernel, module and host. */
 export async function guestRun(options: GuestRunOptions, terminal: Terminal): Promise<void> {
   if (options.memory < 96 * 2 ** 20 || options.memory > 2 ** 31 || options.memory % 2 ** 20 !== 0)
-    throw new BadInput(`--memory: a guest has from 96MiB to 2GiB, in whole MiB, not ${formatBytes(options.memory)}`)
+    throw new BadInput(`--memory: expected whole MiB from 96MiB to 2GiB, got ${formatBytes(options.memory)}`)
   if (options.size !== undefined && (options.size < 2 ** 20 || options.size % 2 ** 20 !== 0))
-    throw new BadInput(`--size: a workload uses whole MiB, not ${formatBytes(options.size)}`)
+    throw new BadInput(`--size: expected whole MiB, at least 1MiB, got ${formatBytes(options.size)}`)
   const { control, stack = defaultStack, trace: tracePath } = options
   if (
     control !== undefined &&
     (options.stack !== undefined || options.modules !== undefined || tracePath !== undefined)
   )
-    throw new BadInput('--control: the stack is that of the host there; leave out --stack, --modules and --trace')
+    throw new BadInput('--control: the host there has its own stack; leave out --stack, --modules and --trace')
   const layers = control === undefined ? parseStack(stack, await layersWith(options.modules)) : []
   const parts = await partsFor(options, terminal)
   const boot = {
@@ -131,7 +131,7 @@ function shown(run: BootedRun & Partial<MachineRun>): string {
   const { module, frontswap, cleancache, host, drives, passKibibytes } = run
   const { seconds, workloadSeconds, workloadCpuSeconds, hostCpuSeconds } = run
   const cell = (value: number | undefined): string => (value === undefined ? '-' : value.toLocaleString('en'))
-  /** Of several hooks, where the kernel has both. */
+  /** The sum over frontswap and cleancache. */
   const both = (one: number | undefined, other: number | undefined): string => cell((one ?? 0) + (other ?? 0))
   const stores = (frontswap['succ_stores'] ?? 0) + (frontswap['failed_stores'] ?? 0)
   const cleanGets = (cleancache['succ_gets'] ?? 0) + (cleancache['failed_gets'] ?? 0)
@@ -166,12 +166,12 @@ function shown(run: BootedRun & Partial<MachineRun>): string {
     tableOf(['', 'kernel', 'module', 'host'], rows),
     '',
     `Every byte was right. ${times}${cpu}.`,
-    ...(passes === '' ? [] : [`Of the file came from its drive in ${passes}.`]),
-    'The kernel counts no invalidation of a page that is stored again: flushes of pages may be more than it says.',
+    ...(passes === '' ? [] : [`Read from the drive of the file: ${passes}.`]),
+    'The kernel does not count the invalidation of a page that is stored again: modules may count more flushes of pages.',
   ].join('\n')
 }
 
-/** A new file for a trace. Throws `BadInput` when it cannot be made, also where there is one of that name. */
+/** A new file for a trace. Throws `BadInput` if the file exists or cannot be created. */
 class TraceFile {
   readonly #path: string
   readonly #file: number
@@ -181,12 +181,12 @@ class TraceFile {
     try {
       this.#file = openSync(path, 'wx', 0o600)
     } catch (error) {
-      throw new BadInput(`--trace: ${path} cannot be made: ${(error as Error).message}`)
+      throw new BadInput(`--trace: ${path} cannot be created: ${(error as Error).message}`)
     }
     this.append(traceHead)
   }
 
-  /** Throws `Failed` when the disk is full. */
+  /** Throws `Failed` if the file cannot be written, e.g. on a full disk. */
   append(bytes: Uint8Array): void {
     try {
       for (let done = 0; done < bytes.length; ) done += writeSync(this.#file, bytes, done)
@@ -205,7 +205,7 @@ class TraceFile {
   }
 }
 
-/** Puts pieces together to lines. */
+/** Splits a stream of text into lines and skips blank ones. */
 function linesTo(take: (line: string) => void): (text: string) => void {
   let rest = ''
   return (text) => {

@@ -1,6 +1,6 @@
 /**
- * `tmem completion`: scripts with which shells complete commands, options, the values that there are of some, and files
- * where a path is expected. They are made of the descriptions that the program reads its command line by.
+ * `tmem completion`: scripts that make shells complete commands, options, the choices of an option, and files where a
+ * path is expected. They are made from the definitions that parse the command line.
  *
  * Sources: bash(1), Programmable Completion; zshcompsys(1); fish's complete(1).
  */
@@ -19,9 +19,9 @@ export function completion(
   terminal.print(json === true ? JSON.stringify({ shell, text }) : text)
 }
 
-/** A command, as far as it can be completed. */
+/** The parts of a command that can be completed. */
 interface Known {
-  /** Words after the program's name, none for the program itself. */
+  /** The words after the program's name; empty for the program itself. */
   readonly words: readonly string[]
   readonly summary: string
   readonly commands: readonly Command[]
@@ -29,7 +29,7 @@ interface Known {
   readonly arguments: readonly Argument[]
 }
 
-/** A command and all below it. */
+/** A command and all its subcommands. */
 function commandsFrom(command: Command): Known[] {
   const { commands, registeredArguments } = command
   const known = {
@@ -42,10 +42,10 @@ function commandsFrom(command: Command): Known[] {
   return [known, ...commands.flatMap(commandsFrom)]
 }
 
-/** What can stand for a value: words, a file, or anything. */
+/** The values of an option: one of these words, a file, or anything. */
 type Values = readonly string[] | 'file' | 'any' | undefined
 
-/** Of an option; `undefined`: it takes none. */
+/** The values of an option; `undefined` if it takes none. */
 function valuesOf({ argChoices, flags, required, optional }: Option): Values {
   if (argChoices !== undefined) return argChoices
   if (!required && !optional) return undefined
@@ -57,7 +57,7 @@ const valuesOfArgument = (argument: Argument): Values =>
 
 const flagsOf = ({ short, long }: Option): string[] => [short, long].filter((flag) => flag !== undefined)
 
-/** A word in single quotes: nothing in it means anything to a shell. */
+/** A word in single quotes, in which a shell finds nothing special. */
 const quoted = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`
 
 function bash(all: readonly Known[]): string {

@@ -1,6 +1,6 @@
 /**
- * `tmem help`: what a command is for, as `--help` says it, or as a manual page. Both are made of the descriptions that
- * the program reads its command line by, so they cannot differ.
+ * `tmem help`: help on a command, as `--help` prints it, or as a manual page. Both are made from the definitions that
+ * parse the command line, so that they cannot differ.
  *
  * Source: man(7), man-pages(7).
  */
@@ -10,7 +10,7 @@ import { BadInput, exitCodes } from '../ending.ts'
 import type { Terminal } from '../terminal.ts'
 import { programVersion } from '../version.ts'
 
-/** Prints help. Rejects with `BadInput` for a command that there is not. */
+/** Prints help. Throws `BadInput` for an unknown command. */
 export function help(
   program: Command,
   names: readonly string[],
@@ -30,12 +30,12 @@ export function help(
   else terminal.print(text)
 }
 
-/** The words that name a command, from the program's on. */
+/** The words that name a command, beginning with the program. */
 export function namesOf(command: Command): string[] {
   return command.parent === null ? [command.name()] : [...namesOf(command.parent), command.name()]
 }
 
-/** The manual page of a command, with all commands below it. */
+/** The manual page of a command with all its subcommands. */
 function manualPage(command: Command): string {
   const names = namesOf(command)
   const title = names.join('-')
@@ -57,7 +57,7 @@ function manualPage(command: Command): string {
   return parts.join('\n')
 }
 
-/** A command below another one, with those below it. */
+/** The sections of a subcommand and of its own subcommands. */
 const below = (command: Command): string[] => [
   `.SS ${quoted(namesOf(command).join(' '))}`,
   synopsis(command),
@@ -68,7 +68,7 @@ const below = (command: Command): string[] => [
   ...command.commands.flatMap(below),
 ]
 
-/** The options of a command, that for help among them. */
+/** The options of a command, including --help. */
 export const optionsOf = (command: Command): readonly Option[] => command.createHelp().visibleOptions(command)
 
 const synopsis = (command: Command): string => `.B ${roff(namesOf(command).join(' '))}\n${roff(command.usage())}`
@@ -93,7 +93,7 @@ const item = (what: string, text: string): string => `.TP\n.B ${roff(what)}\n${s
 const sentence = (text: string): string => roff(text.endsWith('.') || text === '' ? text : `${text}.`)
 const quoted = (text: string): string => `"${roff(text).replaceAll('"', '\\(dq')}"`
 
-/** Text of which nothing is a request or an escape of roff. */
+/** Text in which roff finds neither a request nor an escape. */
 const roff = (text: string): string =>
   text
     .replaceAll('\\', '\\e')
