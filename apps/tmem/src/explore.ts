@@ -123,7 +123,7 @@ function sideOf(scenario: Scenario<object>, found: Exploration, turns: readonly 
     return { actors, history, message, found: `violated within ${size}: ${found.name}` }
   }
   const { history, trouble } = interleave.followed(scenario, turns)
-  const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: no error in ${size}, more were not visited`
+  const what = found.kind === 'holds' ? `holds in all ${size}` : `bounded: nothing wrong in ${size}; there are more`
   return { actors, history, message: trouble?.message ?? null, found: what }
 }
 

@@ -19,7 +19,7 @@ export function readGivenFile(path: string, mostBytes: number): Buffer {
   const file = openGivenFile(path)
   try {
     const { size } = fstatSync(file)
-    if (size > mostBytes) throw new Error(`${path} has ${size} bytes; at most ${mostBytes} are allowed`)
+    if (size > mostBytes) throw new Error(`${path} has ${size} bytes, more than ${mostBytes}`)
     return readFileSync(file)
   } finally {
     closeSync(file)

@@ -180,8 +180,14 @@ describe('bad input ends with exit code 2, one line, and nothing left behind', (
     [['--size', 'many'], "option '--size <bytes>' argument 'many' is invalid."],
     [['--size', '8KiB'], '--size 8KiB is too small: the demo needs at least 1MiB'],
     [['--size', '1000TiB'], '--size 1000TiB is too large: the demo needs a little more than twice as much memory'],
-    [['--size', '2MiB', '--budget', '2MiB'], '--budget 2MiB is too large: tmem gets a part of the 2MiB of --size, not all of it'],
-    [['--size', '2MiB', '--budget', '1GiB'], '--budget 1GiB is too large: tmem gets a part of the 2MiB of --size, not all of it'],
+    [
+      ['--size', '2MiB', '--budget', '2MiB'],
+      '--budget 2MiB is too large: tmem gets a part of the 2MiB of --size, not all of it',
+    ],
+    [
+      ['--size', '2MiB', '--budget', '1GiB'],
+      '--budget 1GiB is too large: tmem gets a part of the 2MiB of --size, not all of it',
+    ],
     [['--size', '2MiB', '--budget', '4KiB'], '--budget 4KiB is too small: zcache needs 256KiB'],
     [
       ['--size', '2MiB', '--dir', '/nowhere/at-all'],

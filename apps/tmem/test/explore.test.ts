@@ -54,7 +54,7 @@ describe('a scenario', () => {
     const endless = `{ label: 'up', at: 'x', run: (state) => { state.n++ }, jump: { to: 'x', if: () => true } }`
     const found = await tmem(['explore', file(scenario(endless)), '--states', '1000'])
     expect(found.code).toBe(1)
-    expect(found.stdout).toMatch(/^bounded: no error in 1000 states, /)
+    expect(found.stdout).toMatch(/^bounded: nothing wrong in 1000 states, /)
     expect(found.stderr).toMatch(/^tmem: scenario.mjs: bounded: stopped after 1000 states, .*\n$/)
   })
 
@@ -120,7 +120,7 @@ test('a lockless rule and its mutant as litmus tests', async () => {
   for (const [words, message] of [
     [
       ['ranges-need-a-counter'],
-      /^tmem: ranges-need-a-counter has no litmus test: .*; these do: kvm-sequence-before-count/,
+      /^tmem: ranges-need-a-counter has no litmus test, as .*; these do: kvm-sequence-before-count/,
     ],
     [[], /^tmem: --litmus needs a rule: kvm-sequence-before-count, /],
     [['gup-reads-the-dir'], /^tmem: no scenario "gup-reads-the-dir"; nearest: gup-reads-the-directory-again/],

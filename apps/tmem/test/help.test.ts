@@ -42,7 +42,7 @@ test('each command has a page of its own, with those below it', async (ctx) => {
   requires(ctx, { commands: ['man', 'groff'] })
   const { text, warnings } = shown(await page('xen'))
   expect(warnings).toBe('')
-  expect(text).toMatch(/^NAME\n +tmem-xen - Xen's tmem interface$/m)
+  expect(text).toMatch(/^NAME\n +tmem-xen - act as a host with Xen's tmem interface, and as its toolstack$/m)
   expect(text).toContain('tmem xen migrate')
   expect(await page('xen', 'list')).toMatch(/^\.TH TMEM\\-XEN\\-LIST 1 /)
 })

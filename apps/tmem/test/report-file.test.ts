@@ -110,7 +110,9 @@ describe('what a report never writes over', () => {
       writeFileSync(path, text)
       const { code, stdout, stderr } = await tmem([...models, path])
       expect([code, stdout]).toEqual([2, ''])
-      expect(stderr).toBe(`tmem: --report ${path}: the file exists and is not a report: name another file, or add --overwrite\n`)
+      expect(stderr).toBe(
+        `tmem: --report ${path}: the file exists and is not a report: name another file, or add --overwrite\n`,
+      )
       expect(readFileSync(path, 'utf8')).toBe(text)
     }
     expect((await tmem([...models, path, '--overwrite'])).code).toBe(0)
@@ -123,8 +125,8 @@ describe('what a report never writes over', () => {
     for (const [name, what] of [
       ['missing/a.html', 'does not exist: make it with mkdir -p'],
       ['.', 'cannot be opened'],
-      ['pipe', 'no file'],
-      ['../../../../dev/null', 'no file'],
+      ['pipe', 'is not a regular file'],
+      ['../../../../dev/null', 'is not a regular file'],
     ] as const) {
       const path = name.startsWith('..') ? '/dev/null' : join(folder, name)
       const { code, stderr } = await tmem([...models, path, '--overwrite'])
@@ -148,6 +150,6 @@ describe('what a report never writes over', () => {
     const { code, stderr } = await tmem(['bench', 'models', '--overwrite'])
     expect([code, stderr]).toEqual([2, 'tmem: --overwrite needs --report FILE: give both, or neither\n'])
     expect((await tmem(['demo', '--remote', '--report', 'x.html'])).stderr).toContain('three machines')
-    expect((await tmem(['explore', '--litmus', '--report', 'x.html'])).stderr).toContain('leave --litmus out')
+    expect((await tmem(['explore', '--litmus', '--report', 'x.html'])).stderr).toContain('leave out --litmus')
   })
 })
