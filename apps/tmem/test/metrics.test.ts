@@ -22,6 +22,7 @@ import { Xvmalloc } from '../../../packages/zcache/src/xvmalloc.ts'
 import { Zbud } from '../../../packages/zcache/src/zbud.ts'
 import { requires } from '../../../tools/requires.ts'
 import { Metrics } from '../src/metrics/metrics.ts'
+import { valueCacheTables } from '../src/metrics/names.ts'
 import { CachedFileDevice } from '../src/serve/cached-file.ts'
 import { Latencies } from '../src/serve/latency.ts'
 import { ServedCache } from '../src/serve/served-cache.ts'
@@ -191,12 +192,15 @@ test('lending machines are named', { timeout: 60_000 }, async (ctx) => {
       .lines.get(`tmem_machine_open{device="a",place="ramster",machine="127.0.0.1:${a.port}"}`),
   ).toBe(1)
   // The rest of what alert rules may ask for.
-  judgeNames(new Set([...families.keys(), ...snapshotNames, ...fuseNames]))
+  judgeNames(new Set([...families.keys(), ...snapshotNames, ...fuseNames, ...cacheNames]))
   expect((await server.stop()).code).toBe(0)
 })
 
 const urlOf = ({ info }: Serving): string => (info as unknown as { metrics: string }).metrics
 const snapshotNames = ['tmem_snapshot_dirty_pages', 'tmem_snapshot_failures_total']
+const cacheNames = Object.values(valueCacheTables)
+  .flatMap((table) => Object.values(table))
+  .flatMap((described) => (described === 'same' ? [] : `tmem_${described.name}`))
 const fuseNames = ['tmem_fuse_requests_total', 'tmem_fuse_read_bytes_total', 'tmem_fuse_written_bytes_total']
 const timesNames = ['page', 'move', 'request'].flatMap((what) =>
   ['bucket', 'sum', 'count'].map((part) => `tmem_${what}_duration_seconds_${part}`),

@@ -110,6 +110,26 @@ test('a server with a user of its own: systemd takes its units, and finds little
     expect(lines).toContain(line)
 })
 
+test('caches make their sockets themselves, where the server may', { timeout: 60_000 }, async (ctx) => {
+  requires(ctx, { commands: ['systemd-analyze', 'sh'] })
+  if (!isReadable()) ctx.skip('the checkout is closed to other users')
+  const caches = `
+caches:
+  a: { memory: 4MiB, listen: 'unix:/run/caches/a.sock', file: { path: /var/cache/tmem/a, size: 1MiB } }
+  b: { memory: 2MiB, listen: 'tcp:127.0.0.1:6380' }
+control: /run/tmem/control.sock
+`
+  const { root, code, files } = await install(caches)
+  expect(code).toBe(0)
+  const service = join(units(root), 'tmem.service')
+  expect(files.map(({ path }) => path)).toEqual([service, join(root, 'etc/sysusers.d/tmem.conf')])
+  expect(verify(service)).toEqual({ status: 0, said: '' })
+  const lines = readFileSync(service, 'utf8').split('\n')
+  expect(lines).toContain('ReadWritePaths=-/run/caches -/var/cache/tmem')
+  expect(lines).toContain('RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6')
+  expect(lines.filter((line) => line.includes('.socket'))).toEqual([])
+})
+
 test('what lies among temporary files is not hidden from the server, and stays when it ends', async (ctx) => {
   if (!isReadable()) ctx.skip('the checkout is closed to other users')
   const { root, code } = await install(plain.replace('/var/lib/tmem', '/var/tmp'))

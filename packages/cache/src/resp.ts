@@ -49,8 +49,8 @@ const optionNames: OptionNames<RespServerOptions> = {
 }
 
 const defaultConnections = 1024
-/** Bytes of a request beside its largest value. */
-const requestBytes = 2 ** 20
+/** Bytes of a request beside its largest value: as many keys as it may have arguments, of a usual length. */
+const besideValue = 8 * 2 ** 20
 /** Bytes of answers that are put together before they are written. */
 const answerBytes = 16 * 1024
 /** What a connection may hold without being looked at. */
@@ -124,7 +124,7 @@ export class RespServer {
     }
     this.#counts.accepted++
     const { largestBytes } = this.#cache.stats()
-    const limits = { argumentBytes: Math.max(largestBytes, maxKeyBytes), requestBytes: largestBytes + requestBytes }
+    const limits = { argumentBytes: Math.max(largestBytes, maxKeyBytes), requestBytes: largestBytes + besideValue }
     const connection: Connection = new Connection(socket, ++this.#lastId, new RequestParser(limits), {
       run: (request) => this.#run(connection, request),
       failed: (why) => {
@@ -193,7 +193,8 @@ export class RespServer {
     const { arity, work, isWrite = false } = command
     if (arity < 0 ? request.length < -arity : request.length !== arity)
       throw new Refusal(`ERR wrong number of arguments for '${name.toLowerCase()}' command`)
-    if (!isWrite && request.includes(undefined)) throw new Refusal('ERR an argument is too large')
+    if (!isWrite && request.includes(undefined))
+      throw new Refusal('ERR an argument, or the whole request, is too large')
     return work(this.#service, connection, request as readonly Buffer[])
   }
 
@@ -219,7 +220,9 @@ export class RespServer {
     entries: () => this.#cache.stats().entries,
     settings: () => new Map([['maxmemory', String(this.#cache.stats().limitBytes)]]),
     report: () => this.#report(),
-    fail: (error) => this.#onError(error),
+    fail: (error) => {
+      if (!this.#isClosed) this.#onError(error)
+    },
   }
 
   #store(key: Argument, value: Argument, ttl: number): void {
@@ -227,7 +230,7 @@ export class RespServer {
       this.#cache.delete(keyOf(key))
       this.#counts.refused_large++
       throw new Refusal(
-        `ERR the value is too large: at most ${this.#cache.stats().largestBytes} bytes; the key has no value now`,
+        `ERR a value has at most ${this.#cache.stats().largestBytes} bytes, and this one, or the whole request, is too large; the key has no value now`,
       )
     }
     if (this.#cache.set(keyOf(key), value, ttl === Number.POSITIVE_INFINITY ? noOptions : { ttl })) return
@@ -591,41 +594,62 @@ function setMany(service: Service, to: Connection, request: readonly Argument[])
 function getMany(service: Service, to: Connection, [, ...keys]: readonly Buffer[]): unknown {
   for (const key of keys) keyOf(key)
   to.array(keys.length)
-  return inTurn(keys, (key) => settled(service, to, () => service.look(key, (value) => to.bulk(value))), to)
+  const read = (key: Buffer): unknown => (to.isGone ? undefined : service.look(key, (value) => to.bulk(value)))
+  // The answer has begun: a value that cannot be had is an error in it.
+  const failed = (error: Error): void => {
+    to.error(`ERR ${error.message}`)
+    service.fail(error)
+  }
+  return inTurn(keys, (key) => settled(() => read(key), failed), to)
 }
 
-/** An element of an answer that has begun: where it fails, it is the error. */
-function settled(service: Service, to: Connection, work: () => unknown): unknown {
-  const failed = (error: unknown): void => {
-    to.error(`ERR ${(error as Error).message}`)
-    service.fail(error as Error)
+function count(service: Service, to: Connection, [, ...keys]: readonly Buffer[]): unknown {
+  return counted(keys, to, (key, add) =>
+    service.look(key, (value) => {
+      if (value !== undefined) add()
+    }),
+  )
+}
+
+function remove(service: Service, to: Connection, [, ...keys]: readonly Buffer[]): unknown {
+  for (const key of keys) keyOf(key)
+  // Whether there is a value is known once it was read; where that fails, it goes all the same.
+  return counted(keys, to, (key, add) => {
+    const drop = (): void => {
+      if (service.remove(key)) add()
+    }
+    const look = (): unknown =>
+      service.look(key, (value) => {
+        if (value !== undefined) drop()
+      })
+    return settled(look, (error) => {
+      drop()
+      service.fail(error)
+    })
+  })
+}
+
+/** Answers how often `work` has called `add`. */
+function counted(keys: readonly Buffer[], to: Connection, work: (key: Buffer, add: () => void) => unknown): unknown {
+  let sum = 0
+  const add = (): void => {
+    sum++
   }
+  const waits = inTurn(keys, (key) => work(key, add), to)
+  if (waits !== undefined) return waits.then(() => to.integer(sum))
+  to.integer(sum)
+  return undefined
+}
+
+/** Does something that may fail, at once or later. */
+function settled(work: () => unknown, failed: (error: Error) => void): unknown {
   try {
     const waits = work()
     return waits instanceof Promise ? waits.catch(failed) : undefined
   } catch (error) {
-    failed(error)
+    failed(error as Error)
     return undefined
   }
-}
-
-function count(service: Service, to: Connection, [, ...keys]: readonly Buffer[]): unknown {
-  let found = 0
-  const look = (key: Buffer): unknown =>
-    service.look(key, (value) => {
-      if (value !== undefined) found++
-    })
-  const waits = inTurn(keys, look, to)
-  if (waits !== undefined) return waits.then(() => to.integer(found))
-  to.integer(found)
-  return undefined
-}
-
-function remove(service: Service, to: Connection, [, ...keys]: readonly Buffer[]): void {
-  for (const key of keys) keyOf(key)
-  let removed = 0
-  for (const key of keys) if (service.remove(key)) removed++
-  to.integer(removed)
 }
 
 /** Does something for each key, one after the other, and waits where one has to. */
@@ -645,7 +669,6 @@ async function rest(
 ): Promise<void> {
   await first
   for (const key of keys) {
-    if (to.isGone) return
     const waits = work(key) ?? to.drained()
     if (waits instanceof Promise) await waits
   }

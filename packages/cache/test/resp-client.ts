@@ -1,4 +1,5 @@
 /** A client of RESP that says exactly what a test wants, over a real socket. */
+import { randomBytes } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -13,7 +14,9 @@ export type Reply = string | number | null | Reply[]
 const crlf = '\r\n'
 
 /** A request as bytes. */
-export function request(...words: readonly (string | Uint8Array)[]): Buffer {
+export const request = (...words: readonly (string | Uint8Array)[]): Buffer => requestOf(words)
+
+export function requestOf(words: readonly (string | Uint8Array)[]): Buffer {
   return Buffer.concat([
     Buffer.from(`*${words.length}\r\n`),
     ...words.flatMap((word) => {
@@ -110,6 +113,17 @@ export class Client {
   say(line: string): Promise<Reply> {
     return this.ask(...line.split(' '))
   }
+}
+
+/** Values of which each takes a page: more than the window of a small cache with a file holds. */
+const fillers = 120
+
+/** Has all values of a cache with a file be where one has to wait for them. */
+export async function sunk(cache: Cache<never>): Promise<void> {
+  const others = cache as unknown as Cache<unknown>
+  await others.sync()
+  // What was read or written lately is in the window still.
+  for (let n = 0; n < fillers; n++) others.set(`filler ${n}`, randomBytes(3500))
 }
 
 export interface Serving {

@@ -2,10 +2,13 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { join } from 'node:path'
+import { TmemError } from '@tmem/core'
+import { delay } from '@tmem/faults'
+import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
 import { Cache } from '../src/index.ts'
 import { RespServer, respWorkBytes } from '../src/resp.ts'
-import { type Client, type Reply, random, request, serving } from './resp-client.ts'
+import { type Client, type Reply, random, request, requestOf, serving, sunk } from './resp-client.ts'
 
 const keys = 'wrong number of arguments'
 
@@ -182,7 +185,9 @@ test.each([
   const { client, server } = await serving({ memory: '2MiB' })
   const one = client()
   await one.say('MSET a old b old c old')
-  expect(await one.ask(...words)).toBe('-ERR the value is too large: at most 1048576 bytes; the key has no value now')
+  expect(await one.ask(...words)).toBe(
+    '-ERR a value has at most 1048576 bytes, and this one, or the whole request, is too large; the key has no value now',
+  )
   const others = words[0] === 'MSET' ? null : 'old'
   expect(await one.say('MGET a b c')).toEqual([null, others, others])
   expect(server.stats().counters).toMatchObject({ refused_large: 1, errors: 1, protocol_errors: 0 })
@@ -194,7 +199,7 @@ test('a command that is wrong, or whose condition does not hold, changes nothing
   expect(await client.ask('SET', 'a', tooLarge, 'NX')).toBe(null)
   expect(await client.ask('SET', 'a', tooLarge, 'EX', '0')).toMatch(/^-ERR invalid expire/)
   expect(await client.ask('SETEX', 'a', 'x', tooLarge)).toMatch(/^-ERR value is not an integer/)
-  expect(await client.ask('ECHO', tooLarge)).toBe('-ERR an argument is too large')
+  expect(await client.ask('ECHO', tooLarge)).toBe('-ERR an argument, or the whole request, is too large')
   expect(await client.say('GET a')).toBe('old')
 })
 
@@ -346,15 +351,19 @@ test.each([
     : { client, cache, errors }
   const [one, other] = [over.client(), over.client()]
   const next = random(seed)
+  let deferred = 0
   for (let step = 0; step < 4000; step++) {
     if (next() < 0.2) model.now += Math.floor(next() * 20)
-    // Then all values are where one has to wait for them.
-    if (hasFile && step % 97 === 0) await over.cache.sync()
+    if (hasFile && step % 40 === 0) {
+      await sunk(over.cache as Cache<never>)
+      deferred += Number(over.cache.has(Buffer.from('key1')) && over.cache.get(Buffer.from('key1')) === undefined)
+    }
     const words = commandBy(next)
     expect([step, words, await (next() < 0.5 ? one : other).ask(...words)]).toEqual([step, words, model.say(words)])
   }
   over.cache.check()
   expect(over.errors).toEqual([])
+  expect(deferred > 20).toBe(hasFile)
 })
 
 test('of many clients that set one key each is told what the one before it set, also where one has to wait', async () => {
@@ -363,12 +372,30 @@ test('of many clients that set one key each is told what the one before it set, 
   const clients = Array.from({ length: 20 }, client)
   for (let round = 0; round < 10; round++) {
     await clients[0]!.say(`SET gone${round} x`)
-    await cache.sync()
+    await sunk(cache as Cache<never>)
+    expect(cache.get(Buffer.from(`gone${round}`))).toBeUndefined()
     const said = await Promise.all(clients.map((one, n) => one.say(`SET gone${round} ${n} GET`)))
     // Each of them was told what the one before it had set: a chain without a fork.
     expect(new Set(said).size).toBe(clients.length)
     expect(said).toContain('x')
   }
+})
+
+test('a place that fails is an error for who asks, told once each; what is written or deleted is so', async () => {
+  const turn = (): Promise<void> => Promise.reject(new TmemError('TMEM_IO', 'the disk\nis gone', { layer: 'test' }))
+  const stack = [delay({ turn }), memory({ limitBytes: 2 ** 23 })]
+  const { client, cache, errors } = await serving({ memory: '16MiB', stack })
+  const one = client()
+  await one.say('MSET a 1 b 2 c 3')
+  for (let n = 0; n < 1000; n++) cache.set(`filler ${n}`, randomBytes(3500))
+  expect(await one.say('GET a')).toBe('-ERR the disk?is gone')
+  expect(await one.say('MGET none a b')).toEqual([null, '-ERR the disk?is gone', '-ERR the disk?is gone'])
+  expect(await one.say('SET a 2 KEEPTTL')).toBe('-ERR the disk?is gone')
+  expect(errors).toHaveLength(4)
+  expect(await one.say('DEL a none')).toBe(1)
+  expect(await one.say('MGET a none')).toEqual([null, null])
+  expect(await one.say('SET b 3')).toBe('OK')
+  expect(await one.say('GET b')).toBe('3')
 })
 
 // ---- Clients that are many, slow, or hostile ------------------------------------------------------------------
@@ -492,6 +519,43 @@ test('one client too many is told so, and the next one comes when there is room'
   while (server.stats().counters['connections']! > 1) await new Promise((resolve) => setTimeout(resolve, 10))
   expect(await client().say('PING')).toBe('PONG')
   expect(server.stats().counters).toMatchObject({ accepted: 3, refused_connections: 1, connections: 2 })
+})
+
+test('as many keys as there may be are read at once, one more is an error', async () => {
+  const one = (await serving({ memory: '2MiB' })).client()
+  await one.say('SET key:65534 last')
+  const keys = Array.from({ length: 65_535 }, (_, n) => `key:${n}`)
+  const ask = (words: readonly string[]): Promise<Reply> => {
+    one.socket.write(requestOf(words))
+    return one.reply()
+  }
+  const said = (await ask(['MGET', ...keys])) as Reply[]
+  expect([said.length, said.at(-1)]).toEqual([65_535, 'last'])
+  expect(await ask(['MGET', ...keys, 'more'])).toBe('-ERR Protocol error: invalid multibulk length')
+  await one.ended
+})
+
+const words = '*3\r\n|$3\r\n|SET|\r\n|$1\r\n|b|\0|GET b\r\n|*0\r\n|$|-1|HELLO 3\r\n|QUIT\n'.split('|')
+
+test.each([31, 32, 33])('clients that say anything at all hurt nobody else (seed %i)', async (seed) => {
+  const next = random(seed)
+  const { client, server, cache, errors } = await serving()
+  const good = client()
+  await good.say('SET a 1')
+  for (let n = 0; n < 100; n++) {
+    const bad = client()
+    bad.socket.removeAllListeners('data')
+    bad.socket.resume()
+    const parts = Array.from({ length: 1 + Math.floor(next() * 12) }, () => words[Math.floor(next() * words.length)]!)
+    bad.socket.end(Buffer.from(parts.join(''), 'latin1'))
+    if (next() < 0.3) bad.socket.destroy()
+    else await bad.ended
+    expect(await good.say('GET a')).toBe('1')
+  }
+  while (server.stats().counters['connections']! > 1) await new Promise((resolve) => setTimeout(resolve, 10))
+  expect(server.stats().counters['held_bytes']).toBe(0)
+  expect(errors).toEqual([])
+  cache.check()
 })
 
 test('what is said is one line, whatever was asked', async () => {

@@ -10,7 +10,7 @@ import { expect, test } from 'vitest'
 import { unpacked } from '../../../../tools/debian-packages.mjs'
 import { requires } from '../../../../tools/requires.ts'
 import { servingIn } from '../serving.ts'
-import { temporaryDirectory } from '../tmem.ts'
+import { temporaryDirectory, tmem } from '../tmem.ts'
 
 const needs = { packages: ['prometheus'] }
 
@@ -57,6 +57,35 @@ test('promtool finds nothing wrong with the metrics, and every name of the mount
   ])
     expect(text).toMatch(line)
   expect((await server.stop()).code).toBe(0)
+})
+
+test('promtool finds nothing wrong with the metrics of caches', { timeout: 60_000 }, async (ctx) => {
+  requires(ctx, { ...needs, commands: ['redis-cli'] })
+  const folder = temporaryDirectory()
+  const file = join(folder, 'tmem.yaml')
+  writeFileSync(
+    file,
+    `caches:
+  a: { memory: 4MiB, file: { path: a.cache, size: 16MiB }, listen: unix:a.sock }
+  b: { memory: 2MiB, listen: unix:b.sock }
+control: control.sock
+metrics: tcp:127.0.0.1:0
+`,
+  )
+  await tmem(['up', '-f', file, '--json'], {
+    during: async (server) => {
+      const info = JSON.parse(String(await new Promise((resolve) => server.stdout.once('data', resolve))))
+      execFileSync('redis-cli', ['-s', join(folder, 'a.sock'), 'SET', 'x', '1'])
+      const large = 'x'.repeat(2 ** 20 + 1)
+      execFileSync('redis-cli', ['-s', join(folder, 'b.sock'), '-x', 'SET', 'x'], { input: large })
+      const text = await (await fetch(info.metrics)).text()
+      expect(promtool(['check', 'metrics'], text)).toBe('')
+      expect(text).toContain('tmem_cache_entries{cache="a"} 1\n')
+      expect(text).toContain('tmem_cache_refused_writes_total{cache="b",reason="large"} 1\n')
+      expect(text).not.toContain('tmem_layer_value')
+      server.kill('SIGTERM')
+    },
+  })
 })
 
 test('promtool takes the alert rules, and each expression of the dashboard', (ctx) => {
