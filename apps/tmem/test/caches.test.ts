@@ -131,7 +131,7 @@ test('an application uses it, its operator sees it, and nothing is left', { time
   const differs = await tmem(['status', '-f', file])
   expect([differs.code, differs.stderr]).toEqual([
     1,
-    expect.stringMatching(/sessions is served, and not in the file; others is not served$/m),
+    expect.stringMatching(/sessions is served but not in the file; others is not served$/m),
   ])
   expect((await tmem(['config', 'check', '-f', file])).stdout).toContain('cache others of 8MiB on unix:sessions.sock')
   expect(await server.end()).toEqual({ code: 0, stderr: '' })
@@ -210,7 +210,7 @@ test('the socket that a killed server left is replaced; one that is alive, and w
   expect((await server.end()).code).toBe(0)
   writeFileSync(join(folder, 'sessions.sock'), 'mine')
   const file = await tmem(['up', '-f', join(folder, 'other.yaml')])
-  expect([file.code, file.stderr]).toEqual([2, expect.stringContaining('sessions.sock is there, and no socket')])
+  expect([file.code, file.stderr]).toEqual([2, expect.stringContaining('sessions.sock exists and is not a socket')])
   expect(readFileSync(join(folder, 'sessions.sock'), 'utf8')).toBe('mine')
   expect(readdirSync(folder).toSorted()).toEqual([
     'kept.cache',
@@ -228,7 +228,7 @@ test('a port that is taken is told, and nothing is left', async () => {
   onTestFinished(() => void taken.close())
   const folder = temporaryDirectory()
   await expect(up(folder, text.replace('unix:sessions.sock', `tcp:127.0.0.1:${port}`))).rejects.toThrow(
-    /exit code 1: .*cache sessions cannot listen: .*EADDRINUSE.*: somebody listens there already, name another port$/,
+    /exit code 1: .*cache sessions cannot listen: .*EADDRINUSE.*: another process listens there, name another port$/,
   )
   expect(readdirSync(folder).toSorted()).toEqual(['kept.cache', 'tmem.yaml'])
 })
@@ -256,7 +256,7 @@ test('an address that others reach is told', async () => {
   const { code, stderr } = await server.end()
   expect([code, stderr]).toEqual([
     0,
-    expect.stringMatching(/whoever reaches tcp:0\.0\.0\.0:\d+ can read, write and empty the cache sessions/),
+    expect.stringMatching(/everybody who reaches tcp:0\.0\.0\.0:\d+ can read, write and empty the cache sessions/),
   ])
 })
 

@@ -37,10 +37,7 @@ test('the state is what tmem stat says', async () => {
   const shown = JSON.parse((await tmem(['explain', 'a', '4097', '--json', '--control', control])).stdout)
   expect(explained).toEqual({ ...shown, ageSeconds: expect.any(Number), movesSeconds: expect.any(Number) })
   const outside = await fetch(`${info.http}api/explain?device=a&offset=${8 * 2 ** 20}`)
-  expect([outside.status, await outside.json()]).toEqual([
-    422,
-    { error: expect.stringContaining('a has the bytes 0 to') },
-  ])
+  expect([outside.status, await outside.json()]).toEqual([422, { error: expect.stringContaining('a has bytes 0 to') }])
   client.socket.destroy()
   expect(await stop()).toEqual({ code: 0, stderr: '' })
   await expect(fetch(info.http!)).rejects.toThrow('fetch failed')
@@ -118,5 +115,7 @@ test('a port that is taken is told, and nothing is left', async () => {
 
 test('other names are open to others, and it says so', async () => {
   const { stop } = await serving(stack, '--http', 'tcp:0.0.0.0:0', ...device)
-  expect((await stop()).stderr).toMatch(/whoever reaches http:\/\/0\.0\.0\.0:\d+\/ can read all that the console shows/)
+  expect((await stop()).stderr).toMatch(
+    /everybody who reaches http:\/\/0\.0\.0\.0:\d+\/ can read all that the console shows/,
+  )
 })

@@ -68,7 +68,7 @@ test('explain says where each page is, in which form, and that looking does not 
   const moves = shown.stdout.split('\n').filter((line) => /^moves |^ /.test(line))
   expect(moves).toEqual([
     expect.stringMatching(/^moves {2,}[\d.]+ seconds ago: sank from zcache to frontswap$/),
-    expect.stringMatching(/^ {2,}no other in the last [\d.]+ seconds, as far back as is known$/),
+    expect.stringMatching(/^ {2,}no other in the last [\d.]+ seconds, which is all that is recorded$/),
   ])
   // Had it counted as use, the page would have risen.
   expect(await explained(server, 0)).toMatchObject({ place: 'frontswap' })
@@ -81,7 +81,10 @@ test('explain tells mistakes in a line', async () => {
     const { code, stderr } = await tmem(['explain', ...words, '--control', server.control])
     return [code, stderr]
   }
-  expect(await said('a', '4MiB')).toEqual([1, expect.stringMatching(/: a has the bytes 0 to 4194303, got 4194304\n$/)])
+  expect(await said('a', '4MiB')).toEqual([
+    1,
+    expect.stringMatching(/: a has bytes 0 to 4194303, got offset 4194304\n$/),
+  ])
   expect(await said('b', '0')).toEqual([1, expect.stringMatching(/: there is no device b; there is a\n$/)])
   expect(await said('a', 'x')).toEqual([2, expect.stringMatching(/^tmem: .*Expected an amount of bytes[^\n]*\n$/)])
   expect((await server.stop()).code).toBe(0)

@@ -10,16 +10,16 @@ test('names what is missing, and the command that installs it', async () => {
   const ended = await tmem(['guest', 'run', '--cache', cache], { through })
   expect(ended).toMatchObject({ code: 1, stdout: '' })
   expect(ended.stderr).toMatch(
-    /^tmem: the guest cannot be made: qemu-system-x86_64, .* missing; install: apt-get install --no-install-recommends qemu-system-x86 .*\n$/,
+    /^tmem: the parts of the guest cannot be prepared: qemu-system-x86_64, .* missing; install: apt-get install --no-install-recommends qemu-system-x86 .*\n$/,
   )
   expect(existsSync(cache)).toBe(false)
 })
 
 test.each([
-  [['--memory', '10MiB'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 10MiB'],
-  [['--memory', '100000000'], '--memory: a guest has from 96MiB to 2GiB, in whole MiB, not 100000000'],
+  [['--memory', '10MiB'], '--memory: expected whole MiB from 96MiB to 2GiB, got 10MiB'],
+  [['--memory', '100000000'], '--memory: expected whole MiB from 96MiB to 2GiB, got 100000000'],
   [['--stack', 'zcash(limit=1MiB)'], 'no layer is named "zcash"; did you mean zcache?'],
-  [['--size', '100000000'], '--size: a workload uses whole MiB, not 100000000'],
+  [['--size', '100000000'], '--size: expected whole MiB, at least 1MiB, got 100000000'],
   [
     ['--workload', 'untar'],
     "option '--workload <name>' argument 'untar' is invalid. Allowed choices are hog, reread, tar, compile.",
@@ -51,6 +51,8 @@ test('an apt that fails is told in its own words, and leaves nothing that looks 
   writeFileSync(join(programs, 'apt-get'), '#!/bin/sh\necho "E: the mirror is asleep" >&2\nexit 100\n', { mode: 0o755 })
   const ended = await tmem(['guest', 'run', '--cache', folder], { through: ['env', `PATH=${programs}`] })
   expect(ended).toMatchObject({ code: 1, stdout: '' })
-  expect(ended.stderr).toMatch(/^tmem: the guest cannot be made: apt-get ended with 100: E: the mirror is asleep$/m)
+  expect(ended.stderr).toMatch(
+    /^tmem: the parts of the guest cannot be prepared: apt-get ended with 100: E: the mirror is asleep$/m,
+  )
   expect(readdirSync(folder)).toEqual([])
 })

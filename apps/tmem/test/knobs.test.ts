@@ -25,7 +25,7 @@ test('reset takes nothing away from who came while it waited', async () => {
   }
   const reset = knobsOf({ device, served, users }).get('reset')!
   await expect(async () => reset.write('1')).rejects.toThrow(
-    'dev is empty, its counters stay: in use since: 1 NBD connections',
+    'dev was emptied, but its counters were not reset, as it came into use meanwhile: 1 NBD connections',
   )
   const into = Buffer.alloc(4096)
   await device.read(0, into)

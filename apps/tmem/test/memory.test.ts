@@ -124,8 +124,8 @@ describe('limit=auto', () => {
   })
 
   test.each([
-    ['auto', 'memory(limit=1MiB)', /is for a zcache or memory without a limit/],
-    ['auto,ceiling=1MiB', 'zcache() > memory()', /2 places need a ceiling of at least 2097152 bytes, not 1048576/],
+    ['auto', 'memory(limit=1MiB)', /needs a zcache or memory without a limit/],
+    ['auto,ceiling=1MiB', 'zcache() > memory()', /ceiling=1048576 is too small: 2 places need at least 2097152 bytes/],
     ['auto,floor=2MiB,ceiling=1MiB', 'zcache()', /floorBytes must be from 0 to 1048576/],
   ])('%s over %s makes no sense', (text, stack, message) => {
     const auto = new AutoMemory(text, host(1024 * MiB).read)
@@ -149,7 +149,7 @@ describe('limit=auto', () => {
   test('a host that says nothing has no limit that follows it', () => {
     const auto = new AutoMemory(undefined, () => undefined)
     expect(() => parseStack('zcache(limit=auto)', auto.factories(layerFactories))).toThrow(
-      /does not tell how much memory/,
+      /does not say how much memory/,
     )
     expect(() => parseStack('zcache(limit=nonsense)', auto.factories(layerFactories))).toThrow(
       /expected an amount of bytes \(such as .*\) or auto for limit, got "nonsense"/,

@@ -306,7 +306,7 @@ test('a port that is taken is told in one line, and nothing is left', async () =
     servingIn(folder, 'memory(limit=8MiB)', ...device, '--metrics', `tcp:127.0.0.1:${port}`),
   ).rejects.toThrow(
     new RegExp(
-      `^exit code 1: tmem: metrics cannot be served on tcp:127.0.0.1:${port}: .*EADDRINUSE.*: somebody listens there already, name another port$`,
+      `^exit code 1: tmem: metrics cannot be served on tcp:127.0.0.1:${port}: .*EADDRINUSE.*: another process listens there, name another port$`,
     ),
   )
   expect(readdirSync(folder)).toEqual([])

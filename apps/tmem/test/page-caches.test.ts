@@ -111,8 +111,8 @@ test('nobody writes it, what others change is seen, what is cut off is an error'
 })
 
 test.each([
-  ['not there', (): void => undefined, /is not there$/],
-  ['a folder', (path: string): void => mkdirSync(path), /is no file$/],
+  ['not there', (): void => undefined, /does not exist$/],
+  ['a folder', (path: string): void => mkdirSync(path), /is not a regular file$/],
   ['no whole sectors', (path: string): void => writeFileSync(path, 'x'), /has 1 bytes: expected whole sectors of 512$/],
   ['empty', (path: string): void => writeFileSync(path, ''), /has 0 bytes: expected whole sectors of 512$/],
 ])('a file that is %s is told, and nothing is left', async (_, make, message) => {

@@ -59,7 +59,7 @@ test('the file for tmem up that is shown is right', async () => {
   writeFileSync(file, text!)
   const { code, stdout, stderr } = await tmem(['config', 'check', '-f', file])
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
-  expect(stdout).toContain('is right: swap0 of 2GiB, archive of 1GiB')
+  expect(stdout).toContain('is valid: swap0 of 2GiB, archive of 1GiB')
 })
 
 test('the map names every package and nothing else, and links lead somewhere', () => {

@@ -201,7 +201,7 @@ test('between two servers: the second one is refused, whatever it is told, and t
         const own = temporaryDirectory()
         const message = await refused(optionsOf(own, told))
         expect(`${what} as ${role} by ${way}: ${message}`).toMatch(
-          /uses it|serves on|none of ours|no socket|it is a (socket|symbolic link)|EADDRINUSE|no record of a server/,
+          /uses it|serves on|none of ours|not a socket|it is a (socket|symbolic link)|EADDRINUSE|not a record of a server/,
         )
         expect([what, role, way, readdirSync(own)]).toEqual([what, role, way, []])
         cells++

@@ -108,7 +108,7 @@ describe('a disk that fails', () => {
     expect((await (await client(next)).read(0, 4096)).data).toEqual(page(1))
     expect(await next.stop()).toEqual({
       code: 0,
-      stderr: `tmem: process ${info.pid}, the server before, could not keep all when it ended: of a what was flushed is there, of later writes perhaps a part\n`,
+      stderr: `tmem: process ${info.pid}, the earlier server, could not keep all when it ended: a has all that was flushed, and perhaps a part of later writes\n`,
     })
     expect(readdirSync(folder)).toEqual(['a.raw'])
   })
@@ -153,13 +153,13 @@ describe('an end that was asked for', () => {
     expect((await to.write(0, page(1))).error).toBe(0)
     expect(await server.stop()).toEqual({
       code: 3,
-      stderr: expect.stringMatching(/^tmem: what it held of a is lost, and clients had that open: .*--fresh/),
+      stderr: expect.stringMatching(/^tmem: the pages of a are lost, and clients had it open: .*--fresh/),
     })
     expect(readdirSync(server.folder)).toEqual(['control.sock.record'])
-    const told = `process ${server.info.pid}, the server before, could not keep all when it ended: what it held of a is lost`
+    const told = `process ${server.info.pid}, the earlier server, could not keep all when it ended: the pages of a are lost`
     for (let n = 0; n < 2; n++)
       expect(await refusal(server.folder, ...device)).toBe(
-        `exit code 3: tmem: ${told}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
+        `exit code 3: tmem: ${told}, as there was no snapshot. Clients would read zeros: end them, then start with --fresh`,
       )
     const next = await servingIn(server.folder, stack, ...device, '--fresh')
     expect(await next.stop()).toEqual({ code: 0, stderr: `tmem: ${told}\n` })

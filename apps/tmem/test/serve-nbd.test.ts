@@ -42,7 +42,7 @@ describe('sockets that are handed over', () => {
 
   test.for([
     ['2', 'LISTEN_FDS says that descriptor 4 is a socket'],
-    ['none', 'LISTEN_FDS must be a number of sockets'],
+    ['none', 'LISTEN_FDS: expected a number of sockets'],
   ])('LISTEN_FDS=%s', async ([count, reason], ctx) => {
     requires(ctx, { commands: ['sh'] })
     // The shell knows its own number, and gives it to what it becomes.

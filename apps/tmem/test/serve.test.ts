@@ -136,10 +136,10 @@ describe('tmem serve', () => {
     ]
     const second = await tmem(words)
     expect(second).toMatchObject({ code: 1, stdout: '' })
-    expect(second.stderr).toMatch(/^tmem: process \d+ serves on .*: stop it, or give another --control/)
+    expect(second.stderr).toMatch(/^tmem: process \d+ serves on .*: stop it, or name another --control/)
     rmSync(`${control}.record`)
     const third = await tmem(words)
-    expect(third.stderr).toMatch(/^tmem: the control socket .* cannot be made: .*EADDRINUSE/)
+    expect(third.stderr).toMatch(/^tmem: the control socket .* cannot be created: .*EADDRINUSE/)
     expect((await stop()).code).toBe(0)
     expect(existsSync(control)).toBe(false)
   })
@@ -156,9 +156,9 @@ describe('tmem serve', () => {
 
   test.each([
     [['--nbd', 'unix:x'], "required option '--stack <text>' not specified"],
-    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB'], 'say how to serve: --nbd or --fuse'],
-    [['--stack', 'memory(limit=8MiB)', '--device', 'size=4MiB', '--nbd', 'unix:x'], /needs a name and a size/],
-    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MB', '--nbd', 'unix:x'], /size must be whole pages/],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB'], 'say how to serve: add --nbd or --fuse'],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'size=4MiB', '--nbd', 'unix:x'], /expected a name and a size/],
+    [['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MB', '--nbd', 'unix:x'], /size: expected whole pages/],
     [
       ['--stack', 'memory(limit=8MiB)', '--device', 'name=../a,size=4MiB', '--nbd', 'unix:x'],
       /bad device name "..\/a"/,
@@ -193,7 +193,7 @@ describe('tmem serve', () => {
         '--nbd',
         'unix:x',
       ],
-      'two devices are named a',
+      'two devices have the name a: rename one',
     ],
     [
       ['--stack', 'zcache(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'unix:x'],
@@ -209,7 +209,7 @@ describe('tmem serve', () => {
     ],
     [
       ['--stack', 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--nbd', 'unix:x', '--memory', 'auto,floor=1'],
-      /is for a zcache or memory without a limit, or with limit=auto/,
+      /needs a zcache or memory without a limit, or with limit=auto/,
     ],
     [
       ['--stack', 'memory(limit=auto)', '--device', 'name=a,size=4MiB', '--nbd', 'unix:x'],
@@ -221,7 +221,7 @@ describe('tmem serve', () => {
     ],
     [
       ['--stack', 'zcache(limit=auto) > memory(limit=8MiB)', '--device', 'name=a,size=4MiB', '--fuse', '/nowhere'],
-      /--fuse takes all memory before it serves, so no limit can be auto/,
+      /with --fuse all memory is taken before serving, so that no limit can be auto/,
     ],
   ])('bad usage: %j', async (words, message) => {
     const ended = await tmem(['serve', ...words, '--control', join(temporaryDirectory(), 'c')])
@@ -236,16 +236,16 @@ describe('tmem serve', () => {
     for (const [path, words] of [
       [
         join(folder, 'missing', 's'),
-        /^tmem: the socket .*missing.s cannot be made: there is no directory .*missing: make it with mkdir -p\n$/,
+        /^tmem: the socket .*missing.s cannot be created: the directory .*missing does not exist: make it with mkdir -p\n$/,
       ],
-      [folder, /^tmem: .* is there, and no socket: name another path\n$/],
+      [folder, /^tmem: .* exists and is not a socket: name another path\n$/],
       // A file where a directory is wanted.
       [
         join(fileURLToPath(import.meta.url), 's'),
-        /^tmem: the socket .* cannot be made: .*\/serve.test.ts is no directory\n$/,
+        /^tmem: the socket .* cannot be created: .*\/serve.test.ts is not a directory\n$/,
       ],
       // The runtime would cut it off and listen there.
-      [long, /^tmem: the path of a socket has at most 107 bytes: .* has \d+\n$/],
+      [long, /^tmem: the path .* has \d+ bytes, and that of a socket at most 107: name a shorter one\n$/],
     ] as const)
       for (const [nbd, control] of [
         [path, join(folder, 'c')],
@@ -426,22 +426,22 @@ describe('a device with every kind of place', () => {
       '',
     ])
     for (const [words, message] of [
-      [['recompress', 'algo=zstd'], /algo=zstd: a place has one codec for that/],
+      [['recompress', 'algo=zstd'], /algo=zstd: leave it out: a place has one codec/],
       [['recompress', 'cold=1'], /expected type=, threshold= and max_pages=.*got cold=1/],
-      [['recompress', 'type=incompressible'], /tried already/],
+      [['recompress', 'type=incompressible'], /already tried/],
       [['writeback', 'cold'], /expected huge, idle, huge_idle or incompressible, got cold/],
       [['writeback', 'page_index=512'], /v has no page 512/],
       [['writeback_limit', '-1'], /expected a number, got -1/],
       [['mem_limit', 'much'], /expected an amount of bytes/],
-      [['mem_used_max', '1'], /only 0 can be written/],
+      [['mem_used_max', '1'], /expected 0, which resets it/],
       [['reset', '0'], /expected a number above 0, got 0/],
       [['reset', 'yes'], /expected a number, got yes/],
-      [['recompress', 'priority=2'], /priority=2: a place has one codec for that/],
+      [['recompress', 'priority=2'], /priority=2: leave it out: a place has one codec/],
       [['writeback', 'page_indexes=7-3'], /the first is behind the last/],
       [['writeback', 'page_indexes=7'], /expected huge, idle/],
       [['writeback', 'idle', 'cold'], /got cold/],
       [['writeback_limit_enable', 'on'], /expected 0 or 1, got on/],
-      [['comp_algorithm', 'lz4'], /there is no knob comp_algorithm; .*said in the stack/],
+      [['comp_algorithm', 'lz4'], /there is no knob comp_algorithm; .*the stack sets the compression/],
       [['hot_add', '1'], /there is no knob hot_add; .*--device/],
       [['reset', '1'], /v is in use: 1 NBD connections/],
       [['disksize', '9MiB'], /v was made for at most 8388608 bytes/],
@@ -544,7 +544,9 @@ describe('a server that is killed', () => {
     }
     const { code, stderr } = await second.stop()
     expect(code).toBe(0)
-    expect(stderr).toMatch(/^tmem: process \d+, the server before, was killed: of a what was flushed is there/)
+    expect(stderr).toMatch(
+      /^tmem: process \d+, the earlier server, was killed: a has all that was flushed, and perhaps a part of later writes/,
+    )
     expect(readdirSync(folder).sort()).toEqual(['a.raw', 'b.raw'])
 
     // A clean end keeps everything.
@@ -571,7 +573,7 @@ describe('a server that is killed', () => {
     await must((await client(folder, 'a')).write(0, page(1)))
     await first.kill()
     const { pid } = first.info
-    const what = `process ${pid}, the server before, was killed: what it held of a is lost`
+    const what = `process ${pid}, the earlier server, was killed: the pages of a are lost`
     const again = await tmem([
       'serve',
       '--stack',
@@ -585,14 +587,14 @@ describe('a server that is killed', () => {
     ])
     expect(again).toMatchObject({ code: 3, stdout: '' })
     expect(again.stderr).toBe(
-      `tmem: ${what}, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh\n`,
+      `tmem: ${what}, as there was no snapshot. Clients would read zeros: end them, then start with --fresh\n`,
     )
     const seen = JSON.parse((await tmem(['doctor', '--json', '--control', first.control])).stdout)
     expect(seen.checks.find(({ name }: { name: string }) => name === 'server before')).toEqual({
       name: 'server before',
       need: 'advice',
       ok: false,
-      found: `process ${pid} was killed, and what it held of a is lost`,
+      found: `process ${pid} was killed; the pages of a are lost`,
       advice: 'end its clients, then start tmem serve with --fresh',
     })
     const second = await servingIn(folder, stack, ...words, '--fresh')
@@ -647,7 +649,7 @@ describe('a server that is killed', () => {
       const second = await servingIn(folder, files, ...words.slice(0, -1), '--fresh')
       expect(await second.stop()).toMatchObject({
         code: 0,
-        stderr: expect.stringContaining(`process ${pid}, the server`),
+        stderr: expect.stringContaining(`process ${pid}, the earlier server`),
       })
       expect(readFileSync(`/proc/${pid}/stat`, 'latin1')).toContain(' Z ')
     },
@@ -669,7 +671,7 @@ describe('a server that is killed', () => {
     for (const text of ['', '{}', 'x'.repeat(8192)]) {
       writeFileSync(`${control}.record`, text)
       const third = await tmem([...words, '--device', 'name=a,size=1MiB', '--control', control])
-      expect(third).toMatchObject({ code: 1, stderr: expect.stringContaining('is no record of a server') })
+      expect(third).toMatchObject({ code: 1, stderr: expect.stringContaining('is not a record of a server') })
       expect(readFileSync(`${control}.record`, 'utf8')).toBe(text)
     }
   })

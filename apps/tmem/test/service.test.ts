@@ -93,7 +93,7 @@ test('limits that this host could never keep are refused over NBD, too', async (
   const gibibytes = Math.ceil(totalmem() / 2 ** 30)
   for (const text of [`zcache(limit=${gibibytes}GiB)`, `zcache(limit=1MiB) > memory(limit=${gibibytes}GiB)`])
     await expect(servingIn(folder, text, ...device)).rejects.toThrow(
-      /^exit code 1: tmem: the stacks may take \d+MiB of memory, and .*: give limits of at most \d+MiB in all$/,
+      /^exit code 1: tmem: the stacks may take \d+MiB of memory, but .*: set limits of at most \d+MiB in all$/,
     )
   expect(readdirSync(folder)).toEqual([])
 })
@@ -102,11 +102,14 @@ test('a folder that is not there: what to make', async () => {
   const folder = temporaryDirectory()
   const control = join(folder, 'not/there/control.sock')
   const ended = await tmem(['serve', '--stack', stack, ...device, '--nbd', `unix:${folder}/s`, '--control', control])
-  expect(ended).toMatchObject({ code: 2, stderr: expect.stringContaining(`there is no directory ${folder}/not/there`) })
+  expect(ended).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining(`the directory ${folder}/not/there does not exist`),
+  })
   expect(ended.stderr).toContain('mkdir -p')
   expect(existsSync(join(folder, 's'))).toBe(false)
   await expect(servingIn(folder, stack, ...device, '--fuse', 'FOLDER/not/there')).rejects.toThrow(
-    `exit code 1: tmem: there is no directory ${folder}/not/there to mount on: make it with mkdir -p`,
+    `exit code 1: tmem: the directory ${folder}/not/there for the mount does not exist: make it with mkdir -p`,
   )
   await expect(servingIn(folder, 'frontswap(file=FOLDER/not/there,size=8MiB)', ...device)).rejects.toThrow(
     `its folder does not exist: make it with mkdir -p ${folder}/not`,

@@ -176,7 +176,7 @@ test.each([
   const { code, stderr } = await install(mounted, root)
   expect([code, stderr]).toEqual([
     1,
-    `tmem: ${path} is there, and was not written by tmem install-unit: remove it, or take another --name\n`,
+    `tmem: ${path} exists and was not written by tmem install-unit: remove it, or choose another --name\n`,
   ])
   expect(readdirSync(units(root))).toEqual(['tmem.service'])
   expect((await install(mounted, root, '--name', 'other')).code).toBe(0)
@@ -203,7 +203,7 @@ test.each([
   ],
   ['a name of a host', plain.replace('127.0.0.1', 'localhost'), [], /a socket unit listens on an address with a port/],
   ['any port', plain.replace('10809', '0'), [], /a socket unit listens on an address with a port/],
-  ['a bad name', plain, ['--name', 'a b'], /^tmem: bad --name "a b": expected small letters/],
+  ['a bad name', plain, ['--name', 'a b'], /^tmem: bad --name "a b": expected lower-case letters/],
   ['a file with mistakes', plain.replace('size:', 'sise:'), [], /has mistakes/],
 ])('%s is told, and nothing is written', async (_, text, more, message) => {
   if (!isReadable()) return
@@ -219,9 +219,7 @@ test('what the user of the service could not read is told', async () => {
   const { code, stderr } = await install(plain, root)
   expect([code, stderr]).toEqual([
     2,
-    expect.stringMatching(
-      /^tmem: the user tmem could not read .* is closed to others; chmod it, or put it elsewhere\n$/,
-    ),
+    expect.stringMatching(/^tmem: the user tmem could not read .* is closed to others; chmod it, or move the file\n$/),
   ])
   expect(existsSync(join(root, 'etc'))).toBe(false)
 })

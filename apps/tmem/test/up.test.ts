@@ -54,7 +54,9 @@ test('up serves what the file says beside the file, status agrees, down leaves n
   writeFileSync(file, text.replace('size: 64MiB', 'size: 60MiB').replace('  b:', '  c:'))
   const differs = await tmem(['status', '-f', file])
   expect(differs.code).toBe(1)
-  expect(differs.stderr).toContain('b is served, and not in the file; a has 64MiB instead of 60MiB; c is not served')
+  expect(differs.stderr).toContain(
+    'b is served but not in the file; a has a size of 64MiB instead of 60MiB; c is not served',
+  )
   const down = await tmem(['down', '-f', file])
   expect({ code: down.code, stderr: down.stderr }).toEqual({ code: 0, stderr: '' })
   expect(await ended).toBe(0)
@@ -115,7 +117,7 @@ test('run tells of what is no command for the system, of no place for its socket
     { through: ['env', `TMPDIR=${nowhere}`] },
   )
   expect(code).toBe(2)
-  expect(stderr).toMatch(/^tmem: the sockets have no place in [^\n]*\n$/)
+  expect(stderr).toMatch(/^tmem: the sockets cannot be created in [^\n]*\n$/)
 })
 
 test('a signal goes to the command', async () => {
@@ -142,7 +144,7 @@ test('a folder in the place of the control socket is told, and nothing is left',
   mkdirSync(join(folder, 'control.sock'))
   const { code, stderr } = await tmem(['up', '-f', file])
   expect(code).toBe(2)
-  expect(stderr).toContain('is there, and no socket')
+  expect(stderr).toContain('exists and is not a socket')
   expect(readdirSync(folder)).toEqual(['control.sock', 'tmem.yaml'])
 })
 
@@ -159,7 +161,7 @@ test('down signals no process that is not the server of the record', async () =>
   await new Promise<void>((resolve) => void answering.listen(join(folder, 'control.sock'), resolve))
   const { code, stderr } = await tmem(['down', '-f', file, '--wait', '1'])
   answering.close()
-  expect([code, stderr]).toEqual([1, expect.stringContaining('here that is none or another one')])
+  expect([code, stderr]).toEqual([1, expect.stringContaining('which is not a server on this host')])
   expect(stranger.signalCode).toBe(null)
   stranger.kill()
 })

@@ -1,8 +1,8 @@
 /**
- * Where Prometheus reads: `GET /metrics` over HTTP, and nothing else.
+ * The endpoint for Prometheus: `GET /metrics` over HTTP, and nothing else.
  *
- * It is for who may see how much memory this host swaps, and no secret; it tells no content and takes no command. A
- * client that asks and does not read holds one answer, and there are at most `maxConnections` of them.
+ * It shows how much this host swaps to everybody who reaches its address; it shows no content and takes no commands. A
+ * client that sends requests and does not read holds one answer, and there are at most `maxConnections` clients.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -11,17 +11,17 @@ import type { TcpAddress } from '../serve/endpoints.ts'
 import { programVersion } from '../version.ts'
 import { Metrics, type Statistics } from './metrics.ts'
 
-/** Two servers of Prometheus, and whoever looks by hand. */
+/** Enough for two servers of Prometheus and for people. */
 const maxConnections = 16
 
-/** An endpoint that is served. */
+/** A running endpoint. */
 export interface MetricsEndpoint {
   /** `http://HOST:PORT/metrics`. */
   readonly url: string
   close(): Promise<void>
 }
 
-/** Serves what `read` says, as metrics. Rejects with `Failed` where the address cannot be had. */
+/** Serves the result of `read` as metrics. Rejects with `Failed` if it cannot listen on the address. */
 export async function serveMetrics({ host, port }: TcpAddress, read: () => Statistics): Promise<MetricsEndpoint> {
   const metrics = new Metrics(read, programVersion())
   const server = createServer((request, response) => void answer(request, response, metrics))
@@ -41,7 +41,7 @@ export async function serveMetrics({ host, port }: TcpAddress, read: () => Stati
 function listening(server: Server, host: string, port: number): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', ({ code, message }: NodeJS.ErrnoException) => {
-      const advice = code === 'EADDRINUSE' ? ': somebody listens there already, name another port' : ''
+      const advice = code === 'EADDRINUSE' ? ': another process listens there, name another port' : ''
       reject(new Failed(`metrics cannot be served on tcp:${host}:${port}: ${message}${advice}`))
     })
     server.listen(port, host, resolve)
@@ -52,14 +52,14 @@ async function answer(request: IncomingMessage, response: ServerResponse, metric
   const path = (request.url ?? '').replace(/[?#].*$/s, '')
   const plain = { 'content-type': 'text/plain; charset=utf-8' }
   if (request.method !== 'GET' && request.method !== 'HEAD')
-    response.writeHead(405, { ...plain, allow: 'GET, HEAD' }).end('ask with GET\n')
-  else if (path !== '/metrics') response.writeHead(404, plain).end('there is /metrics\n')
+    response.writeHead(405, { ...plain, allow: 'GET, HEAD' }).end('use GET\n')
+  else if (path !== '/metrics') response.writeHead(404, plain).end('not found: use /metrics\n')
   else {
     try {
       const text = await metrics.text()
       response.writeHead(200, { 'content-type': metrics.contentType, 'cache-control': 'no-store' }).end(text)
     } catch (error) {
-      // A device that has broken says so, and others go on.
+      // A broken device fails this request, and the server goes on.
       response.writeHead(500, plain).end(`${(error as Error).message}\n`)
     }
   }

@@ -1,12 +1,11 @@
 /**
- * The statistics of a server as Prometheus reads them: the tree of `tmem stat --json` and nothing else, so both say the
- * same at the same moment.
+ * The statistics of a server in the text format of Prometheus, made from the tree of `tmem stat --json` alone, so that
+ * both agree at any moment.
  *
- * What each counter is called stands in `names.ts`; here the tree is walked. A counter that has no description, as
- * those of layers that others wrote, is shown all the same (`tmem_layer_value`). The metrics are read by prom-client's
- * registry, which writes the text.
+ * `names.ts` names the metric of each counter; this file walks the tree. A counter without a description, such as one
+ * of a layer from --modules, is shown as `tmem_layer_value`. The registry of prom-client writes the text.
  *
- * Invariant: each line, its name and labels, is there once.
+ * Invariant: no two lines have the same name and labels.
  */
 import { cpuUsage, memoryUsage, uptime } from 'node:process'
 import { durationBoundsNs, placeNames, putOutcomeCount, putOutcomeName, type StatsNode } from '@tmem/core'
@@ -39,7 +38,7 @@ import {
   valueCacheTables,
 } from './names.ts'
 
-/** What a server says of itself: its devices, and its own parts. */
+/** The statistics of a server: of its devices, and of its own parts. */
 export interface Statistics {
   readonly devices: readonly StatsNode[]
   readonly pageCaches: readonly StatsNode[]
@@ -47,10 +46,10 @@ export interface Statistics {
   readonly servers: readonly StatsNode[]
 }
 
-/** Labels as they stand in a line: `device="a",place="zcache"`. Those of a section are written once for all of it. */
+/** Labels as text: `device="a",place="zcache"`. Written once for all counters of a section. */
 type Labels = string
 
-/** A line: the registry finds name and labels written. */
+/** A line, whose name and labels are already text. */
 interface Sample {
   readonly metricName: string
   readonly labels: typeof noLabels
@@ -58,7 +57,7 @@ interface Sample {
   value: number
 }
 
-/** One object for all lines: the registry remembers each such object that it meets, which costs more than the line. */
+/** One object for all lines: the registry keeps each such object that it sees, which costs more than the line. */
 const noLabels = {}
 const sampleOf = (metricName: string, value: number): Sample => ({
   metricName,
@@ -67,7 +66,7 @@ const sampleOf = (metricName: string, value: number): Sample => ({
   value,
 })
 
-/** What a line was made of. */
+/** The source of a line. */
 interface Line {
   readonly described: Described
   readonly labels: Labels
@@ -105,7 +104,7 @@ const reasons = Array.from({ length: putOutcomeCount - 1 }, (_, n) => {
 const bounds = durationBoundsNs.map((bound, n) => (n % 2 === 0 ? label('le', String(bound / 1e9)) : undefined))
 const buckets = durationBoundsNs.map((bound) => `below_${bound}_ns`)
 
-/** All samples of one metric. This much of a metric the registry asks for. */
+/** All samples of one metric: the part of a metric that the registry uses. */
 class Shown {
   readonly name: string
   readonly help: string
@@ -147,7 +146,7 @@ export class Metrics {
     return this.#registry.contentType
   }
 
-  /** All of it, as it is now. */
+  /** The text of all metrics, as of now. */
   async text(): Promise<string> {
     for (const shown of this.#metrics.values()) shown.values = []
     this.#at = 0
@@ -215,7 +214,7 @@ export class Metrics {
 
   #seat(seat: StatsNode, labels: Labels): void {
     const own = ownTables[seat.name] ?? {}
-    // What the section `places` says, too.
+    // The section `places` has these, too.
     const known: Table = { pages: 'same', block_bytes: 'same', huge_pages: 'same', used_bytes: 'same', ...own }
     this.#counters(seat, known, labels)
     for (const child of seat.children) {
@@ -234,7 +233,7 @@ export class Metrics {
     }
   }
 
-  /** A section with what is below it. */
+  /** A section and the sections below it. */
   #section(node: StatsNode, table: Table | undefined, labels: Labels): void {
     const distribution = distributions[node.name]
     if (distribution === undefined) this.#counters(node, table ?? {}, labels)
@@ -244,7 +243,7 @@ export class Metrics {
     for (const child of node.children) this.#section(child, seatTables[child.name], labels)
   }
 
-  /** Refusals: also those that there were none of, so that the first one shows as a change. */
+  /** Refusals by reason. Reasons that never occurred are 0, so that the first refusal shows as a change. */
   #reasons({ counters }: StatsNode, described: Described, labels: Labels): void {
     for (const { reason, written } of reasons) this.#add(described, labels, counters[reason] ?? 0, written)
   }
@@ -270,7 +269,7 @@ export class Metrics {
     }
   }
 
-  /** Adds a line. Those of the last time come in the same order, as a rule, and their text serves again. */
+  /** Adds a line. Lines mostly come in the order of the last time, and then reuse their text. */
   #add(described: Described, labels: Labels, value: number, more: Labels = ''): void {
     const at = this.#at++
     let line = this.#lines[at]
@@ -311,7 +310,7 @@ export class Metrics {
     for (const [labels, counters] of moves) this.#histogram(moveTimes, labels, counters)
   }
 
-  /** Adds the lines of a histogram, whose text serves again as that of others does. */
+  /** Adds the lines of a histogram, which reuse their text as other lines do. */
   #histogram({ name, help }: Described, labels: Labels, counters: Readonly<Record<string, number>>): void {
     const full = `tmem_${name}`
     const at = this.#histogramAt++
@@ -333,7 +332,7 @@ export class Metrics {
     shown.values.push(...histogram.buckets, all, sum, count)
   }
 
-  /** The process, under the names that all of Prometheus' clients use. */
+  /** Metrics of the process, under the names that all clients of Prometheus use. */
   #process(): void {
     const { user, system } = cpuUsage()
     const gauge = (name: string, help: string, value: number, labels: Labels = ''): void =>

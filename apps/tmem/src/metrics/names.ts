@@ -1,14 +1,15 @@
 /**
- * What each counter of a server is called for Prometheus: its name with the unit, a sentence of help, and labels.
+ * The metric of each counter of a server for Prometheus: its name with the unit, a sentence of help, and labels.
  *
- * Counters lie in the tree of statistics (`tmem stat --json`) in sections. A table below is for one kind of section: by
- * counter a metric, or why there is none (`same`: another counter says the same). Several counters may be one metric,
- * told apart by a label. Names that end in `_total` only grow; all others are gauges.
+ * Counters lie in sections of the tree of statistics (`tmem stat --json`). Each table below is for one kind of section
+ * and gives the metric of each counter, or the reason why there is none (`same`: another counter has the value).
+ * Several counters may be one metric with different labels. Metrics whose names end in `_total` only grow; all others
+ * are gauges.
  *
- * Invariants (asserted by tests): every counter that the program's own layers and servers have stands in a table; one
- * metric has one help and the same labels everywhere; `promtool check metrics` finds nothing.
+ * Invariants (asserted by tests): every counter of the program's own layers and servers is in a table; a metric has the
+ * same help and labels everywhere; `promtool check metrics` finds no fault.
  *
- * Sources: Prometheus, "Metric and label naming"; what the counters mean is said where they are counted.
+ * Source: Prometheus, "Metric and label naming". The code that counts says what a counter means.
  */
 
 /** A metric that a counter is part of. */
@@ -64,14 +65,17 @@ export const deviceTable: Table = {
   },
   pages_stored: metric('device_memory_pages', "Pages in memory of the device's own places."),
   orig_data_size: metric('device_original_bytes', 'Bytes of the pages in memory, before they were compressed.'),
-  compr_data_size: metric('device_compressed_bytes', 'Bytes of the pages in memory, as they are there.'),
+  compr_data_size: metric(
+    'device_compressed_bytes',
+    'Bytes that the pages in memory take, compressed where they shrink.',
+  ),
   mem_used_total: metric('device_memory_used_bytes', 'Memory that the places of the device use, metadata included.'),
   bdev_num_reads: metric('device_backing_reads_total', 'Pages that were read from a place that waits.'),
   bdev_num_writes: metric('device_backing_writes_total', 'Pages that were written to a place that waits.'),
   ...same('pages_zero', 'pages_used'),
 }
 
-const changed = 'What became of pages: stored, overwritten, freed (discarded or zeroed), cut off by a smaller size.'
+const changed = 'Changes of pages: stored, overwritten, freed (discarded or zeroed), cut off by a smaller size.'
 const asked = 'Pages that knobs moved: written back, recalled from a hypervisor, and recalls that failed.'
 const again = 'Pages that were compressed again: they take less now (smaller), or not (poor).'
 
@@ -79,10 +83,7 @@ const again = 'Pages that were compressed again: they take less now (smaller), o
 export const sectionTables: Readonly<Record<string, Table>> = {
   mm_stat: {
     mem_used_max: metric('device_memory_used_max_bytes', 'The most memory that the places have used.'),
-    pages_compacted: metric(
-      'device_compacted_pages_total',
-      'Pages that were moved together, so that memory came free.',
-    ),
+    pages_compacted: metric('device_compacted_pages_total', 'Pages that were compacted to free memory.'),
     huge_pages_since: metric('device_incompressible_pages_total', 'Pages that were stored and did not shrink.'),
     ...same('orig_data_size', 'compr_data_size', 'mem_used_total', 'mem_limit', 'same_pages', 'huge_pages'),
   },
@@ -99,7 +100,7 @@ export const sectionTables: Readonly<Record<string, Table>> = {
     ...same('bd_count', 'bd_reads', 'bd_writes'),
   },
   slots: {
-    ...each('device_pages', 'Pages of the device by where they are; they add up to its size.', 'state', [
+    ...each('device_pages', 'Pages of the device by location; their sum is its size.', 'state', [
       'empty',
       'same_filled',
       'hypervisor',
@@ -125,7 +126,7 @@ export const sectionTables: Readonly<Record<string, Table>> = {
     filled_pages: metric('snapshot_filled_pages', 'Pages of the image that are not all zeros.'),
     loaded_pages: metric('snapshot_loaded_pages_total', 'Pages that were read from the image at the start.'),
     saved_pages: metric('snapshot_saved_pages_total', 'Pages that were written to the image.'),
-    flushes: metric('snapshot_flushes_total', 'Flushes that were asked for.'),
+    flushes: metric('snapshot_flushes_total', 'Flushes that were requested.'),
     failures: metric('snapshot_failures_total', 'Flushes, or writes to the image, that failed.'),
   },
 }
@@ -133,18 +134,18 @@ export const sectionTables: Readonly<Record<string, Table>> = {
 /** Where pages rest: a section of each place. Labels: device, place. */
 export const placeTable: Table = {
   pages: metric('place_pages', 'Blocks in the place: pages, or parts of pages of more than 64 KiB.'),
-  bytes: metric('place_bytes', 'Bytes of the blocks; where it waits, with what frames and rounding take.'),
+  bytes: metric('place_bytes', 'Bytes of the blocks; for a place that waits, headers and rounding included.'),
   huge_pages: metric('place_incompressible_pages', 'Blocks that do not shrink.'),
   used_bytes: metric(
     'place_memory_used_bytes',
     'Memory that the place has taken, metadata included; 0 where it waits.',
   ),
-  foreign: metric('place_foreign', "1: its memory is somebody else's, a hypervisor's."),
-  waits: metric('place_waits', '1: it may have to wait, for a disk or another machine.'),
+  foreign: metric('place_foreign', '1: its memory belongs to a hypervisor.'),
+  waits: metric('place_waits', '1: the place may have to wait for a disk or another machine.'),
   ...same('put', 'sunk', 'rose', 'passed_down', 'raised', 'gone', 'refused', 'writes', 'reads'),
 }
 
-const ended = 'Pages that ended, by why: replaced, refused anew, got, flushed, dropped, damaged.'
+const ended = 'Pages that ended, by reason: replaced, refused anew, got, flushed, dropped, damaged.'
 const compressions = 'Pages that were compressed: when they were put (put), and again on their way (again).'
 const costs = 'Bytes of metadata of the chain for each page anywhere, each page in memory, and each object.'
 
@@ -161,18 +162,21 @@ export const chainTable: Table = {
     'dropped',
     'corrupt_dropped',
   ]),
-  gets: metric('chain_gets_total', 'Pages that were asked for.'),
-  hits: metric('chain_hits_total', 'Pages that were asked for, and given.'),
+  gets: metric('chain_gets_total', 'Gets of pages.'),
+  hits: metric('chain_hits_total', 'Gets that found their page.'),
   deferred: metric('chain_deferred_gets_total', 'Gets of pages in a place that waits, which are then fetched.'),
   fetched: metric('chain_fetched_blocks_total', 'Blocks that a fetch waited for.'),
   unchanged_puts: metric('chain_unchanged_puts_total', 'Puts of pages that their caller had not changed.'),
-  released: metric('chain_released_pages_total', 'Pages whose copy in memory was given up, as there was another one.'),
+  released: metric(
+    'chain_released_pages_total',
+    'Pages whose copy in memory was dropped because a lower place has another.',
+  ),
   pages: metric('chain_pages', 'Pages in the stack.'),
   blocks: metric('chain_blocks', 'Entries of the directory.'),
   same_filled_pages: metric('chain_same_filled_pages', 'Pages that repeat one word of 32 bits, and take no place.'),
   clean_copies: metric(
     'chain_clean_copies',
-    'Pages in memory of which a copy lies below: they can sink without a write.',
+    'Pages in memory with a clean copy in a lower place: they can sink without a write.',
   ),
   objects: metric('chain_objects', 'Objects with a page.'),
   encoded: metric('chain_compressed_pages_total', compressions, { when: 'put' }),
@@ -192,35 +196,47 @@ export const refusedBlocks: Described = metric(
   'Blocks that the place refused, by reason.',
 )
 
-/** What a place says of itself, by its name. Labels: device, place. */
+/** The counters of each kind of place, by its name. Labels: device, place. */
 export const ownTables: Readonly<Record<string, Table>> = {
   zcache: {
     limit_bytes: metric('place_limit_bytes', 'Limit on the memory of the place.'),
-    metadata_bytes: metric('place_metadata_bytes', 'Memory of the place that is no chunk for blocks.'),
-    directory_bytes: metric('place_directory_bytes', "Memory of the place's limit that the chain's metadata has."),
+    metadata_bytes: metric('place_metadata_bytes', 'Memory of the place that does not hold blocks: tables.'),
+    directory_bytes: metric(
+      'place_directory_bytes',
+      "Memory that the chain's metadata takes of the limit of the place.",
+    ),
     zpages: metric('zcache_blocks', 'Blocks in zcache.'),
     zbytes: metric('zcache_block_bytes', 'Bytes of the blocks in zcache.'),
-    orig_bytes: metric('zcache_original_bytes', 'Bytes of the pages that those blocks are made of.'),
-    raw_pages: metric('zcache_uncompressed_blocks', 'Blocks that are pages as they are.'),
-    slot_bytes: metric('zcache_slot_bytes', 'Bytes of the slots that blocks have in the chunks.'),
+    orig_bytes: metric('zcache_original_bytes', 'Bytes of the pages in zcache, uncompressed.'),
+    raw_pages: metric('zcache_uncompressed_blocks', 'Blocks that are stored raw.'),
+    slot_bytes: metric('zcache_slot_bytes', 'Bytes of the slots of the blocks in the chunks.'),
     pages_compacted: metric('zcache_compacted_blocks_total', 'Blocks that were moved together.'),
     compress_poor: metric('zcache_poor_compressions_total', 'Pages that did not shrink enough.'),
-    mean_compress_poor: metric('zcache_poor_mean_refusals_total', 'Blocks that were refused for the mean of all.'),
-    rejected_page_count: metric('zcache_rejected_blocks_total', 'Blocks that were refused for what they are.'),
+    mean_compress_poor: metric(
+      'zcache_poor_mean_refusals_total',
+      'Blocks that were refused because the mean size was too large.',
+    ),
+    rejected_page_count: metric(
+      'zcache_rejected_blocks_total',
+      'Blocks that were refused because of the limit on pages.',
+    ),
     pool_limit_hit: metric('zcache_limit_hits_total', 'Blocks that were refused because of the limit.'),
     failed_alloc: metric('zcache_allocation_failures_total', 'Blocks for which there was no slot.'),
-    failed_getfreepages: metric('zcache_chunk_failures_total', 'Chunks that the allocator did not give.'),
+    failed_getfreepages: metric('zcache_chunk_failures_total', 'Chunks that could not be allocated.'),
   },
   memory: {
     limit_bytes: metric('place_limit_bytes', 'Limit on the memory of the place.'),
-    metadata_bytes: metric('place_metadata_bytes', 'Memory of the place that is no chunk for blocks.'),
-    directory_bytes: metric('place_directory_bytes', "Memory of the place's limit that the chain's metadata has."),
-    frames: metric('memory_frames', 'Frames that there may be.'),
+    metadata_bytes: metric('place_metadata_bytes', 'Memory of the place that does not hold blocks: tables.'),
+    directory_bytes: metric(
+      'place_directory_bytes',
+      "Memory that the chain's metadata takes of the limit of the place.",
+    ),
+    frames: metric('memory_frames', 'Most frames that the place may have.'),
     used_frames: metric('memory_used_frames', 'Frames in use.'),
     chunks: metric('memory_chunks', 'Chunks of frames.'),
     moved_pages: metric('memory_moved_blocks_total', 'Blocks that were moved together.'),
-    refused_no_memory: metric('memory_refused_blocks_total', 'Blocks that were refused, by why.', { why: 'limit' }),
-    refused_allocation: metric('memory_refused_blocks_total', 'Blocks that were refused, by why.', {
+    refused_no_memory: metric('memory_refused_blocks_total', 'Blocks that were refused, by cause.', { why: 'limit' }),
+    refused_allocation: metric('memory_refused_blocks_total', 'Blocks that were refused, by cause.', {
       why: 'allocation',
     }),
   },
@@ -229,7 +245,7 @@ export const ownTables: Readonly<Record<string, Table>> = {
     used_slots: metric('frontswap_used_slots', 'Frames in the file.'),
     used_bytes_on_disk: metric('frontswap_used_bytes', 'Bytes of the file that frames take.'),
     room_bytes_on_disk: metric('frontswap_room_bytes', 'Bytes of the file that frames can take.'),
-    free_clusters: metric('frontswap_free_clusters', 'Clusters of the file in which nothing is.'),
+    free_clusters: metric('frontswap_free_clusters', 'Empty clusters of the file.'),
     directIo: metric('frontswap_direct_io', "1: the file is read and written around the system's cache."),
     ...frontswapTransfers(),
     clusteredWrites: metric('frontswap_clustered_writes_total', 'Writes of many frames side by side.'),
@@ -241,14 +257,17 @@ export const ownTables: Readonly<Record<string, Table>> = {
       'readErrors',
       'writeErrors',
     ]),
-    fragmented: metric('frontswap_fragmented_total', 'Frames for which there was room, and not in one piece.'),
+    fragmented: metric(
+      'frontswap_fragmented_total',
+      'Flights for which other frames had to be written again to make room.',
+    ),
     map_bytes: metric('frontswap_map_bytes', 'Memory for the map of the file.'),
     ...same('frames'),
   },
   spill: {
     live: metric('spill_live_records', 'Records in the file whose page is in the stack.'),
-    left: metric('spill_left_records', 'Records of an earlier run that nobody has asked for yet.'),
-    ...each('spill_records_total', 'What became of records.', 'change', [
+    left: metric('spill_left_records', 'Records of an earlier run without a get so far.'),
+    ...each('spill_records_total', 'Changes of records.', 'change', [
       'written',
       'recovered',
       'overwritten',
@@ -268,43 +287,49 @@ export const ownTables: Readonly<Record<string, Table>> = {
     read_bytes: metric('spill_read_bytes_total', 'Bytes read from the file.'),
     records: metric('spill_record_limit', 'Records that the file has room for.'),
     ring_bytes: metric('spill_ring_bytes', 'Bytes of the ring of frames.'),
-    abandoned: metric('spill_abandoned', '1: the file failed, and is not used any more.'),
+    abandoned: metric('spill_abandoned', '1: the file failed and is no longer used.'),
   },
   vram: vramTable(),
   ramster: {
-    ...each('ramster_sent_blocks_total', 'Blocks that were sent to other machines, by what they are.', 'kind', [
+    ...each('ramster_sent_blocks_total', 'Blocks that were sent to other machines, by kind.', 'kind', [
       'eph_pages_remoted',
       'pers_pages_remoted',
     ]),
-    ...each('ramster_refused_blocks_total', 'Blocks that no other machine took, by what they are.', 'kind', [
+    ...each('ramster_refused_blocks_total', 'Blocks that no other machine took, by kind.', 'kind', [
       'eph_pages_remote_failed',
       'pers_pages_remote_failed',
     ]),
-    ...each('ramster_blocks', 'Blocks on other machines, by what they are.', 'kind', [
-      'remote_eph_pages',
-      'remote_pers_pages',
-    ]),
-    ...each('ramster_gets_total', 'Blocks that were asked for on other machines, by what came of it.', 'outcome', [
+    ...each('ramster_blocks', 'Blocks on other machines, by kind.', 'kind', ['remote_eph_pages', 'remote_pers_pages']),
+    ...each('ramster_gets_total', 'Reads of blocks on other machines, by outcome.', 'outcome', [
       'remote_eph_pages_succ_get',
       'remote_pers_pages_succ_get',
       'remote_eph_pages_unsucc_get',
       'remote_pers_pages_unsucc_get',
     ]),
-    remote_pages_flushed: metric('ramster_flushed_blocks_total', 'Blocks that were given up on other machines.'),
-    remote_page_flushes_failed: metric('ramster_failed_flushes_total', 'Blocks that could not be given up there.'),
-    ...each('ramster_copies_total', 'Copies that were met on the way to a block, by what they were.', 'copy', [
+    remote_pages_flushed: metric('ramster_flushed_blocks_total', 'Blocks that were deleted on other machines.'),
+    remote_page_flushes_failed: metric(
+      'ramster_failed_flushes_total',
+      'Blocks that could not be deleted on other machines.',
+    ),
+    ...each('ramster_copies_total', 'Copies that reads tried, by their state.', 'copy', [
       'second_copies_read',
       'damaged_copies',
       'missing_copies',
       'healed_copies',
     ]),
-    waited_reads: metric('ramster_waited_reads_total', 'Blocks that were asked of a machine that did not answer yet.'),
-    relieved_blocks: metric('ramster_relieved_blocks_total', 'Blocks that machines have been given back.'),
+    waited_reads: metric(
+      'ramster_waited_reads_total',
+      'Reads that had to wait because no machine with a copy answered.',
+    ),
+    relieved_blocks: metric(
+      'ramster_relieved_blocks_total',
+      'Blocks that were moved off machines that wanted memory back.',
+    ),
     repatriated_blocks: metric('ramster_repatriated_blocks_total', 'Blocks that were taken back from machines.'),
     size_bytes: metric('ramster_size_bytes', 'Bytes that may be lent.'),
-    one_copy_only: metric('ramster_one_copy_blocks', 'Blocks that may not vanish, of which there is one copy only.'),
-    lost: metric('ramster_lost_blocks', 'Blocks that may not vanish, of which nobody has a copy.'),
-    pending_flushes: metric('ramster_pending_flushes', 'Blocks that are still to be given up.'),
+    one_copy_only: metric('ramster_one_copy_blocks', 'Blocks of persistent pages with only one copy.'),
+    lost: metric('ramster_lost_blocks', 'Blocks of persistent pages without any copy.'),
+    pending_flushes: metric('ramster_pending_flushes', 'Blocks that are still to be deleted.'),
     machines_open: metric('ramster_open_machines', 'Machines that answer.'),
     degraded: metric('ramster_degraded', '1: too few machines answer for new blocks.'),
     table_bytes: metric('ramster_table_bytes', 'Memory for the table of blocks.'),
@@ -322,9 +347,9 @@ function vramTable(): Table {
     copies_read: metric('vram_copies_read_total', 'Blocks that were read from the copy beside the device.'),
     devices_lost: metric('vram_lost_devices_total', 'Times that the device was lost.'),
     blocks: metric('vram_blocks', 'Blocks on the device.'),
-    device_bytes: metric('vram_device_bytes', 'Bytes that were taken of the device.'),
+    device_bytes: metric('vram_device_bytes', 'Bytes of the device that are allocated.'),
     limit_bytes: metric('place_limit_bytes', 'Limit on the memory of the place.'),
-    device_open: metric('vram_device_open', '1: the device is there.'),
+    device_open: metric('vram_device_open', '1: the device works.'),
     used_bytes: metric('vram_used_bytes', 'Bytes of the blocks on the device.'),
   }
 }
@@ -338,8 +363,8 @@ function frontswapTransfers(): Table {
   }
 }
 
-const cameIn = 'Blocks that came into the place, by why.'
-const wentOut = 'Blocks that left the place, by why.'
+const cameIn = 'Blocks that came into the place, by reason.'
+const wentOut = 'Blocks that left the place, by reason.'
 
 /** Sections of a place in the chain. Labels: device, place. */
 export const seatTables: Readonly<Record<string, Table>> = {
@@ -352,31 +377,34 @@ export const seatTables: Readonly<Record<string, Table>> = {
       'raised',
       'gone',
     ]),
-    dropped_ephemeral: metric('place_dropped_ephemeral_blocks_total', 'Of those gone: ephemeral ones that made room.'),
+    dropped_ephemeral: metric(
+      'place_dropped_ephemeral_blocks_total',
+      'Ephemeral blocks that were dropped to make room.',
+    ),
     compacted: metric('place_compacted_blocks_total', 'Blocks that were moved together.'),
     recompressed_pages: metric('place_recompressed_blocks_total', again, { outcome: 'smaller' }),
     recompress_poor: metric('place_recompressed_blocks_total', again, { outcome: 'poor' }),
-    recompress_saved_bytes: metric('place_recompress_saved_bytes_total', 'Bytes that compressing again has saved.'),
+    recompress_saved_bytes: metric('place_recompress_saved_bytes_total', 'Bytes saved by recompression.'),
     used_in_flight: metric('place_used_in_flight_blocks_total', 'Blocks that were used while they were on their way.'),
-    cleaned: metric('place_cleaned_blocks_total', 'Blocks that were written ahead: they stay above.'),
-    corrupt: metric('place_corrupt_blocks_total', 'Damaged blocks that were met.'),
+    cleaned: metric('place_cleaned_blocks_total', 'Blocks that were written ahead and stay in the place above.'),
+    corrupt: metric('place_corrupt_blocks_total', 'Blocks that were found damaged.'),
     flights: metric('place_flights_total', 'Transfers of many blocks to the place.'),
-    forced_flights: metric('place_forced_flights_total', 'Of those, transfers that a put had to wait for.'),
+    forced_flights: metric('place_forced_flights_total', 'Transfers that a put had to wait for.'),
     failed_flights: metric('place_failed_flights_total', 'Transfers that failed.'),
     frames: metric('place_written_blocks_total', 'Blocks that transfers carried.'),
     frame_bytes: metric('place_written_bytes_total', 'Bytes that transfers carried.'),
     reads: metric('place_read_blocks_total', 'Blocks that were read.'),
     failed_reads: metric('place_failed_reads_total', 'Reads that failed.'),
     stale_reads: metric('place_stale_reads_total', 'Reads whose page had changed meanwhile.'),
-    resting: metric('place_resting_attempts', 'Attempts for which a place that failed is still left alone.'),
+    resting: metric('place_resting_attempts', 'Attempts that are still skipped after a failure of the place.'),
   },
   order: {
-    main_pages: metric('place_queue_blocks', 'Blocks in memory by queue.', { queue: 'main' }),
-    probation_pages: metric('place_queue_blocks', 'Blocks in memory by queue.', { queue: 'probation' }),
-    ephemeral_pages: metric('place_queue_blocks', 'Blocks in memory by queue.', { queue: 'ephemeral' }),
-    main_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory by queue.', { queue: 'main' }),
-    probation_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory by queue.', { queue: 'probation' }),
-    ephemeral_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory by queue.', { queue: 'ephemeral' }),
+    main_pages: metric('place_queue_blocks', 'Blocks in memory, by queue.', { queue: 'main' }),
+    probation_pages: metric('place_queue_blocks', 'Blocks in memory, by queue.', { queue: 'probation' }),
+    ephemeral_pages: metric('place_queue_blocks', 'Blocks in memory, by queue.', { queue: 'ephemeral' }),
+    main_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory, by queue.', { queue: 'main' }),
+    probation_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory, by queue.', { queue: 'probation' }),
+    ephemeral_bytes: metric('place_queue_bytes', 'Bytes of the blocks in memory, by queue.', { queue: 'ephemeral' }),
     probation_share_percent: {
       name: 'place_probation_share_ratio',
       help: 'Share of the bytes that pages on probation may have.',
@@ -393,14 +421,14 @@ export const seatTables: Readonly<Record<string, Table>> = {
     zspages: metric('zsmalloc_zspages', 'Runs of memory for blocks of one size.'),
     large_objects: metric('zsmalloc_large_blocks', 'Blocks with a run of their own.'),
     objects_moved: metric('zsmalloc_moved_blocks_total', 'Blocks that were moved together.'),
-    zspages_compacted: metric('zsmalloc_freed_zspages_total', 'Runs that came free by that.'),
+    zspages_compacted: metric('zsmalloc_freed_zspages_total', 'Runs that compaction freed.'),
     ...same('slot_bytes'),
   },
   zbud: {
     pageframes: metric('zbud_frames', 'Frames in use.'),
     pageframes_max: metric('zbud_frames_max', 'The most frames that were in use.'),
-    buddied_count: metric('zbud_buddied_frames', 'Frames by how many blocks they have.', { blocks: '2' }),
-    unbuddied_count: metric('zbud_buddied_frames', 'Frames by how many blocks they have.', { blocks: '1' }),
+    buddied_count: metric('zbud_buddied_frames', 'Frames by their number of blocks.', { blocks: '2' }),
+    unbuddied_count: metric('zbud_buddied_frames', 'Frames by their number of blocks.', { blocks: '1' }),
     cumul_zpages: metric('zbud_stored_blocks_total', 'Blocks that were stored.'),
     cumul_zbytes: metric('zbud_stored_bytes_total', 'Bytes of the blocks that were stored.'),
     ...same('zpages', 'slot_bytes'),
@@ -411,7 +439,7 @@ export const seatTables: Readonly<Record<string, Table>> = {
     ...same('zpages', 'slot_bytes'),
   },
   zv: {
-    curr_mean_zsize: metric('zcache_mean_block_bytes', 'Mean of the blocks, for each 4 KiB of page.'),
+    curr_mean_zsize: metric('zcache_mean_block_bytes', 'Mean size of the blocks, for each 4 KiB of page.'),
     max_zsize: metric('zcache_max_block_bytes', 'Largest block that is taken.'),
     max_mean_zsize: metric('zcache_max_mean_block_bytes', 'Mean above which larger blocks are refused.'),
     ...same('curr_zpages', 'curr_zbytes'),
@@ -419,24 +447,24 @@ export const seatTables: Readonly<Record<string, Table>> = {
   arena: {
     chunks: metric('zcache_chunks', 'Chunks of memory.'),
     chunk_bytes: metric('zcache_chunk_bytes', 'Bytes of the chunks.'),
-    spare_chunks: metric('zcache_spare_chunks', 'Chunks in which nothing is.'),
+    spare_chunks: metric('zcache_spare_chunks', 'Empty chunks.'),
     chunks_taken: metric('zcache_taken_chunks_total', 'Chunks that were taken from the system.'),
-    chunks_returned: metric('zcache_returned_chunks_total', 'Chunks that were given back to it.'),
+    chunks_returned: metric('zcache_returned_chunks_total', 'Chunks that were given back to the system.'),
     runs: metric('zcache_runs', 'Runs in the chunks.'),
     run_bytes: metric('zcache_run_bytes', 'Bytes of the runs.'),
     runs_moved: metric('zcache_moved_runs_total', 'Runs that were moved together.'),
-    wasted_bytes: metric('zcache_wasted_bytes', 'Bytes of the chunks that are no slot in use.'),
+    wasted_bytes: metric('zcache_wasted_bytes', 'Bytes of the chunks outside of slots in use.'),
   },
   seal: {
     sealed: metric('seal_sealed_blocks_total', 'Blocks that were encrypted.'),
     opened: metric('seal_opened_blocks_total', 'Blocks that were decrypted.'),
-    corrupt: metric('seal_corrupt_blocks_total', 'Blocks that were not what had been sealed.'),
+    corrupt: metric('seal_corrupt_blocks_total', 'Blocks whose seal did not match.'),
     blocks: metric('seal_blocks', 'Sealed blocks.'),
-    table_bytes: metric('seal_table_bytes', 'Memory for what is known of them.'),
+    table_bytes: metric('seal_table_bytes', 'Memory for the table of sealed blocks.'),
   },
 }
 
-/** Sections whose counters are numbers, and what the number is. Labels: device, place, and that one. */
+/** Sections whose counters have numbers as names, and the label of that number. Labels: device, place, and this one. */
 export const distributions: Readonly<Record<string, readonly [described: Described, label: string]>> = {
   curr_dist_counts: [metric('zcache_size_blocks', 'Blocks by their size, in units of the distribution.'), 'size'],
   cumul_dist_counts: [metric('zcache_size_stored_blocks_total', 'Blocks that were stored, by their size.'), 'size'],
@@ -452,9 +480,12 @@ export const machineTable: Table = {
   open: metric('machine_open', '1: the machine answers.'),
   blocks: metric('machine_blocks', 'Blocks on the machine.'),
   lost_with_it: metric('machine_lost_with_it_blocks', 'Blocks that would be lost with the machine now.'),
-  vanish_with_it: metric('machine_vanish_with_it_blocks', 'Blocks that may vanish, and would with the machine now.'),
-  lost_content: metric('machine_lost_content_total', 'Times that the machine came back without what it had.'),
-  leaving: metric('machine_leaving', '1: nothing new goes to the machine, as it is to leave.'),
+  vanish_with_it: metric(
+    'machine_vanish_with_it_blocks',
+    'Blocks of ephemeral pages that would vanish with the machine now.',
+  ),
+  lost_content: metric('machine_lost_content_total', 'Times that the machine came back without its blocks.'),
+  leaving: metric('machine_leaving', '1: the machine is to leave and gets no new blocks.'),
   wanted_back_bytes: metric('machine_wanted_back_bytes', 'Bytes that the machine wants back.'),
   free_bytes: metric('machine_free_bytes', 'Bytes that the machine may still lend.'),
 }
@@ -463,47 +494,52 @@ export const machineTable: Table = {
 export const pageCacheTables: Readonly<Record<string, Table>> = {
   file: { file_bytes: metric('page_cache_file_bytes', 'Size of the file.') },
   'page-cache': {
-    hits: metric('page_cache_hits_total', 'Pages that were in the first level when they were asked for.'),
-    misses: metric('page_cache_misses_total', 'Pages that were not in the first level.'),
-    readaheadPages: metric('page_cache_readahead_pages_total', 'Pages that were read ahead of anybody who asked.'),
-    readaheadHits: metric('page_cache_readahead_hits_total', 'Pages read ahead that were asked for then.'),
+    hits: metric('page_cache_hits_total', 'Reads of pages that were in the first level.'),
+    misses: metric('page_cache_misses_total', 'Reads of pages that were not in the first level.'),
+    readaheadPages: metric('page_cache_readahead_pages_total', 'Pages that were read ahead.'),
+    readaheadHits: metric('page_cache_readahead_hits_total', 'Pages read ahead that were then used.'),
     diskReads: metric('page_cache_reads_total', 'Reads of the file.'),
     diskPagesRead: metric('page_cache_read_pages_total', 'Pages that were read from the file.'),
     diskBytesRead: metric('page_cache_read_bytes_total', 'Bytes that were read from the file.'),
-    uncachedReads: metric('page_cache_uncached_reads_total', 'Reads of parts of pages that found no frame.'),
+    uncachedReads: metric('page_cache_uncached_reads_total', 'Reads that found no free frame and bypassed the cache.'),
     diskWrites: metric('page_cache_writes_total', 'Writes of the file.'),
     diskBytesWritten: metric('page_cache_written_bytes_total', 'Bytes that were written to the file.'),
-    foreignChanges: metric('page_cache_foreign_changes_total', 'Times that somebody else had changed the file.'),
-    unsettledDrops: metric('page_cache_unsettled_drops_total', 'Times that the file was too fresh to be kept.'),
-    ...each('page_cache_errors_total', 'What failed, by what it was.', 'what', [
-      'readErrors',
-      'writeErrors',
-      'cleancacheErrors',
-    ]),
+    foreignChanges: metric('page_cache_foreign_changes_total', 'Times that another program had changed the file.'),
+    unsettledDrops: metric(
+      'page_cache_unsettled_drops_total',
+      'Times that pages were dropped because the file had changed too recently.',
+    ),
+    ...each('page_cache_errors_total', 'Failures, by kind.', 'what', ['readErrors', 'writeErrors', 'cleancacheErrors']),
     resident: metric('page_cache_pages', 'Pages in the first level.'),
-    active: metric('page_cache_list_pages', 'Pages in the first level by list.', { list: 'active' }),
-    inactive: metric('page_cache_list_pages', 'Pages in the first level by list.', { list: 'inactive' }),
+    active: metric('page_cache_list_pages', 'Pages in the first level, by list.', { list: 'active' }),
+    inactive: metric('page_cache_list_pages', 'Pages in the first level, by list.', { list: 'inactive' }),
     activations: metric('page_cache_activations_total', 'Pages that were used again.'),
     deactivations: metric('page_cache_deactivations_total', 'Pages that were not used any more.'),
-    evictions: metric('page_cache_evictions_total', 'Pages that fell out of the first level.'),
+    evictions: metric('page_cache_evictions_total', 'Pages that were evicted from the first level.'),
     inodes: metric('page_cache_files', 'Files that are remembered.'),
   },
   'direct-reads': {
-    directReads: metric('page_cache_direct_reads_total', "Reads around the system's cache."),
-    directBytes: metric('page_cache_direct_read_bytes_total', 'Bytes of those reads.'),
-    bufferedReads: metric('page_cache_buffered_reads_total', 'Reads of whole pages that could not go around it.'),
-    refusedFiles: metric('page_cache_refused_files_total', 'Files that cannot be read around it.'),
-    refusedDevices: metric('page_cache_refused_devices', 'Devices whose files cannot be read around it.'),
+    directReads: metric('page_cache_direct_reads_total', "Reads that bypassed the system's cache."),
+    directBytes: metric('page_cache_direct_read_bytes_total', "Bytes of reads that bypassed the system's cache."),
+    bufferedReads: metric(
+      'page_cache_buffered_reads_total',
+      "Reads of whole pages that could not bypass the system's cache.",
+    ),
+    refusedFiles: metric('page_cache_refused_files_total', "Files whose reads cannot bypass the system's cache."),
+    refusedDevices: metric(
+      'page_cache_refused_devices',
+      "Devices whose files' reads cannot bypass the system's cache.",
+    ),
   },
   cleancache: {
-    succ_gets: metric('cleancache_gets_total', 'Pages that were asked for in the second chance, by outcome.', {
+    succ_gets: metric('cleancache_gets_total', 'Gets from the second chance, by outcome.', {
       outcome: 'hit',
     }),
-    failed_gets: metric('cleancache_gets_total', 'Pages that were asked for in the second chance, by outcome.', {
+    failed_gets: metric('cleancache_gets_total', 'Gets from the second chance, by outcome.', {
       outcome: 'miss',
     }),
     puts: metric('cleancache_puts_total', 'Pages that were offered to the second chance.'),
-    invalidates: metric('cleancache_invalidates_total', 'Pages, or files, that were out of date there.'),
+    invalidates: metric('cleancache_invalidates_total', 'Pages, or files, that were invalidated in the second chance.'),
   },
 }
 
@@ -514,7 +550,7 @@ export const nbdTable: Table = {
   negotiating: metric('nbd_negotiating_connections', 'Connections that are still negotiating.'),
   ...each(
     'nbd_refused_connections_total',
-    'Clients that were sent away, by reason.',
+    'Clients that were refused, by reason.',
     'reason',
     ['refused_full', 'refused_address', 'refused_silent', 'refused_displaced', 'refused_tls'],
     'refused_',
@@ -528,7 +564,7 @@ export const nbdTable: Table = {
 
 const nbdRequests = 'Requests of NBD clients, by operation.'
 
-/** An export of it. Labels: device. */
+/** An export of the NBD server. Labels: device. */
 export const exportTable: Table = {
   connections: metric('nbd_export_connections', 'Connections that have the device open.'),
   reads: metric('nbd_requests_total', nbdRequests, { operation: 'read' }),
@@ -550,18 +586,18 @@ export const valueCacheTables: Readonly<Record<string, Table>> = {
     entries: metric('cache_entries', 'Entries that are known; some of them may have expired.'),
     limit_bytes: metric('cache_limit_bytes', 'Memory that the cache may use.'),
     memory_bytes: metric('cache_memory_bytes', 'Memory that the cache uses, tables and keys included.'),
-    table_bytes: metric('cache_table_bytes', 'Memory of tables, by what of.', { of: 'entries' }),
-    page_table_bytes: metric('cache_table_bytes', 'Memory of tables, by what of.', { of: 'pages' }),
-    window_bytes: metric('cache_window_bytes', 'Memory of pages that are kept as they are, for reading.'),
-    largest_bytes: metric('cache_largest_value_bytes', 'No larger value finds room.'),
-    hits: metric('cache_hits_total', 'Values that were asked for, and given.'),
+    table_bytes: metric('cache_table_bytes', 'Memory of tables, by content.', { of: 'entries' }),
+    page_table_bytes: metric('cache_table_bytes', 'Memory of tables, by content.', { of: 'pages' }),
+    window_bytes: metric('cache_window_bytes', 'Memory of uncompressed pages for reading.'),
+    largest_bytes: metric('cache_largest_value_bytes', 'Size of the largest value that the cache can hold.'),
+    hits: metric('cache_hits_total', 'Gets that found their value.'),
     sets: metric('cache_sets_total', 'Values that were set, refused ones included.'),
     deletes: metric('cache_deletes_total', 'Values that were deleted.'),
     kept: metric('cache_kept_entries_total', 'Entries that were written again because they were used.'),
     pages_read: metric('cache_read_pages_total', 'Pages that were brought to the window.'),
     pages_written: metric('cache_written_pages_total', 'Pages that were written to a place.'),
   },
-  misses: each('cache_misses_total', 'Values that were asked for, and not given, by why.', 'reason', [
+  misses: each('cache_misses_total', 'Gets that did not find their value, by reason.', 'reason', [
     'absent',
     'evicted',
     'expired',
@@ -570,7 +606,7 @@ export const valueCacheTables: Readonly<Record<string, Table>> = {
     'vanished',
     'deferred',
   ]),
-  evictions: each('cache_evicted_entries_total', 'Entries that went, by why.', 'reason', [
+  evictions: each('cache_evicted_entries_total', 'Entries that were evicted, by reason.', 'reason', [
     'room',
     'expired',
     'refused',
@@ -583,19 +619,24 @@ export const valueCacheTables: Readonly<Record<string, Table>> = {
   },
   resp: {
     connections: metric('cache_connections', 'Clients that are connected.'),
-    held_bytes: metric('cache_client_held_bytes', 'Bytes of requests that are not whole, and answers that wait.'),
-    accepted: metric('cache_connections_total', 'Clients that were let in.'),
-    refused_connections: metric('cache_refused_connections_total', 'Clients that were sent away: too many.'),
-    overloads: metric('cache_ended_connections_total', 'Clients that were ended, by why.', { reason: 'overload' }),
-    protocol_errors: metric('cache_ended_connections_total', 'Clients that were ended, by why.', {
+    held_bytes: metric('cache_client_held_bytes', 'Bytes of incomplete requests and of answers that are not yet sent.'),
+    accepted: metric('cache_connections_total', 'Clients that were accepted.'),
+    refused_connections: metric(
+      'cache_refused_connections_total',
+      'Clients that were refused because there were too many.',
+    ),
+    overloads: metric('cache_ended_connections_total', 'Clients that were disconnected, by reason.', {
+      reason: 'overload',
+    }),
+    protocol_errors: metric('cache_ended_connections_total', 'Clients that were disconnected, by reason.', {
       reason: 'protocol',
     }),
     commands: metric('cache_commands_total', 'Commands of clients.'),
     errors: metric('cache_command_errors_total', 'Commands that were answered with an error.'),
-    refused_large: metric('cache_refused_writes_total', 'Values that clients were refused, by why.', {
+    refused_large: metric('cache_refused_writes_total', 'Writes of clients that were refused, by reason.', {
       reason: 'large',
     }),
-    refused_room: metric('cache_refused_writes_total', 'Values that clients were refused, by why.', {
+    refused_room: metric('cache_refused_writes_total', 'Writes of clients that were refused, by reason.', {
       reason: 'room',
     }),
   },
@@ -616,11 +657,11 @@ export const fuseTable: Table = {
 /** Requests of the mount. Labels: operation, the kernel's. */
 export const fuseRequests: Described = metric('fuse_requests_total', 'Requests of the kernel, by operation.')
 
-/** What the server says. No labels. */
+/** The log of the server. No labels. */
 export const logTable: Table = {
   ...each('log_lines_total', 'Lines that the server wrote, by level.', 'level', ['error', 'warn', 'info', 'debug']),
-  suppressed: metric('log_suppressed_events_total', 'Events that were counted instead of being said.'),
-  dropped: metric('log_dropped_lines_total', 'Lines that were dropped, because nobody read.'),
+  suppressed: metric('log_suppressed_events_total', 'Events that were counted instead of logged.'),
+  dropped: metric('log_dropped_lines_total', 'Lines that were dropped because nobody read them.'),
 }
 
 /** A counter of a layer that is not one of the program's own. Labels: those of its section, section, counter. */
@@ -632,7 +673,7 @@ export const otherCounter: Described = metric(
 /** How long operations take. */
 export const pageTimes = {
   name: 'page_duration_seconds',
-  help: 'Time of a page in the stack, by operation (put, get, fetch) and place; of puts and gets one in 61 is timed, and counts for 61.',
+  help: 'Time of a page in the stack, by operation (put, get, fetch) and place; one in 61 puts and gets is timed and counts for 61.',
 }
 export const moveTimes = {
   name: 'move_duration_seconds',
@@ -640,9 +681,9 @@ export const moveTimes = {
 }
 export const machineTimes = {
   name: 'machine_duration_seconds',
-  help: 'Time until a machine that lends memory has answered, by operation (put: a message with blocks; get: a block).',
+  help: 'Time until a lending machine has answered, by operation (put: a message with blocks; get: a block).',
 }
 export const requestTimes = {
   name: 'request_duration_seconds',
-  help: 'Time that a device takes for what a server (nbd, fuse) asks of it; a large request is several.',
+  help: 'Time that a device takes for a request of a server (nbd, fuse); a large request counts as several.',
 }

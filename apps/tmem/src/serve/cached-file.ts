@@ -1,10 +1,10 @@
 /**
- * A file as a device that can only be read, through a page cache with a second chance behind it: what falls out of a
- * small first level rests, compressed, in a stack, and comes back without a disk.
+ * A file as a read-only device, through a page cache with a second chance: pages that the small first level evicts rest
+ * compressed in a stack, and return without a disk read.
  *
- * The file is read around the system's cache where it allows that, so that its pages are in memory once. It may be
- * changed by others meanwhile: no page of an older version is served. A file that is cut off fails reads of what is
- * gone, as a disk with a bad block does.
+ * Reads of the file bypass the system's cache if the file system allows it, so that pages are in memory only once.
+ * Other programs may change the file meanwhile: no page of an older version is served. If the file is truncated, reads
+ * beyond its end fail, like those of a bad block of a disk.
  */
 import { statSync } from 'node:fs'
 import { Cleancache, tmemBackend } from '@tmem/cleancache'
@@ -26,13 +26,13 @@ import {
 import { type CachedFile, DirectReads, PageCache } from '@tmem/page-cache'
 import { BadInput } from '../ending.ts'
 
-/** A file that is to be served. */
+/** A file to serve. */
 export interface CachedFileRequest {
   readonly name: string
   readonly file: string
   /** Bytes of the first level. */
   readonly memoryBytes: number
-  /** Text of the stack that is the second chance; without one there is none. */
+  /** Text of the stack for the second chance (default: no second chance). */
   readonly stack?: string
 }
 
@@ -46,11 +46,13 @@ interface Context {
 
 const sectorBytes = 512
 
-/** Throws `BadInput` for what is no file, or one that is no whole number of sectors. */
+/** Throws `BadInput` for anything but a regular file of whole sectors. */
 export function judgeFile({ name, file }: CachedFileRequest): void {
   const found = statSync(file, { throwIfNoEntry: false })
   if (found?.isFile() !== true)
-    throw new BadInput(`${file}, the file of ${name}, is ${found === undefined ? 'not there' : 'no file'}`)
+    throw new BadInput(
+      `${file}, the file of ${name}, ${found === undefined ? 'does not exist' : 'is not a regular file'}`,
+    )
   if (found.size === 0 || found.size % sectorBytes !== 0)
     throw new BadInput(
       `${file}, the file of ${name}, has ${found.size} bytes: expected whole sectors of ${sectorBytes}`,
@@ -81,7 +83,7 @@ export class CachedFileDevice implements BlockDevice {
     this.#store = store
   }
 
-  /** Opens a file that was judged. Rejects with `TmemError`, or the system's error. */
+  /** Opens a checked file. Rejects with `TmemError`, or the system's error. */
   static async open({ name, file: path, memoryBytes }: CachedFileRequest, context: Context): Promise<CachedFileDevice> {
     const { stack, clock, wake, allocator } = context
     const store = stack.length === 0 ? undefined : compose([...stack], { clock, wake, allocator })
@@ -148,7 +150,7 @@ export class CachedFileDevice implements BlockDevice {
     if (bytesRead < into.length)
       throw new TmemError(
         'TMEM_IO',
-        `device ${this.name}: its file ends at ${at + bytesRead}, and had ${this.sizeBytes} bytes`,
+        `device ${this.name}: its file was truncated from ${this.sizeBytes} to ${at + bytesRead} bytes`,
         {
           layer: this.name,
         },
@@ -156,8 +158,6 @@ export class CachedFileDevice implements BlockDevice {
   }
 
   #refuse(): Promise<never> {
-    return Promise.reject(
-      new TmemError('TMEM_UNSUPPORTED', `device ${this.name} can only be read`, { layer: this.name }),
-    )
+    return Promise.reject(new TmemError('TMEM_UNSUPPORTED', `device ${this.name} is read-only`, { layer: this.name }))
   }
 }

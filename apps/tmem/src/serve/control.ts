@@ -1,7 +1,7 @@
 /**
- * The control socket of `tmem serve`: one line of JSON asks, one line of JSON answers, then the connection ends.
+ * The control socket of `tmem serve`: a request is one line of JSON, the answer another; then the connection ends.
  *
- * A socket that nobody listens on any more is what a killed server left; it is replaced. Requests are at most 4 KiB.
+ * A socket without a listener is what a killed server left behind, and is replaced. Requests have at most 4 KiB.
  */
 import { statSync } from 'node:fs'
 import { connect, createServer, type Server } from 'node:net'
@@ -13,10 +13,10 @@ import { Failed, throwIfInterrupted } from '../ending.ts'
 import type { SocketAccess } from './endpoints.ts'
 import { isTrusted, type Peer, peerOf } from './peer.ts'
 
-/** Where it is unless said otherwise. */
+/** The default path of the socket. */
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
 
-/** What can be asked. */
+/** The requests. */
 export type Request =
   | { readonly do: 'info' }
   | { readonly do: 'stats' }
@@ -24,7 +24,7 @@ export type Request =
   | ({ readonly do: 'explain' } & ExplainRequest)
   | ({ readonly do: 'knobs' } & KnobsRequest)
 
-/** Which device. */
+/** Name of the device. */
 interface Named {
   readonly device: string
 }
@@ -34,31 +34,31 @@ export interface ExplainRequest extends Named {
   readonly offset: number
 }
 
-/** The knobs of a device; with a name that one; with a value it is turned. */
+/** All knobs of a device; with a name, one of them; with a value, sets that one. */
 export interface KnobsRequest extends Named {
   readonly name?: string
   readonly value?: string
 }
 
-/** What a server is. */
+/** The facts about a server. */
 export interface Info {
   readonly pid: number
   readonly stack: string
-  /** What is offered each page first, or null. */
+  /** The hypervisor that is offered each page first, or null. */
   readonly hypervisor: string | null
   readonly devices: readonly { readonly name: string; readonly sizeBytes: number }[]
-  /** Files that are served through a page cache, to be read alone. */
+  /** Files that are served read-only through a page cache. */
   readonly pageCaches: readonly { readonly name: string; readonly sizeBytes: number }[]
-  /** Caches of values, and where clients of Redis find them. */
+  /** Caches of values, and their addresses for clients of Redis. */
   readonly caches: readonly { readonly name: string; readonly listen: string }[]
   readonly nbd: readonly string[]
-  /** Directory of the FUSE mount, as the kernel calls it, or null. */
+  /** Directory of the FUSE mount, under the kernel's name for it, or null. */
   readonly fuse: string | null
-  /** Where Prometheus reads, or null. */
+  /** Address of the metrics, or null. */
   readonly metrics: string | null
-  /** Number of that mount's file system, `MAJOR:MINOR`: its files are those whose `stat` says so. */
+  /** Device number of the mount's file system, `MAJOR:MINOR`, which `stat` reports for its files. */
   readonly fileSystem: string | null
-  /** Address of its console, or null. */
+  /** Address of the console, or null. */
   readonly http: string | null
 }
 
@@ -72,23 +72,23 @@ export interface Answers {
     readonly caches: readonly StatsNode[]
     readonly servers: readonly StatsNode[]
   }
-  /** How many connections and open files lead to a device now. */
+  /** The numbers of connections and open files of a device now. */
   readonly users: { readonly clients: number; readonly opens: number }
-  /** The page there, and the name of the codec that made its block: null where none did, or only the block knows. */
+  /** The page, and the name of the codec of its block: null if there is none, or if only the block names it. */
   readonly explain: PageReport & { readonly device: string; readonly offset: number; readonly codecName: string | null }
-  /** Name and value of each knob that was asked for; of one that was turned, what it says to that. */
+  /** Name and value of each requested knob; for a knob that was set, its answer. */
   readonly knobs: Readonly<Record<string, string>>
 }
 
-/** Answers what is asked; `peer`: who asks. Throws, or rejects, for what it does not know or cannot do. */
+/** Answers a request of `peer`. Throws, or rejects, for an unknown request and for a failure. */
 export type Answer = (request: Request, peer: () => Peer | undefined) => object | Promise<object>
 
 const maxRequest = 4096
 const patienceMs = 10_000
 
 /**
- * Listens; `answer` throws for what it does not know or cannot do, which is answered, and told to `refused`. Rejects
- * with `Failed` when the socket cannot be had.
+ * Listens. Errors of `answer` are sent to the client and passed to `refused`. Rejects with `Failed` if it cannot
+ * listen.
  */
 export async function serveControl(
   { path, mode, gid }: { readonly path: string } & SocketAccess,
@@ -99,14 +99,14 @@ export async function serveControl(
     let text = ''
     socket.setEncoding('utf8')
     socket.setTimeout(patienceMs, () => socket.destroy())
-    // Whoever asked may go away at any time.
+    // The client may disconnect at any time.
     socket.on('error', () => socket.destroy())
     socket.on('data', (part: string) => {
       text += part
       const end = text.indexOf('\n')
       if (end < 0 && text.length <= maxRequest) return
       socket.removeAllListeners('data')
-      // A knob may take its time.
+      // A knob may take long.
       socket.setTimeout(0)
       void reply(text.slice(0, Math.max(end, 0)), (request) => answer(request, () => peerOf(socket)), refused).then(
         (said) => socket.end(`${JSON.stringify(said)}\n`),
@@ -114,7 +114,7 @@ export async function serveControl(
     })
   })
   await listenAtPath(server, path, mode, gid).catch((error: Error) => {
-    throw new Failed(`the control socket ${path} cannot be made: ${error.message}`)
+    throw new Failed(`the control socket ${path} cannot be created: ${error.message}`)
   })
   return server
 }
@@ -132,19 +132,19 @@ async function reply(
   }
 }
 
-/** Why nobody answers, and what to do. */
+/** Why there is no answer, and what to do. */
 function noAnswer(path: string, { code, message }: NodeJS.ErrnoException): string {
   if (code === 'EACCES' || code === 'EPERM')
-    return `this user may not open the control socket ${path} (${message}): ask as the user of its server or as root, or have tmem serve give it a group (--socket-group)`
-  // What is no error of the system is our own patience, which came to its end.
+    return `this user may not open the control socket ${path} (${message}): run as the user of the server or as root, or give the socket a group with tmem serve --socket-group`
+  // Any error without a code is the timeout of this client.
   if (code === undefined)
-    return `the server at ${path} ${message}: it is stopped or hangs, so look at its process; while it is there no other can start`
-  return `no server at ${path} (${message}): start one with tmem serve, or name its --control`
+    return `the server at ${path} ${message}: it is stopped or hangs: look at its process; no other server can start until it ends`
+  return `no server at ${path} (${message}): start one with tmem serve, or name its socket with --control`
 }
 
 const retryMs = 200
 
-/** Asks until a server answers, so many seconds: who starts one in the background cannot know when it serves. */
+/** Asks until a server answers, for at most `seconds`: for callers that have started a server in the background. */
 export async function infoWithin(seconds: number, control: string, signal: AbortSignal): Promise<Info> {
   const end = performance.now() + seconds * 1000
   for (;;) {
@@ -159,8 +159,7 @@ export async function infoWithin(seconds: number, control: string, signal: Abort
 }
 
 /**
- * Asks a server. Rejects with `Failed` when there is none, when it is somebody else's, or when it answers with an
- * error.
+ * Asks a server. Rejects with `Failed` if there is none, if it belongs to another user, or if it answers with an error.
  */
 export function ask<Kind extends Request['do']>(
   path: string,
@@ -185,7 +184,11 @@ export function ask<Kind extends Request['do']>(
       const user = peerOf(socket)?.uid ?? statSync(path).uid
       if (isTrusted(user)) socket.write(`${JSON.stringify({ do: kind, ...details })}\n`)
       else {
-        reject(new Failed(`the server at ${path} is user ${user}'s, and is not asked: what it says could be anything`))
+        reject(
+          new Failed(
+            `the server at ${path} belongs to user ${user}, whose answers cannot be trusted: run as that user, or name another --control`,
+          ),
+        )
         socket.destroy()
       }
     })
@@ -198,14 +201,14 @@ export function ask<Kind extends Request['do']>(
       try {
         answer = JSON.parse(text)
       } catch {
-        reject(new Failed(`the server at ${path} has not answered with JSON`))
+        reject(new Failed(`the server at ${path} did not answer with JSON: is it tmem serve?`))
         return
       }
       if (typeof answer === 'object' && answer !== null && 'error' in answer)
         reject(new Failed(`the server at ${path}: ${String(answer.error)}`))
-      // A host of Xen knows some of the words, too.
+      // A `tmem xen host` knows some of the requests, too.
       else if (kind === 'info' && !Array.isArray((answer as Partial<Info> | null)?.devices))
-        reject(new Failed(`what answers at ${path} is no server of devices: name another --control`))
+        reject(new Failed(`the socket ${path} is not that of tmem serve: name another --control`))
       else resolve(answer as Answers[Kind])
     })
   })

@@ -1,11 +1,10 @@
 /**
- * `tmem doctor`: looks at everything that swapping to tmem on this host needs, and says what to do about what is
- * missing.
+ * `tmem doctor`: checks everything that this host needs for swapping to tmem, and says how to get what is missing.
  *
- * There are two ways to a block device: FUSE and a loop device, or the kernel's NBD client. Exit code 0: at least one
- * of them can be gone; 1: none. A server takes the limits of its stacks at once and must not run short itself: so
- * memory, and a limit on it, are looked at as well; and a server that was killed, whose record makes the next one
- * refuse to start. The memory of a video device is shown where there is one: a stack can have it as a place.
+ * Two ways lead to a block device: FUSE with a loop device, and the kernel's NBD client. Exit code 0: at least one of
+ * them works; 1: none. A server takes the memory of its stacks at once and must not run short itself, so that available
+ * memory and its limits are checked, too; so is the record of a killed server, which makes the next one refuse to
+ * start. The memory of a video device is shown if there is one, as a stack can use it as a place.
  */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
@@ -20,7 +19,7 @@ import { availableBytes, headroomBytes, readText } from './host.ts'
 import { formerServer } from './record.ts'
 import { machinesOf } from './stat.ts'
 
-/** What a check is about: needed by both ways, by one of them, or good to have. */
+/** Who needs the checked item: both ways, one of them, or none (advice). */
 type Need = 'both' | 'fuse' | 'nbd' | 'advice'
 
 interface Check {
@@ -28,7 +27,7 @@ interface Check {
   readonly need: Need
   readonly ok: boolean
   readonly found: string
-  /** What to do; empty where all is well. */
+  /** What to do; empty if the check passed. */
   readonly advice: string
 }
 
@@ -77,7 +76,7 @@ export async function doctor(
     }
     terminal.print(`FUSE and a loop device: ${ways.fuse ? 'yes' : 'no'}; NBD client: ${ways.nbd ? 'yes' : 'no'}`)
   }
-  if (!ready) throw new Failed('this host cannot swap to tmem: see what is missing')
+  if (!ready) throw new Failed('this host cannot swap to tmem: get the items marked missing')
 }
 
 const check = (name: string, need: Need, ok: boolean, found: string, advice: string): Check => ({
@@ -97,7 +96,7 @@ function program(name: string, need: Need, debianPackage: string): Check {
 
 function device(path: string, need: Need, advice: string): Check {
   const found = !existsSync(path)
-    ? 'not there'
+    ? 'missing'
     : isAllowed(path, constants.R_OK | constants.W_OK)
       ? 'there'
       : 'not allowed'
@@ -130,17 +129,17 @@ async function koffi(): Promise<Check> {
   }
 }
 
-/** What a driver is called in Debian, by vendor; pocl's device is the processor, for whoever wants to try. */
+/** The packages of drivers in Debian, by vendor; the device of pocl is the processor. */
 const videoDrivers = 'NVIDIA nvidia-opencl-icd, AMD mesa-opencl-icd, Intel intel-opencl-icd, none pocl-opencl-icd'
 
-/** Devices that vram can use, by the numbers that `device=` takes; the first one is the default. */
+/** Devices for vram, under the numbers that `device=` takes; the first is the default. */
 async function videoMemory(): Promise<Check> {
-  const advice = `only vram(…) needs it: install ocl-icd-libopencl1 and the driver of the device (${videoDrivers})`
+  const advice = `only a vram(…) place needs it: install ocl-icd-libopencl1 and the driver of the device (${videoDrivers})`
   const found = (ok: boolean, text: string): Check => check('video memory', 'advice', ok, text, advice)
   try {
     const { videoDevices } = await import('@tmem/vram')
     const devices = videoDevices()
-    if (devices.length === 0) return found(false, 'OpenCL is there, and has no device')
+    if (devices.length === 0) return found(false, 'OpenCL is installed and has no device')
     return found(
       true,
       devices.map(({ name, bytes }, n) => `${n}: ${name}, ${Math.floor(bytes / 2 ** 20)}MiB`).join('; '),
@@ -158,7 +157,7 @@ function nbdModule(): Check {
     'nbd module',
     'nbd',
     loaded,
-    loaded ? 'loaded' : loadable ? 'not loaded' : 'this kernel has none',
+    loaded ? 'loaded' : loadable ? 'not loaded' : 'missing from this kernel',
     loadable ? 'modprobe nbd' : 'use FUSE and a loop device',
   )
 }
@@ -170,7 +169,7 @@ function memory(): Check {
     'advice',
     available >= headroomBytes,
     `${Math.floor(available / 2 ** 20)}MiB available`,
-    `start tmem serve before memory is short: at least ${formatBytes(headroomBytes)} and the limits of its stack`,
+    `free memory before starting tmem serve: it needs ${formatBytes(headroomBytes)} and the limits of its stack`,
   )
 }
 
@@ -188,11 +187,11 @@ function group(): Check {
     'advice',
     writable,
     found,
-    'without one, the server itself may be swapped out: give the host memory to spare',
+    'without one, the kernel may swap out the server itself: keep spare memory on the host',
   )
 }
 
-/** Whoever starts the server from a group with a limit on memory has it waiting for memory that only it could free. */
+/** A server in a group with a memory limit could wait for memory that only the server itself can free. */
 function limit(): Check {
   const found = [...memoryLimits(readText)].map(
     ({ group, limitBytes }) => `${group}: ${Math.floor(limitBytes / 2 ** 20)}MiB`,
@@ -202,14 +201,14 @@ function limit(): Check {
     'advice',
     found.length === 0,
     found.length === 0 ? 'none' : found.join(', '),
-    'start tmem serve outside of it',
+    'start tmem serve outside of this group',
   )
 }
 
-/** Read-ahead from swap, as a power of two of pages: the most that the kernel does along a program's addresses. */
+/** Read-ahead from swap, as a power of two of pages: the most that the kernel uses along a program's addresses. */
 const leastPageCluster = 5
 
-/** Pages that are swapped in one after the other come together; each that comes alone takes three wake-ups. */
+/** Read-ahead fetches neighbouring pages together; each page that comes alone costs three wake-ups. */
 function readAhead(): Check {
   const setting = readText('/proc/sys/vm/page-cluster')?.trim()
   return check(
@@ -217,17 +216,17 @@ function readAhead(): Check {
     'advice',
     setting !== undefined && Number(setting) >= leastPageCluster,
     setting === undefined ? 'not known' : `vm.page-cluster ${setting}`,
-    `where this host swaps to tmem alone: sysctl vm.page-cluster=${leastPageCluster}`,
+    `if this host swaps only to tmem: sysctl vm.page-cluster=${leastPageCluster}`,
   )
 }
 
-/** A server that was killed before. */
+/** The record of a killed server. */
 function killed(control: string): Check[] {
   try {
     const former = formerServer(control)
     if (former === undefined || former.running) return []
     const { pid, end, lost } = former
-    const found = `process ${pid} ${end}${lost === '' ? '' : `, and what it held of ${lost} is lost`}`
+    const found = `process ${pid} ${end}${lost === '' ? '' : `; the pages of ${lost} are lost`}`
     const advice = lost === '' ? 'start tmem serve again' : 'end its clients, then start tmem serve with --fresh'
     return [check('server before', 'advice', false, found, advice)]
   } catch (error) {
@@ -235,7 +234,7 @@ function killed(control: string): Check[] {
   }
 }
 
-/** The machines that lend memory to a server: each must answer, and none alone have what may not vanish. */
+/** The lending machines of a server: each must answer, and none may hold the only copy of a persistent page. */
 const machinesOfServer = ({ devices }: Answers['stats']): Check[] =>
   devices.flatMap((device) =>
     machinesOf(device).map(({ name, counters: { open, blocks, lost_with_it: lost = 0 } }) =>
@@ -244,14 +243,12 @@ const machinesOfServer = ({ devices }: Answers['stats']): Check[] =>
         'advice',
         open === 1 && lost === 0,
         `${open === 1 ? 'open' : 'away'}, ${blocks} blocks, of which ${lost} would be lost with it`,
-        open === 1
-          ? 'keep it running until all machines are there again'
-          : 'start it again: until then no more goes there',
+        open === 1 ? 'keep it running until all machines answer again' : 'start it again: until then it gets no blocks',
       ),
     ),
   )
 
-/** A server that runs already: whether it is protected. */
+/** Whether a running server is protected. */
 async function server(control: string): Promise<Check[]> {
   if (!existsSync(control)) return []
   try {
@@ -277,6 +274,6 @@ async function server(control: string): Promise<Check[]> {
       ...machinesOfServer(await ask(control, 'stats')),
     ]
   } catch (error) {
-    return [check('server', 'advice', false, (error as Error).message, `remove ${control} if no server is running`)]
+    return [check('server', 'advice', false, (error as Error).message, `if no server runs, remove ${control}`)]
   }
 }

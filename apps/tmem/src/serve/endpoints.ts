@@ -1,9 +1,9 @@
 /**
- * Where `tmem serve` listens for NBD, as it is said on the command line.
+ * The addresses on which `tmem serve` listens, from its command line.
  *
- * TLS is for TCP, and then required of every client. Its directory has the names that QEMU, libnbd and nbdkit use:
- * server-cert.pem, server-key.pem, and ca-cert.pem when clients have to show a certificate, too. So one directory
- * serves all of them.
+ * TLS is for TCP, and then every client must use it. The file names in its directory are those of QEMU, libnbd and
+ * nbdkit (server-cert.pem, server-key.pem, and ca-cert.pem if clients need a certificate), so that all of them can
+ * share a directory.
  */
 import { spawnSync } from 'node:child_process'
 import { readFileSync, realpathSync, statSync } from 'node:fs'
@@ -14,7 +14,7 @@ import { parseBytes } from '@tmem/core'
 import type { NbdEndpoint, NbdLimits, NbdTls } from '@tmem/nbd'
 import { BadInput } from '../ending.ts'
 
-/** What the command line says of NBD. */
+/** The options for NBD on the command line. */
 export interface EndpointOptions {
   /** `unix:PATH` or `tcp:HOST:PORT`. */
   readonly nbd?: readonly string[]
@@ -23,7 +23,7 @@ export interface EndpointOptions {
   readonly tlsVerifyPeer?: true
   /** `NAME=VALUE,…`. */
   readonly nbdLimits?: string
-  /** Octal permissions, and name or number of a group: of the unix sockets that it makes. */
+  /** Octal permissions, and name or number of the group, of the unix sockets that the server makes. */
   readonly socketMode?: string
   readonly socketGroup?: string
 }
@@ -34,10 +34,7 @@ export interface SocketAccess {
   readonly gid?: number
 }
 
-/**
- * What `--socket-mode` and `--socket-group` say. Throws `BadInput` for what is no mode, and for a group that there is
- * not.
- */
+/** The meaning of `--socket-mode` and `--socket-group`. Throws `BadInput` for a bad mode and for an unknown group. */
 export function accessOf({ socketMode, socketGroup }: EndpointOptions): SocketAccess {
   if (socketMode !== undefined && !/^0?[0-7]{3}$/.test(socketMode))
     throw new BadInput(`bad --socket-mode "${socketMode}": expected three octal digits, such as 660`)
@@ -47,7 +44,7 @@ export function accessOf({ socketMode, socketGroup }: EndpointOptions): SocketAc
 
 function groupNumber(group: string): number {
   if (/^\d{1,9}$/.test(group)) return Number(group)
-  // As the system looks names up, wherever they come from.
+  // getent asks all name services of the system.
   const found = spawnSync('getent', ['group', '--', group], { encoding: 'utf8' })
   const [, number] = /^[^:]*:[^:]*:(\d+):/.exec(found.stdout ?? '') ?? []
   if (number === undefined)
@@ -55,7 +52,7 @@ function groupNumber(group: string): number {
   return Number(number)
 }
 
-/** What `--nbd-limits` can set: how each is called there, and read. */
+/** The names in `--nbd-limits`, and how to parse their values. */
 const limitNames = {
   connections: ['connections', Number, 1],
   'per-address': ['connectionsPerAddress', Number, 1],
@@ -65,7 +62,7 @@ const limitNames = {
   keepalive: ['keepAliveMs', (text: string) => Number(text) * 1000, 0],
 } as const
 
-/** Limits on what clients can do. Throws `BadInput` for what is none. */
+/** Limits on clients. Throws `BadInput` for bad ones. */
 export function limitsOf({ nbdLimits }: EndpointOptions): NbdLimits {
   const limits: Record<string, number> = {}
   for (const part of nbdLimits?.split(',') ?? []) {
@@ -86,8 +83,8 @@ export function limitsOf({ nbdLimits }: EndpointOptions): NbdLimits {
 }
 
 /**
- * All endpoints, `descriptors` of sockets that listen already among them. Throws `BadInput` for addresses, files or
- * combinations that make no sense.
+ * All endpoints, including `descriptors` of sockets that listen already. Throws `BadInput` for bad addresses, files or
+ * combinations.
  */
 export function endpointsOf(options: EndpointOptions, descriptors: readonly number[]): NbdEndpoint[] {
   const { nbd = [], tlsCertificates, tlsVerifyPeer } = options
@@ -98,66 +95,69 @@ export function endpointsOf(options: EndpointOptions, descriptors: readonly numb
   const endpoints: NbdEndpoint[] = nbd.map((text) => endpointOf(text, tls, access))
   for (const fd of descriptors) endpoints.push(tls === undefined ? { fd } : { fd, tls })
   if (tls !== undefined && endpoints.every((endpoint) => 'path' in endpoint))
-    throw new BadInput('--tls-certificates is for TCP: add --nbd tcp:HOST:PORT, or leave it out')
+    throw new BadInput('--tls-certificates is for TCP: add --nbd tcp:HOST:PORT, or leave out --tls-certificates')
   return endpoints
 }
 
-/** Bytes that the system has for the path of a socket; the runtime would cut off what is more. */
+/** Most bytes of a socket's path in the system; the runtime would cut a longer path. */
 const mostPathBytes = 107
 
-/** A path at which a socket can be made. Throws `BadInput` for any other. */
+/** Checks that a socket can be created at a path. Throws `BadInput` if not. */
 export function socketPath(text: string): string {
   const path = resolve(text)
   if (Buffer.byteLength(path) > mostPathBytes)
     throw new BadInput(
-      `the path of a socket has at most ${mostPathBytes} bytes: ${path} has ${Buffer.byteLength(path)}`,
+      `the path ${path} has ${Buffer.byteLength(path)} bytes, and that of a socket at most ${mostPathBytes}: name a shorter one`,
     )
   try {
-    // The folder first: of a file in its place some runtimes say that there is nothing, others ENOTDIR.
+    // The directory first: if a file is in its place, some runtimes report ENOENT and others ENOTDIR.
     const folder = statSync(dirname(path), { throwIfNoEntry: false })
     if (folder === undefined)
       throw new BadInput(
-        `the socket ${path} cannot be made: there is no directory ${dirname(path)}: make it with mkdir -p`,
+        `the socket ${path} cannot be created: the directory ${dirname(path)} does not exist: make it with mkdir -p`,
       )
-    if (!folder.isDirectory()) throw new BadInput(`the socket ${path} cannot be made: ${dirname(path)} is no directory`)
+    if (!folder.isDirectory())
+      throw new BadInput(`the socket ${path} cannot be created: ${dirname(path)} is not a directory`)
     const found = statSync(path, { throwIfNoEntry: false })
     if (found !== undefined && !found.isSocket())
-      throw new BadInput(`${path} is there, and no socket: name another path`)
+      throw new BadInput(`${path} exists and is not a socket: name another path`)
     assertOwnFolder(path)
   } catch (error) {
     if (error instanceof BadInput) throw error
-    throw new BadInput(`the socket ${path} cannot be made: ${(error as Error).message}`)
+    throw new BadInput(`the socket ${path} cannot be created: ${(error as Error).message}`)
   }
   return path
 }
 
 /**
- * Throws `BadInput` when another user could put something else under a name: in its folder, or in one of those that
- * lead there. In a folder with the sticky bit (`/tmp`) nobody takes away what is another one's.
+ * Throws `BadInput` if another user could replace the file at a path, in its directory or in one that leads there. In a
+ * directory with the sticky bit (`/tmp`) nobody can remove files of another user.
  */
 function assertOwnFolder(path: string): void {
   for (let at = realpathSync(dirname(path)); ; at = dirname(at)) {
     const { uid, gid, mode } = statSync(at)
     const what = `the socket ${path} would lie in ${at}`
     if (uid !== 0 && uid !== process.geteuid?.()) throw new BadInput(`${what}, which is user ${uid}'s: name your own`)
-    // A group of the user's own number is nobody else's, where systems give each user one.
+    // A group with the number of the user is the user's private group on systems that have such groups.
     const others = mode & (gid === uid ? 0o002 : 0o022)
     if (others !== 0 && (mode & sticky) === 0)
-      throw new BadInput(`${what}, where others may write (chmod go-w), so they could replace it: name another`)
+      throw new BadInput(
+        `${what}, where others could replace it: take away their right to write (chmod go-w), or name another path`,
+      )
     if (at === dirname(at)) return
   }
 }
 
 const sticky = 0o1000
 
-/** Where a cache of values listens. */
+/** The address of a cache of values. */
 export type CacheEndpoint = ({ readonly path: string } & SocketAccess) | TcpAddress
 
-/** What the address of a cache says. Throws `BadInput` for what is none. */
+/** Parses the address of a cache. Throws `BadInput` for a bad one. */
 export const cacheEndpointOf = (text: string, access: SocketAccess): CacheEndpoint =>
   endpointOf(text, undefined, access) as CacheEndpoint
 
-/** Whether only this host reaches what listens there. */
+/** Whether only this host can reach the address. */
 export const isLoopback = (host: string): boolean =>
   host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
 
@@ -178,14 +178,14 @@ export interface TcpAddress {
   readonly port: number
 }
 
-/** What `tcp:HOST:PORT` says; `undefined`: it is something else. */
+/** Parses `tcp:HOST:PORT`; `undefined` for any other text. */
 function tcpOf(text: string): TcpAddress | undefined {
   const tcp = /^tcp:(.+):(\d+)$/.exec(text)
   if (tcp === null || Number(tcp[2]) > 65535) return undefined
   return { host: tcp[1]!.replaceAll(/^\[|\]$/g, ''), port: Number(tcp[2]) }
 }
 
-/** Where `--metrics` says that Prometheus reads. Throws `BadInput` for what is no address. */
+/** Parses `--metrics`. Throws `BadInput` for a bad address. */
 export function metricsAddress(text: string): TcpAddress {
   const address = tcpOf(text)
   if (address === undefined)
@@ -201,7 +201,7 @@ function tlsOf(directory: string, verifyClients: boolean): NbdTls {
       key: read('server-key.pem'),
       ...(verifyClients ? { ca: read('ca-cert.pem'), verifyClients } : {}),
     }
-    // What is no certificate, or not the key's, is found now and not when the first client comes.
+    // Finds a bad certificate, or a key that does not match, now and not when the first client connects.
     createSecureContext(tls)
     return tls
   } catch (error) {

@@ -1,9 +1,9 @@
-/** `tmem explain`: where one page of a device is, in which form, and how it came there. */
+/** `tmem explain`: where one page of a device is, in which form, and how it got there. */
 import { formatBytes, type MoveReason } from '@tmem/core'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { type Answers, ask } from './control.ts'
 
-/** Shows the page that has a byte of a device. Rejects with `Failed` where the server has no such device or byte. */
+/** Shows the page with a byte of a device. Rejects with `Failed` if the server has no such device or byte. */
 export async function explain(
   device: string,
   offset: number,
@@ -17,9 +17,9 @@ export async function explain(
 
 const states: Readonly<Record<Answers['explain']['state'], string>> = {
   empty: 'empty: it reads as zeros',
-  same: 'one word, repeated: it takes no place',
+  same: 'same-filled: one word, repeated, which needs no place',
   held: 'held',
-  lost: 'lost: the stack has lost it, and reading it is an error until it is overwritten or discarded',
+  lost: 'lost: the stack has lost the page; reads of it fail until it is overwritten or discarded',
 }
 
 /** Letters of block_state, as zram has them. */
@@ -28,8 +28,8 @@ const flagTexts: Readonly<Record<string, string>> = {
   w: 'in a place that waits',
   h: 'does not shrink',
   i: 'idle',
-  r: 'compressed again',
-  n: 'compressing it again gains nothing',
+  r: 'recompressed',
+  n: 'recompression gains nothing',
 }
 
 function rowsOf(page: Answers['explain']): string[][] {
@@ -64,16 +64,16 @@ function rowsOf(page: Answers['explain']): string[][] {
 }
 
 const sinceText = ({ movesSeconds }: Answers['explain']): string =>
-  `in the last ${movesSeconds} seconds, as far back as is known`
+  `in the last ${movesSeconds} seconds, which is all that is recorded`
 
 /** A move in words. Which places a reason has is `Pool.movesOf`'s to say. */
 const moveTexts: Readonly<Record<MoveReason, (from: string | null, to: string | null) => string>> = {
   put: (from, to) => (from === null ? `written straight to ${to}` : `put back from ${from} to ${to}`),
-  recovered: (_, to) => `found in ${to}`,
+  recovered: (_, to) => `recovered from an earlier run in ${to}`,
   sunk: (from, to) => `sank from ${from} to ${to}`,
   sunk_clean: (from, to) => `sank from ${from} to its copy in ${to}`,
-  copied: (from, to) => `copied from ${from} to ${to}, and stayed`,
+  copied: (from, to) => `copied from ${from} to ${to}, and stayed in ${from}`,
   rose: (from, to) => `rose from ${from} to ${to}`,
-  released: (from, to) => `given up in ${from}, as its reader has it; it is in ${to}`,
+  released: (from, to) => `dropped from ${from}, as its reader has it; a copy is in ${to}`,
   gone: (from) => `overwritten, discarded or dropped in ${from}`,
 }

@@ -1,4 +1,4 @@
-/** What this host's kernel does with the files of a mount: loop devices over them, and swap on those. */
+/** How this host's kernel uses the files of a mount: loop devices over the files, and swap on the loop devices. */
 import { type ChildProcess, execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { totalmem } from 'node:os'
@@ -13,7 +13,7 @@ export const readText: ReadText = (path) => {
   try {
     return readFileSync(path, 'utf8')
   } catch {
-    // Whatever the reason is, the host does not tell.
+    // Whatever the reason, the value is unknown.
     return undefined
   }
 }
@@ -22,25 +22,25 @@ export const readText: ReadText = (path) => {
 export const headroomBytes: number = 256 * 2 ** 20
 
 /**
- * What a server needs of a control group's limit beside what it has taken when it begins to serve: its heap grows,
- * young objects alone have up to 48 MiB, and what is over the limit is killed.
+ * The part of a control group's limit that a server needs beyond its memory at the start: its heap grows, young objects
+ * alone take up to 48 MiB, and a process over the limit is killed.
  */
 const growthBytes = 64 * 2 ** 20
 
-/** Bytes of memory that programs can have before this host swaps; `undefined` where the system does not tell. */
+/** Bytes of memory that programs can take before this host swaps; `undefined` if the system does not say. */
 export function availableBytes(): number | undefined {
   if (!existsSync('/proc/meminfo')) return undefined
   const [, kilobytes] = /^MemAvailable:\s+(\d+) kB$/m.exec(readFileSync('/proc/meminfo', 'utf8')) ?? []
   return kilobytes === undefined ? undefined : Number(kilobytes) * 1024
 }
 
-/** Memory that is there before it is needed, if the host can spare it. */
+/** Takes memory before it is needed, if the host can spare it. */
 export interface AheadMemory {
-  /** Layers take all they may ever need when they open. */
+  /** Makes layers allocate all their memory when they open. */
   readonly allocator: Allocator
   /**
-   * Once they are open: has the kernel give what they took, and what is taken from now on. Throws `Failed` when the
-   * host cannot spare it: more than there is would not fail, but have the kernel kill somebody.
+   * Called once the layers are open: makes the kernel back their memory with pages, and all later memory. Throws
+   * `Failed` if the host cannot spare it: instead of failing, the kernel would kill a process.
    */
   settle(): void
 }
@@ -48,8 +48,8 @@ export interface AheadMemory {
 const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)}MiB`
 
 /**
- * What may be taken now so that neither the host nor a control group of this process is short of memory; and who has
- * least to spare.
+ * The bytes that can be taken now without making the host or a control group of this process short of memory, and which
+ * of them has least to spare.
  */
 function spareBytes(): { spare: number; by: string } {
   let least = { spare: (availableBytes() ?? Number.POSITIVE_INFINITY) - headroomBytes, by: 'this host' }
@@ -62,8 +62,8 @@ function spareBytes(): { spare: number; by: string } {
 }
 
 /**
- * Throws `Failed` for limits that no host like this one could ever keep, whatever else runs on it. Who serves files
- * takes all memory at the start, and hears from `aheadMemory` what can be spared now.
+ * Throws `Failed` for limits that this host could not keep even if nothing else ran. A server of files takes all memory
+ * at the start, and `aheadMemory` then checks what the host can spare at that moment.
  */
 export function judgeLimits(bytes: number): void {
   let most = { bytes: totalmem() - headroomBytes, by: `this host has ${mebibytes(totalmem())}` }
@@ -75,7 +75,7 @@ export function judgeLimits(bytes: number): void {
       }
   if (bytes > most.bytes)
     throw new Failed(
-      `the stacks may take ${mebibytes(bytes)} of memory, and ${most.by}: give limits of at most ${mebibytes(Math.max(0, most.bytes))} in all`,
+      `the stacks may take ${mebibytes(bytes)} of memory, but ${most.by}: set limits of at most ${mebibytes(Math.max(0, most.bytes))} in all`,
     )
 }
 
@@ -97,8 +97,8 @@ export function aheadMemory(): AheadMemory {
       const { spare, by } = spareBytes()
       if (bytes > spare)
         throw new Failed(
-          `the stacks may take ${mebibytes(bytes)} of memory, and ${by} can spare ${mebibytes(Math.max(0, spare))} now: ` +
-            'give smaller limits',
+          `the stacks may take ${mebibytes(bytes)} of memory, but ${by} can spare ${mebibytes(Math.max(0, spare))} now: ` +
+            'set smaller limits',
         )
       for (const memory of taken)
         for (let at = 0; at < memory.length; at += 4096) {
@@ -111,24 +111,24 @@ export function aheadMemory(): AheadMemory {
   }
 }
 
-/** A file that the kernel uses as a block device, and what lies on that. */
+/** A file that the kernel uses as a block device, and the uses of that device. */
 export interface LoopUse {
   /** E.g. `/dev/loop0`. */
   readonly loop: string
-  /** Which file of its file system it is; `undefined` when its server is dead. */
+  /** Inode of the file; `undefined` if the server of its file system is dead. */
   readonly inode: number | undefined
-  /** What the kernel swaps to it, or undefined when it does not. Bytes. */
+  /** Bytes that are swapped to the device; `undefined` if it is not active swap. */
   readonly swap: { readonly sizeBytes: number; readonly usedBytes: number; readonly priority: number } | undefined
-  /** Where it is mounted, and which block devices are made of it. */
+  /** Where the device is mounted, and which block devices are built on it. */
   readonly mountedOn: readonly string[]
   readonly holders: readonly string[]
 }
 
 /**
- * Loop devices over files of one file system (`MAJOR:MINOR`), by what they are: device and inode, as the kernel tells
- * them. A name of the file, which may have others, decides nothing.
+ * Loop devices over files of one file system (`MAJOR:MINOR`), identified by device and inode as the kernel reports
+ * them. The name of a file, which may have several, decides nothing.
  *
- * The file system must be served meanwhile: it is asked for the file's attributes, by another process. Rejects with
+ * The file system must be served meanwhile, as another process reads the attributes of its files. Rejects with
  * `Failed`.
  */
 export async function loopsOver(fileSystem: string): Promise<LoopUse[]> {
@@ -136,8 +136,8 @@ export async function loopsOver(fileSystem: string): Promise<LoopUse[]> {
 }
 
 /**
- * Loop devices over files of a mount whose server is dead, which answers nothing any more: so by the mount in which the
- * kernel's name for the file lies.
+ * Loop devices over files of a mount whose server is dead and does not answer, found by the mount in the kernel's name
+ * of the file.
  */
 export async function loopsOverDead(mount: Mount): Promise<LoopUse[]> {
   return (await loops())
@@ -151,7 +151,7 @@ function mountIdOf(path: string): number | undefined {
   try {
     return placeOf(path).mount.id
   } catch (error) {
-    // It is nowhere any more: in no mount of this process.
+    // The file is in no mount of this process.
     if (error instanceof Error && 'code' in error) return undefined
     throw error
   }
@@ -164,13 +164,13 @@ interface Loop {
   readonly inode: number | undefined
 }
 
-/** How long a loop device may take to say what it is over. */
+/** How long losetup may take to report the file of a loop device. */
 const loopPatienceMs = 5000
 const loopColumns = 'NAME,BACK-MAJ:MIN,BACK-INO,BACK-FILE'
 
 /**
- * Each is asked by itself, as the file's own server is asked then: one that hangs is passed over, and keeps nobody
- * waiting for others. That of the caller answers.
+ * Asks for each device separately, because the server of its file must answer: a device whose server hangs is skipped
+ * and does not delay the others.
  */
 async function loops(): Promise<Loop[]> {
   const names = namesIn('/sys/block').filter((name) => existsSync(`/sys/block/${name}/loop/backing_file`))
@@ -183,7 +183,7 @@ async function loopOf(name: string): Promise<Loop[]> {
   try {
     text = await toolWithin(loopPatienceMs, 'losetup', '--list', '--json', '--output', loopColumns, path)
   } catch (error) {
-    // It may be taken away meanwhile.
+    // The device may have been removed meanwhile.
     if (!existsSync(`/sys/block/${name}/loop/backing_file`)) return []
     throw error
   }
@@ -202,7 +202,7 @@ async function loopOf(name: string): Promise<Loop[]> {
 
 function useOf({ name, inode }: Loop): LoopUse {
   const folder = `/sys/block/${name}`
-  // It may have partitions.
+  // The device may have partitions.
   const parts = ['', ...namesIn(folder).filter((part) => part.startsWith(name))].map((part) => join(folder, part))
   const numbers = parts.map((part) => textOf(join(part, 'dev'))).filter((number) => number !== undefined)
   const swaps = activeSwaps()
@@ -237,17 +237,17 @@ function activeSwaps(): Map<string, NonNullable<LoopUse['swap']>> {
   return swaps
 }
 
-/** What has to be ended before a loop device can go, in words. */
+/** The uses that must end before a loop device can be freed, in words. */
 export function useText({ loop, swap, mountedOn, holders }: LoopUse): string {
   const what = [
     ...(swap === undefined ? [] : ['which is active swap']),
     ...mountedOn.map((point) => `which is mounted on ${point}`),
-    ...holders.map((holder) => `of which /dev/${holder} is made`),
+    ...holders.map((holder) => `on which /dev/${holder} is built`),
   ]
   return [loop, ...what].join(', ')
 }
 
-/** Commands that end a use, in their order. */
+/** The commands that end a use, in order. */
 export const endingOf = ({ loop, swap, mountedOn }: LoopUse): string[] => [
   ...mountedOn.map((point) => `umount ${point}`),
   ...(swap === undefined ? [] : [`swapoff ${loop}`]),
@@ -255,17 +255,18 @@ export const endingOf = ({ loop, swap, mountedOn }: LoopUse): string[] => [
 ]
 
 /**
- * Runs a program to its end; its standard output. Rejects with `Failed` and what it said when it fails or is not there.
+ * Runs a program to its end and resolves to its standard output. Rejects with `Failed`, with its error output, if it
+ * fails or is missing.
  */
 export const tool = (command: string, ...words: string[]): Promise<string> => started(command, words).output
 
-/** The same; `undefined` when it takes longer than that. Then it is killed, and nobody waits for that. */
+/** The same; `undefined` if the program takes longer than `patienceMs`. It is then killed, and not waited for. */
 async function toolWithin(ms: number, command: string, ...words: string[]): Promise<string | undefined> {
   const { child, output } = started(command, words)
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<undefined>((resolve) => {
     timer = setTimeout(() => {
-      // In a call that cannot be interrupted it stays until whoever it waits for has ended.
+      // In an uninterruptible call, the process stays until the server that it waits for has ended.
       child.kill('SIGKILL')
       child.stdout?.destroy()
       child.stderr?.destroy()
@@ -281,7 +282,7 @@ async function toolWithin(ms: number, command: string, ...words: string[]): Prom
 }
 
 function started(command: string, words: readonly string[]): { child: ChildProcess; output: Promise<string> } {
-  // Swap tools live where the PATH of a plain user does not look.
+  // Swap tools are in directories that the PATH of a plain user lacks.
   const env = { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, LC_ALL: 'C' }
   let child: ChildProcess
   const output = new Promise<string>((resolve, reject) => {
@@ -293,10 +294,10 @@ function started(command: string, words: readonly string[]): { child: ChildProce
   return { child: child!, output }
 }
 
-/** How often it is looked how much is swapped out still. */
+/** Milliseconds between two looks at how much is still swapped out. */
 const offMs = 250
 
-/** Ends swapping to a loop device; `onProgress` is told how much of it has come back. Rejects with `Failed`. */
+/** Ends swapping to a loop device; `onProgress` learns how much has come back. Rejects with `Failed`. */
 async function swapOff({ loop, swap }: LoopUse, onProgress: OpenProgress | undefined): Promise<void> {
   const total = swap!.usedBytes
   const number = deviceText(statSync(loop, { bigint: true }).rdev)
@@ -307,7 +308,7 @@ async function swapOff({ loop, swap }: LoopUse, onProgress: OpenProgress | undef
   try {
     await tool('swapoff', loop)
   } catch (error) {
-    // Somebody else may have been as quick: the system, when it goes down.
+    // The system may have ended it already, at its shutdown.
     if (activeSwaps().has(number)) throw error
   } finally {
     clearInterval(looking)
@@ -315,8 +316,8 @@ async function swapOff({ loop, swap }: LoopUse, onProgress: OpenProgress | undef
 }
 
 /**
- * Ends a use, if it is swap or nothing; `onProgress` is told how much of what was swapped out has come back. Rejects
- * with `Failed` where somebody has put something else on the loop device.
+ * Ends a use if it is swap, or none; `onProgress` learns how much of the swapped data has come back. Rejects with
+ * `Failed` for any other use of the loop device.
  */
 export async function release(use: LoopUse, onProgress?: OpenProgress): Promise<void> {
   const { loop, swap, mountedOn, holders } = use
@@ -333,9 +334,9 @@ export async function drain(fileSystem: string, onProgress?: OpenProgress): Prom
   const priority = ({ swap }: LoopUse): number => swap?.priority ?? -1
   const uses = await loopsOver(fileSystem)
   for (const use of uses.toSorted((a, b) => priority(a) - priority(b))) await release(use, onProgress)
-  // The kernel lets go of a loop device's file a moment after it was told to.
+  // The kernel frees the file of a loop device a moment after losetup -d.
   for (let tries = 0; (await loopsOver(fileSystem)).length > 0; tries++) {
-    if (tries === 50) throw new Failed('the kernel does not let go of a loop device: losetup shows it')
+    if (tries === 50) throw new Failed('the kernel does not free a loop device: see losetup')
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
 }

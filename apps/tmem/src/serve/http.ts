@@ -1,8 +1,8 @@
 /**
- * The web console of a server: what it shows is what the control socket answers, made once for all pages that are open.
+ * The web console of a server. It shows the answers of the control socket, made once for all open pages.
  *
- * Invariant: nothing is asked of the kernel, and no statistics are made, while no page is open; what refusals begin is
- * looked at all the same, for who comes later.
+ * Invariant: while no page is open, the console neither asks the kernel nor collects statistics. It still watches for
+ * places that begin to refuse, for pages that are opened later.
  */
 import { randomUUID } from 'node:crypto'
 import { closeSync, fstatSync, openSync } from 'node:fs'
@@ -17,27 +17,27 @@ import { type Knob, knobsOf, type Turned } from './knobs.ts'
 import type { Log } from './log.ts'
 import { usesBy } from './swap.ts'
 
-/** As it comes from the command line. */
+/** The options as they come from the command line. */
 export interface HttpOptions {
   /** `tcp:PORT`, on the loopback, or `tcp:HOST:PORT`. */
   readonly http?: string
-  /** File with the token of those who may turn knobs. */
+  /** File with the token that permits its bearer to set knobs. */
   readonly httpToken?: string
 }
 
-/** Where a console is served, and who may turn knobs there. */
+/** The address of a console, and the token for its knobs. */
 export interface HttpPlan {
   readonly host: string
   readonly port: number
   readonly token: string | undefined
-  /** Others than this machine reach it. */
+  /** Whether other machines can reach the console. */
   readonly isOpen: boolean
 }
 
 const maxTokenBytes = 4096
 const leastToken = 16
 
-/** What the command line says; `undefined`: there is no console. Throws `BadInput`. */
+/** Checks the options; `undefined` without a console. Throws `BadInput`. */
 export function httpPlanOf({ http, httpToken }: HttpOptions): HttpPlan | undefined {
   if (http === undefined) {
     if (httpToken !== undefined) throw new BadInput('--http-token is for the console: add --http tcp:127.0.0.1:8780')
@@ -55,7 +55,7 @@ export function httpPlanOf({ http, httpToken }: HttpOptions): HttpPlan | undefin
   }
 }
 
-/** The token in a file that only its owner reads. Throws `BadInput`. */
+/** The token in a file that only its owner can read. Throws `BadInput`. */
 function tokenIn(path: string): string {
   let token: string
   try {
@@ -81,19 +81,19 @@ export interface ShownDevice extends Turned {
   stats(): StatsNode
 }
 
-/** What the console is made of. */
+/** The parts that the console shows. */
 export interface ConsoleParts {
   readonly info: Info
   readonly devices: readonly ShownDevice[]
   readonly servers: readonly { stats(): StatsNode }[]
   readonly log: Log
-  /** Turns a knob, and says that it was turned here. */
+  /** Sets a knob, and logs that it was set here. */
   readonly turn: (device: string, name: string, knob: Knob, value: string) => Promise<string>
-  /** Where the page at a byte of a device is. Throws for what is none. */
+  /** Where the page with a byte of a device is. Throws for an offset outside of the device. */
   readonly explain: (device: string, offset: number) => Answers['explain']
 }
 
-/** Serves a console. Rejects with `Failed` where it cannot listen. */
+/** Serves a console. Rejects with `Failed` if it cannot listen. */
 export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<Console> {
   const { info, devices, servers, log, turn, explain } = parts
   const run = randomUUID()
@@ -151,10 +151,10 @@ export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<C
   }
 }
 
-/** How old what the kernel said may be. */
+/** How old the kernel's last answer may be. */
 const staleMs = 2000
 
-/** What the kernel says of its swap areas on the devices. It is asked through other programs, so not for each state. */
+/** The kernel's swap areas on the devices. Only other programs can ask for them, so that answers are kept for a while. */
 class KernelSwap {
   readonly #info: Info
   readonly #log: Log
@@ -167,7 +167,7 @@ class KernelSwap {
     this.#log = log
   }
 
-  /** What it said last, by device; asks again where that is old. */
+  /** The last answer, by device; asks again if it is old. */
   seen(): ReadonlyMap<string, ConsoleSwap> | undefined {
     if (this.#info.fuse !== null && !this.#isAsking && performance.now() - this.#askedMs > staleMs) void this.#ask()
     return this.#swaps
@@ -188,7 +188,7 @@ class KernelSwap {
       this.#swaps = swaps
     } catch (error) {
       this.#swaps = undefined
-      this.#log.warn('console.swap', `what the kernel swaps is not known: ${(error as Error).message}`)
+      this.#log.warn('console.swap', `the swap areas of the kernel are not known: ${(error as Error).message}`)
     } finally {
       this.#askedMs = performance.now()
       this.#isAsking = false
@@ -196,7 +196,7 @@ class KernelSwap {
   }
 }
 
-/** Looks at which places of a device begin to refuse, and which have not for a while. */
+/** Notes which places of a device begin to refuse pages, and which have not refused for a while. */
 export class RefusalWatch {
   readonly #device: Ramzswap
   readonly #log: Log
@@ -207,7 +207,7 @@ export class RefusalWatch {
     this.#log = log
   }
 
-  /** To be called every second. */
+  /** Call this every second. */
   look(): void {
     const { name } = this.#device
     for (const [number, { name: place, refused }] of this.#device.usage().places.entries()) {
@@ -227,5 +227,5 @@ export class RefusalWatch {
   }
 }
 
-/** Looks without a refusal after which a place is said to take pages again. */
+/** Looks without a refusal after which a place counts as taking pages again. */
 const quietLooks = 10

@@ -1,8 +1,8 @@
-/** `tmem knob`: shows and turns what can be set on a device while it is served. */
+/** `tmem knob`: shows and sets the knobs of a device while it is served. */
 import { type Terminal, tableOf } from '../terminal.ts'
 import { ask } from './control.ts'
 
-/** Shows all knobs of a device, or one of them, or turns one. */
+/** Shows all knobs of a device, shows one, or sets one. */
 export async function knob(
   device: string,
   name: string | undefined,

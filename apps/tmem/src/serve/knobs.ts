@@ -1,38 +1,36 @@
 /**
- * What can be set on a device while it is served: zram's knobs under their names and with their words, `recall` for
- * virtswap, and `lenders` for ramster. They are files of the mount, and `tmem knob`.
+ * The knobs of a device, which can be set while it is served: those of zram with zram's names and values, `recall` for
+ * virtswap, and `lenders` for ramster. `tmem knob` and files of the mount set them.
  */
 import { type Completion, type Layer, parseBytes } from '@tmem/core'
 import type { RamsterLayer } from '@tmem/ramster'
 import type { PageKind, Ramzswap, RecompressRequest, WritebackRequest } from '@tmem/ramzswap'
 import { inUse, type Users } from './users.ts'
 
-/**
- * One knob. `write` throws or rejects for what makes no sense or cannot be done; what it answers is told to who asked.
- */
+/** One knob. `write` returns an answer for the setter, and throws or rejects for a bad value and for a failure. */
 export interface Knob {
   read(): string
   write(text: string): string | Promise<string>
 }
 
-/** What is served of a device. */
+/** A device and its served form. */
 export interface Turned {
   readonly device: Ramzswap
-  /** What requests go through: a snapshot, which has to know what changes, or the device itself. */
+  /** The target of requests: the snapshot, which must know of all changes, or the device itself. */
   readonly served: { resize(sizeBytes: number): void; discard(at: number, length: number): Completion }
   readonly users: Users
-  /** Whoever lends memory to it, if anybody does. */
+  /** The machines that lend memory to it, if any. */
   readonly lending?: Lending | undefined
 }
 
-/** The machines that a device's cold pages rest on, and how others are named. */
+/** The machines with a device's cold pages, and the parser of names for others. */
 export type Lending = Required<Pick<RamsterLayer, 'lenders' | 'planOf'>>
 
 /** The part of a stack that borrows from other machines. */
 export const lendingIn = (stack: readonly Layer[]): Lending | undefined =>
   stack.find((layer): layer is Layer & Lending => 'lenders' in layer && 'planOf' in layer)
 
-/** Pages that `compact` touches, and those that it touches before requests have their turn. */
+/** Pages that `compact` touches in all, and between two turns of requests. */
 const compactPages = 2 ** 16
 const turnPages = 64
 
@@ -86,7 +84,7 @@ export function knobsOf({ device, served, users, lending }: Turned): ReadonlyMap
         () => (device.writebackLimit === undefined ? '0' : '1'),
         (text) => {
           if (text !== '0' && text !== '1') throw new RangeError(`expected 0 or 1, got ${text}`)
-          // As with zram nothing may be moved until it is said how much.
+          // As with zram, nothing may be moved until the limit is set.
           device.writebackLimit = text === '0' ? undefined : (device.writebackLimit ?? 0)
         },
       ),
@@ -96,7 +94,7 @@ export function knobsOf({ device, served, users, lending }: Turned): ReadonlyMap
       'writeback',
       action(async (text) => {
         let pages = 0
-        // All of it is understood before anything is moved.
+        // The whole value is parsed before anything is moved.
         for (const request of wordsOf(text).map(writebackOf)) pages += await device.writeback(request)
         return pages
       }),
@@ -108,7 +106,7 @@ export function knobsOf({ device, served, users, lending }: Turned): ReadonlyMap
       setting(
         () => `${device.stats().children.find(({ name }) => name === 'mm_stat')!.counters['mem_used_max']}`,
         (text) => {
-          if (text !== '0') throw new RangeError(`only 0 can be written, which begins anew, got ${text}`)
+          if (text !== '0') throw new RangeError(`expected 0, which resets it, got ${text}`)
           device.forgetMostUsed()
         },
       ),
@@ -121,9 +119,12 @@ export function knobsOf({ device, served, users, lending }: Turned): ReadonlyMap
           if (countOf(text) === 0) throw new RangeError('expected a number above 0, got 0')
           return users.whileUnused(async () => {
             await served.discard(0, device.sizeBytes)
-            // A snapshot may have had to wait: what a client has written since is not to be taken away.
+            // The snapshot may have waited: pages that a client has written since must stay.
             const late = await users.text()
-            if (late !== undefined) throw inUse(`${device.name} is empty, its counters stay: in use since: ${late}`)
+            if (late !== undefined)
+              throw inUse(
+                `${device.name} was emptied, but its counters were not reset, as it came into use meanwhile: ${late}`,
+              )
             device.reset()
             return 'empty'
           })
@@ -146,29 +147,29 @@ function lendersKnob({ lenders, planOf }: Lending): Knob {
       if (what === undefined || which === undefined)
         throw new RangeError(`expected add valkey=HOST:PORT, add cluster=HOST:PORT or remove NAME, got ${text}`)
       if (what === 'add') lenders.add(planOf(which))
-      // It is gone when it has none of our blocks any more; until then it is shown as leaving.
+      // The machine is shown as leaving until it has no blocks any more.
       else void lenders.remove(which)
       return read()
     },
   }
 }
 
-/** What zram has and a device here has not, and what there is instead: for who asks for it. */
+/** The knobs that zram has and tmem has not, and what replaces them, for error messages. */
 export const knobsElsewhere: ReadonlyMap<string, string> = new Map([
   ...['comp_algorithm', 'recomp_algorithm', 'algorithm_params'].map(
-    (name) => [name, 'how pages are compressed is said in the stack, e.g. zcache(codec=…,recompress=…)'] as const,
+    (name) => [name, 'the stack sets the compression, e.g. zcache(codec=…,recompress=…)'] as const,
   ),
-  ['backing_dev', 'where pages go from memory is said in the stack, e.g. … > frontswap(file=…,size={size})'],
-  ['max_comp_streams', 'one thread has a device, and compresses for it'],
-  ['writeback_batch_size', 'as many pages as fit into 128 KiB go to the file in one write'],
+  ['backing_dev', 'the stack names the backing file, e.g. … > frontswap(file=…,size={size})'],
+  ['max_comp_streams', 'each device has one thread, which also compresses'],
+  ['writeback_batch_size', 'one write to the file carries as many pages as fit into 128 KiB'],
   ['compressed_writeback', 'pages go to the file as they are in memory, compressed if they shrink'],
   ...['hot_add', 'hot_remove'].map((name) => [name, 'devices are named at the start, with --device'] as const),
   ...['initstate', 'mm_stat', 'io_stat', 'bd_stat', 'debug_stat', 'stat', 'block_state'].map(
-    (name) => [name, 'it is for reading: see tmem stat --json, or the folder stats of the mount'] as const,
+    (name) => [name, 'it is read-only: see tmem stat --json, or the directory stats of the mount'] as const,
   ),
 ])
 
-/** Gives memory back: what it says is what was done. */
+/** Gives memory back, and answers how much. */
 async function compact(device: Ramzswap): Promise<string> {
   let [pages, bytes] = [0, 0]
   for (let moved = 1; moved > 0 && pages < compactPages; ) {
@@ -181,7 +182,7 @@ async function compact(device: Ramzswap): Promise<string> {
   return `${pages} pages, ${Math.floor(bytes / 1024)} KiB given back`
 }
 
-/** At least one, which may be empty. */
+/** The words of a value: at least one, which may be empty. */
 const wordsOf = (text: string): string[] => text.trim().split(/\s+/)
 
 /** `huge`, `type=huge`, `page_index=7`, or `page_indexes=7-9`. */
@@ -200,16 +201,16 @@ function recompressOf(text: string): RecompressRequest {
   for (const word of wordsOf(text)) {
     if (/^(algo|priority)=/.test(word))
       throw new RangeError(
-        `${word}: a place has one codec for that, which the stack names (zcache(recompress=…)); leave it out`,
+        `${word}: leave it out: a place has one codec for recompression, which the stack names (zcache(recompress=…))`,
       )
     const [, name, value] = /^(type|threshold|max_pages)=(.+)$/.exec(word) ?? []
     if (name === undefined || value === undefined)
-      throw new RangeError(`expected type=, threshold= and max_pages=, or less of that, got ${word}`)
+      throw new RangeError(`expected type=, threshold= or max_pages=, got ${word}`)
     if (name === 'threshold') request = { ...request, thresholdBytes: amountOf(value) }
     else if (name === 'max_pages') request = { ...request, maxPages: countOf(value) }
     else {
       const type = kindOf(value)
-      if (type === 'incompressible') throw new RangeError('incompressible pages were tried already')
+      if (type === 'incompressible') throw new RangeError('incompressible pages were already tried: leave them out')
       request = { ...request, type }
     }
   }
@@ -221,7 +222,7 @@ function kindOf(text: string): PageKind {
   throw new RangeError(`expected huge, idle, huge_idle or incompressible, got ${text}`)
 }
 
-/** Bytes, as everywhere in this program or as zram has them: `64MiB`, `64M`, `64m`. */
+/** Bytes in the notation of this program or of zram: `64MiB`, `64M`, `64m`. */
 function amountOf(text: string): number {
   const [, number, unit] = /^(\d+)([KMGT])$/i.exec(text) ?? []
   const bytes = parseBytes(number === undefined ? text : `${number}${unit!.toUpperCase()}iB`)

@@ -1,11 +1,11 @@
 /**
- * How long what a server does takes, beside the pages themselves, of which the device keeps account (@tmem/ramzswap):
- * requests, from when a server hands them to the device until the device has done them, and moves, the transfers of
- * many blocks to a place that waits.
+ * The times of requests and moves of a server; the device itself times pages (@tmem/ramzswap). A request lasts from the
+ * moment when a server hands it to the device until the device has done it. A move is a transfer of many blocks to a
+ * place that waits.
  *
- * What is timed is wrapped: servers get a device that counts, the stack a place that counts. Of requests that are done
- * at once one in 61 is timed, and counts for 61: two looks at the clock cost as much as a tenth of a page. Each request
- * that waits is timed: that is what hurts, and nobody notices the price.
+ * Wrappers measure: servers get a device that counts, the stack a place that counts. One in 61 requests that are done
+ * at once is timed and counts for 61, as reading the clock twice costs a tenth of a page. Every request that waits is
+ * timed: waits matter most, and the cost of the clock does not show in them.
  */
 import {
   type BlockDevice,
@@ -22,10 +22,10 @@ import { passingPlace } from '@tmem/faults'
 
 const millionth = 1e6
 
-/** A prime, so that no batch of requests has its first one timed each time. */
+/** A prime, so that periodic requests do not always have the same one timed. */
 const every = 61
 
-/** What a device can be asked for, as servers call it. */
+/** The kinds of requests, under the names that servers use. */
 const operations = ['read', 'write', 'discard', 'zero', 'flush'] as const
 type Operation = (typeof operations)[number]
 
@@ -34,14 +34,14 @@ class Requests {
   readonly durations: Durations = new Durations()
   #left = every
 
-  /** Before a request: when it began, for `done`; -1: it is not looked at. */
+  /** Called before a request: its start, for `done`; -1 if the request is not timed. */
   begin(): number {
     if (--this.#left > 0) return -1
     this.#left = every
     return performance.now()
   }
 
-  /** After it. What failed is counted with the errors. */
+  /** Called after a request. A failed one counts among the errors. */
   done(begun: number, completion: Completion): Completion {
     if (completion !== undefined) return this.#waited(begun < 0 ? performance.now() : begun, completion)
     if (begun >= 0) this.durations.add((performance.now() - begun) * millionth, every)
@@ -54,7 +54,7 @@ class Requests {
   }
 }
 
-/** Who asks. */
+/** The server that makes the requests. */
 type Asker = 'nbd' | 'fuse'
 
 /** The times of one device. */
@@ -70,7 +70,7 @@ export class Latencies {
       if (place?.traits.waits !== true) return layer
       const durations = new Durations()
       this.#moves.set(names[n]!, durations)
-      // What else the layer can be asked for stays.
+      // The other methods of the layer stay.
       return {
         ...layer,
         place: {
@@ -84,14 +84,14 @@ export class Latencies {
     })
   }
 
-  /** The device as one of the servers is to see it. */
+  /** The device for one of the servers. */
   timed(device: BlockDevice, asker: Asker): BlockDevice {
     const requests = Object.fromEntries(operations.map((name) => [name, new Requests()])) as Record<Operation, Requests>
     this.#requests.set(asker, requests)
     return new TimedDevice(device, requests)
   }
 
-  /** The statistics of a device, with its section `latency` completed: `move` by place; `nbd` and `fuse` by request. */
+  /** The statistics of a device, whose section `latency` also has `move` by place, and `nbd` and `fuse` by request. */
   complete(stats: StatsNode): StatsNode {
     const pages = stats.children.find(({ name }) => name === 'latency')
     const section = {
@@ -112,7 +112,7 @@ export class Latencies {
   }
 }
 
-/** A section with what there was of each kind. */
+/** A section with the times of each kind. */
 const kindsOf = (name: string, kinds: readonly (readonly [string, Durations])[]): StatsNode => ({
   name,
   counters: {},
@@ -136,13 +136,13 @@ function timedPlace(place: SlowPlace, durations: Durations): SlowPlace {
   })
 }
 
-/** A device whose requests are timed. It does nothing by itself, and closing it is closing the device. */
+/** A device whose requests are timed. All its methods are those of the device, including `close`. */
 class TimedDevice implements BlockDevice {
   readonly name: string
   readonly blockSize: number
   readonly preferredBlockSize: number
   readonly readOnly: boolean
-  /** Absent where the device cannot change its size. */
+  /** Absent if the device cannot change its size. */
   readonly resize?: (sizeBytes: number) => void
   readonly #device: BlockDevice
   readonly #requests: Readonly<Record<Operation, Requests>>

@@ -1,37 +1,34 @@
 /**
- * What a server says while it serves, to whoever runs it: lines on standard error, as text for a person or as JSON
- * (pino).
+ * The log of a server: lines on standard error, as text for people or as JSON (pino).
  *
- * Invariants:
- *  - Nobody waits for whoever reads the lines, who may be swapped out to what is served here: they are written by one
- *    of the runtime's threads. 256 KiB wait at most; what comes on top of that is dropped, and counted.
- *  - Of one kind of event (level, event, and message but for its numbers) there are at most ten lines in ten seconds.
- *    How many more there were is said at the end of them. The last 64 kinds are known.
- *  - A request that goes well says nothing.
- *  - The last events are remembered, also those that the level keeps from being said: but for what is only for finding
- *    mistakes (`debug`), and never more than `maxEvents`, each cut to `maxMessage` characters.
+ * Invariants: - The server never waits for the reader of its log, who may be swapped out to this very server: a thread
+ * of the runtime writes the lines. At most 256 KiB wait; more lines are dropped and counted. - A kind of event (level,
+ * event, and message without its numbers) has at most ten lines in ten seconds. A line at their end says how many more
+ * events there were. The last 64 kinds are tracked. - A request that succeeds leaves no line. - The last events are
+ * remembered, even below the level of the log, but not those of `debug`: at most `maxEvents`, each cut to `maxMessage`
+ * characters.
  */
 import type { StatsNode } from '@tmem/core'
 import pc from 'picocolors'
 import pino from 'pino'
 
 export type LogFormat = 'text' | 'json'
-/** From what stops something that is served to what is only said when it is asked for. */
+/** Levels, from failures of something that is served to details for debugging. */
 export type LogLevel = 'error' | 'warn' | 'info' | 'debug'
 
-/** How a server says what happens. */
+/** Options of a log. */
 export interface LogOptions {
-  /** Default: text where standard error is a terminal, JSON elsewhere. */
+  /** Default: text if standard error is a terminal, else JSON. */
   readonly format?: LogFormat
-  /** The least that is said (default `info`). */
+  /** The lowest level that is written (default `info`). */
   readonly level?: LogLevel
-  /** Descriptor that is written to, and closed at the end but for standard error's (default 2: standard error). */
+  /** Descriptor to write to, which is closed at the end unless it is standard error (default 2, standard error). */
   readonly descriptor?: number
-  /** Milliseconds, never going back (default: those since the start of the process). */
+  /** A monotonic clock in milliseconds (default: time since the start of the process). */
   readonly clock?: () => number
 }
 
-/** Something that happened, as it is remembered. */
+/** A remembered event. */
 export interface LogEvent {
   /** Counts from 1. */
   readonly number: number
@@ -51,10 +48,10 @@ const maxKinds = 64
 const maxWaitingBytes = 256 * 1024
 const maxEvents = 64
 const maxMessage = 512
-/** How long the end of a server waits for whoever reads. */
+/** How long the end of a server waits for the reader of its log. */
 const patienceMs = 1000
 
-/** Events of a kind in the ten seconds that began with the first of them: those that were said, and more. */
+/** Events of a kind in the ten seconds that began with the first: the number of lines, and of further events. */
 interface Kind {
   readonly level: LogLevel
   readonly event: string
@@ -83,7 +80,7 @@ export class Log {
     this.#destination.on('drop', () => {
       this.#dropped++
     })
-    // Nobody reads any more; what is served goes on.
+    // The reader has gone; the server goes on.
     this.#destination.on('error', () => {
       this.#dropped++
     })
@@ -99,17 +96,17 @@ export class Log {
     )
   }
 
-  /** Something that is served does not work, or does not any more. */
+  /** Something that is served has failed. */
   error(event: string, message: string, fields: LogFields = {}): void {
     this.#say('error', event, message, fields)
   }
 
-  /** Something was refused, is missing, or should be looked at. */
+  /** Something was refused, is missing, or needs attention. */
   warn(event: string, message: string, fields: LogFields = {}): void {
     this.#say('warn', event, message, fields)
   }
 
-  /** Somebody changed something, or something is well again. */
+  /** A setting has changed, or something has recovered. */
   info(event: string, message: string, fields: LogFields = {}): void {
     this.#say('info', event, message, fields)
   }
@@ -118,7 +115,7 @@ export class Log {
     this.#say('debug', event, message, fields)
   }
 
-  /** Remembers an event that nobody is told of who does not ask. */
+  /** Remembers an event without a line in the log. */
   remember(level: LogLevel, event: string, message: string): void {
     const text = message.length > maxMessage ? `${message.slice(0, maxMessage)}…` : message
     this.#events.push({ number: ++this.#numbered, time: Date.now(), level, event, message: text })
@@ -130,13 +127,15 @@ export class Log {
     return [...this.#events]
   }
 
-  /** Says what of each kind was not said, when its time is over: to be called now and then. */
+  /** Logs how many events of each kind were suppressed, once their ten seconds are over. Call this now and then. */
   look(): void {
     const now = this.#clock()
     for (const [key, kind] of this.#kinds) if (now - kind.sinceMs >= windowMs) this.#end(key, kind)
   }
 
-  /** Lines by level; events that were counted instead of being said; lines that were dropped because nobody read. */
+  /**
+   * Lines by level, events that were counted instead of logged, and lines that were dropped because nobody read them.
+   */
   stats(): StatsNode {
     return {
       name: 'log',
@@ -145,7 +144,7 @@ export class Log {
     }
   }
 
-  /** Says what is left. Resolves when it is written, or after a second. What comes after it is dropped, and counted. */
+  /** Writes the rest. Resolves when it is written, or after a second. Later events are dropped and counted. */
   async close(): Promise<void> {
     if (this.#hasEnded) return
     for (const [key, kind] of this.#kinds) this.#end(key, kind)
@@ -207,10 +206,10 @@ export class Log {
   }
 }
 
-/** A line for a person: as the program says everything else. */
+/** A line for people, in the form of the program's other messages. */
 function textOf(line: string): string {
   const { level, msg } = JSON.parse(line) as { level: LogLevel; msg: string }
-  // Some of it is a client's words.
+  // A part of the message may come from a client.
   const text = `tmem: ${msg.replaceAll(/\p{Cc}+/gu, ' ')}`
   const painted = { error: pc.red, warn: pc.yellow, info: String, debug: pc.dim }[level](text)
   return `${process.stderr.isTTY ? painted : text}\n`

@@ -1,6 +1,6 @@
 /**
- * Work of a server that may take long, as it is told: a bar on a terminal, and a line of the log once it has taken two
- * seconds, and every ten seconds from then on. What is done sooner says nothing.
+ * Progress of long work of a server: a bar on a terminal, and a line in the log after two seconds and every ten seconds
+ * from then on. Work that is done sooner leaves no line.
  */
 import { formatBytes } from '@tmem/core'
 import type { Progress, Terminal } from '../terminal.ts'
@@ -18,14 +18,14 @@ export class LongWork {
   #shown: string | undefined
   #saidAt = Number.NEGATIVE_INFINITY
 
-  /** `event`: of the lines in the log. */
+  /** `event`: the event of the lines in the log. */
   constructor(terminal: Terminal, log: Log, event: string) {
     this.#terminal = terminal
     this.#log = log
     this.#event = event
   }
 
-  /** `done` of `total` bytes are done of what is said in words. */
+  /** `done` of `total` bytes of the work `what` are done. */
   at(what: string, done: number, total: number): void {
     const now = performance.now()
     if (now - this.#begun <= patienceMs) return
@@ -38,7 +38,7 @@ export class LongWork {
     if (now - this.#saidAt >= lineMs) {
       this.#saidAt = now
       const percent = total === 0 ? 100 : Math.floor((100 * done) / total)
-      this.#log.info(this.#event, `${what}: ${formatBytes(total)}, of which ${percent} % is done`)
+      this.#log.info(this.#event, `${what}: ${percent} % of ${formatBytes(total)} done`)
     }
     this.#progress!.at(done, total)
   }

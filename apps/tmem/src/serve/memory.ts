@@ -1,11 +1,11 @@
 /**
  * Limits of zcache and memory that follow the host: `limit=auto` in a stack, and `--memory auto`.
  *
- * One governor (@tmem/zcache) steers one budget for all of them, of which each has an equal share: several that each
- * looked at the same free memory would all take it. What such a place may keep is not sure to be there, so it counts
- * nothing towards the room that a device needs.
+ * One governor (@tmem/zcache) steers one budget for all such places, each of which has an equal share: several
+ * governors would all take the same free memory. The memory of such a place is not reserved, so that it does not count
+ * towards the room that a device needs.
  *
- * Not for who must have all memory ahead, because the kernel of this host swaps to it.
+ * A server to which the kernel of this host swaps must take all memory ahead, and cannot use this.
  */
 import { ByteLimit, type Layer, type LayerFactory, type MemoryPlace, type OptionValue, parseBytes } from '@tmem/core'
 import { memory, memoryFactory } from '@tmem/memory'
@@ -19,7 +19,7 @@ interface Settings {
   readonly reserveBytes?: number
 }
 
-/** A shared budget below this is no use to anybody. */
+/** The smallest useful shared budget. */
 const leastShareBytes = 1024 * 1024
 
 export class AutoMemory {
@@ -31,15 +31,15 @@ export class AutoMemory {
   #governor: Governor | undefined
 
   /**
-   * `text`: what `--memory` says, `auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`; `undefined`: nothing. Throws
-   * `BadInput` for anything else.
+   * `text`: the value of `--memory`, `auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`, or `undefined` without it.
+   * Throws `BadInput` for any other text.
    */
   constructor(text: string | undefined, read: ReadText = readText) {
     this.#settings = text === undefined ? undefined : settingsOf(text)
     this.#read = read
   }
 
-  /** The given factories, but that zcache and memory know `limit=auto`. */
+  /** The given factories, of which zcache and memory also accept `limit=auto`. */
   factories(plain: readonly LayerFactory[]): LayerFactory[] {
     const makes: Record<string, (limitBytes: ByteLimit, rest: Readonly<Record<string, OptionValue>>) => Layer> = {
       [zcacheFactory.name]: (limitBytes, rest) => zcache({ ...rest, limitBytes }),
@@ -58,28 +58,26 @@ export class AutoMemory {
     })
   }
 
-  /** Some limit follows the host. */
+  /** Whether a limit follows the host. */
   get isUsed(): boolean {
     return this.#limits.length > 0
   }
 
   /**
-   * Begins, once all stacks were read: every limit is at its share of the floor. Throws `BadInput` for settings that
-   * make no sense, and where the host does not tell what memory it has.
+   * Starts once all stacks are parsed, with every limit at its share of the floor. Throws `BadInput` for bad settings,
+   * and if the host does not say how much memory it has.
    */
   begin(): void {
     if (!this.isUsed) {
       if (this.#settings === undefined) return
-      throw new BadInput(
-        '--memory auto is for a zcache or memory without a limit, or with limit=auto, and no stack has one',
-      )
+      throw new BadInput('--memory auto needs a zcache or memory without a limit, or with limit=auto, in a stack')
     }
     const ceiling = this.#ceiling()
     const { floorBytes, reserveBytes } = this.#settings ?? {}
     const least = this.#limits.length * leastShareBytes
     if (ceiling < least)
       throw new BadInput(
-        `--memory auto: ${this.#limits.length} places need a ceiling of at least ${least} bytes, not ${ceiling}`,
+        `--memory auto: ceiling=${ceiling} is too small: ${this.#limits.length} places need at least ${least} bytes`,
       )
     this.#total = new ByteLimit(ceiling)
     try {
@@ -96,7 +94,7 @@ export class AutoMemory {
   }
 
   /**
-   * Looks at the host, about once in a second. True: there is less for pages than they take, so that somebody should
+   * Looks at the host, about once a second. True if the pages take more than the budget, so that their stores must
    * tick.
    */
   step(nowMs: number): boolean {
@@ -134,13 +132,13 @@ export class AutoMemory {
     for (const limit of this.#limits) limit.bytes = each
   }
 
-  /** What is given, or half of what the host has now. */
+  /** The given ceiling, or half of the memory that the host has available now. */
   #ceiling(): number {
     const given = this.#settings?.ceilingBytes
     if (given !== undefined) return given
     this.#found ??= readHostMemory(this.#read)?.availableBytes
     if (this.#found === undefined)
-      throw new BadInput('limit=auto: this host does not tell how much memory it has; give limits in bytes')
+      throw new BadInput('limit=auto: this host does not say how much memory it has; set limits in bytes')
     return Math.floor(this.#found / 2)
   }
 
@@ -149,9 +147,7 @@ export class AutoMemory {
 
 function settingsOf(text: string): Settings {
   const wrong = (): never => {
-    throw new BadInput(
-      `bad --memory "${text}": expected auto, and perhaps floor=BYTES, ceiling=BYTES, reserve=BYTES, with commas between`,
-    )
+    throw new BadInput(`bad --memory "${text}": expected auto[,floor=BYTES][,ceiling=BYTES][,reserve=BYTES]`)
   }
   const [first, ...parts] = text.split(',')
   if (first !== 'auto') wrong()

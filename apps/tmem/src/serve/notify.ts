@@ -1,8 +1,8 @@
 /**
- * Tells the service manager that started this process when it serves, and when it begins to end (`Type=notify`).
+ * Tells the service manager when this process serves, and when it begins to end (`Type=notify`).
  *
- * The runtime has no datagram sockets of the unix kind, so systemd's own program sends the message: a unit needs
- * `NotifyAccess=all`. Where nobody asked to be told, nothing is done.
+ * Node has no unix datagram sockets, so that systemd's own program sends the message, and a unit needs
+ * `NotifyAccess=all`. Without a manager that wants messages, nothing happens.
  *
  * Source: sd_notify(3), systemd-notify(1).
  */
@@ -13,19 +13,19 @@ export class ServiceManager {
   readonly #socket: string | undefined
   readonly #log: Log
 
-  /** Takes the address out of `environment`, so that no child believes that it is asked. */
+  /** Removes the address from `environment`, so that no child takes it for its own. */
   constructor(environment: NodeJS.ProcessEnv, log: Log) {
     this.#socket = environment['NOTIFY_SOCKET']
     delete environment['NOTIFY_SOCKET']
     this.#log = log
   }
 
-  /** It serves; `status`: what, in a line for people. Resolves when that is told, or was said to be impossible. */
+  /** Reports that it serves, with `status`, a line for people. Resolves when the message is sent or has failed. */
   ready(status: string): Promise<void> {
     return this.#tell('READY=1', `STATUS=${status}`)
   }
 
-  /** It begins to end. */
+  /** Reports that it begins to end. */
   stopping(): Promise<void> {
     return this.#tell('STOPPING=1')
   }
@@ -38,7 +38,7 @@ export class ServiceManager {
         if (error !== null)
           this.#log.warn(
             'server.notify',
-            `the service manager cannot be told (systemd-notify ${words[0]}): ${stderr.trim() || error.message}`,
+            `the service manager cannot be notified (systemd-notify ${words[0]}): ${stderr.trim() || error.message}`,
           )
         resolve()
       })

@@ -1,7 +1,7 @@
 /**
- * Who is at the other end of a unix socket: the process that listens there, or connected, and its user, as the kernel
- * noted when it did.
- * Whose file the socket is says less: a folder in which others may write can have anything under that name.
+ * The process at the other end of a unix socket, and its user, as the kernel recorded them when the process listened or
+ * connected. The owner of the socket's file proves less: in a directory where others may write, the name can lead to
+ * anything.
  *
  * Source: unix(7), SO_PEERCRED; getsockopt(2).
  */
@@ -10,7 +10,7 @@ import type { Socket } from 'node:net'
 
 type Koffi = typeof import('koffi')
 
-/** These two have other numbers on some architectures that Node runs on; there it is not asked. */
+/** The architectures on which these two constants have these values; on others the peer is unknown. */
 const socketLevel = 1
 const peerCredentials = 17
 const architectures: ReadonlySet<string> = new Set(['x64', 'ia32', 'arm', 'arm64', 'riscv64', 'loong64', 's390x'])
@@ -21,10 +21,10 @@ export interface Peer {
   readonly uid: number
 }
 
-/** Who is at the other end of a connected socket; `undefined` where the system or koffi does not tell. */
+/** The peer of a connected socket; `undefined` without koffi, or if the system does not say. */
 export function peerOf(socket: Socket): Peer | undefined {
   if (process.platform !== 'linux' || !architectures.has(process.arch)) return undefined
-  // Not part of the runtime's documented interface: used where it is there.
+  // `_handle` is not part of the documented interface of Node.
   const { _handle: handle } = socket as unknown as { _handle?: { readonly fd?: number } | null }
   const descriptor = handle?.fd
   if (descriptor === undefined || descriptor < 0) return undefined
@@ -43,5 +43,5 @@ export function peerOf(socket: Socket): Peer | undefined {
   return { pid: credentials[0]!, uid: credentials[1]! }
 }
 
-/** Whether what a user's process says may be acted upon: the own user's, or root's, who may do anything anyway. */
+/** Whether to trust the answers of a user's process: of the own user, or of root, who may do anything anyway. */
 export const isTrusted = (user: number): boolean => user === 0 || user === process.geteuid?.()

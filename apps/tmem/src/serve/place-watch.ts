@@ -1,11 +1,8 @@
-/** Looks which places of a device's stack fail, and says when they begin to and when they work again. */
+/** Watches the places of a device's stack, and logs when one fails and when it works again. */
 import type { Ramzswap } from '@tmem/ramzswap'
 import type { Log } from './log.ts'
 
-/**
- * A look now and then is enough: what failed and works again between two of them is said at the later one, and the
- * next.
- */
+/** A look now and then is enough: a failure and recovery between two looks is logged at the later look and the next. */
 export class PlaceWatch {
   readonly #device: Ramzswap
   readonly #log: Log

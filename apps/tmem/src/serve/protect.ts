@@ -1,15 +1,15 @@
 /**
- * Keeps the server itself out of what it serves: a kernel that swaps to a process of the same machine must not swap
- * that process out, nor choose it when memory is short.
+ * Protects the server from the kernel that swaps to it: the kernel must neither swap the server out nor kill it when
+ * memory is short.
  *
- * Each measure says what it did or why it could not; none of them is a reason not to serve. What belongs to it and is
- * done elsewhere: the memory of the stores is there before it serves (`aheadMemory`).
+ * Each measure reports its result or why it failed; no failure keeps the server from serving. Another measure is in
+ * `aheadMemory`: the memory of the stores is allocated before they are served.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { processRuns } from '@tmem/core'
 import { setIoFlusher } from '@tmem/fuse'
 
-/** What was done, and how to undo what outlives the process. */
+/** The result of a measure, and how to undo it if it outlives the process. */
 export interface Protection {
   readonly measures: readonly { readonly name: string; readonly done: boolean; readonly note: string }[]
   undo(): void
@@ -45,8 +45,8 @@ export async function protect(): Promise<Protection> {
 }
 
 /**
- * Makes a control group below the process's own in which nothing is swapped out, and enters it, unless that is so
- * already (a service with `MemorySwapMax=0`).
+ * Creates and enters a control group below the process's own in which nothing is swapped out, unless the own group is
+ * one already (a service with `MemorySwapMax=0`).
  */
 function ownGroup(): { readonly setting: string; readonly leave?: () => void } {
   const lines = readFileSync('/proc/self/cgroup', 'utf8').trim().split('\n')
@@ -59,7 +59,7 @@ function ownGroup(): { readonly setting: string; readonly leave?: () => void } {
   if (first === undefined && settingOf(`${parent}/memory.swap.max`) === '0')
     return { setting: `${parent}: memory.swap.max 0` }
   const path = `${parent}/tmem-serve-${process.pid}`
-  // What servers that were killed have left.
+  // Groups that killed servers have left behind.
   for (const name of readdirSync(parent)) {
     const pid = /^tmem-serve-(\d+)$/.exec(name)?.[1]
     if (pid !== undefined && !processRuns(Number(pid))) rmdirSync(`${parent}/${name}`)
@@ -80,6 +80,6 @@ function ownGroup(): { readonly setting: string; readonly leave?: () => void } {
   return { setting: `${path}: ${file} ${value}`, leave }
 }
 
-/** What stands in a file of a control group; `undefined`: there is none, as in the first of all groups. */
+/** The content of a file of a control group; `undefined` if it does not exist, as in the root group. */
 const settingOf = (file: string): string | undefined =>
   existsSync(file) ? readFileSync(file, 'utf8').trim() : undefined

@@ -1,40 +1,37 @@
 /**
- * What a server that did not end cleanly has taken with it, and which server has a control path.
+ * The record of a server: what is lost if it does not end cleanly, and which server owns a control path.
  *
- * Clients of NBD reconnect, and nothing in the protocol tells them that a device is empty now: they would read zeros
- * where their data was. So a server keeps a record beside its control socket while it serves, and takes it away when it
- * ends with nothing lost. The next one finds what another one has left, and does not serve unless the loss is consented
- * to (`--fresh`), or nothing was lost, because every device has a snapshot.
+ * NBD clients reconnect, and nothing in the protocol tells them that a device has become empty: they would read zeros
+ * instead of their data. So a server keeps a record beside its control socket while it serves, and removes it if it
+ * ends without loss. A later server that finds a record refuses to serve, unless the user consents to the loss
+ * (`--fresh`) or every device has a snapshot, so that nothing is lost.
  *
- * The record is a page file (@tmem/page-file), and its claim is the server's claim to the control path: the first thing
- * that a server takes and the last that it gives back. Behind the mark stands a line of JSON.
+ * The record is a page file (@tmem/page-file). Its claim is the server's claim to the control path: the first thing
+ * that a server takes and the last that it gives back. A line of JSON follows the mark.
  *
- * Invariants:
- *  - Of servers on one control path only the owner of the record touches anything: sockets, devices, the record of the
- *    one before.
- *  - The record of the one before stays as it is until the devices of the next one are open.
- *  - It is taken away only where nothing was lost: what was lost at an end that was asked for is told as that of a kill
- *    is.
+ * Invariants: - Of several servers on one control path, only the owner of the record touches sockets, devices and the
+ * earlier record. - The earlier record stays unchanged until the devices of the next server are open. - A record is
+ * removed only if nothing was lost: a loss at a regular end is reported like the loss of a kill.
  */
 import { lstatSync } from 'node:fs'
 import { markedProcess, processMark, TmemError } from '@tmem/core'
 import { PageFile } from '@tmem/page-file'
 import { Failed, LookFirst } from '../ending.ts'
 
-/** What of a device is there after its server was killed: nothing, what was flushed, or all that was acknowledged. */
+/** The part of a device that survives a kill of its server: nothing, what was flushed, or all that was acknowledged. */
 export type Survival = 'nothing' | 'flushed' | 'acknowledged'
 
-/** A device, and what of it is there again. */
+/** A device, and the part of it that survives. */
 export interface Kept {
   readonly name: string
   readonly survives: Survival
 }
 
-/** What stands in a record. */
+/** The content of a record. */
 export interface Content {
   readonly mark: string
   readonly devices: readonly Kept[]
-  /** It ended because it was asked to, and these devices have lost something. */
+  /** The server ended regularly, and these devices have lost pages. */
   readonly ended?: boolean
 }
 
@@ -46,24 +43,27 @@ const blockBytes = 4096
 /** A server that left its record behind. */
 export interface FormerServer {
   readonly pid: number
-  /** It has not ended. */
+  /** The server has not ended. */
   readonly running: boolean
-  /** How it ended, once it has. */
+  /** How the server ended, once it has. */
   readonly end: string
-  /** Devices of which nothing is left, and devices of which what was flushed is left, once it has ended; `''`: none. */
+  /**
+   * Once the server has ended: the devices that are lost, and the devices with their flushed pages alone; `''` for
+   * none.
+   */
   readonly lost: string
   readonly partly: string
   readonly content: Content
 }
 
-/** Whose record is beside a control socket, if one is. Throws `Failed` for what is none. */
+/** The server whose record is beside a control socket, if any. Throws `Failed` for a file that is not a record. */
 export function formerServer(control: string): FormerServer | undefined {
   const path = recordPath(control)
   let file: PageFile
   try {
     file = PageFile.open({ path, mode: 'read', through: 'cache', io: 'blocking' })
   } catch (error) {
-    // It may be taken away at any time.
+    // The server may remove the file at any time.
     if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return undefined
     throw new Failed(`${path} cannot be read: ${(error as Error).message}`)
   }
@@ -76,18 +76,18 @@ export function formerServer(control: string): FormerServer | undefined {
 
 function contentOf(file: PageFile): FormerServer | undefined {
   const spoilt = (): Failed =>
-    new Failed(`${file.path} is no record of a server: see whether one runs, and remove it if not`)
+    new Failed(`${file.path} is not a record of a server: check whether a server runs, and remove the file if not`)
   if (file.bytes < 2 * blockBytes) throw spoilt()
   const bytes = Buffer.alloc(file.bytes - blockBytes)
   file.readNow(bytes, 0, bytes.length, blockBytes)
   const text = bytes.toString().replace(/\0+$/, '')
-  // Its server ended before it served.
+  // The server ended before it served.
   if (text === '') return undefined
   let content: Content
   try {
     content = JSON.parse(text) as Content
   } catch {
-    // Whatever is wrong with it, what to do is the same.
+    // The advice is the same for every kind of damage.
     throw spoilt()
   }
   const owner = typeof content?.mark === 'string' ? markedProcess(content.mark) : undefined
@@ -108,8 +108,8 @@ export class ServerRecord {
   #isKept = false
 
   /**
-   * Claims a control path. Throws `Failed`, with nothing touched, when another server has it, or when what is beside it
-   * is none of ours.
+   * Claims a control path. Throws `Failed`, with nothing touched, if another server has it or the file beside it is not
+   * a record.
    */
   constructor(control: string) {
     const path = recordPath(control)
@@ -120,7 +120,7 @@ export class ServerRecord {
         bytes: 2 * blockBytes,
         content: { name: 'tmem serve record' },
         keep: true,
-        // Nothing of it is to survive the host, whose clients go with it.
+        // The record need not survive a crash of the host, whose clients crash with it.
         through: 'cache',
         io: 'blocking',
       })
@@ -128,8 +128,8 @@ export class ServerRecord {
       if (!(error instanceof TmemError)) throw error
       const former = formerServer(control)
       if (former?.running === true)
-        throw new Failed(`process ${former.pid} serves on ${control}: stop it, or give another --control`)
-      throw new Failed(`the record beside the control socket cannot be had: ${error.message}`)
+        throw new Failed(`process ${former.pid} serves on ${control}: stop it, or name another --control`)
+      throw new Failed(`the record beside the control socket cannot be opened: ${error.message}`)
     }
     try {
       this.#former = contentOf(this.#file)
@@ -140,31 +140,32 @@ export class ServerRecord {
   }
 
   /**
-   * Lines to tell about the server before. Throws `LookFirst` when pages are lost and `fresh` does not consent to that.
+   * Lines about the earlier server for the log. Throws `LookFirst` if pages are lost and `fresh` does not consent to
+   * that.
    */
   judge(fresh: boolean): string[] {
     if (this.#former === undefined) return []
     const { pid, end, lost, partly } = this.#former
-    const what = `process ${pid}, the server before, ${end}`
+    const what = `process ${pid}, the earlier server, ${end}`
     if (lost !== '' && !fresh)
       throw new LookFirst(
-        `${what}: what it held of ${lost} is lost, as there was no snapshot. Its clients would read zeros: end them, then start with --fresh`,
+        `${what}: the pages of ${lost} are lost, as there was no snapshot. Clients would read zeros: end them, then start with --fresh`,
       )
     return [
-      ...(lost === '' ? [] : [`${what}: what it held of ${lost} is lost`]),
-      ...(partly === '' ? [] : [`${what}: of ${partly} what was flushed is there, of later writes perhaps a part`]),
+      ...(lost === '' ? [] : [`${what}: the pages of ${lost} are lost`]),
+      ...(partly === '' ? [] : [`${what}: ${partly} has all that was flushed, and perhaps a part of later writes`]),
     ]
   }
 
-  /** From here on the end of this process is told as it will have been. Throws `Failed`. */
+  /** Writes the record: from here on the next server learns how this process ended. Throws `Failed`. */
   keep(devices: readonly Kept[]): void {
     this.#write({ mark: processMark(), devices })
     this.#isKept = true
   }
 
   /**
-   * Gives the control path back. What was lost is left for the next one; so is the record of the server before, where
-   * this one never served; else nothing is. Throws `Failed`.
+   * Gives the control path back. Leaves a record of lost pages for the next server, or the earlier record if this
+   * server never served; otherwise leaves nothing. Throws `Failed`.
    */
   end(lost: readonly Kept[], served: boolean): void {
     const isClean = lost.length === 0 && (served || this.#former === undefined)

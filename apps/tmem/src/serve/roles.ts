@@ -1,10 +1,10 @@
 /**
- * One thing has one role: what a server is told to use as an image, a backing file, a socket, its record or its mount
- * is each a thing of its own.
+ * One thing has one role: the images, backing files, sockets, record and mount of a server are all different things.
  *
- * What decides is the thing, not what it is called: a path, a link, a hard link, a folder that is a link. Where there
- * is nothing yet, it is the folder (device and inode) and the name in it. This is about one server, before it touches
- * anything. What another one uses is its own by a claim (@tmem/page-file), or because it listens there.
+ * The thing decides, not its name, which may be a path, a link, a hard link, or lead through a linked directory. A
+ * thing that does not exist yet is its directory (device and inode) and its name there. These checks are for one
+ * server, before it touches anything. Claims (@tmem/page-file) and listening sockets protect the things of other
+ * servers.
  *
  * Source: stat(2), for device and inode.
  */
@@ -13,17 +13,17 @@ import { basename, dirname, join, resolve } from 'node:path'
 import type { LayerFactory } from '@tmem/core'
 import { BadInput } from '../ending.ts'
 
-/** Something with a name, and what it is to be. */
+/** A path, and the role of the thing there. */
 export interface Role {
-  /** As it is said in a message: `the snapshot of a`. */
+  /** The role in the words of a message: `the snapshot of a`. */
   readonly role: string
   readonly path: string
 }
 
-/** As many links as a kernel follows. */
+/** The most links that a kernel follows. */
 const mostLinks = 40
 
-/** Throws `BadInput` when two of them are one thing, or when one lies in the directory that is to be a mount. */
+/** Throws `BadInput` if two roles have the same thing, or if a thing lies in the directory of the mount. */
 export function judgeRoles(roles: readonly Role[], mount: string | undefined): void {
   const seen = new Map<string, Role>()
   const over = mount === undefined ? undefined : look(() => statSync(mount, { bigint: true }))
@@ -31,16 +31,18 @@ export function judgeRoles(roles: readonly Role[], mount: string | undefined): v
     const id = identityOf(each.path)
     const other = seen.get(id)
     if (other !== undefined) {
-      const names = other.path === each.path ? other.path : `${other.path} and ${each.path} are one thing, which`
+      const names = other.path === each.path ? other.path : `${other.path} and ${each.path} are the same file, which`
       throw new BadInput(`${names} would be both ${other.role} and ${each.role}: give each its own`)
     }
     seen.set(id, each)
     if (over !== undefined && each.path !== mount && liesIn(each.path, over))
-      throw new BadInput(`${each.path}, ${each.role}, would lie below the mount ${mount}, which hides it: name another`)
+      throw new BadInput(
+        `${each.path}, ${each.role}, would lie below the mount ${mount}, which hides it: name another path`,
+      )
   }
 }
 
-/** The same factories, which tell the files that a stack names. */
+/** The same factories, which report the files that a stack names. */
 export function toldFiles(factories: readonly LayerFactory[], tell: (path: string) => void): LayerFactory[] {
   return factories.map((factory) => ({
     ...factory,
@@ -52,7 +54,7 @@ export function toldFiles(factories: readonly LayerFactory[], tell: (path: strin
   }))
 }
 
-/** The same factories, which tell the bytes of memory that a stack may take: the limits that it says. */
+/** The same factories, which report the limits of a stack: the bytes of memory that it may take. */
 export function toldLimits(factories: readonly LayerFactory[], tell: (bytes: number) => void): LayerFactory[] {
   return factories.map((factory) => ({
     ...factory,
@@ -64,13 +66,13 @@ export function toldLimits(factories: readonly LayerFactory[], tell: (bytes: num
   }))
 }
 
-/** Which thing a path leads to. */
+/** The thing to which a path leads. */
 function identityOf(path: string): string {
   let at = resolve(path)
   for (let links = 0; links < mostLinks; links++) {
     const there = look(() => statSync(at, { bigint: true }))
     if (there !== undefined) return `${there.dev} ${there.ino}`
-    // A link that leads nowhere says where it would be.
+    // A dangling link names the path of the thing.
     const target = look(() => readlinkSync(at))
     if (target === undefined) break
     at = resolve(dirname(at), target)
@@ -89,7 +91,7 @@ function liesIn(path: string, directory: BigIntStats): boolean {
 }
 
 /**
- * What is seen there. Whatever keeps it from being seen (a mount whose server was killed), whoever uses the path says.
+ * The attributes of a path. An error, such as that of a mount whose server was killed, appears when the path is used.
  */
 function look<T>(at: () => T): T | undefined {
   try {

@@ -1,9 +1,9 @@
 /**
- * `tmem serve`: opens devices over a stack, serves them over NBD and as files, and stops when it may.
+ * `tmem serve`: opens devices over a stack, serves them over NBD and as files, and stops once it may.
  *
- * Order: everything that is asked for is judged first, then devices are opened, then they are served, and only then
- * does it say that it is ready. It stops in the opposite order. While the kernel of this host swaps to one of its
- * files, or has one as a loop device, it does not stop (or, with `--drain`, ends that first).
+ * Order: first all options are checked, then devices are opened, then they are served, and only then the server reports
+ * that it is ready. It stops in the opposite order. It does not stop while this host's kernel swaps to one of its files
+ * or has one as a loop device; with `--drain` it first ends these uses.
  */
 import { rmSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
@@ -69,18 +69,18 @@ import { ServedCache, type ServedCacheRequest, servedCacheBytes } from './served
 import { Ticking } from './ticking.ts'
 import { type Entrances, Users } from './users.ts'
 
-/** As they come from the command line. */
+/** The options as they come from the command line. */
 export interface ServeOptions extends EndpointOptions, HttpOptions {
-  /** Of each device that has none of its own. */
+  /** Stack of each device without one of its own. */
   readonly stack: string
   readonly modules?: string[]
   readonly hypervisor?: string
   readonly memory?: string
-  /** As texts, or as what they mean. */
+  /** The devices, as text or parsed. */
   readonly device: readonly (string | DeviceRequest)[]
-  /** Files that are served beside the devices, to be read alone. */
+  /** Files to serve read-only beside the devices. */
   readonly pageCaches?: readonly CachedFileRequest[]
-  /** Caches of values that are served beside them, each on an address of its own. */
+  /** Caches of values to serve beside them, each on its own address. */
   readonly caches?: readonly ServedCacheRequest[]
   readonly fuse?: string
   /** `tcp:HOST:PORT`. */
@@ -94,7 +94,7 @@ export interface ServeOptions extends EndpointOptions, HttpOptions {
   readonly json?: true
 }
 
-/** A device that is to be served. */
+/** A device to serve. */
 export interface DeviceRequest {
   readonly name: string
   readonly sizeBytes: number
@@ -105,51 +105,51 @@ export interface DeviceRequest {
   /** Path of its image. */
   readonly snapshot?: string
   readonly writethrough: boolean
-  /** The kernel of this host swaps to it from when it is served until that ends. */
+  /** Priority of the swap area, if the kernel of this host is to swap to the device while it is served. */
   readonly swapPriority?: number
 }
 
-/** What is done while devices are served. */
+/** The work during which devices are served. */
 export interface Course {
-  /** Called once they are; what it resolves to when nothing is to be served any more. Not called again. */
+  /** Called once, when the devices are served. The server ends when the promise settles. */
   readonly until: (info: Info) => Promise<void>
-  /** Called for each signal, which does not stop it then. */
+  /** Called for each signal, which then does not stop the server. */
   readonly signalled: () => void
 }
 
-/** A device, and what is served of it: with a snapshot, all requests go through that. */
+/** A device, and its served form: with a snapshot, all requests go through the snapshot. */
 interface Opened extends Turned {
   readonly served: (BlockDevice | Snapshot) & { resize(sizeBytes: number): void }
-  /** The same as each server sees it, which times what it is asked for. */
+  /** The served form for each server, with timed requests. */
   readonly overNbd: BlockDevice
   readonly overFuse: BlockDevice
-  /** Its statistics, with how long all of that took. */
+  /** Its statistics, with the times of requests. */
   readonly stats: () => StatsNode
 }
 
-/** Pages that background work touches at a time; how often clock and host are looked at. */
+/** Pages that background work touches at a time, and the interval of looks at the clock and the host. */
 const tickPages = 256
 const lookMs = 1000
 
 /**
- * Serves until a signal asks it to end, or until `course` has come to its end. Rejects with `BadInput`, `Failed`, or
- * `Interrupted` where the signal came before it served.
+ * Serves until a signal or the end of `course`. Rejects with `BadInput`, with `Failed`, or with `Interrupted` if the
+ * signal came before it served.
  */
 export async function serve(options: ServeOptions, terminal: Terminal, course?: Course): Promise<void> {
   const requests = options.device.map((device) => (typeof device === 'string' ? deviceOf(device) : device))
   for (const [n, { name }] of requests.entries())
-    if (requests.findIndex((other) => other.name === name) !== n) throw new BadInput(`two devices are named ${name}`)
+    if (requests.findIndex((other) => other.name === name) !== n)
+      throw new BadInput(`two devices have the name ${name}: rename one`)
   const descriptors = activatedDescriptors(process.env, process.pid)
   const endpoints = endpointsOf(options, descriptors)
   const { pageCaches = [], caches: cacheRequests = [] } = options
   if (endpoints.length === 0 && options.fuse === undefined && requests.length + pageCaches.length > 0)
-    throw new BadInput('say how to serve: --nbd or --fuse, or hand a socket over to this very process (LISTEN_FDS)')
+    throw new BadInput('say how to serve: add --nbd or --fuse, or hand a socket over to this process (LISTEN_FDS)')
   const limits = limitsOf(options)
   const access = accessOf(options)
   const http = httpPlanOf(options)
   const metricsAt = options.metrics === undefined ? undefined : metricsAddress(options.metrics)
-  // Slow to load, and not always asked for. Loaded before a socket is looked at: after that Node takes any link for a
-  // file (`realpathSync` judges by the last stat), and finds nothing of what a package behind a link depends on.
+  // Slow to load, and not always needed. Loaded before the first stat of a socket: afterwards Node takes every link for a file (`realpathSync` judges by the last stat) and does not find the dependencies of a linked package.
   const serveMetrics = metricsAt === undefined ? undefined : (await import('../metrics/endpoint.ts')).serveMetrics
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)
@@ -198,41 +198,43 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   auto.begin()
   if (options.fuse === undefined) judgeLimits(limitsBytes)
   if (auto.isUsed && options.fuse !== undefined)
-    throw new BadInput('--fuse takes all memory before it serves, so no limit can be auto: give limits in bytes')
+    throw new BadInput(
+      'with --fuse all memory is taken before serving, so that no limit can be auto: set limits in bytes',
+    )
   judgeRoles(roles, options.fuse)
   if (options.fuse !== undefined) await judgeLoops(resolve(options.fuse))
-  // Before anything else is touched.
+  // Claimed before anything else is touched.
   const record = new ServerRecord(controlPath)
 
-  // Undone in the opposite order, whatever happens.
+  // Undone in the opposite order, however the server ends.
   const undo: (() => Promise<void> | void)[] = []
   const log = new Log({
     ...(options.log === undefined ? {} : { format: options.log }),
     ...(options.logLevel === undefined ? {} : { level: options.logLevel }),
   })
   undo.push(() => log.close())
-  // A command that is run has a manager of its own to tell.
+  // The command of `tmem run` notifies a manager of its own.
   const manager = new ServiceManager(course === undefined ? process.env : {}, log)
-  /** What the next server has to be told of. */
+  /** The losses that the next server must learn of. */
   const lost: Kept[] = []
   let serves = false
   undo.push(() => record.end(lost, serves))
-  // A signal that comes before it serves ends it, as soon as it may.
+  // A signal before it serves ends it at the next opportunity.
   const goOn = (): void => throwIfInterrupted(terminal.signal)
   try {
     for (const line of record.judge(options.fresh === true)) log.warn('server.before', line)
     const protection = options.fuse === undefined ? undefined : await protect()
     undo.push(() => protection?.undo())
     const devices: Opened[] = []
-    // From then on somebody may have written.
+    // From then on clients may have written.
     let keeps = false
     let nbd: NbdServer | undefined
     let fuse: FuseServer | undefined
-    // Who is swapped to has no memory to wait for.
+    // A server that the kernel swaps to must not wait for memory.
     const memory = options.fuse === undefined ? undefined : aheadMemory()
-    // All others give memory back to the system at once, and not when the garbage collector comes round.
+    // Other servers give memory back to the system at once, and not at the next garbage collection.
     const allocator = memory?.allocator ?? mappedAllocator()
-    // Looked at with each access to a page: once in a second is often enough.
+    // Read at each access to a page: once a second is precise enough.
     let nowMs = performance.now()
     const tickings: Ticking[] = []
     for (const [n, request] of requests.entries()) {
@@ -280,7 +282,8 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       const cache = await ServedCache.open(request, {
         ...(memory === undefined ? {} : { allocator: memory.allocator }),
         onError: (error) => onError(error),
-        onRefused: (why) => log.warn('client.refused', `a client of ${name} is refused: ${why}`, { cache: name }),
+        onRefused: (why) =>
+          log.warn('client.refused', `a client of cache ${name} was refused: ${why}`, { cache: name }),
       })
       valueCaches.push(cache)
       undo.push(() => cache.close())
@@ -293,12 +296,12 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     keeps = true
     const busy = options.busyTurns === undefined ? {} : { busyTurns: options.busyTurns }
     const onError = (error: unknown): void => {
-      // What is no error of a device is a client's.
+      // Any other error is a client's.
       if (error instanceof TmemError) log.error('request.failed', error.message, { code: error.code })
       else refused(error as Error)
     }
     const refused = (error: Error): void => {
-      // Who writes nonsense is told so; that something cannot be done concerns whoever runs the server.
+      // Bad input concerns the writer of the knob alone; a failure also concerns the operator.
       const isNonsense = !(error instanceof TmemError || 'code' in error)
       log[isNonsense ? 'debug' : 'warn']('request.refused', error.message)
     }
@@ -309,7 +312,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
           name: overNbd.name,
           device: overNbd,
           resizable: true,
-          // Who names none means the only one.
+          // Without a name, the only device is meant.
           isDefault: devices.length + caches.length === 1,
           isUsedElsewhere: () => users.hasFile,
         })),
@@ -333,7 +336,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       const { address, isOpen } = await cache.listen(cacheEndpoints[n]!)
       cacheAddresses.push(address)
       if (isOpen)
-        log.warn('cache.open', `whoever reaches ${address} can read, write and empty the cache ${cache.name}`, {
+        log.warn('cache.open', `everybody who reaches ${address} can read, write and empty the cache ${cache.name}`, {
           cache: cache.name,
           address,
         })
@@ -403,7 +406,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       undo.push(() => console.close())
       info = { ...info, http: console.url }
       if (http.isOpen)
-        log.warn('console.open', `whoever reaches ${console.url} can read all that the console shows`, {
+        log.warn('console.open', `everybody who reaches ${console.url} can read all that the console shows`, {
           url: console.url,
         })
     }
@@ -411,7 +414,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     undo.push(async () => {
       for (const [n, { snapshot, name }] of requests.entries()) {
         const { device, users } = devices[n]!
-        // Whoever has it open comes back to the next server, and would read zeros there.
+        // Clients that have the device open reconnect to the next server, and would read zeros there.
         const isMissed = holdsPages(device) && (await users.isThereStill())
         if (snapshot === undefined && (isMissed || broken.includes(name))) lost.push({ name, survives: 'nothing' })
       }
@@ -422,7 +425,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
           () => device.tick({ pages: tickPages }),
           (error) => {
             broken.push(device.name)
-            log.error('device.broken', `${device.name} serves nothing any more: ${error.message}`, {
+            log.error('device.broken', `${device.name} has failed and serves no requests any more: ${error.message}`, {
               device: device.name,
             })
           },
@@ -432,14 +435,19 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       cacheTickings.push(
         new Ticking(
           () => cache.tick({ pages: tickPages }),
-          (error) => log.error('cache.broken', `${cache.name} has no second chance any more: ${error.message}`),
+          (error) =>
+            log.error(
+              'cache.broken',
+              `the second chance of ${cache.name} has failed; the file is served without it: ${error.message}`,
+            ),
         ),
       )
     for (const cache of valueCaches)
       cacheTickings.push(
         new Ticking(
           () => cache.tick(tickPages),
-          (error) => log.error('cache.broken', `${cache.name} is broken: ${error.message}`, { cache: cache.name }),
+          (error) =>
+            log.error('cache.broken', `cache ${cache.name} has failed: ${error.message}`, { cache: cache.name }),
         ),
       )
     const watched = [
@@ -459,7 +467,7 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     undo.push(async () => {
       if (mounted !== undefined && swaps.length > 0) await drained(mounted, { terminal, log })
     })
-    // One after the other: the first has its place in the kernel's order before the second comes.
+    // One after the other, as the order decides the priorities of the kernel.
     for (const { name, swapPriority } of swaps) {
       goOn()
       await swapOn(name, swapPriority!, controlPath)
@@ -467,18 +475,18 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     goOn()
     serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
-    // Standard output may be that of whoever started it and handed a socket over (`nbdinfo -- [ tmem serve … ]`).
+    // With a socket handed over (`nbdinfo -- [ tmem serve … ]`), standard output may belong to the parent process.
     else if (course === undefined && descriptors.length === 0) terminal.print(described(info, controlPath))
-    // Signals are taken at once, whatever the manager does.
+    // Signals are handled from now on, whatever the manager does.
     const names = [...devices.map(({ served }) => served), ...caches, ...valueCaches].map(({ name }) => name)
     const told = manager.ready(`serves ${names.join(', ')}`)
     await stopped(fuse, options.drain === true, { terminal, log, info }, course)
     await told
     await manager.stopping()
     mounted = undefined
-    if (broken.length > 0) throw new Failed(`what was in ${broken.join(', ')} is lost: see above`)
+    if (broken.length > 0) throw new Failed(`the pages of ${broken.join(', ')} are lost: see the errors above`)
   } catch (error) {
-    // Whatever it was that the signal ended.
+    // Whatever the signal interrupted.
     if (!serves) goOn()
     throw error
   } finally {
@@ -487,34 +495,34 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
   const names = lost.map(({ name }) => name).join(', ')
   if (names !== '')
     throw new LookFirst(
-      `what it held of ${names} is lost, and clients had that open: end them, then start with --fresh; with a snapshot it would be there again`,
+      `the pages of ${names} are lost, and clients had it open: end them, then start with --fresh; a snapshot would keep the pages`,
     )
 }
 
 /**
- * Has the kernel swap to a device. In a process of its own, as the files of the mount are this one's to answer for.
- * Rejects with `Failed`.
+ * Makes the kernel swap to a device. Another process does it, because this one must answer requests for the files of
+ * the mount meanwhile. Rejects with `Failed`.
  */
 async function swapOn(name: string, priority: number, control: string): Promise<void> {
   const words = ['swap', 'on', name, '--control', control, '--priority', String(priority)]
   await tool(process.execPath, fileURLToPath(new URL('../bin.js', import.meta.url)), ...words)
 }
 
-/** Rejects with `Interrupted` when the signal is raised, and never resolves. */
+/** Rejects with `Interrupted` when the signal is raised; never resolves. */
 const interrupted = (signal: AbortSignal): Promise<never> =>
   new Promise((_, reject) => {
     signal.addEventListener('abort', () => reject(new Interrupted()), { once: true })
   })
 
-/** Whether anything but zeros would be missed. */
+/** Whether the device has pages that are not zero. */
 function holdsPages(device: Ramzswap): boolean {
   const { slots = 0, empty = 0 } = device.stats().children.find(({ name }) => name === 'slots')?.counters ?? {}
   return empty < slots
 }
 
 /**
- * Rejects with `LookFirst` where a server was killed and the kernel still has loop devices over its files: each access
- * to them fails, and once the mount is taken away nobody can tell what they were.
+ * Rejects with `LookFirst` if a server was killed and the kernel still has loop devices over its files: each access to
+ * them fails, and once the mount is gone they can no longer be identified.
  */
 async function judgeLoops(directory: string): Promise<void> {
   let place: Place
@@ -522,7 +530,7 @@ async function judgeLoops(directory: string): Promise<void> {
     place = placeOf(directory)
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT')
-      throw new Failed(`there is no directory ${directory} to mount on: make it with mkdir -p ${directory}`)
+      throw new Failed(`the directory ${directory} for the mount does not exist: make it with mkdir -p ${directory}`)
     throw new Failed(`${directory} cannot be used: ${(error as Error).message}`)
   }
   if (!place.isMountPoint || !place.mount.type.startsWith('fuse')) return
@@ -534,13 +542,13 @@ async function judgeLoops(directory: string): Promise<void> {
   const uses = await loopsOverDead(place.mount)
   if (uses.length === 0) return
   throw new LookFirst(
-    `the server before was killed, and its files are in use by ${usesOf(uses)}: run ${uses.flatMap(endingOf).join('; ')}; then start again`,
+    `the earlier server was killed, and its files are in use by ${usesOf(uses)}: run ${uses.flatMap(endingOf).join('; ')}; then start again`,
   )
 }
 
 const usesOf = (uses: readonly LoopUse[]): string => uses.map(useText).join('; ')
 
-/** Undoes all of it, the last first; then throws what went wrong first. */
+/** Undoes all steps, the last first, then throws the first error. */
 async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<void> {
   const errors: unknown[] = []
   for (const act of [...undo].reverse()) {
@@ -553,7 +561,7 @@ async function undoAll(undo: readonly (() => Promise<void> | void)[]): Promise<v
   if (errors.length > 0) throw errors[0]
 }
 
-/** Resolves once somebody asked it to stop and it may; the mount is gone then. */
+/** Resolves when the server was asked to stop and may; the mount is then gone. */
 async function stopped(
   fuse: FuseServer | undefined,
   drains: boolean,
@@ -577,7 +585,7 @@ async function stopped(
         asked = () => settle('asked')
       })
       if ((await Promise.race([runs ? over! : request, ...(ended === undefined ? [] : [ended])])) === 'ended')
-        throw new Failed(`the mount on ${fuse!.mountPoint} was taken away by somebody else`)
+        throw new Failed(`the mount on ${fuse!.mountPoint} was unmounted by another process`)
       if (fuse === undefined) return
       try {
         if (drains) await drained(fuse, { terminal, log })
@@ -641,7 +649,7 @@ function rootOf(
       for (const device of caches) entries.set(device.name, { kind: 'device', device })
       entries.set('stats', {
         kind: 'directory',
-        // A device may have the name of a server's section.
+        // A device may have the name of a section of the server.
         entries: () =>
           namedApart([
             ...devices.map(({ served, stats }) => [served.name, statisticsTree(stats)] as const),
@@ -663,7 +671,7 @@ function rootOf(
   }
 }
 
-/** Where users of a device come in, as far as there are such ways by now. */
+/** The entrances of users of a device that exist by now. */
 function entrancesOf(
   device: BlockDevice,
   servers: () => { readonly nbd: NbdServer | undefined; readonly fuse: FuseServer | undefined },
@@ -697,14 +705,14 @@ const filesOf = (opened: Opened, log: Log): Map<string, FuseNode> =>
     ]),
   )
 
-/** Who turns a knob, and how it got here. */
+/** The setter of a knob, and the way that the request came. */
 interface Turner {
   readonly pid?: number
   readonly uid?: number
   readonly through: 'the mount' | 'the control socket' | 'the console'
 }
 
-/** Turns a knob, and says who did. */
+/** Sets a knob, and logs by whom. */
 async function turn(
   device: string,
   name: string,
@@ -727,7 +735,7 @@ async function turn(
   return answer
 }
 
-/** What is needed to answer. */
+/** The parts of a server that answers need. */
 interface Answering {
   readonly info: Info
   readonly devices: readonly Opened[]
@@ -764,15 +772,15 @@ async function answerTo(
       return { [name]: await turn(device.served.name, name, knob, value, turner, log) }
     }
     default:
-      throw new Error('it can be asked for info, stats, users, explain and knobs')
+      throw new Error('unknown request: expected info, stats, users, explain or knobs')
   }
 }
 
-/** The page at an offset. Throws `RangeError` for what lies outside of the device. */
+/** The page at an offset. Throws `RangeError` for an offset outside of the device. */
 function explained({ device }: Opened, offset: number): Answers['explain'] {
   const { name, sizeBytes } = device
   if (!Number.isSafeInteger(offset) || offset < 0 || offset >= sizeBytes)
-    throw new RangeError(`${name} has the bytes 0 to ${sizeBytes - 1}, got ${offset}`)
+    throw new RangeError(`${name} has bytes 0 to ${sizeBytes - 1}, got offset ${offset}`)
   const report = device.explain(Math.floor(offset / 4096))
   const { codec } = report
   return { device: name, offset, ...report, codecName: codec === null ? null : (codecName(codec) ?? null) }
@@ -784,13 +792,13 @@ function named(devices: readonly Opened[], name: string): Opened {
   throw new Error(`there is no device ${name}; there is ${devices.map(({ served }) => served.name).join(', ')}`)
 }
 
-/** Moves between places that `tmem explain` knows of each device: 320 KiB. */
+/** Number of moves between places that are recorded of each device for `tmem explain`: 320 KiB. */
 const rememberedMoves = 16_384
 
-/** What a device is opened with, beside what the command line says of it. */
+/** Options for opening a device that are not from the command line. */
 interface Context {
   readonly stack: readonly Layer[]
-  /** Its first place is a hypervisor's. */
+  /** Whether its first place is the memory of a hypervisor. */
   readonly isVirtual: boolean
   readonly clock: () => number
   readonly wake: () => void
@@ -842,10 +850,10 @@ function deviceFor(
   }
 }
 
-/** How often it is looked how far the end of a device is. */
+/** Milliseconds between two looks at the progress of closing a device. */
 const endMs = 250
 
-/** Closes a device, and says meanwhile how much of it is still to be written to its image. */
+/** Closes a device, and shows meanwhile how much is still to be written to its image. */
 async function closed(served: Opened['served'], { name, snapshot }: DeviceRequest, work: LongWork): Promise<void> {
   if (snapshot === undefined) return served.close()
   const dirtyBytes = (): number =>
@@ -862,7 +870,7 @@ async function closed(served: Opened['served'], { name, snapshot }: DeviceReques
   }
 }
 
-/** Ends swapping to the files of a mount, and says meanwhile how much is still to come back. */
+/** Ends swapping to the files of a mount, and shows meanwhile how much is still to come back. */
 async function drained(
   { device }: FuseServer,
   { terminal, log }: { readonly terminal: Terminal; readonly log: Log },
@@ -878,11 +886,11 @@ async function drained(
 const survivalOf = ({ snapshot, writethrough }: DeviceRequest): Survival =>
   snapshot === undefined ? 'nothing' : writethrough ? 'acknowledged' : 'flushed'
 
-/** What a device may be called: it becomes the name of a file, beside those that are taken. */
+/** The valid names of devices, which become names of files beside `stats` and `knobs`. */
 export const deviceName: { readonly pattern: RegExp; readonly taken: readonly string[]; readonly rule: string } = {
   pattern: /^[A-Za-z0-9][\w.-]{0,63}$/,
   taken: ['stats', 'knobs'],
-  rule: 'a name of a device has letters, digits, . _ -, at most 64; not stats or knobs',
+  rule: 'expected at most 64 letters, digits, . _ or -, and not stats or knobs',
 }
 
 /** `name=swap0,size=1GiB`. */
@@ -893,7 +901,7 @@ function deviceOf(text: string): DeviceRequest {
       /^(name|size|memlimit|max|snapshot)=(.+)$/.exec(part) ?? (part === 'writethrough' ? [part, part, ''] : [])
     if (key === undefined || value === undefined || values.has(key))
       throw new BadInput(
-        `bad device "${text}": expected name=NAME,size=BYTES and perhaps memlimit=BYTES, max=BYTES, snapshot=PATH, writethrough`,
+        `bad device "${text}": expected name=NAME,size=BYTES[,memlimit=BYTES][,max=BYTES][,snapshot=PATH][,writethrough]`,
       )
     values.set(key, value)
   }
@@ -902,13 +910,13 @@ function deviceOf(text: string): DeviceRequest {
     if (value === undefined) return undefined
     const bytes = parseBytes(value)
     if (bytes === undefined || bytes % 4096 !== 0)
-      throw new BadInput(`bad device "${text}": ${key} must be whole pages of 4 KiB, e.g. 64MiB`)
+      throw new BadInput(`bad device "${text}": ${key}: expected whole pages of 4 KiB, e.g. 64MiB`)
     return bytes
   }
   const name = values.get('name')
   const sizeBytes = amount('size')
   if (name === undefined || sizeBytes === undefined)
-    throw new BadInput(`bad device "${text}": a device needs a name and a size, e.g. name=swap0,size=1GiB`)
+    throw new BadInput(`bad device "${text}": expected a name and a size, e.g. name=swap0,size=1GiB`)
   if (!deviceName.pattern.test(name) || deviceName.taken.includes(name))
     throw new BadInput(`bad device name "${name}": ${deviceName.rule}`)
   const memlimitBytes = amount('memlimit')
@@ -916,7 +924,7 @@ function deviceOf(text: string): DeviceRequest {
   const snapshot = values.get('snapshot')
   const writethrough = values.has('writethrough')
   if (writethrough && snapshot === undefined)
-    throw new BadInput(`bad device "${text}": writethrough is how a snapshot is written; add snapshot=PATH`)
+    throw new BadInput(`bad device "${text}": writethrough needs a snapshot: add snapshot=PATH`)
   return {
     name,
     sizeBytes,
@@ -927,7 +935,7 @@ function deviceOf(text: string): DeviceRequest {
   }
 }
 
-/** The stack of one device: `{name}` and `{size}` in the text are its own. A hypervisor's memory comes first. */
+/** The stack of one device, with its `{name}` and `{size}`. Memory of a hypervisor comes first. */
 export function stackFor(
   { stack: general, hypervisor }: Pick<ServeOptions, 'stack' | 'hypervisor'>,
   { name, sizeBytes, maxSizeBytes, stack = general }: DeviceRequest,

@@ -1,9 +1,9 @@
 /**
- * A cache of values that clients of Redis use: its entries, where it listens, and what is counted of both. The protocol
- * is the package's (`@tmem/cache/resp`); here it meets sockets and the server's own words.
+ * A cache of values for clients of Redis: its entries, its address, and the counters of both. `@tmem/cache/resp` has
+ * the protocol; this file connects it to sockets and to the server.
  *
- * Whoever reaches the socket may read, write and empty the cache: a unix socket is its owner's, as all of the program
- * are, and an address that others than this host reach is told (`isOpen`).
+ * Everybody who reaches the socket may read, write and empty the cache. A unix socket is open to its owner alone, as
+ * all sockets of the program are, and `isOpen` marks an address that other hosts can reach.
  */
 import { type AddressInfo, createServer, type Server } from 'node:net'
 import { Cache } from '@tmem/cache'
@@ -13,13 +13,13 @@ import { listenAtPath } from '@tmem/nbd'
 import { BadInput, Failed } from '../ending.ts'
 import { type CacheEndpoint, isLoopback } from './endpoints.ts'
 
-/** A cache that is to be served. */
+/** A cache to serve. */
 export interface ServedCacheRequest {
   readonly name: string
   readonly memoryBytes: number
-  /** A file beneath the memory. */
+  /** A file below the memory. */
   readonly file?: { readonly path: string; readonly sizeBytes: number }
-  /** Milliseconds that a value lives of which its client says nothing; without: until its room is needed. */
+  /** Default lifetime of a value in milliseconds (without it, values stay until their room is needed). */
   readonly ttlMs?: number
   /** `unix:PATH` or `tcp:HOST:PORT`. */
   readonly listen: string
@@ -35,7 +35,7 @@ interface Context {
 
 const largestValue = 64 * 2 ** 20
 
-/** Bytes that a cache takes at most, with what is on its way to and from its clients. */
+/** Most bytes that a cache takes, including data on its way to and from its clients. */
 export function servedCacheBytes({ memoryBytes, file }: ServedCacheRequest): number {
   return memoryBytes + respWorkBytes(Math.min(largestValue, (memoryBytes + (file?.sizeBytes ?? 0)) / 2))
 }
@@ -53,8 +53,8 @@ export class ServedCache {
   }
 
   /**
-   * Opens a cache, with what an earlier run has left in its file. Rejects with `BadInput` where the memory is too small
-   * for the file, `TmemError` where that is somebody else's or fails.
+   * Opens a cache with the entries of its file. Rejects with `BadInput` if the memory is too small for the file, with
+   * `TmemError` if another process uses the file or it fails.
    */
   static async open(request: ServedCacheRequest, { allocator, onError, onRefused }: Context): Promise<ServedCache> {
     const { name, memoryBytes: memory, file, ttlMs: ttl } = request
@@ -79,9 +79,7 @@ export class ServedCache {
     }
   }
 
-  /**
-   * Listens, until it is closed. Resolves to where, and whether others than this host reach that. Rejects with `Failed`.
-   */
+  /** Listens until `close`. Resolves to the address, and whether other hosts can reach it. Rejects with `Failed`. */
   async listen(endpoint: CacheEndpoint): Promise<{ readonly address: string; readonly isOpen: boolean }> {
     const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true }, (socket) =>
       this.#resp.accept(socket),
@@ -98,7 +96,7 @@ export class ServedCache {
     return { address: `tcp:${address}:${port}`, isOpen: !isLoopback(endpoint.host) }
   }
 
-  /** Lets the cache do what is left to do. */
+  /** Lets the cache do background work. */
   tick(pages: number): Progress {
     return { ...idle, pending: this.#cache.tick(pages) }
   }
@@ -143,7 +141,7 @@ export class ServedCache {
     }
   }
 
-  /** Ends all clients, then writes what is in memory to the file, if there is one. */
+  /** Disconnects all clients, then writes the entries in memory to the file, if there is one. */
   async close(): Promise<void> {
     const listener = this.#listener
     const stopped = new Promise<void>((resolve) => {
@@ -159,7 +157,7 @@ export class ServedCache {
 function listening(server: Server, host: string, port: number): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', ({ code, message }: NodeJS.ErrnoException) => {
-      const advice = code === 'EADDRINUSE' ? ': somebody listens there already, name another port' : ''
+      const advice = code === 'EADDRINUSE' ? ': another process listens there, name another port' : ''
       reject(new Error(`${message}${advice}`))
     })
     server.listen(port, host, resolve)

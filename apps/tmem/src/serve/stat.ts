@@ -6,7 +6,7 @@ import { type Terminal, tableOf } from '../terminal.ts'
 import { type Answers, ask, infoWithin } from './control.ts'
 import { usesBy } from './swap.ts'
 
-/** Prints the statistics once, or again and again until it is interrupted; first waits until a server answers. */
+/** Waits until a server answers, then prints the statistics once, or again and again until it is interrupted. */
 export async function stat(
   options: {
     readonly control: string
@@ -32,18 +32,18 @@ export async function stat(
 
 /**
  * Two tables. Of each device, in pages: used = same + hyper + compr + raw + backing + lost, and used + unwritten =
- * kernel + stale: `kernel` are the slots that the kernel has given out, `stale` those of ours that it has freed and not
- * yet discarded (and the header page), `unwritten` those of its that it has not written (it knows pages of zeros
- * itself). The kernel tells only a number; so of the last two we know the difference, and show that. `unsaved` are
- * pages that a snapshot would lose if the server were killed now.
+ * kernel + stale: `kernel` are the slots that the kernel uses, `stale` are pages that the kernel has freed and not yet
+ * discarded (and the header page), `unwritten` are slots that the kernel has not written (it keeps pages of zeros
+ * itself). The kernel reports only a number, so that only the difference of the last two is known and shown. `unsaved`
+ * are pages that a snapshot would lose if the server were killed now.
  *
  * Of each place of its stack, from the top: pages = put + sunk + rose - down - up - gone, and the pages of all places
  * are hyper + compr + raw + backing.
  *
- * Of each machine that lends memory: blocks there, those that may not vanish and would be lost with it now, and those
- * that may vanish.
+ * Of each machine that lends memory: its blocks, the persistent ones that would be lost with it now, and the ephemeral
+ * ones that would vanish.
  *
- * Of each cache of values: its entries and memory, and what clients got and did.
+ * Of each cache of values: its entries and memory, and the work of its clients.
  */
 async function tableFor({ info, devices, caches }: Answers['stats']): Promise<string> {
   const names = devices.map(({ name }) => name)
@@ -120,7 +120,7 @@ function cacheRow(cache: StatsNode): string[] {
 
 const machineHead = ['device', 'machine', 'state', 'blocks', 'lost with it', 'vanish with it']
 
-/** A machine that lends memory: what lies there, and what would be gone with it now. */
+/** A machine that lends memory: its blocks, and the blocks that would be gone with it now. */
 const machineRow = (device: string, { name, counters: c }: StatsNode): string[] => [
   device,
   name,

@@ -1,14 +1,12 @@
 /**
  * `tmem swap`: makes this host's kernel swap to a device of a server, through its file and a loop device, and undoes
- * that in the opposite order. What is on is read from the kernel each time: there is no state of its own that could be
+ * both in the opposite order. It reads the state from the kernel each time, and keeps none of its own that could be
  * wrong.
  *
- * Invariants:
- *  - The file is told by device and inode: that of the server's mount, and what the loop device says it is over. A path
- *    is only a way there.
- *  - Whoever turns a device on or off has its file claimed meanwhile, so of two at one moment one does. A device that
- *    somebody else uses is
- *    never turned on: `mkswap` would write over what is theirs.
+ * Invariants: - Device and inode identify the file: those of the server's mount, and those that the loop device
+ * reports. A path is only a way to the file. - A command that turns a device on or off holds a claim on its file, so
+ * that of two at one moment only one acts. A device that anybody else uses is never turned on: `mkswap` would overwrite
+ * their data.
  */
 import { closeSync, constants, openSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'
@@ -43,7 +41,7 @@ export async function swap(
     return
   }
   const names = namesOf(info, device)
-  if (names.length !== 1) throw new BadInput(`say which device: ${names.join(', ')}`)
+  if (names.length !== 1) throw new BadInput(`name one of the devices: ${names.join(', ')}`)
   const name = names[0]!
   await claimed(info, name, async () => {
     if (what === 'on') await on(info, name, options)
@@ -52,11 +50,11 @@ export async function swap(
   show(await statesOf(info, [name]), options.json, terminal)
 }
 
-/** How often, and how many milliseconds apart, it is looked whether a user of a device goes away. */
+/** Number of checks, and milliseconds between them, for a user of a device to leave. */
 const looks = 20
 const lookMs = 50
 
-/** Acts while the file of a device is open and claimed. Rejects with `Failed` when another process has it claimed. */
+/** Acts while the file of a device is open and claimed. Rejects with `Failed` if another process has claimed it. */
 async function claimed(info: Info, name: string, act: () => Promise<void>): Promise<void> {
   const file = fileOf(info, name)
   await inodeOf(info, name)
@@ -69,7 +67,7 @@ async function claimed(info: Info, name: string, act: () => Promise<void>): Prom
   try {
     const files = systemFiles()
     const claim = files.claim(descriptor, files.identifyOpen(descriptor), undefined)
-    if (claim === undefined) throw new Failed(`${name} is being turned on or off by somebody else: try again`)
+    if (claim === undefined) throw new Failed(`another process is turning ${name} on or off: try again`)
     try {
       await act()
     } finally {
@@ -85,7 +83,7 @@ async function on(
   name: string,
   { control, priority }: { readonly control: string; readonly priority: number },
 ): Promise<void> {
-  if (priority > 32767) throw new BadInput(`a priority is 0 to 32767, got ${priority}`)
+  if (priority > 32767) throw new BadInput(`--priority: expected 0 to 32767, got ${priority}`)
   const before = (await usesBy(info, [name])).get(name)!
   if (before.some((use) => use.swap !== undefined)) throw new Failed(`${name} is active swap already`)
   if (before.length > 0)
@@ -97,9 +95,9 @@ async function on(
   try {
     const now = (await usesBy(info, [name])).get(name)!
     if (now.length !== 1 || now[0]!.loop !== loop)
-      throw new Failed(`${loop} is not over the server's file ${fileOf(info, name)}, or not alone: nothing was written`)
+      throw new Failed(`${loop} does not belong to the server's file ${fileOf(info, name)} alone: nothing was written`)
     await tool('mkswap', loop)
-    // -d: freed slots are discarded, so that their memory comes back.
+    // -d: the kernel discards freed slots, which frees their memory.
     await tool('swapon', '-d', '-p', String(priority), loop)
   } catch (error) {
     await tool('losetup', '-d', loop)
@@ -107,10 +105,10 @@ async function on(
   }
 }
 
-/** Rejects with `Failed` when others than this process use a device, and go on doing so. */
+/** Rejects with `Failed` if others than this process use a device and do not stop. */
 async function assertUnused(control: string, name: string): Promise<void> {
   for (let look = 0; ; look++) {
-    // The file that is claimed is one; whoever is too late for the claim has it open for a moment.
+    // One open file is the claimed one; a process that comes too late for the claim has another open for a moment.
     const { clients, opens } = await ask(control, 'users', { device: name })
     if (clients === 0 && opens <= 1) return
     if (look === looks)
@@ -121,26 +119,26 @@ async function assertUnused(control: string, name: string): Promise<void> {
 
 async function off(info: Info, name: string, onProgress: OpenProgress): Promise<void> {
   const uses = (await usesBy(info, [name])).get(name)!
-  if (uses.length === 0) throw new Failed(`${name} is not on`)
+  if (uses.length === 0) throw new Failed(`${name} is not active swap`)
   for (const use of uses) await release(use, onProgress)
 }
 
 const fileOf = (info: Info, name: string): string => `${info.fuse}/${name}`
 
-/** Inode of a device's file. Rejects with `Failed` when something else is under that name. */
+/** Inode of a device's file. Rejects with `Failed` if the name leads to another file. */
 async function inodeOf(info: Info, name: string): Promise<number> {
   const file = fileOf(info, name)
   const stat = await lstat(file, { bigint: true }).catch((error: Error) => {
-    throw new Failed(`${file} cannot be looked at: ${error.message}`)
+    throw new Failed(`${file} cannot be examined: ${error.message}`)
   })
   if (!stat.isFile() || deviceText(stat.dev) !== info.fileSystem)
     throw new Failed(
-      `${file} is not the server's: something else is mounted there; the server's mount is ${info.fileSystem}`,
+      `${file} is not a file of the server: another file system is mounted there; the server's is ${info.fileSystem}`,
     )
   return Number(stat.ino)
 }
 
-/** What the kernel does with the files of devices: told by device and inode. */
+/** How the kernel uses the files of devices, which device and inode identify. */
 export async function usesBy(info: Info, names: readonly string[]): Promise<ReadonlyMap<string, readonly LoopUse[]>> {
   const uses = await loopsOver(info.fileSystem!)
   const by = new Map<string, readonly LoopUse[]>()

@@ -1,11 +1,11 @@
 /**
- * Background work of a device, when its stack asks for it: soon after it has asked to be woken, again while there is
- * more to do, and else now and then.
+ * Background work of a device: soon after its stack has asked for it, again while there is more to do, and otherwise
+ * now and then.
  *
- * While there is more to do it rests as long as it has worked, so that it takes half of a processor at most, and
- * requests have their turn.
+ * Between two turns it rests for as long as it has worked, so that it takes at most half of a processor and requests
+ * get their turn.
  *
- * A device whose work throws is broken. It is left alone from then on, and nobody else's work ends with it.
+ * A device whose work throws is broken: its work ends, and that of other devices goes on.
  */
 import type { Progress } from '@tmem/core'
 
@@ -19,7 +19,7 @@ export class Ticking {
   #soon: NodeJS.Immediate | undefined
   #stopped = false
 
-  /** Begins at once. `onBroken` is told once, when `tick` has thrown. */
+  /** Begins at once. Calls `onBroken` once if `tick` throws. */
   constructor(tick: () => Progress, onBroken: (error: Error) => void) {
     this.#tick = tick
     this.#onBroken = onBroken
@@ -50,7 +50,7 @@ export class Ticking {
       this.#onBroken(error as Error)
       return
     }
-    // It may have asked for more meanwhile.
+    // The stack may have asked for more meanwhile.
     if (this.#stopped || this.#soon !== undefined) return
     this.#timer = setTimeout(() => this.#run(), pending ? performance.now() - begun : heartbeatMs)
   }

@@ -1,12 +1,11 @@
 /**
- * `tmem top`: what devices and places did in each interval, those first that hurt most.
+ * `tmem top`: what devices and places did in each interval, longest waits first.
  *
- * What hurts is waiting. A device hurts as much as clients waited for it: the time of all its requests in a second,
- * which is more than a second where many wait at once. A place hurts as much as pages waited for it: fetches out of it,
- * and moves to it; where nobody waited, by what it refused.
+ * Devices are ordered by the time that clients waited for them: the sum over all requests in a second, which is more
+ * than a second if many wait at once. Places are ordered by the time that pages waited for them, in fetches and moves,
+ * and then by the pages that they refused.
  *
- * On a terminal the screen is drawn anew in place, as much of it as there are lines; anywhere else each interval is
- * printed below the one before.
+ * On a terminal each interval replaces the one before on the screen; elsewhere it is printed below it.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Durations, durationBoundsNs, placeNames, type StatsNode } from '@tmem/core'
@@ -16,28 +15,30 @@ import { type Answers, ask } from './control.ts'
 
 type Counters = Readonly<Record<string, number>>
 
-/** What a device did, each second. */
+/** The rates of a device, per second. */
 export interface DeviceRow {
   readonly device: string
-  /** Milliseconds that its requests took, all together. */
+  /** Milliseconds that its requests took, summed. */
   readonly waitMs: number
   readonly reads: number
   readonly writes: number
-  /** What 99 of 100 requests took at most, in milliseconds, of those in the interval; null: there was none. */
+  /** The 99th percentile of its requests in the interval, in milliseconds; null without requests. */
   readonly p99Ms: number | null
   readonly refused: number
   readonly failed: number
-  /** Now: pages that it has, memory that its places use, and what the pages in memory were before over that. */
+  /**
+   * Now: its pages, the memory of its places, and the ratio of the uncompressed size of its pages in memory to that.
+   */
   readonly pages: number
   readonly memoryBytes: number
   readonly ratio: number | null
 }
 
-/** What a place of a device did, each second. */
+/** The rates of a place of a device, per second. */
 export interface PlaceRow {
   readonly device: string
   readonly place: string
-  /** Milliseconds that pages waited for it: fetches and moves. */
+  /** Milliseconds that pages waited for it, in fetches and moves. */
   readonly waitMs: number
   /** Blocks that came and went. */
   readonly put: number
@@ -53,14 +54,14 @@ export interface PlaceRow {
   readonly bytes: number
 }
 
-/** What there was between two looks. */
+/** The work between two looks. */
 export interface Interval {
   readonly seconds: number
   readonly devices: readonly DeviceRow[]
   readonly places: readonly PlaceRow[]
 }
 
-/** Shows intervals, one or until it is interrupted. Rejects with `Failed` where no server answers. */
+/** Shows one interval, or intervals until it is interrupted. Rejects with `Failed` if no server answers. */
 export async function top(
   options: { readonly control: string; readonly interval: number; readonly once?: true; readonly json?: true },
   terminal: Terminal,
@@ -87,7 +88,7 @@ export async function top(
   }
 }
 
-/** What was done between two answers of one server. What began to count anew meanwhile has done what it counts. */
+/** The work between two answers of one server. A counter that was reset meanwhile counts from zero. */
 export function between(before: Answers['stats'], now: Answers['stats'], seconds: number): Interval {
   const devices: DeviceRow[] = []
   const places: PlaceRow[] = []
@@ -130,7 +131,7 @@ function deviceRow(now: StatsNode, before: StatsNode | undefined, seconds: numbe
   }
 }
 
-/** Which place of which device. */
+/** A place of a device. */
 interface Seat {
   readonly device: StatsNode
   readonly former: StatsNode | undefined
@@ -177,7 +178,7 @@ const rateOf =
     return grown(valueIn(now), before === undefined ? 0 : valueIn(before)) / seconds
   }
 
-/** What a counter has grown by: all of it, where it began anew. */
+/** The growth of a counter: all of it, if it was reset. */
 const grown = (now: number, before: number): number => (now >= before ? now - before : now)
 
 const sumOf = (now: Counters, before: Counters = {}): number =>
@@ -209,7 +210,7 @@ function headOf({ info }: Answers['stats']): string {
 const deviceHead = ['device', 'wait', 'reads', 'writes', 'p99', 'refused', 'failed', 'pages', 'memory', 'ratio']
 const placeHead = ['device', 'place', 'wait', 'put', 'sunk', 'rose', 'down', 'up', 'refused', 'fetch p99', 'move p99']
 
-/** Two tables: numbers are those of a second, but for pages, memory and bytes. */
+/** Two tables. Numbers are rates per second, except pages, memory and bytes. */
 export function textOf({ devices, places }: Interval): string {
   const deviceRows = devices.map((row) => [
     row.device,

@@ -1,26 +1,26 @@
 /**
- * Who uses a device, and that nobody begins to while its pages are given up.
+ * The users of a device, and the claim that keeps new ones out while its pages are dropped.
  *
- * Users are clients of NBD and whoever has the device's file open: a program, or a loop device with swap or a file
- * system on it. Both are counted where they come in, so it does not matter by which path they came.
+ * Users are NBD clients and openers of the device's file: programs, or a loop device with swap or a file system on it.
+ * Both are counted at their entrance, whatever path led them there.
  *
- * Invariant: what gives up pages that somebody may count on (`reset`, a smaller `disksize`, RESIZE) is done only while
- * nobody else uses the device. It is claimed first, then looked at, then done.
+ * Invariant: an operation that drops pages which a user may need (`reset`, a smaller `disksize`, RESIZE) runs only
+ * while nobody else uses the device. It claims the device first, then counts the users, then acts.
  */
 import { setImmediate } from 'node:timers/promises'
 
-/** Where users come in. */
+/** The entrances of users. */
 export interface Entrances {
-  /** Clients of NBD that have it open. */
+  /** Number of NBD clients that have the device open. */
   clients(): number
-  /** Files that lead to it: `opens` at once, `opensNow` after the kernel has told of what was closed. */
+  /** Open files of the device: `opens` at once, `opensNow` after the kernel has reported what was closed. */
   opens(): number
   opensNow(): Promise<number>
-  /** What this host's kernel does with the file, in words; `undefined`: nothing, or nobody can tell. */
+  /** How this host's kernel uses the file, in words; `undefined` if it does not, or if that is unknown. */
   kernelUse(): Promise<string | undefined>
 }
 
-/** Somebody uses what was to be taken away; in the mount it is EBUSY. */
+/** The error for pages that are in use; in the mount it is EBUSY. */
 export const inUse = (message: string): Error => Object.assign(new Error(message), { code: 'EBUSY' })
 
 export class Users {
@@ -33,33 +33,33 @@ export class Users {
     this.#entrances = entrances
   }
 
-  /** Whether its file may be opened: not while its pages are given up. */
+  /** Whether the file may be opened: not while pages are dropped. */
   get mayOpen(): boolean {
     return !this.#isClaimed
   }
 
-  /** Whether others than NBD's clients use it. */
+  /** Whether anybody but NBD clients uses the device. */
   get hasFile(): boolean {
     return this.#entrances.opens() > 0
   }
 
-  /** Whether anybody uses it. */
+  /** Whether anybody uses the device. */
   get isThere(): boolean {
     return this.hasFile || this.#entrances.clients() > 0
   }
 
-  /** The same, after clients that have left by now were seen to. */
+  /** The same, after the connections that have ended by now are closed. */
   async isThereStill(): Promise<boolean> {
     await this.#departures()
     return this.isThere
   }
 
-  /** How many connections and open files lead to it now. */
+  /** The numbers of connections and open files now. */
   counts(): { readonly clients: number; readonly opens: number } {
     return { clients: this.#entrances.clients(), opens: this.#entrances.opens() }
   }
 
-  /** Who uses it, in words; `undefined`: nobody. */
+  /** The users in words; `undefined` if there are none. */
   async text(): Promise<string | undefined> {
     const opens = await this.#entrances.opensNow()
     const use = opens > 0 ? ((await this.#entrances.kernelUse()) ?? `${opens} open files`) : undefined
@@ -69,15 +69,12 @@ export class Users {
     return said.length === 0 ? undefined : said.join('; ')
   }
 
-  /** A connection's end is read, and then closed, in turns of the event loop after whatever else came with it. */
+  /** Lets the event loop read the end of connections and close them, which takes several turns. */
   async #departures(): Promise<void> {
     for (let turns = 0; turns < 16 && this.#entrances.clients() > 0; turns++) await setImmediate()
   }
 
-  /**
-   * Does what gives up pages while nobody uses the device. Rejects (`EBUSY`) when somebody does; nothing is done
-   * then.
-   */
+  /** Runs an operation that drops pages. Rejects (`EBUSY`) without running it if anybody uses the device. */
   async whileUnused<Result>(act: () => Result | Promise<Result>): Promise<Result> {
     if (this.#isClaimed) throw inUse(`${this.#name} is being emptied already`)
     this.#isClaimed = true

@@ -1,11 +1,11 @@
 /**
- * The file of `tmem up`: all that a server is, as YAML, judged whole before anything is done.
+ * The configuration file of `tmem up`: a whole server as YAML, checked completely before anything starts.
  *
- * Each mistake is a line of its own, `FILE:LINE:COLUMN: what is wrong`, and all of them are told at once. Nothing that
- * is misspelt is ignored: the nearest name is told. The same description is the JSON Schema that editors complete from
+ * All mistakes are reported at once, each in a line of its own: `FILE:LINE:COLUMN: what is wrong`. A misspelt name is a
+ * mistake, and its report suggests the nearest name. The same schema is the JSON Schema from which editors complete
  * (`tmem config schema`).
  *
- * Paths in the file, those in the texts of stacks among them, are relative to the folder of the file.
+ * Paths in the file, including those in the texts of stacks, are relative to the directory of the file.
  */
 import { dirname, resolve } from 'node:path'
 import { formatBytes, nearestName, parseBytes, parseStack, planStack, TmemError } from '@tmem/core'
@@ -33,7 +33,7 @@ const mostFileBytes = 256 * 2 ** 30
 /** A file of a thousand devices has a tenth of that. */
 const maxFileBytes = 2 ** 20
 
-/** An object of which each name is known: the nearest one is told for any other, a line each. */
+/** An object with a fixed set of names. Any other name is a mistake, a line each, with the nearest name. */
 function named<Shape extends z.ZodRawShape>(shape: Shape): z.ZodObject<Shape, z.core.$strict> {
   return z.strictObject(shape, {
     error: (issue) =>
@@ -71,19 +71,21 @@ const swapSchema = z.union(
 )
 
 const deviceSchema = named({
-  size: pages().describe('its size, whole pages of 4 KiB'),
-  stack: text('the text of a stack').optional().describe('its own stack, instead of the one of all'),
-  memlimit: pages().optional().describe('bytes of memory at most; what is over that goes down'),
-  max: pages().optional().describe('how large it can be made while it is served'),
-  snapshot: text('a path').optional().describe('image from which it starts, and to which it is flushed'),
-  writethrough: flag().optional().describe('a write to it is in the image before it is acknowledged'),
-  swap: swapSchema.optional().describe('the kernel of this host swaps to it while it is served'),
+  size: pages().describe('size of the device, in whole pages of 4 KiB'),
+  stack: text('the text of a stack').optional().describe('stack of this device, instead of the general one'),
+  memlimit: pages().optional().describe('most bytes of memory for its pages; pages beyond it sink'),
+  max: pages().optional().describe('largest size to which it can grow while it is served'),
+  snapshot: text('a path').optional().describe('image file that is loaded at the start and written by flushes'),
+  writethrough: flag().optional().describe('write each page to the image before the write is acknowledged'),
+  swap: swapSchema.optional().describe('let the kernel of this host swap to the device while it is served'),
 })
 
 const pageCacheSchema = named({
-  file: text('a path').describe('a file of whole sectors, such as an image of a disk'),
-  memory: pages().describe('bytes of its first level, at least 64KiB'),
-  stack: text('the text of a stack').optional().describe('second chance: where pages go that fall out of it'),
+  file: text('a path').describe('the file to serve, of whole sectors, such as a disk image'),
+  memory: pages().describe('bytes of the first level, at least 64KiB'),
+  stack: text('the text of a stack')
+    .optional()
+    .describe('stack for the second chance, which keeps pages that the first level evicts'),
 })
 
 const cacheSchema = named({
@@ -105,7 +107,9 @@ const cacheSchema = named({
 const schema = named({
   stack: text('the text of a stack')
     .optional()
-    .describe("the stack of each device that has none of its own; {name} and {size} in it are the device's"),
+    .describe(
+      'the stack of each device without one of its own, in which {name} and {size} stand for its name and size',
+    ),
   devices: z
     .record(z.string(), deviceSchema, { error: 'expected devices by name, each with a size' })
     .optional()
@@ -113,7 +117,7 @@ const schema = named({
   'page-caches': z
     .record(z.string(), pageCacheSchema, { error: 'expected page caches by name, each with a file and memory' })
     .optional()
-    .describe('files that are served beside the devices, to be read alone, by name: each through a page cache'),
+    .describe('files to serve read-only, by name, each through a page cache'),
   caches: z
     .record(z.string(), cacheSchema, { error: 'expected caches by name, each with memory and listen' })
     .optional()
@@ -121,28 +125,28 @@ const schema = named({
   nbd: z
     .array(text('unix:PATH or tcp:HOST:PORT'), { error: 'expected a list of addresses: unix:PATH or tcp:HOST:PORT' })
     .optional()
-    .describe('where it listens for NBD: unix:PATH[,mode=660] or tcp:HOST:PORT'),
+    .describe('addresses for NBD: unix:PATH[,mode=660] or tcp:HOST:PORT'),
   limits: named({
     connections: wholeNumber(1, 2 ** 31 - 1).optional(),
     'per-address': wholeNumber(1, 2 ** 31 - 1).optional(),
     requests: wholeNumber(1, 2 ** 31 - 1).optional(),
     bytes: amount().optional(),
     handshake: wholeNumber(1, 86_400).optional().describe('seconds'),
-    keepalive: wholeNumber(0, 86_400).optional().describe('seconds; 0: none'),
+    keepalive: wholeNumber(0, 86_400).optional().describe('seconds between keepalive probes; 0: none'),
   })
     .optional()
-    .describe('what clients of NBD can take at most'),
+    .describe('limits on NBD clients'),
   tls: named({
-    certificates: text('a directory').describe('server-cert.pem, server-key.pem, ca-cert.pem'),
-    'verify-peer': flag().optional().describe('let in only clients whose certificate ca-cert.pem has signed'),
+    certificates: text('a directory').describe('directory with server-cert.pem, server-key.pem and ca-cert.pem'),
+    'verify-peer': flag().optional().describe('accept only clients whose certificate ca-cert.pem has signed'),
   })
     .optional()
-    .describe('TLS, on TCP'),
-  fuse: text('a directory').optional().describe('directory of the mount: devices, statistics and knobs as files'),
+    .describe('TLS for NBD on TCP'),
+  fuse: text('a directory').optional().describe('directory for a mount with devices, statistics and knobs as files'),
   metrics: text('tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
     .regex(/^tcp:.+:\d{1,5}$/, 'expected tcp:HOST:PORT, e.g. tcp:127.0.0.1:9464')
     .optional()
-    .describe('where Prometheus reads metrics over HTTP: tcp:HOST:PORT'),
+    .describe('address of the metrics for Prometheus over HTTP: tcp:HOST:PORT'),
   sockets: named({
     mode: text('permissions such as "660"')
       .regex(/^0?[0-7]{3}$/, 'expected three octal digits in quotes, such as "660"')
@@ -150,42 +154,46 @@ const schema = named({
     group: z.union([z.string(), z.number()], { error: 'expected a group' }).optional().describe('name or number'),
   })
     .optional()
-    .describe('who may use the sockets that it makes (default: its own user)'),
+    .describe('permissions of the sockets that the server makes (default: its own user alone)'),
   http: named({
     listen: text('tcp:PORT or tcp:HOST:PORT')
       .optional()
       .describe('tcp:PORT, on the loopback, or tcp:HOST:PORT (default: tcp:127.0.0.1:8780)'),
-    token: text('a path').optional().describe('file: who says what it holds may turn knobs there (default: nobody)'),
+    token: text('a path')
+      .optional()
+      .describe('file with the token that permits its bearer to set knobs in the console (default: nobody may)'),
   })
     .optional()
     .describe('the web console'),
   'busy-turns': wholeNumber(0, 2 ** 32 - 1)
     .optional()
-    .describe('look so many times for the next request before sleeping'),
-  control: text('a path').optional().describe('socket on which it answers'),
+    .describe('poll this many times for the next request before sleeping'),
+  control: text('a path').optional().describe('control socket of the server'),
   memory: text('auto, perhaps with floor=BYTES, ceiling=BYTES, reserve=BYTES')
     .optional()
-    .describe('limits that follow the host: auto, perhaps with floor=, ceiling=, reserve='),
-  hypervisor: text('the text of a stack').optional().describe('memory that is offered each page first (virtswap)'),
+    .describe('auto: memory limits follow the free memory of the host; optional: floor=, ceiling=, reserve='),
+  hypervisor: text('the text of a stack')
+    .optional()
+    .describe('hypervisor memory that is offered each page first (virtswap)'),
   modules: z
     .array(text('a path'), { error: 'expected a list of modules' })
     .optional()
-    .describe('modules whose layers stacks may name, too'),
+    .describe('modules whose layers the stacks may also name'),
   log: named({
     format: z.enum(['text', 'json'], { error: 'expected text or json' }).optional(),
     level: z.enum(['error', 'warn', 'info', 'debug'], { error: 'expected error, warn, info or debug' }).optional(),
   })
     .optional()
-    .describe('how it says what happens'),
+    .describe('format and level of the log'),
 })
 
 type Content = z.infer<typeof schema>
 
-/** A file that is right: what is to be served, and swapped to. */
+/** The content of a valid file: what to serve, and what to swap to. */
 export interface Config {
-  /** Where it is, absolute. */
+  /** Absolute path of the file. */
   readonly path: string
-  /** Folder that its paths are relative to. */
+  /** Directory to which its paths are relative. */
   readonly folder: string
   readonly control: string | undefined
   readonly serve: Omit<ServeOptions, 'control' | 'fresh' | 'json'>
@@ -195,7 +203,7 @@ export interface Config {
 export const configSchema = (): object =>
   z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any', reused: 'inline' })
 
-/** Reads a file and judges it. Rejects with `BadInput`, a line for each mistake. */
+/** Reads and checks a file. Rejects with `BadInput`, with a line for each mistake. */
 export async function readConfig(file: string): Promise<Config> {
   const path = resolve(file)
   let source: string
@@ -222,7 +230,10 @@ export async function readConfig(file: string): Promise<Config> {
   return config
 }
 
-/** What a file says, as values. Throws `BadInput` for what has none: aliases of nothing, or of too much. */
+/**
+ * The content of a file as values. Throws `BadInput` for aliases without an anchor and for aliases that expand to too
+ * much.
+ */
 function contentOf(document: Document, mistakes: Mistakes): unknown {
   visit(document, {
     Alias: (_, alias) => {
@@ -230,9 +241,9 @@ function contentOf(document: Document, mistakes: Mistakes): unknown {
         mistakes.at(alias.range?.[0] ?? 0, `there is no anchor ${alias.source}`)
     },
     Pair: (_, { key }) => {
-      // As the name of a value it would be lost on the way, and what it says with it.
+      // As a key it would set the prototype, and its value would be lost.
       if (isNode(key) && String(key) === '__proto__')
-        mistakes.at(key.range?.[0] ?? 0, '__proto__: no name that can be used')
+        mistakes.at(key.range?.[0] ?? 0, '__proto__ cannot be used as a name')
     },
   })
   mistakes.judge()
@@ -246,18 +257,18 @@ function contentOf(document: Document, mistakes: Mistakes): unknown {
         first ??= alias.range?.[0]
       },
     })
-    mistakes.at(first ?? 0, 'its aliases stand for more than a file can mean: write out what is meant')
+    mistakes.at(first ?? 0, 'its aliases expand to too much: write the values out')
     return mistakes.judge()
   }
 }
 
-/** What a description alone cannot say. */
+/** The rules that the schema alone cannot express. */
 async function judge(content: Content, { serve }: Config, mistakes: Mistakes): Promise<void> {
   const { devices = {} } = content
   const caches = serve.pageCaches ?? []
   const exported = Object.keys(devices).length + caches.length
   if (exported + (serve.caches ?? []).length === 0)
-    mistakes.of(['devices'], 'expected one device, page cache or cache at least')
+    mistakes.of(['devices'], 'expected at least one device, page cache or cache')
   else if (exported > 0 && content.nbd === undefined && content.fuse === undefined)
     mistakes.of([], 'say how to serve: nbd, a list of addresses, or fuse, a directory')
   const factories = await layersWith(serve.modules).catch((error: Error) => {

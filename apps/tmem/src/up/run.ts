@@ -1,9 +1,9 @@
 /**
- * `tmem run … -- COMMAND`: serves devices for one command, and ends with it. Signals go to the command; its exit code
- * is that of this program, 128 and its number for a signal, as shells have it.
+ * `tmem run … -- COMMAND`: serves devices while one command runs. Signals go to the command. This program ends with the
+ * exit code of the command, or with 128 plus the number of the signal that ended it, as shells do.
  *
- * The command finds the way in its environment: `TMEM_CONTROL`, `TMEM_DEVICE` (the first), `TMEM_NBD` (a URI, as
- * NBD's clients take it) and, with a mount, `TMEM_FILE`.
+ * The command finds the server in its environment: `TMEM_CONTROL`, `TMEM_DEVICE` (the first device), `TMEM_NBD` (a URI,
+ * as NBD clients take it) and, with a mount, `TMEM_FILE`.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -14,13 +14,13 @@ import type { Info } from '../serve/control.ts'
 import { type Course, type ServeOptions, serve } from '../serve/serve.ts'
 import type { Terminal } from '../terminal.ts'
 
-/** Serves, runs the command, and ends. Rejects with `Ended` unless its exit code is 0, and as `serve` does. */
+/** Serves, runs the command, and ends. Rejects as `serve` does, and with `Ended` unless the command's exit code is 0. */
 export async function runCommand(
   command: readonly string[],
   options: Omit<ServeOptions, 'control' | 'nbd'>,
   terminal: Terminal,
 ): Promise<void> {
-  // Nobody else is to find the sockets.
+  // No other user may reach the sockets.
   const folder = ownFolder()
   const control = join(folder, 'control.sock')
   const socket = join(folder, 'nbd.sock')
@@ -36,13 +36,15 @@ export async function runCommand(
   if (code !== 0) throw new Ended(code)
 }
 
-/** Absolute: the command may work in another folder. Throws `BadInput`. */
+/** A new private directory, as an absolute path: the command may change its directory. Throws `BadInput`. */
 function ownFolder(): string {
   const parent = resolve(tmpdir())
   try {
     return mkdtempSync(join(parent, 'tmem-run-'))
   } catch (error) {
-    throw new BadInput(`the sockets have no place in ${parent}, name another TMPDIR: ${(error as Error).message}`)
+    throw new BadInput(
+      `the sockets cannot be created in ${parent}: ${(error as Error).message}; set TMPDIR to another directory`,
+    )
   }
 }
 
@@ -68,7 +70,7 @@ function courseOf(
         try {
           child = spawn(program!, words, { stdio: 'inherit', env })
         } catch (error) {
-          // Some of what the system refuses is thrown, some comes as an event.
+          // The runtime throws some refusals of the system and emits others as events.
           failed(error as Error)
           return
         }

@@ -1,16 +1,14 @@
 /**
- * `tmem install-unit`: the units with which systemd runs what a file says (`tmem up`).
+ * `tmem install-unit`: the systemd units that run `tmem up` with a configuration file.
  *
- * Two kinds of server, by whether the file names a mount:
- *  - without one it is a user's of its own, who may do nothing but read what it needs and write where its files are;
- *    its sockets are systemd's, which listens before the server is there and while it starts again;
- *  - with one it is root's, because mounts and swap are. It has no file system of its own then: what a service mounts in
- *    one is seen by nobody else, and the kernel could not swap to it. The system calls, devices and capabilities that
- *    it does not need are taken from it all the same.
+ * There are two kinds of server, with a mount in the file and without: - Without a mount, the server has its own user,
+ * who may only read what the server needs and write its files; systemd owns the sockets and listens before the server
+ * has started and while it restarts. - With a mount, the server runs as root, which mounts and swap need. It keeps the
+ * mount namespace of the host, as the kernel could not swap to a mount in a private one. The system calls, devices and
+ * capabilities that the server does not need are still taken from it.
  *
- * Invariants:
- *  - A file that was not written by this command is not touched; all of them are judged before one is written.
- *  - What is written is whole: a file is there under its name with all of it, or as it was.
+ * Invariants: - Files that this command has not written are never touched; all files are checked before one is written.
+ * - Writes are atomic: a file has its old content or all of its new content.
  *
  * Sources: systemd.service(5), systemd.exec(5), systemd.socket(5), systemd.resource-control(5), sysusers.d(5).
  */
@@ -27,27 +25,27 @@ import type { Terminal } from '../terminal.ts'
 import { type Config, readConfig } from './config.ts'
 import { controlOf, type FileOptions } from './up.ts'
 
-/** Which units. */
+/** Options of the command. */
 export interface UnitOptions extends FileOptions {
-  /** Name of the units, and of the user where it has one of its own. */
+  /** Name of the units, and of their user if they get one. */
   readonly name: string
-  /** Folder that stands for `/` where the files are written. */
+  /** Directory that stands for `/`. */
   readonly root: string
 }
 
-/** The first line of each file that is ours. */
+/** The first line of each file that this command writes. */
 const mark = '# Written by tmem install-unit: it is written anew there, and not to be changed here.'
 
-/** A file that is to be. */
+/** A file to write. */
 interface UnitFile {
   readonly path: string
   readonly text: string
 }
 
-/** Writes the units. Rejects with `BadInput` and `Failed`, with nothing written. */
+/** Writes the units. Rejects with `BadInput` or `Failed` before anything is written. */
 export async function installUnit(options: UnitOptions, terminal: Terminal): Promise<void> {
   if (!/^[a-z][a-z0-9_-]{0,30}$/.test(options.name))
-    throw new BadInput(`bad --name "${options.name}": expected small letters, digits, - and _, at most 31`)
+    throw new BadInput(`bad --name "${options.name}": expected lower-case letters, digits, - and _, at most 31`)
   const root = resolve(options.root)
   const config = await readConfig(options.file)
   const control = controlOf(options, config)
@@ -66,16 +64,16 @@ export async function installUnit(options: UnitOptions, terminal: Terminal): Pro
 
 interface Plan {
   readonly files: readonly UnitFile[]
-  /** Commands that make use of them. */
+  /** The commands to run next. */
   readonly next: readonly string[]
 }
 
-/** What a server touches. */
+/** The files and sockets that a server uses. */
 interface Use {
   readonly name: string
   readonly config: Config
   readonly control: string
-  /** Folders in which it makes and writes files, sockets left out. */
+  /** Directories in which the server creates and writes files other than sockets. */
   readonly written: readonly string[]
   readonly hasNetwork: boolean
   readonly isRemote: boolean
@@ -105,7 +103,7 @@ async function planFor(name: string, config: Config, control: string): Promise<P
       next: ['systemctl daemon-reload', `systemctl enable --now ${name}.service`],
     }
   judgeOwnUser(use)
-  // A cache makes its sockets itself.
+  // Caches create their sockets themselves.
   const sockets = nbd.length === 0 ? [] : [`${name}.socket`]
   return {
     files: [
@@ -121,22 +119,22 @@ async function planFor(name: string, config: Config, control: string): Promise<P
   }
 }
 
-/** Throws `BadInput` where a user of its own could not run the server, or nobody could reach it. */
+/** Throws `BadInput` if the server's own user could not run it, or if nobody could reach it. */
 function judgeOwnUser({ name, config, control }: Use): void {
   if (control === resolve(defaultControl) && config.control === undefined)
     throw new BadInput(
-      `${config.path}: a server with a user of its own needs a folder for its control socket: add control: /run/${name}/control.sock`,
+      `${config.path}: a server with its own user needs a directory for its control socket: add control: /run/${name}/control.sock`,
     )
   for (const path of [process.execPath, program, config.path, ...(config.serve.modules ?? [])]) {
     const closed = closedOn(path)
     if (closed !== undefined)
       throw new BadInput(
-        `the user ${name} could not read ${path}: ${closed} is closed to others; chmod it, or put it elsewhere`,
+        `the user ${name} could not read ${path}: ${closed} is closed to others; chmod it, or move the file`,
       )
   }
 }
 
-/** What of a path others may not pass or read. */
+/** The first part of a path that others may not enter or read. */
 function closedOn(path: string): string | undefined {
   if ((statSync(path).mode & 0o004) === 0) return path
   for (let at = dirname(path); ; at = dirname(at)) {
@@ -196,7 +194,7 @@ ${needs.map((unit) => `Also=${unit}\n`).join('')}`
 /** A server without a mount. */
 function userSection({ name, config, written, control }: Use): string[] {
   const folders = new Set([...written, dirname(control)])
-  // Those that systemd makes are the user's anyway.
+  // The directories that systemd creates already belong to the user.
   for (const own of [`/run/${name}`, `/var/lib/${name}`]) folders.delete(own)
   const paths = [process.execPath, program, config.path, ...folders]
   const isHome = paths.some((path) => /^\/(?:home|root|run\/user)(?:\/|$)/.test(path))
@@ -209,7 +207,7 @@ function userSection({ name, config, written, control }: Use): string[] {
     'ProtectSystem=strict',
     `ProtectHome=${isHome ? 'read-only' : 'yes'}`,
     ...(folders.size === 0 ? [] : [`ReadWritePaths=${words([...folders].toSorted().map((path) => `-${path}`))}`]),
-    // A folder for temporary files of its own hides those that it needs, and what it writes there ends with it.
+    // A private /tmp would hide files that the server needs, and its content would end with the server.
     ...(isTemporary ? [] : ['PrivateTmp=yes']),
     'PrivateDevices=yes',
     'ProtectClock=yes',
@@ -230,7 +228,7 @@ function userSection({ name, config, written, control }: Use): string[] {
 function rootSection({ config }: Use): string[] {
   const swaps = (config.serve.device as readonly DeviceRequest[]).some(({ swapPriority }) => swapPriority !== undefined)
   return [
-    // Mounts, swap and loop devices; the io-flusher flag; images and sockets that are other users'.
+    // For mounts, swap and loop devices; for the io-flusher flag; for images and sockets of other users.
     'CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER',
     'KeyringMode=private',
     'DevicePolicy=closed',
@@ -251,7 +249,7 @@ function socketText({ name, config }: Use): string {
   })
   if (modes.size > 1)
     throw new BadInput(
-      `${config.path}: nbd: sockets with the modes ${[...modes].join(' and ')} cannot be one unit: give them one mode`,
+      `${config.path}: nbd: one unit cannot have sockets with the modes ${[...modes].join(' and ')}: give all the same mode`,
     )
   const [mode] = modes
   return `${mark}
@@ -269,7 +267,7 @@ WantedBy=sockets.target
 `
 }
 
-/** An address of TCP, as a unit has it. Throws `BadInput` for a name, or for any port. */
+/** A TCP address in the form of units. Throws `BadInput` for a host name, and for port 0. */
 function streamOf({ path }: Config, text: string): string {
   const [, host, port] = /^tcp:(.+):(\d+)$/.exec(text) ?? []
   if (host === undefined || isIP(host.replaceAll(/^\[|\]$/g, '')) === 0 || port === '0')
@@ -279,7 +277,7 @@ function streamOf({ path }: Config, text: string): string {
   return `${host}:${port}`
 }
 
-/** As it stands in a unit, where a percent sign begins a specifier. */
+/** Text for a unit, in which a percent sign would begin a specifier. */
 const specified = (text: string): string => text.replaceAll('%', '%%')
 
 /** Words of a command line, or of a list of paths. */
@@ -289,11 +287,11 @@ const words = (all: readonly string[]): string =>
     .map((word) => (/^[\w@%+=:,./$-]+$/.test(word) ? word : `"${word.replaceAll(/["\\]/g, '\\$&')}"`))
     .join(' ')
 
-/** Whether a file has to be written. Throws `Failed` for what is there and not ours. */
+/** Whether a file has to be written. Throws `Failed` if the file exists and this command has not written it. */
 function judged({ path, text }: UnitFile): 'written' | 'unchanged' {
   const found = lstatSync(path, { throwIfNoEntry: false })
   if (found === undefined) return 'written'
-  const notOurs = `${path} is there, and was not written by tmem install-unit: remove it, or take another --name`
+  const notOurs = `${path} exists and was not written by tmem install-unit: remove it, or choose another --name`
   if (!found.isFile() || found.size > maxUnitBytes) throw new Failed(notOurs)
   const before = readFileSync(path, 'utf8')
   if (!before.startsWith(`${mark}\n`)) throw new Failed(notOurs)
@@ -302,7 +300,7 @@ function judged({ path, text }: UnitFile): 'written' | 'unchanged' {
 
 const maxUnitBytes = 2 ** 16
 
-/** Writes all files beside their places, then puts them there. */
+/** Writes all files under temporary names, then renames them. */
 function writeAll(files: readonly UnitFile[]): void {
   const made: string[] = []
   try {

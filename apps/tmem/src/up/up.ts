@@ -1,10 +1,9 @@
 /**
- * `tmem up`, `down`, `status`: a server that is described by a file, from before the first device until after the last
- * swap area.
+ * `tmem up`, `down`, `status`: a server as a configuration file describes it, including swap areas on its devices.
  *
- * `up` is the server, in the foreground: it turns swap on in the order of the file once all devices are served, and
- * undoes all of it in the opposite order when it ends, whether it was asked to or failed on the way. `down` and
- * `status` ask the server that runs, so they tell what is, and not what the file says.
+ * `up` is the server, in the foreground. Once all devices are served it starts swapping to them in the order of the
+ * file, and at its end, asked for or after a failure, it undoes everything in the opposite order. `down` and `status`
+ * ask the running server, so that they show the state and not the file.
  */
 import { resolve } from 'node:path'
 import { chdir } from 'node:process'
@@ -21,15 +20,15 @@ import { usesBy } from '../serve/swap.ts'
 import { type Terminal, tableOf, withProgress } from '../terminal.ts'
 import { type Config, configSchema, readConfig } from './config.ts'
 
-/** Which file. */
+/** Path of the file. */
 export interface FileOptions {
   readonly file: string
-  /** Instead of the one that the file names. */
+  /** Control socket, instead of the one in the file. */
   readonly control?: string
   readonly json?: true
 }
 
-/** Serves what the file says, until it is asked to end. Rejects as `serve` does. */
+/** Serves what the file says until it is asked to end. Rejects as `serve` does. */
 export async function up(options: FileOptions & { readonly fresh?: true }, terminal: Terminal): Promise<void> {
   const config = await readConfig(options.file)
   const control = controlOf(options, config)
@@ -37,7 +36,7 @@ export async function up(options: FileOptions & { readonly fresh?: true }, termi
   await serve(
     {
       ...others,
-      // Whoever started it listens there already, and hands the sockets over.
+      // Socket activation: the manager listens there and hands the sockets over.
       ...(nbd === undefined || isActivated(process.env, process.pid) ? {} : { nbd }),
       control,
       ...(options.fresh === true ? { fresh: true } : {}),
@@ -47,12 +46,12 @@ export async function up(options: FileOptions & { readonly fresh?: true }, termi
   )
 }
 
-/** How often it is looked whether a server has ended. */
+/** Milliseconds between two checks whether a server has ended. */
 const lookMs = 100
 
 /**
- * Ends the server of the file: swap first, then the server, and waits until it has gone. Rejects with `Failed` where
- * there is none, where it does not end within `wait` seconds, and where it could not keep all.
+ * Ends swapping to the server of the file, then the server, and waits for its end. Rejects with `Failed` if no server
+ * answers, if it does not end within `wait` seconds, or if it lost pages.
  */
 export async function down(options: FileOptions & { readonly wait: number }, terminal: Terminal): Promise<void> {
   const control = controlOf(options, await readConfig(options.file))
@@ -63,31 +62,31 @@ export async function down(options: FileOptions & { readonly wait: number }, ter
   }
   if (!isThere())
     throw new Failed(
-      `what answers at ${control} says it is process ${info.pid}, and here that is none or another one: end it where it runs`,
+      `the server at ${control} says that it is process ${info.pid}, which is not a server on this host: end it where it runs, e.g. in its container`,
     )
   const { fileSystem } = info
   if (fileSystem !== null) await withProgress(terminal, (onProgress) => drain(fileSystem, onProgress))
-  // That takes its time: the server may have ended, and its number may be another one's by now.
+  // Swapoff takes time: meanwhile the server may have ended, and another process may have its number.
   if (isThere()) process.kill(info.pid, 'SIGTERM')
   const end = performance.now() + options.wait * 1000
   while (formerServer(control)?.running === true) {
     if (performance.now() >= end)
       throw new Failed(
-        `process ${info.pid} has not ended within ${options.wait} seconds: see what it says, or tmem down --wait SECONDS`,
+        `process ${info.pid} has not ended within ${options.wait} seconds: see its log, or wait longer with --wait SECONDS`,
       )
     await setTimeout(lookMs, undefined, { signal: terminal.signal }).catch(() => {
       throw new Interrupted()
     })
   }
   const left = formerServer(control)
-  if (left !== undefined) throw new Failed(`process ${left.pid} ${left.end}: what it held of ${left.lost} is lost`)
+  if (left !== undefined) throw new Failed(`process ${left.pid} ${left.end}: the pages of ${left.lost} are lost`)
   if (options.json === true) terminal.print(JSON.stringify({ pid: info.pid, ended: true }))
-  else terminal.print(`process ${info.pid} has ended, and nothing of it is left`)
+  else terminal.print(`process ${info.pid} has ended`)
 }
 
 /**
- * Shows what is served and swapped to, and where that differs from the file. Rejects with `Failed` where no server
- * answers, and where anything differs.
+ * Shows what is served and swapped to, and every difference from the file. Rejects with `Failed` if no server answers
+ * or anything differs.
  */
 export async function status(options: FileOptions, terminal: Terminal): Promise<void> {
   const config = await readConfig(options.file)
@@ -96,7 +95,9 @@ export async function status(options: FileOptions, terminal: Terminal): Promise<
     const former = formerServer(control)
     throw former === undefined || former.running
       ? error
-      : new Failed(`process ${former.pid}, the server of ${options.file}, ${former.end}: tmem up says what is lost`)
+      : new Failed(
+          `process ${former.pid}, the server of ${options.file}, ${former.end}: start tmem up, which says what is lost`,
+        )
   })
   const uses =
     info.fileSystem === null
@@ -113,7 +114,7 @@ export async function status(options: FileOptions, terminal: Terminal): Promise<
   const { pid, nbd, fuse, caches } = info
   if (options.json === true) terminal.print(JSON.stringify({ pid, control, nbd, fuse, devices, caches, differences }))
   else terminal.print(shown(info, devices, control))
-  if (differences.length > 0) throw new Failed(`not as ${options.file} says: ${differences.join('; ')}`)
+  if (differences.length > 0) throw new Failed(`the server differs from ${options.file}: ${differences.join('; ')}`)
 }
 
 /** Judges a file, or prints the JSON Schema of such files. */
@@ -126,7 +127,7 @@ export async function config(what: 'check' | 'schema', { file, json }: FileOptio
   if (json === true) terminal.print(JSON.stringify({ file, devices: options.device, caches: options.caches ?? [] }))
   else
     terminal.print(
-      `${file} is right: ${[...options.device.map(described), ...(options.caches ?? []).map(cacheDescribed)].join(', ')}`,
+      `${file} is valid: ${[...options.device.map(described), ...(options.caches ?? []).map(cacheDescribed)].join(', ')}`,
     )
 }
 
@@ -147,12 +148,12 @@ function differencesOf(config: Config, devices: readonly Served[]): string[] {
   const asked = config.serve.device as readonly DeviceRequest[]
   const differences = devices
     .filter(({ name }) => !asked.some((one) => one.name === name))
-    .map(({ name }) => `${name} is served, and not in the file`)
+    .map(({ name }) => `${name} is served but not in the file`)
   for (const { name, sizeBytes, swapPriority } of asked) {
     const served = devices.find((one) => one.name === name)
     if (served === undefined) differences.push(`${name} is not served`)
     else if (served.sizeBytes !== sizeBytes)
-      differences.push(`${name} has ${formatBytes(served.sizeBytes)} instead of ${formatBytes(sizeBytes)}`)
+      differences.push(`${name} has a size of ${formatBytes(served.sizeBytes)} instead of ${formatBytes(sizeBytes)}`)
     else if (swapPriority !== undefined && served.swap === null) differences.push(`${name} is not swapped to`)
   }
   return differences
@@ -162,7 +163,7 @@ function cacheDifferencesOf({ serve: { caches = [] } }: Config, info: Info): str
   return [
     ...info.caches
       .filter(({ name }) => !caches.some((one) => one.name === name))
-      .map(({ name }) => `${name} is served, and not in the file`),
+      .map(({ name }) => `${name} is served but not in the file`),
     ...caches
       .filter(({ name }) => !info.caches.some((one) => one.name === name))
       .map(({ name }) => `${name} is not served`),
@@ -189,7 +190,7 @@ function shown({ pid, nbd, fuse, caches }: Info, devices: readonly Served[], con
   ].join('\n')
 }
 
-/** Its control socket; from here on paths are relative to the folder of the file. */
+/** The control socket of the file. Also changes to the directory of the file, to which its paths are relative. */
 export function controlOf({ control }: FileOptions, config: Config): string {
   const given = control === undefined ? undefined : resolve(control)
   chdir(config.folder)

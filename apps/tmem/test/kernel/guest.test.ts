@@ -146,7 +146,7 @@ test('boots a kernel with cleancache, whose files come from the stack', { timeou
   needed(ctx)
   const words = ['--kernel-with-cleancache', '--workload', 'reread', '--stack', 'zcache(limit=192MiB)', '--json']
   const { code, stdout, stderr, left } = await run(words)
-  const lacks = /^tmem: the guest cannot be made: (.*)$/m.exec(stderr)?.[1]
+  const lacks = /^tmem: the parts of the guest cannot be prepared: (.*)$/m.exec(stderr)?.[1]
   if (lacks !== undefined) ctx.skip(`needs a kernel with cleancache: ${lacks}`)
   expect({ code, stderr, left }).toMatchObject({ code: 0, left: [] })
   const answer = JSON.parse(stdout)

@@ -261,7 +261,9 @@ test('a file that lies where the mount was is not the device', { timeout: 60_000
   await must('sh', '-c', 'echo "somebody else" >"$1" && truncate -s 64M "$1"', 'sh', join(real, 'd'))
   const before = await must('cksum', join(real, 'd'))
   for (const words of [['on'], ['status'], ['off']])
-    expect(await said('swap', ...words)).toMatch(/real\/d is not the server's: something else is mounted there/)
+    expect(await said('swap', ...words)).toMatch(
+      /real\/d is not a file of the server: another file system is mounted there/,
+    )
   expect([await must('cksum', join(real, 'd')), loops()]).toEqual([before, []])
   server.child.kill('SIGTERM')
   while (!server.notes().includes('something is mounted over')) await setTimeout(50)

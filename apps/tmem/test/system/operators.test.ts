@@ -98,7 +98,7 @@ test('a control group that is too small is said in one line, and nothing is begu
   const server = serve(`zcache(limit=100MiB) > frontswap(file=${folder}/{name}.img,size={size})`)
   expect(await server.ended).toBe(1)
   expect(server.notes()).toMatch(
-    /^tmem: the stacks may take \d+MiB of memory, and the control group \/tmem-test-operators, whose limit is 150MiB, can spare \d+MiB now: give smaller limits\n$/,
+    /^tmem: the stacks may take \d+MiB of memory, but the control group \/tmem-test-operators, whose limit is 150MiB, can spare \d+MiB now: set smaller limits\n$/,
   )
   expect(isMounted()).toBe(false)
   expect(existsSync(join(folder, 'a.img'))).toBe(false)

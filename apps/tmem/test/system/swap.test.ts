@@ -187,7 +187,7 @@ describe('swap to a file of the mount', { timeout: 180_000 }, () => {
     if (gibibytes > 60) ctx.skip('a store of so much memory is refused for its size')
     expect(await tmem(['serve', '--stack', stack, ...words])).toMatchObject({
       code: 1,
-      stderr: expect.stringMatching(/^tmem: the stacks may take \d+MiB of memory, and this host can spare \d+MiB now/m),
+      stderr: expect.stringMatching(/^tmem: the stacks may take \d+MiB of memory, but this host can spare \d+MiB now/m),
     })
     await sweep()
     expect(traces()).toEqual(clean)
