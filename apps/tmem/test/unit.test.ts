@@ -199,7 +199,7 @@ test.each([
     'two modes',
     plain.replace('nbd.sock', 'nbd.sock,mode=600').replace("'tcp:127.0.0.1:10809'", "'unix:/run/tmem/b'"),
     [],
-    /modes 600 and 660 cannot be one unit/,
+    /one unit cannot have sockets with the modes 600 and 660/,
   ],
   ['a name of a host', plain.replace('127.0.0.1', 'localhost'), [], /a socket unit listens on an address with a port/],
   ['any port', plain.replace('10809', '0'), [], /a socket unit listens on an address with a port/],
