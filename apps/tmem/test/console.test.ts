@@ -1,5 +1,6 @@
 /** `tmem serve --http`: what it takes and refuses, and that the console tells what `tmem stat` does. */
 
+import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { chmodSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -7,6 +8,7 @@ import { setTimeout } from 'node:timers/promises'
 import type { ConsoleState } from '@tmem/console'
 import { expect, test } from 'vitest'
 import { Client } from '../../../packages/nbd/test/client.ts'
+import { requires } from '../../../tools/requires.ts'
 import { serving, servingIn } from './serving.ts'
 import { temporaryDirectory, tmem } from './tmem.ts'
 
@@ -103,11 +105,21 @@ test('a token that others can read, or that is none, is refused', async () => {
   await expect(start()).rejects.toThrow('others can read or write it: chmod 600')
 })
 
+test('a token that is a pipe is refused, and not waited for', async (ctx) => {
+  requires(ctx, { commands: ['mkfifo'] })
+  const folder = temporaryDirectory()
+  const token = join(folder, 'token')
+  execFileSync('mkfifo', ['-m', '600', token])
+  await expect(servingIn(folder, stack, '--http', 'tcp:0', '--http-token', token, ...device)).rejects.toThrow(
+    'token is not a regular file',
+  )
+})
+
 test('a port that is taken is told, and nothing is left', async () => {
   const { info, folder, stop } = await serving(stack, '--http', 'tcp:0', ...device)
   const { port } = new URL(info.http!)
   await expect(serving(stack, '--http', `tcp:${port}`, ...device)).rejects.toThrow(
-    `the console cannot listen on 127.0.0.1, port ${port}`,
+    /the console cannot listen on 127.0.0.1, port \d+: .*EADDRINUSE.*: somebody listens there already, name another port$/,
   )
   expect(folder).toBeTruthy()
   expect((await stop()).code).toBe(0)

@@ -597,6 +597,13 @@ describe('a server that is killed', () => {
       found: `process ${pid} was killed; the pages of a are lost`,
       advice: 'end its clients, then start tmem serve with --fresh',
     })
+    // What it has left answers nothing, and its next start takes that away: no advice of its own.
+    expect(seen.checks.some(({ name }: { name: string }) => name === 'server')).toBe(false)
+    for (const question of [['stat'], ['top', '--once'], ['explain', 'a', '0'], ['swap', 'status']])
+      expect(await tmem([...question, '--control', first.control])).toMatchObject({
+        code: 1,
+        stderr: `tmem: no server at ${first.control}: process ${pid}, the last one, was killed; start it again, which says what is lost and what to run first\n`,
+      })
     const second = await servingIn(folder, stack, ...words, '--fresh')
     expect(await must((await client(folder, 'a')).read(0, 4096))).toEqual(Buffer.alloc(4096))
     expect(await second.stop()).toEqual({ code: 0, stderr: `tmem: ${what}\n` })
@@ -683,7 +690,7 @@ describe('without a server', () => {
     for (const words of [['stat'], ['swap', 'status'], ['swap', 'on']])
       expect(await tmem([...words, '--control', control])).toMatchObject({
         code: 1,
-        stderr: expect.stringMatching(/^tmem: no server at .*start one with tmem serve/),
+        stderr: expect.stringMatching(/^tmem: no server at .*start one with tmem up or tmem serve/),
       })
   })
 

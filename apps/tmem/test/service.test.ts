@@ -109,11 +109,26 @@ test('a folder that is not there: what to make', async () => {
   expect(ended.stderr).toContain('mkdir -p')
   expect(existsSync(join(folder, 's'))).toBe(false)
   await expect(servingIn(folder, stack, ...device, '--fuse', 'FOLDER/not/there')).rejects.toThrow(
-    `exit code 1: tmem: the directory ${folder}/not/there for the mount does not exist: make it with mkdir -p`,
+    process.geteuid?.() === 0
+      ? `exit code 1: tmem: the directory ${folder}/not/there for the mount does not exist: make it with mkdir -p`
+      : `exit code 1: tmem: to mount on ${folder}/not/there takes root (CAP_SYS_ADMIN)`,
   )
   await expect(servingIn(folder, 'frontswap(file=FOLDER/not/there,size=8MiB)', ...device)).rejects.toThrow(
     `its folder does not exist: make it with mkdir -p ${folder}/not`,
   )
+})
+
+test('who may mount nothing hears that first, whatever else is missing', async (ctx) => {
+  requires(ctx, { root: true, commands: ['setpriv'] })
+  const folder = temporaryDirectory()
+  const words = ['serve', '--stack', stack, ...device, '--fuse', `${folder}/mount`, '--control', `${folder}/c.sock`]
+  expect(await tmem(words, { through: ['setpriv', '--bounding-set', '-sys_admin'] })).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(
+      /^tmem: to mount on .* takes root \(CAP_SYS_ADMIN\), .*: run it as root, or serve over NBD/,
+    ),
+  })
+  expect(readdirSync(folder)).toEqual([])
 })
 
 test('a server that hangs is told as one that is there', async () => {

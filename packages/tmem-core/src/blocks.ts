@@ -24,7 +24,7 @@ import {
 } from './directory.ts'
 import type { Flights } from './flights.ts'
 import { none } from './handles.ts'
-import { nowhere } from './history.ts'
+import { moved, nowhere } from './history.ts'
 import type { Ledger } from './ledger.ts'
 import { longAgo, type Mover } from './mover.ts'
 import { GetOutcome, Pending, PutOutcome, putOutcomeCount, TmemError } from './outcomes.ts'
@@ -280,7 +280,7 @@ export class Blocks {
           if (this.#huge && seat.raw) directory.flag(entry, TRIED, 0)
           if (ledger.block.codec === 0) seat.counters.putHuge++
           seat.counters.put++
-          if (number > 0) ledger.history?.note('put', entry, nowhere, number)
+          if (number > 0) ledger.history?.note(moved.put, entry, nowhere, number)
           this.wakeFor(seat)
           return PutOutcome.Stored
         }
@@ -370,7 +370,7 @@ export class Blocks {
         )
         seat.counters.put++
         if (isHuge) seat.counters.putHuge++
-        if (seat.number > 0) ledger.history?.note('put', entry, nowhere, seat.number)
+        if (seat.number > 0) ledger.history?.note(moved.put, entry, nowhere, seat.number)
         last = PutOutcome.Stored
       } else {
         last = error === undefined ? PutOutcome.NoMemory : PutOutcome.Unavailable
@@ -443,7 +443,7 @@ export class Blocks {
     sinking.enter(seat, entry, resident, persistent ? MAIN : EPHEMERAL, this.#checksum)
     if (isCopy) {
       directory.setCopy(resident, place, location, units)
-      ledger.history?.note('put', entry, place, seat.number)
+      ledger.history?.note(moved.put, entry, place, seat.number)
     }
     seat.counters.put++
     this.wakeFor(seat)

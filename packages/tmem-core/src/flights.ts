@@ -8,6 +8,7 @@
 import { type Directory, EPHEMERAL, lengthIn, REFERENCED, samePlace } from './directory.ts'
 import { sealOf } from './frame.ts'
 import { none } from './handles.ts'
+import { moved } from './history.ts'
 import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
 import { type Block, type Flight, frameBytes, maxRoundingBytes } from './place.ts'
@@ -167,7 +168,7 @@ export class Flights {
       if (stays || ((directory.stateOf(entry) & REFERENCED) !== 0 && directory.queueOf(entry) !== EPHEMERAL)) {
         if (target.keepsCopies) {
           directory.setCopy(resident, target.number, location, flight.units[n]!)
-          this.#ledger.history?.note('copied', entry, seat.number, target.number)
+          this.#ledger.history?.note(moved.copied, entry, seat.number, target.number)
         } else this.#ledger.freeSlow(target, location, flight.units[n]!)
         if (stays) {
           target.counters.cleaned++
@@ -180,7 +181,7 @@ export class Flights {
       if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
       seat.counters.passedDown++
       target.counters.sunkIn++
-      this.#ledger.history?.note('sunk', entry, seat.number, target.number)
+      this.#ledger.history?.note(moved.sunk, entry, seat.number, target.number)
       left++
     }
     flight.clear()

@@ -15,11 +15,28 @@ import type { Allocator, MoveReason, ObjectId, PageHistory, PageMove } from './s
 /** Records at most. */
 export const maxRecords: number = 2 ** 20
 
-const reasons: readonly MoveReason[] = ['put', 'recovered', 'sunk', 'sunk_clean', 'copied', 'rose', 'released', 'gone']
-const numbers = Object.fromEntries(reasons.map((reason, n) => [reason, n])) as Record<MoveReason, number>
+/** Why a page moved, as records have it: a number costs no look into a table of names. */
+export const moved: Readonly<Record<MoveReason, number>> = {
+  put: 0,
+  recovered: 1,
+  sunk: 2,
+  sunk_clean: 3,
+  copied: 4,
+  rose: 5,
+  released: 6,
+  gone: 7,
+}
+const reasons = Object.keys(moved) as readonly MoveReason[]
 
-/** Time, index, tag, pool, and what happened. */
-const bytesPerRecord = 8 + 4 + 4 + 2 + 2
+/** A time, and the words of a record. */
+const bytesPerRecord = 8 + 3 * 4
+const recordWords = 3
+const INDEX = 0
+/** A scattered handle: two objects of a pool that have a page of one index are told apart by these 32 bits. */
+const TAG = 1
+/** Pool in the low half, then the reason in eight bits, the places before and after in four each, plus one. */
+const EVENT = 2
+const poolMask = 0xffff
 
 /** Place of what is in none. */
 export const nowhere = -1
@@ -38,15 +55,11 @@ export class History {
   readonly #clock: () => number
   readonly #records: number
   readonly #times: Float64Array
-  readonly #indexes: Uint32Array
-  /** Scattered handles: two objects of a pool that have a page of one index are told apart by these 32 bits. */
-  readonly #tags: Uint32Array
-  readonly #pools: Uint16Array
-  /** Reason in the low byte, then place before and after in four bits each, plus one. */
-  readonly #events: Uint16Array
+  readonly #words: Uint32Array
   readonly #began: number
-  /** Records that there ever were; the next one is written at its rest. */
+  /** Records that there ever were, and where the next one is written. */
   #count = 0
+  #next = 0
 
   /** Throws `TmemError` (`TMEM_NO_MEMORY`). */
   constructor({ table, records, clock, allocator }: HistoryOptions) {
@@ -59,24 +72,24 @@ export class History {
     this.#clock = clock
     this.#records = records
     this.#times = new Float64Array(memory, 0, records)
-    this.#indexes = new Uint32Array(memory, records * 8, records)
-    this.#tags = new Uint32Array(memory, records * 12, records)
-    this.#pools = new Uint16Array(memory, records * 16, records)
-    this.#events = new Uint16Array(memory, records * 18, records)
+    this.#words = new Uint32Array(memory, records * 8, records * recordWords)
     this.#began = clock()
   }
 
-  /** Notes a move of the page of an entry between places by their numbers. */
-  note(reason: MoveReason, entry: number, from: number, to: number): void {
+  /** Notes a move of the page of an entry, for a reason of `moved`, between places by their numbers. */
+  note(reason: number, entry: number, from: number, to: number): void {
     const table = this.#table
-    const at = this.#count++ % this.#records
+    const record = this.#next
+    this.#count++
+    this.#next = record + 1 === this.#records ? 0 : record + 1
+    this.#times[record] = this.#clock()
     const pool = table.poolOf(entry)
     const index = table.indexOf(entry)
-    this.#times[at] = this.#clock()
-    this.#indexes[at] = index
-    this.#tags[at] = tagOf(pool, table.objectOf(entry), index)
-    this.#pools[at] = pool
-    this.#events[at] = numbers[reason] | ((from + 1) << 8) | ((to + 1) << 12)
+    const at = record * recordWords
+    const words = this.#words
+    words[at + INDEX] = index
+    words[at + TAG] = tagOf(pool, table.objectOf(entry), index)
+    words[at + EVENT] = pool | (reason << 16) | ((from + 1) << 24) | ((to + 1) << 28)
   }
 
   /** The moves of a page that are remembered, the oldest first. */
@@ -84,15 +97,17 @@ export class History {
     const moves: PageMove[] = []
     const tag = tagOf(pool, object, index) >>> 0
     const oldest = Math.max(0, this.#count - this.#records)
+    const words = this.#words
     for (let n = oldest; n < this.#count; n++) {
-      const at = n % this.#records
-      if (this.#indexes[at] !== index || this.#tags[at] !== tag || this.#pools[at] !== pool) continue
-      const event = this.#events[at]!
+      const record = n % this.#records
+      const at = record * recordWords
+      const event = words[at + EVENT]!
+      if (words[at + INDEX] !== index || words[at + TAG] !== tag || (event & poolMask) !== pool) continue
       moves.push({
-        reason: reasons[event & 0xff]!,
-        from: ((event >>> 8) & 15) - 1,
-        to: (event >>> 12) - 1,
-        atMs: this.#times[at]!,
+        reason: reasons[(event >>> 16) & 0xff]!,
+        from: ((event >>> 24) & 15) - 1,
+        to: (event >>> 28) - 1,
+        atMs: this.#times[record]!,
       })
     }
     return { moves, sinceMs: oldest === 0 ? this.#began : this.#times[oldest % this.#records]! }
@@ -101,7 +116,8 @@ export class History {
   /** A pool is gone: the next one of its number has another history. */
   forget(pool: number): void {
     const known = Math.min(this.#count, this.#records)
-    for (let at = 0; at < known; at++) if (this.#pools[at] === pool) this.#pools[at] = noPool
+    for (let at = EVENT; at < known * recordWords; at += recordWords)
+      if ((this.#words[at]! & poolMask) === pool) this.#words[at]! |= noPool
   }
 }
 

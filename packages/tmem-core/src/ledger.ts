@@ -21,7 +21,7 @@ import {
   tagOf,
 } from './directory.ts'
 import { none } from './handles.ts'
-import { History, nowhere } from './history.ts'
+import { History, moved, nowhere } from './history.ts'
 import { SinkClock } from './order.ts'
 import { TmemError } from './outcomes.ts'
 import { Block, type BlockCodec, type Flight, isSlow, type MovedBlock, maxBlockBytes } from './place.ts'
@@ -153,7 +153,7 @@ export class Ledger {
     const isEphemeral = directory.queueOf(entry) === EPHEMERAL
     this.dropToCopy(seat, entry, resident)
     seat.counters.droppedClean++
-    this.history?.note('sunk_clean', entry, seat.number, directory.placeOf(entry))
+    this.history?.note(moved.sunk_clean, entry, seat.number, directory.placeOf(entry))
     seat.savedWrites = Math.min(seat.savedWrites + 1, directory.pages[seat.number]!)
     if (!isEphemeral) seat.order.sank(directory.isMainGhost(entry))
   }
@@ -203,7 +203,7 @@ export class Ledger {
     const seat = this.seats[place]!
     seat.counters.gone++
     // What is only forgotten here is with its pool's end.
-    if (seat.number > 0 && !forget) this.history?.note('gone', entry, seat.number, nowhere)
+    if (seat.number > 0 && !forget) this.history?.note(moved.gone, entry, seat.number, nowhere)
     if (seat.memory === undefined) this.freeSlow(seat, directory.locationOf(entry), directory.unitsOf(entry), forget)
     else {
       const resident = directory.residentOf(entry)
@@ -303,7 +303,7 @@ export class Ledger {
     if (directory.queueOf(entry) !== MAIN) this.requeue(seat, entry, resident, MAIN)
     this.dropToCopy(seat, entry, resident)
     seat.counters.released++
-    this.history?.note('released', entry, seat.number, directory.placeOf(entry))
+    this.history?.note(moved.released, entry, seat.number, directory.placeOf(entry))
     return true
   }
 

@@ -7,7 +7,7 @@
 import { type Directory, samePlace } from './directory.ts'
 import { Flights } from './flights.ts'
 import { none } from './handles.ts'
-import { nowhere } from './history.ts'
+import { moved, nowhere } from './history.ts'
 import { Ledger, type LedgerOptions } from './ledger.ts'
 import { TmemError } from './outcomes.ts'
 import { isSlow, type Owners, type Place, type RecoverBlock } from './place.ts'
@@ -83,7 +83,7 @@ export class Mover {
     const seat = this.seats[place]!
     directory.setSlow(entry, place, location, units, false, seat.order.epochOf(false) - longAgo, false)
     seat.counters.recovered++
-    this.ledger.history?.note('recovered', entry, nowhere, place)
+    this.ledger.history?.note(moved.recovered, entry, nowhere, place)
     return entry + this.ledger.base
   }
 

@@ -6,6 +6,7 @@
  */
 import { type Directory, EPHEMERAL, TRIED } from './directory.ts'
 import { sealOf } from './frame.ts'
+import { moved } from './history.ts'
 import type { Ledger } from './ledger.ts'
 import { TmemError } from './outcomes.ts'
 import { frameBytes } from './place.ts'
@@ -190,7 +191,7 @@ export class Rising {
     if (huge && upper.raw) directory.flag(entry, TRIED, 0)
     upper.counters.rose++
     seat.counters.raised++
-    this.#ledger.history?.note('rose', entry, seat.number, upper.number)
+    this.#ledger.history?.note(moved.rose, entry, seat.number, upper.number)
     if (seat.keepsCopies) directory.setCopy(resident, seat.number, location, units)
     else this.#ledger.freeSlow(seat, location, units)
   }

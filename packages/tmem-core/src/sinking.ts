@@ -19,6 +19,7 @@ import {
 } from './directory.ts'
 import type { Flights } from './flights.ts'
 import { none } from './handles.ts'
+import { moved } from './history.ts'
 import type { Ledger } from './ledger.ts'
 import { PutOutcome } from './outcomes.ts'
 import type { Block, MemoryPlace } from './place.ts'
@@ -464,7 +465,7 @@ export class Sinking {
     directory.append(target.number, queue, resident, entry, memory.sizeOf(moving.length))
     seat.counters.passedDown++
     target.counters.sunkIn++
-    this.#ledger.history?.note('sunk', entry, seat.number, target.number)
+    this.#ledger.history?.note(moved.sunk, entry, seat.number, target.number)
     return true
   }
 

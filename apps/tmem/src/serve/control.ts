@@ -12,6 +12,7 @@ import type { PageReport } from '@tmem/ramzswap'
 import { Failed, throwIfInterrupted } from '../ending.ts'
 import type { SocketAccess } from './endpoints.ts'
 import { isTrusted, type Peer, peerOf } from './peer.ts'
+import { formerServer } from './record.ts'
 
 /** The default path of the socket. */
 export const defaultControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem.sock`
@@ -132,14 +133,20 @@ async function reply(
   }
 }
 
-/** Why there is no answer, and what to do. */
+/** Why there is no answer, and what to do. Throws `Failed` for a spoilt record. */
 function noAnswer(path: string, { code, message }: NodeJS.ErrnoException): string {
   if (code === 'EACCES' || code === 'EPERM')
     return `this user may not open the control socket ${path} (${message}): run as the user of the server or as root, or give the socket a group with tmem serve --socket-group`
   // Any error without a code is the timeout of this client.
   if (code === undefined)
     return `the server at ${path} ${message}: it is stopped or hangs: look at its process; no other server can start until it ends`
-  return `no server at ${path} (${message}): start one with tmem serve, or name its socket with --control`
+  const former = formerServer(path)
+  if (former === undefined)
+    return `no server at ${path} (${message}): start one with tmem up or tmem serve, or name its socket with --control`
+  const { pid, running, end } = former
+  return running
+    ? `no server answers at ${path}: process ${pid} starts or ends there; tmem stat --wait SECONDS waits for one that starts`
+    : `no server at ${path}: process ${pid}, the last one, ${end}; start it again, which says what is lost and what to run first`
 }
 
 const retryMs = 200
@@ -195,7 +202,13 @@ export function ask<Kind extends Request['do']>(
     socket.on('data', (part: string) => {
       text += part
     })
-    socket.on('error', (error: NodeJS.ErrnoException) => reject(new Failed(noAnswer(path, error))))
+    socket.on('error', (error: NodeJS.ErrnoException) => {
+      try {
+        reject(new Failed(noAnswer(path, error)))
+      } catch (spoilt) {
+        reject(spoilt as Error)
+      }
+    })
     socket.on('end', () => {
       let answer: unknown
       try {

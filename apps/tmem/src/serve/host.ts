@@ -79,6 +79,18 @@ export function judgeLimits(bytes: number): void {
     )
 }
 
+/** The bit of CAP_SYS_ADMIN in the kernel's sets of capabilities. */
+const sysAdmin = 21n
+
+/** Throws `Failed` for a process that may mount nothing: what it would hear first is of a folder or a socket. */
+export function judgeMounting(directory: string): void {
+  const [, effective] = /^CapEff:\s+([\da-f]+)$/m.exec(readText('/proc/self/status') ?? '') ?? []
+  if (effective === undefined || ((BigInt(`0x${effective}`) >> sysAdmin) & 1n) === 1n) return
+  throw new Failed(
+    `to mount on ${directory} takes root (CAP_SYS_ADMIN), and this is user ${process.geteuid?.()} without that: run it as root, or serve over NBD (--nbd, in a file nbd) instead of a mount`,
+  )
+}
+
 export function aheadMemory(): AheadMemory {
   const taken: Uint8Array[] = []
   let isSettled = false

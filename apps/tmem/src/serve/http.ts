@@ -5,12 +5,12 @@
  * places that begin to refuse, for pages that are opened later.
  */
 import { randomUUID } from 'node:crypto'
-import { closeSync, fstatSync, openSync } from 'node:fs'
+import { closeSync, fstatSync } from 'node:fs'
 import { type Console, type ConsoleState, type ConsoleSwap, serveConsole } from '@tmem/console'
 import type { StatsNode } from '@tmem/core'
 import type { Ramzswap } from '@tmem/ramzswap'
 import { BadInput, Failed } from '../ending.ts'
-import { readGivenFile } from '../given-file.ts'
+import { openGivenFile, readGivenFile } from '../given-file.ts'
 import type { Answers, Info } from './control.ts'
 import { isLoopback } from './endpoints.ts'
 import { type Knob, knobsOf, type Turned } from './knobs.ts'
@@ -59,7 +59,7 @@ export function httpPlanOf({ http, httpToken }: HttpOptions): HttpPlan | undefin
 function tokenIn(path: string): string {
   let token: string
   try {
-    const file = openSync(path, 'r')
+    const file = openGivenFile(path)
     try {
       if ((fstatSync(file).mode & 0o077) !== 0) throw new Error('others can read or write it: chmod 600')
     } finally {
@@ -147,7 +147,9 @@ export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<C
       onError: (error) => log.error('console.failed', `a page of the console was not answered: ${error.message}`),
     })
   } catch (error) {
-    throw new Failed(`the console cannot listen on ${plan.host}, port ${plan.port}: ${(error as Error).message}`)
+    const { code, message } = error as NodeJS.ErrnoException
+    const advice = code === 'EADDRINUSE' ? ': somebody listens there already, name another port' : ''
+    throw new Failed(`the console cannot listen on ${plan.host}, port ${plan.port}: ${message}${advice}`)
   }
 }
 

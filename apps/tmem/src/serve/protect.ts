@@ -32,7 +32,11 @@ export async function protect(): Promise<Protection> {
     note: flusher ? 'set' : 'the kernel refused it (CAP_SYS_RESOURCE)',
   })
   attempt('oom', () => {
-    writeFileSync('/proc/self/oom_score_adj', '-900')
+    try {
+      writeFileSync('/proc/self/oom_score_adj', '-900')
+    } catch (error) {
+      throw new Error(`the kernel refused oom_score_adj -900 (CAP_SYS_RESOURCE): ${(error as Error).message}`)
+    }
     return 'oom_score_adj -900'
   })
   let leave = (): void => undefined

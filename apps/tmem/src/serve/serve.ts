@@ -47,6 +47,7 @@ import {
   drain,
   endingOf,
   judgeLimits,
+  judgeMounting,
   type LoopUse,
   loopsOver,
   loopsOverDead,
@@ -202,7 +203,10 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
       'with --fuse all memory is taken before serving, so that no limit can be auto: set limits in bytes',
     )
   judgeRoles(roles, options.fuse)
-  if (options.fuse !== undefined) await judgeLoops(resolve(options.fuse))
+  if (options.fuse !== undefined) {
+    judgeMounting(resolve(options.fuse))
+    await judgeLoops(resolve(options.fuse))
+  }
   // Claimed before anything else is touched.
   const record = new ServerRecord(controlPath)
 
@@ -476,7 +480,8 @@ export async function serve(options: ServeOptions, terminal: Terminal, course?: 
     serves = true
     if (options.json === true) terminal.print(JSON.stringify(info))
     // With a socket handed over (`nbdinfo -- [ tmem serve … ]`), standard output may belong to the parent process.
-    else if (course === undefined && descriptors.length === 0) terminal.print(described(info, controlPath))
+    else if (course === undefined && descriptors.length === 0)
+      terminal.print(described(info, controlPath, new Set(swaps.map(({ name }) => name))))
     // Signals are handled from now on, whatever the manager does.
     const names = [...devices.map(({ served }) => served), ...caches, ...valueCaches].map(({ name }) => name)
     const told = manager.ready(`serves ${names.join(', ')}`)
@@ -793,7 +798,7 @@ function named(devices: readonly Opened[], name: string): Opened {
 }
 
 /** Number of moves between places that are recorded of each device for `tmem explain`: 320 KiB. */
-const rememberedMoves = 16_384
+export const rememberedMoves = 16_384
 
 /** Options for opening a device that are not from the command line. */
 interface Context {
@@ -947,13 +952,16 @@ export function stackFor(
     .flatMap((text) => parseStack(text.replaceAll('{name}', name).replaceAll('{size}', size), factories))
 }
 
-function described(info: Info, control: string): string {
-  const lines = info.devices.map(({ name, sizeBytes }) => `${name}: ${formatBytes(sizeBytes)}`)
+function described(info: Info, control: string, swappedTo: ReadonlySet<string>): string {
+  const lines = info.devices.map(
+    ({ name, sizeBytes }) =>
+      `${name}: ${formatBytes(sizeBytes)}${swappedTo.has(name) ? ', this host swaps to it' : ''}`,
+  )
   for (const address of info.nbd) lines.push(`NBD on ${address}`)
   for (const { name, listen } of info.caches) lines.push(`cache ${name} on ${listen}`)
   if (info.fuse !== null) lines.push(`files in ${info.fuse}`)
   if (info.http !== null) lines.push(`console on ${info.http}`)
   if (info.metrics !== null) lines.push(`metrics on ${info.metrics}`)
-  lines.push(`control socket ${control}; process ${info.pid}; SIGTERM stops it`)
+  lines.push(`control socket ${control}; process ${info.pid}; Ctrl-C or SIGTERM ends it`)
   return lines.join('\n')
 }

@@ -91,14 +91,7 @@ export async function down(options: FileOptions & { readonly wait: number }, ter
 export async function status(options: FileOptions, terminal: Terminal): Promise<void> {
   const config = await readConfig(options.file)
   const control = controlOf(options, config)
-  const info = await ask(control, 'info').catch((error: Error) => {
-    const former = formerServer(control)
-    throw former === undefined || former.running
-      ? error
-      : new Failed(
-          `process ${former.pid}, the server of ${options.file}, ${former.end}: start tmem up, which says what is lost`,
-        )
-  })
+  const info = await ask(control, 'info')
   const uses =
     info.fileSystem === null
       ? undefined

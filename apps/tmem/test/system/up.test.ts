@@ -77,7 +77,7 @@ const left = ({ folder }: Place): object => ({
 const nothing = { files: ['mount', 'tmem.yaml'], mounted: false, areas: [] }
 
 const ready = async (place: Place): Promise<void> => {
-  while (!place.said().includes('SIGTERM stops it')) {
+  while (!place.said().includes('SIGTERM ends it')) {
     if (place.child.exitCode !== null) throw new Error(place.said())
     await setTimeout(50)
   }
@@ -89,6 +89,7 @@ test('two areas are on as the file says, and off with tmem down', async (ctx) =>
   await ready(place)
   const on = areas(join(place.folder, 'mount')).map(([, file, priority]) => [file!, priority!])
   expect(Object.fromEntries(on)).toEqual({ first: '20', second: '10' })
+  expect(place.said()).toContain('first: 32MiB, this host swaps to it\n')
   const { code, stdout } = await tmem(['status', '-f', place.file, '--json'])
   expect(code).toBe(0)
   expect(JSON.parse(stdout)).toMatchObject({
