@@ -251,6 +251,15 @@ test('memory that the host has not is refused', async () => {
   expect(readdirSync(folder)).toEqual(['tmem.yaml'])
 })
 
+test('a socket is for whom the file says', async () => {
+  const folder = temporaryDirectory()
+  const says = text.replace('tcp:127.0.0.1:0 }', '"unix:own.sock,mode=600" }').replace('metrics: tcp:127.0.0.1:0', '')
+  const server = await up(folder, `${says}sockets: { mode: "666" }\n`)
+  const mode = (name: string): number => statSync(join(folder, name)).mode & 0o777
+  expect(['sessions.sock', 'own.sock'].map(mode)).toEqual([0o666, 0o600])
+  expect(await server.end()).toEqual({ code: 0, stderr: '' })
+})
+
 test('an address that others reach is told', async () => {
   const server = await up(temporaryDirectory(), text.replace('unix:sessions.sock', 'tcp:0.0.0.0:0'))
   const { code, stderr } = await server.end()
