@@ -132,7 +132,7 @@ describe('within one server', () => {
     const message = await refused(optionsOf(folder, told))
     expect(message).toMatch(
       there && (one.endsWith('socket') || other.endsWith('socket'))
-        ? /would be both|is there, and no socket/
+        ? /would be both|exists and is not a socket/
         : /would be both/,
     )
     expect([listing(things), readdirSync(folder)]).toEqual([before, ['things']])

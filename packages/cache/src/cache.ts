@@ -1,8 +1,8 @@
 /**
  * A cache of entries with keys: values of any size in compressed memory.
  *
- * What keeps the entries (`entries.ts`) knows bytes; here is everything that needs code of the user's: codecs, loaders,
- * who listens to the channel. It runs before anything is changed, or after everything is.
+ * The store of entries (`entries.ts`) handles bytes; this file has everything that runs code of the user: codecs,
+ * loaders, listeners of the channel. Such code runs before or after a change, never within it.
  */
 
 import {
@@ -110,7 +110,9 @@ export interface JoinOptions<V> {
   readonly clock?: () => number
 }
 
-/** What was counted, and what rests where. Of a shared cache, all but what is named here is that of all threads. */
+/**
+ * Counters, and the content of each place. In a shared cache, only the counters named here are of this thread alone.
+ */
 export interface CacheStats extends EntryStats {
   readonly hits: number
   /** Values that `fetch` answered although they were not fresh any more. */
@@ -121,7 +123,7 @@ export interface CacheStats extends EntryStats {
   readonly misses: Readonly<Record<Exclude<(typeof missNames)[number], ''>, number>>
 }
 
-/** What the channel `tmem:cache` tells of each operation, while somebody listens. */
+/** The message on the channel `tmem:cache` for each operation, while the channel has listeners. */
 export interface CacheMessage {
   readonly cache: Cache<never>
   readonly operation: 'get' | 'set' | 'delete' | 'evict'
@@ -147,9 +149,7 @@ export class Cache<V = unknown> {
   #stale = 0
   readonly #misses: Float64Array = new Float64Array(missNames.length)
 
-  /**
-   * Throws `TypeError` and `RangeError` for options that make no sense, `TmemError` when the stack cannot be opened.
-   */
+  /** Throws `TypeError` or `RangeError` for bad options, `TmemError` if the stack cannot be opened. */
   constructor(options: CacheOptions<V>)
   /** For `join`. */
   constructor(options: JoinOptions<V>, shared: SharedCache)
@@ -175,8 +175,8 @@ export class Cache<V = unknown> {
   }
 
   /**
-   * A cache that another thread shares: its entries, in the same memory. Codec and clock are this thread's own; where
-   * one is given, all threads give the same.
+   * Joins a cache that another thread shares, with its entries in the same memory. Codec and clock belong to this
+   * thread; if one thread names them, all threads must name the same.
    *
    * @param shared what `share` has given
    * @throws TypeError when it is something else, `TmemError` (`TMEM_UNSUPPORTED`) in another process
@@ -209,18 +209,15 @@ export class Cache<V = unknown> {
   // ---- Reading ----------------------------------------------------------------------------------------------------
 
   /**
-   * The value of a key; `undefined`: there is none, or it is where one has to wait for it (see `load`). A value is its
-   * caller's own.
+   * The value of a key; `undefined` if there is none, or if it is in a place that waits (see `load`). The caller owns
+   * the value.
    */
   get(key: CacheKey): V | undefined {
     this.#assertOpen('get')
     return this.#answer(key, this.#entries.find('get', key, true))
   }
 
-  /**
-   * As `get`, waiting where that is needed. Rejects with `TmemError` when the value is known to be there, and cannot be
-   * had.
-   */
+  /** As `get`, but waits if necessary. Rejects with `TmemError` if the value exists and cannot be read. */
   async load(key: CacheKey): Promise<V | undefined> {
     const own = ownKey(key)
     if (this.#entries.opening !== undefined) await this.#entries.opening
@@ -308,9 +305,9 @@ export class Cache<V = unknown> {
   // ---- Writing ----------------------------------------------------------------------------------------------------
 
   /**
-   * Sets the value of a key. False: there was no room for it, and the key has no value now. Throws `TypeError` for what
-   * is no key and for values that cannot be serialised, `RangeError` for keys of more than 64 KiB, values of more than
-   * 64 MiB and lifetimes that are none; then nothing has changed.
+   * Sets the value of a key. False if there was no room; the key then has no value. Throws `TypeError` for a bad key
+   * and for a value that cannot be serialised, `RangeError` for a key of more than 64 KiB, a value of more than 64 MiB
+   * and a bad lifetime; then nothing has changed.
    */
   set(key: CacheKey, value: V, options: SetOptions = noOptions): boolean {
     const lifetime = options === noOptions ? Number.POSITIVE_INFINITY : checkedSet(options)
@@ -323,14 +320,16 @@ export class Cache<V = unknown> {
     return stored
   }
 
-  /** Sets several values: pairs of key and value. How many were stored; it stops at the first one that throws. */
+  /**
+   * Sets several values, given as pairs of key and value. Returns how many were stored; stops at the first that throws.
+   */
   setMany(entries: Iterable<readonly [CacheKey, V]>, options: SetOptions = {}): number {
     let stored = 0
     for (const [key, value] of entries) if (this.set(key, value, options)) stored++
     return stored
   }
 
-  /** Deletes a value. Whether there was one; where one would have to wait for it, the hash of the key is believed. */
+  /** Deletes a value. Returns whether there was one; for a value in a place that waits, the hash of the key decides. */
   delete(key: CacheKey): boolean {
     this.#assertOpen('delete')
     const outcome = this.#entries.remove('delete', key)
@@ -340,7 +339,7 @@ export class Cache<V = unknown> {
     return isThere
   }
 
-  /** Deletes all entries with that tag. Costs the same however many there are; their memory is used again by and by. */
+  /** Deletes all entries with a tag, in a constant time. Their memory is reused gradually. */
   deleteByTag(tag: string): void {
     if (typeof tag !== 'string') throw new TypeError(`cache.deleteByTag: a tag is a string, got ${typeof tag}`)
     this.#assertOpen('deleteByTag')

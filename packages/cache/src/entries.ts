@@ -1,9 +1,8 @@
 /**
- * What keeps the entries of a cache: in a stack of this thread's own (`own-entries.ts`), or in memory that threads share
- * (`shared-entries.ts`). A cache is either of them with everything that needs code of the user's: codecs, loaders, who
- * listens.
+ * The store of entries below a cache: in a stack of one thread (`own-entries.ts`), or in memory that threads share
+ * (`shared-entries.ts`). A cache adds everything that runs code of the user: codecs, loaders, listeners.
  *
- * Rule: no code of the user's runs in a method of it, but the clock and `use`.
+ * Rule: its methods run no code of the user except the clock and `use`.
  */
 import type { CacheKey } from './cache.ts'
 import type { KeyHash } from './hash.ts'

@@ -1,5 +1,5 @@
 /**
- * Hashes of keys: HalfSipHash-1-3, a keyed function for hash tables. Who does not know the seed cannot choose keys that
+ * Hashes of keys: HalfSipHash-1-3, a keyed function for hash tables. Without the seed nobody can choose keys that
  * collide.
  *
  * Strings are hashed as their code units, one byte each where all are below 256 and two bytes each otherwise; so every

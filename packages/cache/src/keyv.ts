@@ -1,8 +1,8 @@
 /**
- * A store for keyv 5 whose values lie in a cache: `new Keyv(new KeyvStore(cache))`.
+ * A store for keyv 5 that keeps values in a cache: `new Keyv(new KeyvStore(cache))`.
  *
- * Keyv serialises, and puts its namespace in front of each key; the driver marks the entries of its namespace with a
- * tag, so that `clear` takes no others. There is no iterator: a cache does not list its keys.
+ * Keyv serialises values and puts its namespace in front of each key. The driver tags the entries of its namespace, so
+ * that `clear` deletes no others. There is no iterator, as a cache does not list its keys.
  */
 import { EventEmitter } from 'node:events'
 import type { KeyvStoreAdapter, StoredData } from 'keyv'

@@ -1,14 +1,14 @@
 /**
- * Values that are being loaded: one loader for a key, however many callers wait for it.
+ * Running loads: one loader for each key, however many callers wait for its value.
  *
- * A load is told by its signal to end when its time is over, when every caller that waited for it has gone, and when
- * the cache is closed. What it gives is kept only if nobody set or deleted the key meanwhile: what they did is newer.
+ * The signal of a load is raised when its time is over, when all its callers have gone, and when the cache is closed.
+ * Its value is kept only if nobody set or deleted the key meanwhile, as those calls are newer.
  *
- * A loader that fetches waits for other loads; that it would wait for itself in the end, over however many, is told at
- * once to who closes the circle. What a loader fetches counts as waited for: nobody can tell whether it is.
+ * A loader that fetches other keys waits for their loads. A fetch that would close a circle of such waits, of any
+ * length, rejects at once. Every fetch in a loader counts as a wait, as the cache cannot know whether it is awaited.
  *
- * Invariant: a load is in `#running` until its loader has ended, or is not waited for any more; in `#under` only as
- * long as it is the one of its key. `waitsFor` of a load has those that its loader waits for now.
+ * Invariant: a load is in `#running` until its loader has ended or nobody waits for it any more, and in `#under` only
+ * as long as it is the load of its key. `waitsFor` of a load holds the loads for which its loader waits now.
  */
 import type { CacheKey } from './cache.ts'
 import { Buffer, type Context, context } from './runtime.ts'

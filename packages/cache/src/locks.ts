@@ -1,16 +1,16 @@
 /**
- * Locks in shared memory that a thread which ended cannot leave taken for ever.
+ * Locks in shared memory that do not stay taken when their thread ends.
  *
- * The word of a lock is the mark of the thread that has it: so who waits can ask whether that thread is still there, and
- * takes the lock over if it is not. Beside it is a word that says that what the lock guards is being changed. Whoever
- * enters and finds it set knows that the change was never finished, and that nothing of it may be believed.
+ * The word of a lock is the mark of its owner, so that a waiting thread can check whether the owner still runs, and
+ * takes the lock over if not. A second word is set while the guarded data is being changed. A thread that enters and
+ * finds it set knows that the change was never finished and that the data cannot be trusted.
  *
- * A mark is what the operating system knows of a thread: on Linux its number and when it was begun (`/proc`), elsewhere
- * a file of its own that it holds open, which the runtime closes when the thread ends.
+ * A mark identifies a thread to the operating system: on Linux by its number and start time (`/proc`), elsewhere by a
+ * file that it holds open and that the runtime closes when the thread ends.
  *
- * Invariants: only the thread of the mark, or one that found it gone, changes the word of a lock that is taken, but for
- * the bit that says that somebody waits. No code of the user's runs while a lock is held: so a thread that finds its
- * own mark was thrown out of there (out of stack, out of memory), and takes the lock over as from one that ended.
+ * Invariants: only the owner, or a thread that found the owner gone, changes the word of a taken lock, except for the
+ * bit that marks waiters. No code of the user runs while a lock is held. So a thread that finds its own mark left the
+ * lock by an exception (out of stack or memory), and takes it over as from a thread that ended.
  */
 import { TmemError } from '@tmem/core'
 import { builtin } from '@tmem/core/runtime'

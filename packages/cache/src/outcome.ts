@@ -1,4 +1,4 @@
-/** What looking for an entry comes to. */
+/** The outcomes of a lookup of an entry. */
 
 /** It is there. */
 export const hit = 0

@@ -1,19 +1,18 @@
 /**
- * Entries in the pages of a stack, of one thread: found by a table without an object per entry.
+ * The entries of one thread, in pages of a stack, found by a table without an object per entry.
  *
- * What is new is written into a page in the window, where it is read like any other. A full page goes into the stack;
- * what is asked for comes back as a whole page, of which the window keeps a copy. In memory alone the window takes what
- * nothing else needs, and gives it back before any entry goes.
+ * New entries are written into a page in the window, and read there like all others. A full page goes into the stack. A
+ * read of an entry brings its whole page back, of which the window keeps a copy. In a stack of memory alone, the window
+ * takes all spare memory, and gives it back before any entry is evicted.
  *
- * Who goes when there is no room: pages that expired; else, as in S3-FIFO, the oldest page of what is new while that is
- * more than a tenth, and the oldest page of what was used again. Of a page that goes, the entries that were used are
- * written anew behind those that were used again, and the others are gone; so it is entries, not pages, that are
- * judged. Places that keep only pages that may vanish judge by themselves; a page that vanished is a miss for each of
- * its entries.
+ * Eviction takes expired pages first; then, as in S3-FIFO, the oldest page of the new entries while these are more than
+ * a tenth, and else the oldest page of the reused entries. Used entries of an evicted page are written again to the
+ * queue of reused entries, and the others are dropped, so that entries are judged and not pages. Places that hold only
+ * ephemeral pages evict on their own; a vanished page is a miss for each of its entries.
  *
- * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has some; a
- * page number has no other page until no entry refers to the old one. `#record` and `#hash` are of the last key that
- * was looked for: what is read from them is read before anybody waits.
+ * Invariants: `live` of a page is the number of entries in the table that refer to it; a page in a queue has at least
+ * one; a page number is reused only when no entry refers to its old page. `#record` and `#hash` belong to the last key
+ * of a lookup, and are read before any await.
  *
  * Source of the rule: Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023); of pages of one
  * lifetime, Segcache (NSDI 2021).

@@ -1,18 +1,18 @@
 /**
- * Which pages there are: numbers, queues in the order in which they are to go, and the window: decoded pages.
+ * The pages of a cache: their numbers, their queues in the order of eviction, and the window of decoded pages.
  *
- * A page has a number as long as an entry can refer to it. A page that is being filled lies in the window, and is in no
- * queue. Full pages are in queues: for each class of lifetimes one for what is new and one for what was used again; so
- * the oldest of a class is about the first whose entries expire.
+ * A page has a number as long as an entry can refer to it. A page that is being filled is in the window and in no
+ * queue. Each class of lifetimes has a queue of full pages with new entries and one with reused entries, so that the
+ * oldest page of a class is about the first to expire.
  *
- * The window has copies of pages in the form in which records are read. What was asked for most lately stays there, by
- * the second-chance rule. A page that is being filled, or `used` twice since the hand passed, is not taken. Only pages
- * that are read take more of it into use: who writes alone needs few frames, and memory for no others.
+ * The window has decoded copies of pages, from which records are read. It keeps recently used pages by the
+ * second-chance rule: a page that is being filled, or was `used` twice since the hand passed, is not replaced. Only
+ * reads make the window use more frames: a program that only writes needs few, and no memory for others.
  *
- * The window has a part that is always there, in which pages are filled, and chunks behind it, which come and go with
- * the memory that is free (`grow`, `shrink`): copies alone lie there.
+ * The first part of the window is fixed, and pages are filled there. The chunks behind it hold copies alone, and come
+ * and go with the free memory (`grow`, `shrink`).
  *
- * Everything is in typed arrays, reserved for all pages; the operating system gives memory only to what was touched.
+ * All state is in typed arrays, reserved for all pages; the operating system backs only the touched parts with memory.
  */
 import type { Allocator } from '@tmem/core'
 import { TmemError } from '@tmem/core'

@@ -1,16 +1,15 @@
 /**
- * How an entry lies in a page: its record.
+ * Records: the form of entries in pages.
  *
  * A record has a head of nine bytes (kinds of value and key, flags, length of the key, length of the value), then what
  * the flags say (end of life, end of freshness, tags), then the key and the value. Small records share a page: it
  * begins with the number of its records and its stamp, and at its end, backwards, is the offset of each record. A
- * record that is larger than that has pages of its own, and is the only one there; it lies behind the same beginning,
- * and goes on from page to page.
+ * larger record is alone in pages of its own; it follows the same beginning, and continues from page to page.
  *
- * The stamp is the number that the page got when it was begun, which no other page ever had: so whoever remembers a
- * page from before a restart can tell whether it is still that one.
+ * The stamp is a number that the page gets at its beginning and that no other page ever had. After a restart it tells
+ * whether a page is still the same.
  *
- * Numbers are little endian. The layout is in files: a contract.
+ * Numbers are little endian. The layout is a contract, as files contain it.
  */
 import { basePageSize } from '@tmem/core'
 import { KeyKind } from './hash.ts'

@@ -1,9 +1,9 @@
 /**
- * What the cache uses of Node.js, or what stands in for it in browsers: a `Buffer` with as much of one as is used here,
- * a diagnostics channel, structured clones, the context of what is awaited.
+ * The parts of Node.js that the cache uses, and their replacements in browsers: the used part of `Buffer`, a
+ * diagnostics channel, structured clones, and the asynchronous context.
  *
- * Invariant: bytes that one kind of `Buffer` writes the other one reads. In browsers nobody listens to the channel, and
- * values other than strings and bytes need a codec.
+ * Invariant: each kind of `Buffer` reads what the other writes. In browsers the channel has no listeners, and values
+ * other than strings and bytes need a codec.
  */
 import { builtin, compareBytes } from '@tmem/core/runtime'
 

@@ -1,8 +1,8 @@
 /**
- * Where in its piece of shared memory a shard (`shard.ts`) keeps what it knows.
+ * The layout of a shard (`shard.ts`) in its part of the shared memory.
  *
- * Zeros are the empty shard, as the system gives memory. What has a fixed size comes first; nodes and segments are
- * behind it, reserved for the whole limit and touched as far as they are used.
+ * Memory of zeros, as the system provides it, is an empty shard. Parts of fixed size come first; nodes and segments
+ * follow, reserved for the whole limit and touched only as far as they are used.
  */
 
 import { queues } from './pages.ts'

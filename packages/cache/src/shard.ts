@@ -1,22 +1,22 @@
 /**
- * A shard of a cache that threads share: entries in one piece of shared memory, all of its state included, in which one
- * thread at a time works (`locks.ts`).
+ * A shard of a cache that threads share: entries and all state in one part of the shared memory, in which one thread
+ * works at a time (`locks.ts`).
  *
- * Small records lie in pages, as everywhere in a cache (`records.ts`). A page that is being filled lies open; a full one
- * is compressed to a block and written behind the others of its queue, into segments. A larger record is a block of its
- * own; what is longer than half a segment has segments of its own, one chained to the next, with a block for each
- * 64 KiB. Memory goes segment by segment: those of which all has expired, else as in S3-FIFO the oldest of what is new
- * while that is more than a tenth, or the oldest of what was used again. The entries of it that were used are written
- * anew. One free segment is always left for that.
+ * Small records are in pages, as everywhere in a cache (`records.ts`). A page that is being filled is uncompressed; a
+ * full page is compressed to a block and appended to the segments of its queue. A larger record is a block of its own;
+ * one longer than half a segment has a chain of its own segments, with a block for each 64 KiB. Eviction frees whole
+ * segments: first expired ones; then, as in S3-FIFO, the oldest of new entries while these are more than a tenth, and
+ * else the oldest of reused entries. Used entries of the segment are written again, for which one segment always stays
+ * free.
  *
- * An entry is a node: hash, place, and next node of its bucket. A block knows the nodes of its records, so a segment that
- * nobody used goes without being read. The window has decoded pages; a page is in a frame if the block names the frame
- * and the frame the block.
+ * An entry is a node: hash, position, and next node of its bucket. A block lists the nodes of its records, so that an
+ * unused segment is evicted without being read. The window has decoded pages; a page is in a frame if the block names
+ * the frame and the frame names the block.
  *
- * Invariants: zeros are the empty shard, as the system gives memory. Numbers in tables are one more than what they name,
- * 0: nothing. `live` of a segment is the number of nodes whose place is in it. Memory in use is what was ever touched,
- * since shared memory cannot be given back: it never passes the limit. A change is between `begin` and `end` of the
- * lock, and only what changes no entry (uses, frames) is outside: a thread may end at any point.
+ * Invariants: memory of zeros, as the system provides it, is an empty shard. Numbers in tables are the index plus one;
+ * 0 means none. `live` of a segment is the number of nodes with a position in it. Memory in use is all that was ever
+ * touched, since shared memory cannot be given back; it never exceeds the limit. Changes are between `begin` and `end`
+ * of the lock, except those that change no entry (uses, frames), as a thread may end at any point.
  */
 import type { BlockCodec } from '@tmem/core'
 import { maxBlockBytes } from '@tmem/core'

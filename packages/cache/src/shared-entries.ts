@@ -1,13 +1,13 @@
 /**
- * Entries in memory that worker threads share: shards by the upper bits of the hash, each behind a lock of its own. A
- * hit is read by the thread that asks for it, out of the one copy that there is, without a message to anybody.
+ * Entries in memory that worker threads share: shards by the upper bits of the hash, each behind a lock of its own. The
+ * thread that gets an entry reads the only copy itself, without a message to another thread.
  *
- * A thread works in one shard at a time, and waits there for nobody. What runs under a lock is ours: keys were hashed,
- * values serialised, the clock asked before; a value is deserialised and decoded behind it. A thread that ends in a
- * shard leaves a lock that the next one takes over (`locks.ts`); if it was changing something, the shard is emptied:
- * its entries were ephemeral, and a miss is always right.
+ * A thread works in one shard at a time, and does not wait there. Only code of this package runs under a lock: keys are
+ * hashed, values serialised and the clock read before; values are deserialised and decoded after. A thread that ends in
+ * a shard leaves a lock that the next thread takes over (`locks.ts`). If it was changing the shard, the shard is
+ * emptied: entries are ephemeral, and a miss is always right.
  *
- * Invariant: in every shard memory in use stays within its share of the limit; so it does in all.
+ * Invariant: the memory in use of each shard stays within its share of the limit.
  */
 import { type BlockCodec, sharedAllocator, TmemError } from '@tmem/core'
 import { blockCodec } from '@tmem/zcache'

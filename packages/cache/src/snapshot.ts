@@ -1,13 +1,13 @@
 /**
- * What a cache knows of its entries, in pages of the stack: so that the next run finds what is in the file.
+ * Snapshots of the table of entries in pages of the stack, so that the next run finds the entries in the file.
  *
  * A snapshot has parts of a page each, under an object of its own; two objects take turns, so that the last whole one
- * stays until the next one is whole. Each part says which snapshot it is of, how many parts that has, and all that must
- * not be lost with another part (seeds, numbers). A part that is lost costs the entries in it; lost tags cost all
- * entries with tags; a lost list of pages costs the entries in these pages.
+ * stays until the next one is whole. Each part names its snapshot and the number of parts, and repeats everything that
+ * must survive the loss of another part (seeds, numbers). A lost part costs its entries; lost tags cost all entries
+ * with tags; a lost list of pages costs the entries in these pages.
  *
- * An entry names its page by number and stamp. What happened to a page after the snapshot gave it another stamp, or
- * removed it: so an entry of a snapshot is there as it was then, or not at all.
+ * An entry names its page by number and stamp. Any change of a page after the snapshot gave it another stamp, or
+ * removed it. So an entry of a snapshot is found unchanged, or not at all.
  */
 import { GetOutcome, type Pool, PutOutcome, TmemError } from '@tmem/core'
 import { none, type PageBook, queues } from './pages.ts'

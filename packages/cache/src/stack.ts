@@ -1,6 +1,6 @@
 /**
- * The stack beneath a cache: one that the cache makes out of an amount of memory, or one that the user names; and the
- * limit, which counts the cache's own tables, too.
+ * The stack below a cache, made for an amount of memory or named by the user; and the limit, which includes the cache's
+ * own tables.
  */
 import {
   type Allocator,

@@ -1,13 +1,13 @@
 /**
- * Which entries there are: a table from the hash of a key to where its record is, without an object per entry.
+ * The table of entries: from the hash of a key to the position of its record, without an object per entry.
  *
  * A slot has two words: the hash, and the reference: page (24 bits, plus one), record in it (6 bits), and how often the
- * entry was used (2 bits). Two keys with one hash share a slot, so that the later one takes it: for a cache that is a
- * miss of the earlier one, and the record has the key, so it is never a wrong value.
+ * entry was used (2 bits). Of two keys with the same hash, the later one takes the slot. The earlier one becomes a
+ * miss, and never a wrong value, as the record holds the key.
  *
  * The table is split in segments by the upper bits of the hash. Each is open addressing with linear probing, whose
- * homes are in the order of the hashes; it grows by a quarter by itself, so that growing never needs more memory at
- * once than a small share of the table; what got too large for its entries shrinks when it is told. Removal shifts back.
+ * homes are in the order of the hashes; each grows by a quarter on its own, so that growth never needs more memory at
+ * once than a small share of the table, and shrinks on request. Removal shifts back.
  *
  * Invariant: a hash is in at most one slot; between its home and its slot there is no empty one.
  */

@@ -1,9 +1,9 @@
 /**
- * Entries that are deleted by their tags, without a list of the entries of a tag: an entry is gone when one of its tags
- * was deleted after the entry was written. What is remembered is the last deletion of each tag, for so many tags; then
- * every entry with tags that was written before counts as deleted.
+ * Deletion of entries by tag, without a list of the entries of a tag: an entry is deleted if one of its tags was
+ * deleted after the entry was written. The last deletion of each tag is remembered, for a limited number of tags;
+ * beyond it, every older entry with tags counts as deleted.
  *
- * A tag is known by its hash: one that collides deletes too much, never too little.
+ * A hash stands for a tag: a collision deletes too much, never too little.
  */
 import type { RecordView } from './records.ts'
 

@@ -1,10 +1,10 @@
 /**
- * A store for the cache interceptor of undici 7, whose responses lie in a cache:
- * `new Agent().compose(interceptors.cache({ store: new UndiciStore(cache) }))`.
+ * A store for the cache interceptor of undici 7 that keeps responses in a cache: `new
+ * Agent().compose(interceptors.cache({ store: new UndiciStore(cache) }))`.
  *
- * A response is an entry: what is known of it as JSON, and its body. Which responses of an address there are, for which
- * method and which request headers (`Vary`), is an entry of its own, the index. A response is written before the index
- * names it; so what the index does not name is not there, and what it names may have had to go.
+ * A response is an entry with its metadata as JSON and its body. Another entry, the index, lists the responses of an
+ * address by method and request headers (`Vary`). A response is written before the index names it. So a response that
+ * the index does not name does not exist, and one that it names may have been evicted.
  */
 import { Writable } from 'node:stream'
 import type { cacheStores } from 'undici'

@@ -1,8 +1,8 @@
 /**
- * A driver for unstorage whose items lie in a cache: `createStorage({ driver: tmemDriver({ cache }) })`.
+ * A driver for unstorage that stores items in a cache: `createStorage({ driver: tmemDriver({ cache }) })`.
  *
- * Keys of unstorage have parts, between colons; a base is some of the first ones. The driver marks an item with a tag
- * for each base that it is under, so that `clear` takes a base without knowing its keys: a cache does not list them.
+ * Keys of unstorage have parts between colons; a base is the first few parts. The driver tags an item with each of its
+ * bases, so that `clear` can delete a base without its keys, which a cache does not list.
  */
 import { checkOptions, TmemError } from '@tmem/core'
 import type { Cache } from './cache.ts'

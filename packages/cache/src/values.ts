@@ -1,8 +1,8 @@
 /**
- * Values as bytes and back. Strings and bytes are kept as they are; anything else as a structured clone
- * (`v8.serialize`), unless the user has a codec.
+ * Conversion of values to bytes and back. Strings and bytes are stored unchanged, other values as a structured clone
+ * (`v8.serialize`), unless the user names a codec.
  *
- * A value that is handed out never shares memory with the cache or with another one that was handed out.
+ * A returned value never shares memory with the cache or with another returned value.
  */
 import { Buffer, cloned, isBytes, unclone } from './runtime.ts'
 

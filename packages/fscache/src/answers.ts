@@ -1,5 +1,5 @@
 /**
- * Answers: what the headers of a response say of a file, and whether it is the answer that was asked for.
+ * Answers: the facts that the headers of a response state about a file, and whether the response answers the request.
  *
  * Sources: RFC 9110 (validators §8.8, ranges §14), RFC 9111 §4.3.4.
  */

@@ -1,13 +1,12 @@
 /**
- * Bodies: what a server sends fills the cache as it passes by, and what a program reads is put together from memory,
- * from pages of the cache, and from what a server sends.
+ * Bodies. The bytes of a server fill the cache on their way, and a program reads bytes from memory, from pages of the
+ * cache, and from a server, put together.
  *
  * Invariants:
- *  - Nothing is read from a server before somebody wants it, and nothing is held that was read but the page that it
- *    ends in.
- *  - Pages are written in the order in which they come; the last one when the body has ended well.
- *  - A body hands on each byte once, in order, of one version; or it errors.
- *  - What a body has promised to come from the cache was copied before its first byte: pages may disappear at any time.
+ *  - Bytes are read from a server only on demand, and of the read bytes only the last, incomplete page is held.
+ *  - Pages are written in the order of their arrival; the last one after a successful end of the body.
+ *  - A body delivers each byte once, in order, of one version, or it fails.
+ *  - Bytes that a body promises from the cache are copied before its first byte, as pages may vanish at any time.
  */
 import { untilAborted } from '@tmem/core'
 import { type Cookie, ReadOutcome } from './cookies.ts'

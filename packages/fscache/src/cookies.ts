@@ -13,7 +13,7 @@
  *  - Pages are kept under a name made of volume, cookie and version (24 bytes of SHA-256): another version finds
  *    nothing of this one, also when the store below survives a restart.
  *  - Nothing beyond the size of a cookie can be read from the cache; what was cut off does not come back.
- *  - Pages that wait are put before anything else is read from the file, or written to it; a new version drops them.
+ *  - Waiting pages are put before any other read or write of the file; a new version drops them.
  *
  * DEVIATION: reads and writes of a kernel backend are queued and answered later, because it waits for a disk. Here they
  * are answered at once; only a store that has to wait (`Deferred` below) makes `read` answer a promise.
@@ -97,7 +97,7 @@ export interface FsCacheCounters {
   writes_nobufs: number
 }
 
-/** What a file is to the cache. */
+/** The facts about a file that the cache needs. */
 export interface CookieAuxiliary {
   /** What tells one version of the file from another: an ETag, a change time with a size. Pages of one version only. */
   readonly version: string
@@ -318,8 +318,8 @@ export class Cookie {
   }
 
   /**
-   * Asks for a page. Answers at once, or a promise where the store has to wait. `NoData` for a page beyond the end,
-   * too. The page is untouched unless the answer is `Data`.
+   * Reads a page. Returns the answer, or a promise if the store has to wait; `NoData` also beyond the end of the file.
+   * The buffer is untouched unless the answer is `Data`.
    */
   read(index: number, into: Uint8Array): ReadOutcome | Promise<ReadOutcome> {
     const { counters } = this.#cache
@@ -410,12 +410,12 @@ export class Cookie {
     else this.#put(first, count, pages)
   }
 
-  /** What waits is put, a part in each turn, from the next one on. */
+  /** Puts the waiting pages, a part in each turn, from the next turn on. */
   settleSoon(): void {
     if (this.#held.length > 0) this.#runs.soon(this)
   }
 
-  /** What waits is put now. */
+  /** Puts the waiting pages now. */
   settle(): void {
     if (this.#held.length > 0) this.putNext(Number.POSITIVE_INFINITY)
   }
@@ -476,7 +476,7 @@ export class Cookie {
     for (const { bytes } of this.#held.splice(0)) this.#runs.release(bytes.buffer.byteLength)
   }
 
-  /** A page is not clean any more: the client is about to change it. */
+  /** Drops a page that the client is about to change. */
   uncache(index: number): void {
     this.settle()
     this.#pool?.flushPage(this.#object, index)
@@ -496,7 +496,7 @@ export class Cookie {
     this.#size = size
   }
 
-  /** The file is another one now: all pages are dropped, and further ones belong to this version. */
+  /** Begins a new version of the file: drops all pages; later pages belong to this version. */
   invalidate(auxiliary: CookieAuxiliary): void {
     assertSize(auxiliary.size)
     this.#cache.counters.invalidates++
@@ -510,7 +510,7 @@ export class Cookie {
   }
 
   /**
-   * Gives the cookie up. With `retire` its pages are dropped; without, who acquires the same version again finds them.
+   * Relinquishes the cookie. `retire` drops its pages; otherwise a later cookie of the same version finds them.
    * Idempotent.
    */
   relinquish(retire = false): void {

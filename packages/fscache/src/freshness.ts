@@ -1,7 +1,6 @@
 /**
- * How long an answer may be used again, and how a server is asked whether it is still good: RFC 9111 as a private
- * cache, computed by http-cache-semantics, without heuristics. Nothing is used that its server has not allowed, and
- * nothing stale.
+ * Freshness and validation of answers: RFC 9111 for a private cache, computed by http-cache-semantics, without
+ * heuristics. An answer is reused only if its server has allowed it, and never stale.
  *
  * Sources: RFC 9111 §3 (storing), §4.1 (Vary), §4.2 (freshness, age), §4.3 (validation); RFC 9110 §8.8.2.2
  * (Last-Modified as a validator).

@@ -1,20 +1,19 @@
 /**
  * Files of HTTP servers: `fetch` with a cache behind it, and files that are read by pages.
  *
- * `fetch` is one plain GET whose body fills the cache as it passes by. Whoever asks again gets the bytes from the cache
- * when the server has allowed it (freshness), or has said that they are still good (one conditional GET), and asks for
- * what is missing (one range with `If-Range`: a server that has another version by now answers with all of it).
+ * `fetch` is one plain GET whose body fills the cache as it passes by. A later request gets the bytes from the cache if
+ * the server has allowed that (freshness) or confirms them (one conditional GET). Missing bytes come with one range
+ * request with `If-Range`, which a server with a newer version answers with the whole file.
  *
  * Invariants:
- *  - Never worse than `fetch`: until the first byte is delivered, whatever a server answers to a question that a plain
- *    client would not have asked ends in a plain GET, and for that URL such questions are not asked again. At most one
- *    request more than a plain client.
- *  - All bytes of one body, and of one open file, are of one version. Only a strong ETag names one; what has none is
- *    kept under a name that is used once, and served only when all of it is there.
- *  - An answer is given only to requests with the same headers as the one that it was the answer to.
+ *  - Never worse than `fetch`: if a server answers a request that a plain client would not send in an unexpected way,
+ *    before the first byte is delivered, a plain GET follows, and that URL gets no such request again. There is at most
+ *    one request more than with a plain client.
+ *  - All bytes of a body, and of an open file, are of one version. Only a strong ETag names a version; a file without
+ *    one is kept under a name that is used once, and served only when it is complete.
+ *  - An answer is given only to requests with the same headers as its original request.
  *
- * What is known of URLs is in table.ts, how long it is good in freshness.ts, bodies in body.ts, files that are open in
- * parts.ts.
+ * table.ts has the URLs, freshness.ts the freshness of answers, body.ts the bodies, parts.ts the open files.
  *
  * Source: RFC 9110 (conditional requests §13, range requests §14), RFC 9111 §4 (using stored answers).
  */

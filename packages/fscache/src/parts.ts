@@ -1,11 +1,11 @@
 /**
- * Files that are open: of one version, read by ranges that name it (`If-Match`).
+ * Open files: each of one version, read by ranges that name the version (`If-Match`).
  *
  * Invariants:
- *  - All bytes that are read of an open file are of the version that was opened.
+ *  - All bytes of an open file are of the version that was opened.
  *  - Readers of the same page share one request.
  *
- * DEVIATION: when the server has another version by now, a read of what is not in the cache rejects (`ESTALE`).
+ * DEVIATION: once the server has another version, reads of bytes outside of the cache reject (`ESTALE`).
  *
  * Source: RFC 9110 §13.1.1 (If-Match), §14 (range requests).
  */

@@ -2,11 +2,10 @@
  * Responses that look like those of `fetch`, and whose bodies come from a `Source`.
  *
  * Invariants:
- *  - As of `fetch`: the headers cannot be changed, and a body is read once, as a stream or as a whole; clones look the
+ *  - As with `fetch`, the headers are immutable, and a body is read once, as a stream or as a whole; clones look the
  *    same.
- *  - A stream is made for who asks for one. Whoever wants the whole (`arrayBuffer` and the like) gets the bytes that
- *    were copied from the cache, or are put together as they come: the methods of the runtime copy each body twice
- *    more.
+ *  - A stream is made only on demand. `arrayBuffer` and similar methods return the bytes copied from the cache, or
+ *    assemble them as they arrive; the methods of the runtime would copy each body twice more.
  *
  * DEVIATION: the methods of `Response.prototype`, called on such a response by themselves, see no body.
  */

@@ -1,9 +1,9 @@
 /**
- * Pages of a file in a row, which cross the store together; and those that were handed over, and are put in turns of
- * their own.
+ * Runs of neighbouring pages of a file, which cross the store together; and pages that were handed over and are put
+ * later, in turns.
  *
  * Invariants:
- *  - What waits is bounded (16 MiB for a cache, whole buffers counted); what finds no room does not wait.
+ *  - Waiting pages are bounded (16 MiB for a cache, counting whole buffers); pages beyond the bound are put at once.
  *  - A turn puts 256 KiB at most, or a page when that is larger, and lets everything else that is ready run before the
  *    next one.
  */

@@ -1,12 +1,11 @@
 /**
- * What is known of URLs: the files that are cached, where redirects led, and what cannot be cached.
+ * The table of URLs: cached files, targets of redirects, and URLs that cannot be cached.
  *
  * Invariants:
- *  - An ETag names a version of one URL. After a redirect that is the URL where it ended: when it ends elsewhere that
- *    is another file.
- *  - An entry is complete, or only good as a whole and on its way: then nobody but who asked for it reads it.
- *  - What is remembered is bounded: files by number and by the length of their headers, and so are the URLs that are
- *    not cached.
+ *  - An ETag names a version of one URL; after a redirect, of the final URL. A redirect with another end is another
+ *    file.
+ *  - An entry is complete, or it is still arriving and valid only as a whole; then only its requester reads it.
+ *  - The table is bounded: files by number and by the length of their headers, and URLs that are not cached likewise.
  *
  * Source: RFC 9111 §3.1 (headers that are not kept), §4.3.4 (headers of a 304), §4.4 (invalidation).
  */

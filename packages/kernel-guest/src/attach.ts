@@ -1,16 +1,16 @@
 /**
- * The host's side of a guest whose kernel has our module: hypercalls that come through a ring in the guest's memory are
- * done by a `XenHost`, in their order, one at a time.
+ * The host's side of a guest whose kernel has the module of this package: a `XenHost` does the hypercalls that come
+ * through a ring in the guest's memory, in order, one at a time.
  *
- * The guest rings a bell (a byte in a socket of QEMU's) only while this side sleeps. After work it looks for more by
- * itself for a moment, because waking a process takes longer than most calls; and rests when the guest has rested.
+ * The guest rings a doorbell (a byte in a socket of QEMU) only while the host sleeps. After work the host polls for a
+ * moment, because waking a process takes longer than most calls, and sleeps once the guest pauses.
  *
  * Invariants:
- *  - What the guest has written is judged: a ring that cannot be is an error, and ends the attachment. Numbers and
- *    frames in calls are judged by the host.
- *  - An entry counts as answered (`tail`) after all that it does is done. Whoever comes after a host that died goes on
- *    at `tail`.
- *  - After `detach`, nothing of the guest's memory is written.
+ *  - Everything that the guest writes is checked: an impossible ring is an error and ends the attachment. The `XenHost`
+ *    checks numbers and frames in calls.
+ *  - An entry counts as answered (`tail`) once all its effects are done. The next host after a dead one goes on at
+ *    `tail`.
+ *  - After `detach`, the guest's memory is not written.
  *
  * Source of the ring: tmem_guest.c, which lies beside this file.
  */
@@ -33,7 +33,7 @@ import { mapGuestMemory } from './mapping.ts'
 import type { SavedPages } from './saved-pages.ts'
 import { traceEventBytes } from './trace.ts'
 
-/** What a guest is attached by. */
+/** Options of attaching a guest. */
 export interface AttachOptions {
   /** Does the calls. The domain is added to it, unless it is there already (restored, or moved here). */
   readonly host: XenHost
@@ -67,7 +67,7 @@ const optionNames: OptionNames<AttachOptions> = {
   lookMicroseconds: 'number?',
 }
 
-/** What a guest has asked, by command, and how. */
+/** Counters of the calls of a guest. */
 export interface AttachCounters {
   /** NEW_POOL and DESTROY_POOL. */
   pools: number

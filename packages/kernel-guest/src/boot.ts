@@ -1,10 +1,10 @@
 /**
- * A guest whose kernel keeps its swap pages with us, and with cleancache pages of files, too: it loads the module, swaps
- * on a drive, does a workload that verifies what it reads, swaps off, and prints what its kernel and the module have
- * counted.
+ * A guest whose kernel stores its swapped pages in the host's stack, and with cleancache also pages of files. The guest
+ * loads the module, turns on swap on a drive, runs a workload that verifies its reads, turns swap off, and prints the
+ * counters of its kernel and the module.
  *
- * What of it can be attached (`attachGuest`) is in a folder of its own, which goes with it; where this process is killed,
- * when the next guest boots.
+ * The memory and doorbell for `attachGuest` are in a directory of their own, which is removed with the guest; after a
+ * kill of this process, the next guest removes it.
  */
 import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,6 +1,6 @@
 /**
- * The workload `compile`: a program of many parts is compiled in the guest, part by part, linked, and run. What it prints
- * must be what one part prints that is called as often: a part whose source or object came back wrong shows.
+ * The workload `compile`: a program of many parts is compiled in the guest, part by part, linked, and run. Its output
+ * must equal that of one part that is called as often, which shows a part whose source or object came back wrong.
  *
  * The compiler is tcc, with the C library that it was built for; what it compiles needs no library.
  */

@@ -2,7 +2,7 @@
  * The memory of a virtual machine, mapped into this process: the file in which QEMU keeps it (`memory-backend-file`,
  * shared).
  *
- * Invariant: it is never unmapped while a view of it can be reached; then the runtime does it.
+ * Invariant: the runtime unmaps the memory only when no view of it can be reached any more.
  *
  * Source: mmap(2), munmap(2).
  */

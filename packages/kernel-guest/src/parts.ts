@@ -1,13 +1,13 @@
 /**
- * What a guest is made of: Debian's last kernel with the frontswap hooks (5.10, bullseye), its headers, busybox, and our
- * module, built for that kernel. Packages are downloaded with apt and unpacked into a folder of ours; nothing is
- * installed, and nothing of the system's apt is changed.
+ * The parts of a guest: Debian's last kernel with the frontswap hooks (5.10, bullseye), its headers, busybox, and our
+ * module, built for that kernel. Packages are downloaded with apt and unpacked into a directory of this package;
+ * nothing is installed, and the system's apt stays unchanged.
  *
- * Debian builds its kernels without cleancache. One that has it is compiled from Debian's source of the same version,
- * with `cleancache.config` and little else; flex, bison and m4, which that takes, are unpacked beside it.
+ * Debian builds its kernels without cleancache. A kernel with cleancache is compiled from Debian's source of the same
+ * version, with `cleancache.config` and little else; flex, bison and m4, which the build needs, are unpacked beside it.
  *
- * Invariant: each part appears whole or not at all; several processes may prepare the same folder. What one that was
- * killed has begun is taken away by the next.
+ * Invariant: each part appears whole or not at all; several processes may prepare the same directory. The next process
+ * removes unfinished work of a killed one.
  *
  * The mirror is the one that the system's own apt uses for Debian.
  */
@@ -74,7 +74,7 @@ const programs: Readonly<Record<string, string>> = Object.freeze({
   gcc: 'gcc libc6-dev',
 })
 
-/** What a guest needs of this machine and is not there, as one line; `undefined`: nothing. */
+/** The needs of a guest that this machine lacks, as one line; `undefined` if it lacks nothing. */
 export function lacksForGuests(): string | undefined {
   if (process.platform !== 'linux' || process.arch !== 'x64')
     return `a guest runs on Linux on x86-64, and this is ${process.platform} on ${process.arch}`

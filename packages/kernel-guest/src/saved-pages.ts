@@ -1,6 +1,6 @@
 /**
- * Persistent pages of a guest in a file, so that they outlive the process that serves it: one that is killed is followed
- * by another, which begins with them.
+ * Persistent pages of a guest in a file, so that they outlive the process that serves the guest: after a kill, the next
+ * process begins with them.
  *
  * The file (of @tmem/page-file, through the operating system's cache: what is written survives the process, not the
  * machine) is a row of records: a checksum, the page's name, the page. A record whose checksum does not match holds no

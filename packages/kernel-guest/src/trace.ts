@@ -1,8 +1,8 @@
 /**
- * What a guest's kernel told its hooks, in order: calls of frontswap and of cleancache, and the callbacks of an MMU
- * notifier on the address spaces of programs that asked for it (`/dev/tmem_trace` of the module). And whether that can
- * be, by the rules of the models: those of @tmem/mmu-notifier are replayed, callback by callback; those of frontswap and
- * cleancache are few, and stand here.
+ * Traces of the hooks of a guest's kernel, in order: calls of frontswap and cleancache, and the callbacks of an MMU
+ * notifier on the address spaces of programs that asked for it (`/dev/tmem_trace` of the module). And their check
+ * against the rules of the models: those of @tmem/mmu-notifier are replayed, callback by callback; the few of frontswap
+ * and cleancache are in this file.
  *
  * A trace is a head of 16 bytes, then events of 32 bytes: time in nanoseconds, two numbers (a page: swap area and
  * offset, or a file's key, folded, and its index; a range: its first byte and its end), what it is, and a detail (an

@@ -1,12 +1,11 @@
 /**
- * What is said to a Valkey or Redis server, and to a cluster of them: the same few questions, asked in the way that
- * suits each.
+ * The commands for a Valkey or Redis server and for a cluster: the same few requests, each in the form that suits the
+ * target.
  *
- * A server gets many keys in one message; of a cluster each server gets, in one write, one command for each of the keys
- * that it has, as far as the map of slots says so. A command that it does not do (MOVED, ASK, a connection that broke)
- * goes by itself: the library sends it on, and again where the server has just died and a replica may take over (16
- * times, 100 ms apart, at most). A key never has another value than this one, so a command that is done twice does no
- * harm.
+ * A single server gets many keys in one message. Each server of a cluster gets, in one write, one command for each of
+ * its keys, by the map of slots. A command that fails (MOVED, ASK, a broken connection) is repeated alone: the library
+ * redirects it, and retries it after the death of a server, when a replica may take over (at most 16 times, 100 ms
+ * apart). Repeating is safe, as a key never has another value.
  */
 import slotOf from 'cluster-key-slot'
 import { Cluster, type RedisOptions, Valkey } from 'iovalkey'

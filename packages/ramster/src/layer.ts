@@ -1,4 +1,4 @@
-/** Memory of other machines as a layer of a stack: its settings, judged before anything is reached. */
+/** Memory of other machines as a layer of a stack: its settings, checked before any connection. */
 import {
   type ByteAmount,
   bytesOf,

@@ -1,11 +1,11 @@
 /**
  * The machines that lend to a ramster, which may change while it runs.
  *
- * Who is taken out is given nothing more at once; its blocks go to the others or come back (`place.ts`), and when it
- * has none left it is let go of. Nothing is lost for that: what can go nowhere stays there until it can.
+ * A removed machine gets no new blocks from then on. Its blocks move to the other machines or rise (`place.ts`), and
+ * once it has none left it is released. Nothing is lost: blocks without another place stay there until one has room.
  *
- * Invariants: 1 to 8 machines at any moment, those included that are being taken out; none is added under a name
- * that is there; as many stay as are needed for the pages that may not vanish.
+ * Invariants: there are 1 to 8 machines at any moment, including those that are leaving; names are unique; enough
+ * machines stay for the persistent pages.
  */
 import type { RemotePlan } from './remote.ts'
 

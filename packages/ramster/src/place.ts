@@ -1,31 +1,31 @@
 /**
  * Blocks in the memory of other machines, as a slow place: RAMster's remotify, fetch and flush, without its failures.
  *
- * A location is a number of a table in this process, which says which generation of which length and checksum lies
- * there, and on which machines. The generation is the key of the block on these machines; it is never used again. So
- * nothing that is late on its way (a put that was given up, a flush, an answer) can be taken for the page of now.
+ * A location is an index of a table in this process, which holds the generation, length, checksum and machines of its
+ * block. The generation is the key of the block on these machines and is never used again. So no delayed message (an
+ * abandoned put, a flush, an answer) can be taken for the current page.
  *
- * A block of a page that may not vanish is on two machines, or it was not taken; one of a page that may vanish is on
- * one. While fewer machines answer than that takes, the place takes nothing. When a machine comes back empty, or has
- * lost a block, the block is copied from the other one (`#heal`); it can be read all the while.
+ * A block of a persistent page is on two machines, or it was refused; a block of an ephemeral page is on one. While
+ * fewer machines answer, the place refuses blocks. If a machine comes back empty, or has lost a block, the block is
+ * copied from the other machine (`#heal`), and can be read meanwhile.
  *
- * A machine that is to go, or that wants memory back, is given nothing more. Its blocks go to other machines, or come
- * up into memory, or stay where they can do neither (`#relieve`); those that may vanish are dropped then.
+ * A machine that is leaving, or that wants memory back, gets no new blocks. Its blocks move to other machines or rise
+ * into memory (`#relieve`). If they can do neither, persistent ones stay and ephemeral ones are dropped.
  *
  * Invariants:
- *  - A location is in use from the moment a flight is given it until it is freed, or the flight fails.
- *  - What is read is served only with the length and the checksum of its generation. A machine whose copy does not
- *    match, or that has none, no longer counts as having it once another copy was found good.
- *  - A copy counts only if its machine has not lost its content since it was put there (`lives`).
- *  - Keys that are not needed any more are given up in batches, before the next flight goes; those that cannot be are
- *    noted, as many as there are locations, and given up later; the rest ends with its lease.
+ *  - A location is in use from its assignment to a flight until it is freed or the flight fails.
+ *  - A copy is served only if it has the length and checksum of its generation. A machine with a bad copy, or none, no
+ *    longer counts as a holder once another copy was found good.
+ *  - A copy counts only if its machine has not lost its content since the put (`lives`).
+ *  - Unneeded keys are deleted in batches, before the next flight. Keys whose deletion fails are noted, at most one for
+ *    each location, and deleted later; the rest ends with its lease.
  *
- * Source: ramster of Linux 3.6 and 3.10; the counters have its names. There a put during a transfer was overwritten by
- * the old page, a flush during it lost sight of the remote copy, a fetch that failed left its page in transit for ever,
- * a put that failed was never tried again, and nothing was checked on its way back.
- * DEVIATION: which page is cold, and whether what is read comes up or stays here as well, is the chain's business: its
- * copies are what the original called the non-exclusive mode. So pers_pages_remote_nomem does not exist, nor do the
- * counters of objects: the flush of an object is that of its blocks, in one batch to each machine that has any.
+ * Source: ramster of Linux 3.6 and 3.10; the counters have its names. There, a put during a transfer was overwritten by
+ * the old page, a flush during a transfer leaked the remote copy, a failed fetch left its page in transit for ever, a
+ * failed put was never retried, and returning data was not checked. DEVIATION: the chain decides which page is cold,
+ * and whether a page that is read rises or also stays here; its clean copies are what the original called the
+ * non-exclusive mode. So pers_pages_remote_nomem does not exist, nor do the counters of objects: the flush of an object
+ * is that of its blocks, in one batch to each machine that has any.
  */
 import { crc32 } from 'node:zlib'
 import {

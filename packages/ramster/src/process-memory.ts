@@ -1,8 +1,8 @@
 /**
- * Remote memory that is not remote: blocks in this process, up to a limit. For programs that want no server, for tests
- * and for simulation: all that it does happens in the order of the calls, and it needs no clock.
+ * A stand-in for remote memory: blocks in this process, up to a limit, for programs without a server, for tests and for
+ * simulation. It acts in the order of the calls and needs no clock.
  *
- * Each borrower has blocks of its own; the limit is for all of them together.
+ * Each borrower has its own blocks; all borrowers share the limit.
  */
 import { randomUUID } from 'node:crypto'
 import { type ByteAmount, bytesOf, checkOptions } from '@tmem/core'

@@ -1,31 +1,28 @@
 /**
- * Remote memory: what ramster needs of another machine. It keeps blocks under numbers that are never used twice in the
- * life of one borrower, so a block that is late on its way can never be taken for another one.
+ * Remote memory: the interface to a lending machine. It keeps blocks under numbers that one life of a borrower never
+ * uses twice, so that a delayed block can never be taken for another.
  *
  * Invariants that every implementation keeps:
- *  - A block is answered as it was put, or not at all; who asks checks it all the same.
- *  - What `put` has answered with `true` is there until it is removed, until its lease ends, or until the machine loses
- *    it: then `opened` is called before anything else is answered, or as soon as that is known.
- *  - Two borrowers, also two lives of one, never see each other's blocks.
+ *  - A block is returned as it was put, or not at all; the borrower checks it anyway.
+ *  - A block for which `put` answered `true` stays until it is removed, until its lease ends, or until the machine
+ *    loses it. After a loss `opened` is called before any other answer, or as soon as the loss is known.
+ *  - Two borrowers, and two lives of one borrower, never see each other's blocks.
  *  - Every promise settles within a bounded time, whatever the network does.
  */
 
-/** Who borrows, and what it has to be told. */
+/** The borrower, and its callbacks. */
 export interface Borrower {
-  /** Blocks are of pages that may not vanish: a machine that drops blocks by itself is refused. */
+  /** Whether blocks of persistent pages are stored: a machine that evicts on its own is then refused. */
   readonly persistent: boolean
-  /**
-   * The machine answers, having been away since it was borrowed or since the last call; or it has found out that some
-   * of what was put there is gone.
-   */
+  /** Called when the machine answers for the first time or again after an absence, and when it has lost blocks. */
   opened(kept: Kept): void
-  /** It wants memory back: see `excessBytes`. */
+  /** Called when the machine wants memory back: see `excessBytes`. */
   pressed(): void
 }
 
 /**
- * What of the blocks that were put before is there: all, as far as one can tell; perhaps not all (whoever wants to know
- * asks for each, with `renew`); nothing.
+ * The part of the earlier blocks that the machine still has: all, as far as it can tell; some (`renew` tells for each
+ * block); none.
  */
 export type Kept = 'all' | 'some' | 'nothing'
 
@@ -35,7 +32,7 @@ export interface RemoteMemory {
   readonly name: string
   /** Whether it would take a transfer now. */
   readonly isOpen: boolean
-  /** Which machine it is, by its own account: two of one identity share their fate. `undefined`: not known yet. */
+  /** The machine's own identity: two memories with the same identity fail together. `undefined` if not known yet. */
   readonly identity: string | undefined
   /** Why it is not open, or what failed last. */
   readonly failure: Error | undefined
@@ -58,7 +55,7 @@ export interface RemoteMemory {
   remove(keys: readonly number[]): Promise<void>
   /** Prolongs the leases of blocks: for each, whether it is there. */
   renew(keys: readonly number[]): Promise<readonly boolean[]>
-  /** Lets go of the machine. Nothing is under way any more. Idempotent. */
+  /** Releases the machine, with no operation pending. Idempotent. */
   close(): Promise<void>
 }
 

@@ -1,22 +1,21 @@
 /**
- * Memory of a Valkey or Redis server, or of a cluster of them: one key for each block, under a name of this life of
- * this borrower, with a lease.
+ * Memory of a Valkey or Redis server, or of a cluster: one key with a lease for each block, under a prefix of this life
+ * of the borrower.
  *
  * `maxmemory` with `noeviction` is the memory that is lent: a server that is full answers so, and the block is refused.
- * A server that evicts by itself is good for pages that may vanish only, and is refused for others.
+ * A server that evicts keys on its own takes only ephemeral pages, and is refused for persistent ones.
  *
  * Invariants:
- *  - It is open only while the connection is up, the server has said what it is, and nothing waits longer than the
- *    deadline: who misses it loses the connection, and with it all that was under way there.
- *  - Nothing waits for a connection: what cannot be sent now fails now. How much is under way is the place's business,
- *    which bounds it.
- *  - A server that was started anew has lost its content, whatever it may have loaded: what it loaded is older.
- *  - A cluster is one machine. It is open while all of its slots are served. What it has acknowledged may be lost when
- *    a replica takes over, or when a primary starts anew: when other servers have the slots than before, or the same
- *    ones in another life, it says so (`some`). Two clusters that have the same server of the lowest id are one.
+ *  - The memory is open only while the connection is up, the server has identified itself, and no answer is overdue: a
+ *    missed deadline ends the connection and all its pending requests.
+ *  - No request waits for a connection: one that cannot be sent now fails now. The place bounds the pending requests.
+ *  - A restarted server counts as empty, even if it has loaded older data.
+ *  - A cluster is one machine. It is open while all of its slots are served. Acknowledged blocks may be lost when a
+ *    replica takes over or a primary restarts. So it reports `some` if the slots have other servers than before, or the
+ *    same ones after a restart. Two clusters are the same if their servers of the lowest id are.
  *
- * A key is `prefix:life:key`, the life being 96 random bits. So neither another borrower of the same name nor an
- * earlier life is ever read; what they leave behind ends with its lease, without anybody looking for it.
+ * A key is `prefix:life:key`, the life being 96 random bits. So blocks of another borrower with the same name, or of an
+ * earlier life, are never read; they end with their leases.
  *
  * Source: the protocol and the errors (OOM, LOADING, READONLY, NOPERM, WRONGPASS) as Redis 7.0 documents them.
  */

@@ -1,12 +1,12 @@
 /**
- * The device's side of a channel: takes chains out of the queue, does what they ask, writes the results. The entries of
- * a chain that are of one pool cross into the store once, as a batch.
+ * The device's side of a channel: takes chains out of the queue, does their operations, and writes the results. The
+ * entries of a chain are of one pool and cross into the store as one batch.
  *
- * The guest is hostile: it writes to all of the memory at any time. Each descriptor and each header is copied once, and
- * the copy is judged; a page is copied before anything reads it twice. A store that `readsOnce` does that itself: it is
- * given the guest's page, and of a guest that writes meanwhile it keeps what it has copied. A chain that is wrong (a
- * loop, too long, outside of the memory, of another form) is answered with nothing written. A ring index that jumps
- * stops the device. Nothing of another guest's is reachable: a channel has a client and pools of its own.
+ * The guest is treated as hostile: it may write to all of the memory at any time. Each descriptor and header is copied
+ * once, and the copy is checked; a page is copied before anything reads it twice. A store that `readsOnce` makes that
+ * copy itself, from the guest's page. A bad chain (a loop, too long, outside of the memory, of another form) is
+ * completed with nothing written. A ring index that jumps stops the device. A channel has its own client and pools, so
+ * that it reaches nothing of another guest.
  */
 import {
   GetOutcome,

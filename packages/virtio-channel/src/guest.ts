@@ -3,7 +3,7 @@
  * and blocks until they are done, because tmem is synchronous.
  *
  * A chain has a header, the pages as runs of descriptors, and room for the results. The lists of free descriptors and
- * slots are the guest's own: the device cannot confuse it. Nothing is allocated per operation.
+ * slots are in the guest's private memory, so that the device cannot corrupt them. Nothing is allocated per operation.
  */
 import { type ObjectId, TmemError } from '@tmem/core'
 import {

@@ -6,12 +6,12 @@
  *     available    flags u16, idx u16, ring of u16, used_event u16
  *     used         flags u16, idx u16, ring of {id u32, length u32}, avail_event u16
  *     words        kick, interrupt, status, kicks, interrupts: u32 each
- *     headers      one for each chain: what is asked
+ *     headers      one for each chain: its operation
  *     results      one for each chain: a signed word for each page
  *     pages        4 KiB each
  *
- * Addresses are offsets in this memory. All integers are little endian, as virtio 1.x says, and as every machine is
- * that this runs on (asserted).
+ * Addresses are offsets in this memory. All integers are little endian, as in virtio 1.x and on every supported machine
+ * (asserted).
  *
  * Source: Virtual I/O Device (VIRTIO) 1.x, §2.7 split virtqueues, VIRTIO_F_EVENT_IDX.
  */

@@ -1,4 +1,4 @@
-/** Memory of a video device as a layer of a stack: its settings, judged before a device is opened. */
+/** Memory of a video device as a layer of a stack: its settings, checked before a device is opened. */
 import {
   type ByteAmount,
   bytesOf,

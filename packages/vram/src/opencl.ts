@@ -1,8 +1,8 @@
 /**
  * The few calls of OpenCL that blocks in device memory need: find a device, buffers, copies to and from them.
  *
- * A copy is begun at once and done in the order of the calls; what it reads or fills must stay until `finish` has
- * resolved, which does not block this thread.
+ * A copy starts at once, and copies are done in the order of the calls. Source and target must stay unchanged until
+ * `finish` has resolved, which does not block this thread.
  *
  * Source: the OpenCL 1.2 specification, §4 (platforms, devices), §5.2 (buffers); numbers from CL/cl.h. A command queue
  * is made by the call of 1.x, which every loader has.

@@ -1,19 +1,18 @@
 /**
  * Blocks in the memory of a video device, as a slow place.
  *
- * All frames of a flight are sent together, and all blocks that are asked for in one turn come together: each is one
- * copy that is begun, and one wait is for all of them. Memory is made in buffers of two MiB, when it is first needed;
- * what the device has no room for is refused.
+ * All frames of a flight are copied together, and so are all blocks that are read in one turn: each copy is started on
+ * its own, and one wait covers all. Memory is allocated in buffers of two MiB at first use; blocks for which the device
+ * has no room are refused.
  *
- * A device can be reset, or go. Then everything that it had is lost; what comes is refused until a device can be opened
- * again, which is tried in ticks. So a page that may not vanish is taken only where a file has a copy of each frame, at
- * the same place; it is read from there when the device is lost. `volatile`: or where the user said that it may be
- * lost.
+ * A device can be reset or removed, and then loses its content. Blocks are refused until a device can be opened again,
+ * which ticks try. So persistent pages are taken only if a file has a copy of each frame, at the same offset, from
+ * which they are read after a loss; or with `volatile`, by which the user accepts the loss.
  *
  * Invariants:
- *  - A slot is in use from the moment a flight is given it until it is freed, or the flight fails.
+ *  - A slot is in use from its assignment to a flight until it is freed or the flight fails.
  *  - Nothing is read from a slab that was in use when a device was lost, nor written to it before it is empty.
- *  - What a copy under way reads or fills stays as it is until all copies are done.
+ *  - The source and target of a running copy stay unchanged until all copies are done.
  */
 import {
   type Flight,

@@ -1,6 +1,6 @@
 /**
- * Where frames lie in device memory: slots of equal size in slabs, so that what was freed serves the next frame of
- * about that size, and nothing has to be moved in memory that only copies reach.
+ * The allocator of device memory: slabs of slots of equal size, so that a freed slot serves the next frame of about
+ * that size, and no frame has to be moved in memory that only copies reach.
  *
  * A slab has room for two of the largest frames. Sizes of slots grow by an eighth, so a slot is at most an eighth
  * larger than its frame. A location is the unit at which a slot begins.

@@ -1,14 +1,14 @@
 /**
- * Hypercalls as a guest makes them: the structure is written into a frame of the guest, and pages go through others that
- * nobody else uses.
+ * Hypercalls of a guest: the structure goes into a frame of the guest, and pages through other frames reserved for
+ * calls.
  *
- * A processor of a guest stands still until its call is done. Here the host may have to wait for a disk: then the frame
- * of that get is taken until the answer is there, and a fetch has it. As many gets can be under way as there are frames
- * for them; whoever asks for one more is told to wait, whether there is a page or not.
+ * A real guest's processor stands still until its call is done. Here the host may have to wait for a disk: the frame of
+ * such a get is taken until the answer has arrived, and a fetch returns the answer. There can be as many pending gets
+ * as frames for them; one more get is answered `Deferred`, whether its page exists or not.
  *
- * Invariants: a fetch answers what was there when it was called, or later: what is put, flushed or destroyed while a get
- * is under way is asked for anew by whoever comes afterwards. What a get has taken out of a private ephemeral pool has
- * one fetch, not two. An answer that nobody fetches is kept while there is room for it.
+ * Invariants: a fetch answers with the state at its call or later: after a put, flush or destroy during a pending get,
+ * later fetches ask the host again. A page that a get has taken out of a private ephemeral pool goes to one fetch, not
+ * two. An answer without a fetch is kept while there is room for it.
  */
 import type { ObjectId } from '@tmem/core'
 import {

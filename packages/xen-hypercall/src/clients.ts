@@ -1,5 +1,5 @@
 /**
- * What the host knows of domains, their clients and pools: plain state, changed by `host.ts` and `control.ts` only.
+ * The host's state of domains, their clients and pools: plain data that only `host.ts` and `control.ts` change.
  *
  * A client has 16 slots; the number of a slot is the pool id. A shared pool is one `XenPool` in the slots of several
  * clients, under other numbers. Its first user that has not left is the owner, who is asked whether it is frozen.

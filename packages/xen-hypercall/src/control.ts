@@ -1,9 +1,9 @@
 /**
- * Control: what a toolstack asks of the host, by sub-operation.
+ * Control: the requests of a toolstack to the host, by sub-operation.
  *
  * The two generations differ in numbers, arguments and answers: up to 4.7 single values, -1 for whatever fails; from
- * 4.8 on structures and error numbers. Buffers belong to whoever asks; what is in them is copied before it is judged,
- * and what does not fit is cut off at the end of a record.
+ * 4.8 on structures and error numbers. Buffers belong to the caller; their content is copied before it is checked, and
+ * output that does not fit is cut at the end of a record.
  *
  * Source: the reference notes on the ABI, §3, §5.3 and §5.4.
  */

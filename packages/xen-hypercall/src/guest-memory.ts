@@ -1,8 +1,8 @@
 /**
  * The memory of a guest: bytes, and a table that says which of them each frame number of the guest stands for.
  *
- * Addresses and frame numbers come from the guest, and may be anything: what is not there is answered, not thrown. A
- * read of a structure copies it once; whoever judges it judges the copy, because a guest may write meanwhile.
+ * Addresses and frame numbers come from the guest, and may be anything: a bad one is an answer, not an exception. A
+ * read of a structure copies it once, and the copy is checked, because a guest may write meanwhile.
  */
 import { pageBytes } from './abi.ts'
 

@@ -1,19 +1,18 @@
 /**
  * The host: takes the raw structures of guests, and answers with the numbers that Xen's tmem gave.
  *
- * A call copies the structure out of the guest's memory once, and judges the copy. Its checks come in Xen's order. The
+ * A call copies the structure out of the guest's memory once, and checks the copy. Its checks come in Xen's order. The
  * pages go to any store (`compose`), which also decides what is evicted; a stack of places evicts in the order in which
  * ephemeral pages came, over all clients, as Xen did.
  *
- * Invariants: a domain reaches only pools in the slots of its own client; a slot number that is used again reaches
- * nothing of the pool before; a refused put leaves no page under its handle; what is kept per domain is bounded (16
- * slots, 16 permits; for a domain that is being saved the names of its pages; for a shared pool twice its objects).
+ * Invariants: a domain reaches only pools in the slots of its own client; a reused slot number reaches nothing of the
+ * earlier pool; a refused put leaves no page under its handle; the state of a domain is bounded (16 slots, 16 permits;
+ * for a domain that is being saved the names of its pages; for a shared pool twice its objects).
  *
  * DEVIATION: no page is kept under the object id of all ones, because it ends a pool in a saved stream: a put of it
- * gets -ENOMEM. DEVIATION: a get whose frame is bad leaves the page where it is; Xen lost it. DEVIATION: AUTH and
- * RESTORE_NEW are privileged in all releases, and CONTROL in 4.0, too. DEVIATION: a refusal for want of a slot for a
- * shared pool leaves nothing in the table. `defects: 'original'` brings back those of Xen's defects that are named in
- * the README.
+ * gets -ENOMEM. DEVIATION: a get with a bad frame leaves the page in its pool; Xen lost it. DEVIATION: AUTH and
+ * RESTORE_NEW are privileged in all releases, and CONTROL in 4.0, too. DEVIATION: a refusal for lack of a slot for a
+ * shared pool leaves nothing in the table. `defects: 'original'` restores the defects of Xen that the README names.
  *
  * Source: the reference notes on the hypercall ABI, §2; on the semantics of tmem, §2 to §7.
  */

@@ -7,14 +7,14 @@
  * are the domain's. Shared pools are not kept: they have a uuid, for which this interface has no word (cleancache has;
  * see `linuxCleancache`).
  *
- * Invariants: after a refused put nothing is there, whatever the host answered; a page that the host has and cannot
- * give is an error, and never a miss, because a swapper would take its stale slot for the page.
+ * Invariants: after a refused put the handle has no page, whatever the host answered. A page that the host has and
+ * cannot return is an error and never a miss, because a swapper would then take its stale slot for the page.
  *
- * DEVIATION: of a page that is not there `Deferred` is answered, too, while 14 gets wait for the host.
+ * DEVIATION: while 14 gets wait for the host, a get of a missing page is also answered `Deferred`.
  *
- * DEVIATION: the interface freezes whole domains, and only a toolstack may. `Pool.freeze` is the guest's own: it asks by
- * a get whether there is a page, and puts only then. Where the host has to wait, that get may take the new page out of a
- * private ephemeral pool.
+ * DEVIATION: the interface freezes whole domains, and only a toolstack may. `Pool.freeze` is a feature of the guest:
+ * while frozen, a put first checks with a get whether there is a page to replace. If the host has to wait, that get may
+ * take the new page out of a private ephemeral pool.
  */
 import {
   assertBatch,

@@ -1,12 +1,12 @@
 /**
- * The guest's side as Linux had it: the shims that turn hooks of cleancache and frontswap into hypercalls, and the
- * driver that gives memory back by itself.
+ * The guest's side in Linux: the shims that turn hooks of cleancache and frontswap into hypercalls, and the
+ * selfballooning driver, which gives memory back on its own.
  *
  * Put and get succeed only with the result 1; everything else is "not stored" or "not there", also what Xen calls an
  * error. Pages are copied through frames of the guest that nobody else uses.
  *
- * DEVIATION: a hypercall of the original never came back before it was done. Here the host may have to wait for a disk:
- * then a get answers `Deferred`, and the fetch of the same page has it.
+ * DEVIATION: a hypercall of the original never returned before it was done. Here the host may have to wait for a disk:
+ * a get is then answered `Deferred`, and the fetch of the same page returns it.
  *
  * Source: drivers/xen/tmem.c and drivers/xen/xen-selfballoon.c of Linux as described in the reference notes, §8.
  */

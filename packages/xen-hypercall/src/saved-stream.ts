@@ -1,8 +1,8 @@
 /**
- * The streams of libxc, read: what a saved domain has, record by record, of both generations.
+ * The reader of libxc's streams: the records of a saved domain, in both generations of the format.
  *
- * A stream is read piece by piece; what is kept is one page. A record is yielded when it is there whole, so that whoever
- * does what it says has done all that is whole before a mistake.
+ * A stream is read piece by piece, and one page of it is kept. Only whole records are yielded, so that a caller has
+ * processed all of them before it learns of a mistake.
  *
  * Source: the reference notes on the ABI, §5.
  */

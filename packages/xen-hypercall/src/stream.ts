@@ -7,8 +7,8 @@
  * Invariant: a stream that is cut or wrong restores nothing (its head was not whole) or all pages before the mistake,
  * each whole; the error says where, and how much is there.
  *
- * DEVIATION: a writer that meets a page which has gone ends its pool with the mark of all ones; the original wrote
- * fewer pages than it had said, and the reader took what followed for one. DEVIATION: versions, separators and the word
+ * DEVIATION: a writer that finds a page gone ends its pool with the mark of all ones; the original wrote fewer pages
+ * than announced, and the reader took the following record for a page. DEVIATION: versions, separators and the word
  * behind the pools are checked, each pool is there once, weights are restored, and a client is frozen after its pages
  * have come. `defects: 'original'` brings the defects of §5.4 back.
  *

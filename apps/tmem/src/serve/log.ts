@@ -1,12 +1,14 @@
 /**
  * The log of a server: lines on standard error, as text for people or as JSON (pino).
  *
- * Invariants: - The server never waits for the reader of its log, who may be swapped out to this very server: a thread
- * of the runtime writes the lines. At most 256 KiB wait; more lines are dropped and counted. - A kind of event (level,
- * event, and message without its numbers) has at most ten lines in ten seconds. A line at their end says how many more
- * events there were. The last 64 kinds are tracked. - A request that succeeds leaves no line. - The last events are
- * remembered, even below the level of the log, but not those of `debug`: at most `maxEvents`, each cut to `maxMessage`
- * characters.
+ * Invariants:
+ *  - The server never waits for the reader of its log, who may be swapped out to this very server: a thread of the
+ *    runtime writes the lines. At most 256 KiB wait; more lines are dropped and counted.
+ *  - A kind of event (level, event, and message without its numbers) has at most ten lines in ten seconds. A line at
+ *    their end says how many more events there were. The last 64 kinds are tracked.
+ *  - A request that succeeds leaves no line.
+ *  - The last events are remembered, even below the level of the log, but not those of `debug`: at most `maxEvents`,
+ *    each cut to `maxMessage` characters.
  */
 import type { StatsNode } from '@tmem/core'
 import pc from 'picocolors'

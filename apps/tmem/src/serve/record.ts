@@ -9,9 +9,11 @@
  * The record is a page file (@tmem/page-file). Its claim is the server's claim to the control path: the first thing
  * that a server takes and the last that it gives back. A line of JSON follows the mark.
  *
- * Invariants: - Of several servers on one control path, only the owner of the record touches sockets, devices and the
- * earlier record. - The earlier record stays unchanged until the devices of the next server are open. - A record is
- * removed only if nothing was lost: a loss at a regular end is reported like the loss of a kill.
+ * Invariants:
+ *  - Of several servers on one control path, only the owner of the record touches sockets, devices and the earlier
+ *    record.
+ *  - The earlier record stays unchanged until the devices of the next server are open.
+ *  - A record is removed only if nothing was lost: a loss at a regular end is reported like the loss of a kill.
  */
 import { lstatSync } from 'node:fs'
 import { markedProcess, processMark, TmemError } from '@tmem/core'

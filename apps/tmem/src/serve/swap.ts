@@ -3,10 +3,11 @@
  * both in the opposite order. It reads the state from the kernel each time, and keeps none of its own that could be
  * wrong.
  *
- * Invariants: - Device and inode identify the file: those of the server's mount, and those that the loop device
- * reports. A path is only a way to the file. - A command that turns a device on or off holds a claim on its file, so
- * that of two at one moment only one acts. A device that anybody else uses is never turned on: `mkswap` would overwrite
- * their data.
+ * Invariants:
+ *  - Device and inode identify the file: those of the server's mount, and those that the loop device reports. A path is
+ *    only a way to the file.
+ *  - A command that turns a device on or off holds a claim on its file, so that of two at one moment only one acts. A
+ *    device that anybody else uses is never turned on: `mkswap` would overwrite their data.
  */
 import { closeSync, constants, openSync } from 'node:fs'
 import { lstat } from 'node:fs/promises'

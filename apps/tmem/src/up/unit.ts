@@ -1,14 +1,16 @@
 /**
  * `tmem install-unit`: the systemd units that run `tmem up` with a configuration file.
  *
- * There are two kinds of server, with a mount in the file and without: - Without a mount, the server has its own user,
- * who may only read what the server needs and write its files; systemd owns the sockets and listens before the server
- * has started and while it restarts. - With a mount, the server runs as root, which mounts and swap need. It keeps the
- * mount namespace of the host, as the kernel could not swap to a mount in a private one. The system calls, devices and
- * capabilities that the server does not need are still taken from it.
+ * There are two kinds of server, with a mount in the file and without:
+ *  - Without a mount, the server has its own user, who may only read what the server needs and write its files; systemd
+ *    owns the sockets and listens before the server has started and while it restarts.
+ *  - With a mount, the server runs as root, which mounts and swap need. It keeps the mount namespace of the host, as
+ *    the kernel could not swap to a mount in a private one. The system calls, devices and capabilities that the server
+ *    does not need are still taken from it.
  *
- * Invariants: - Files that this command has not written are never touched; all files are checked before one is written.
- * - Writes are atomic: a file has its old content or all of its new content.
+ * Invariants:
+ *  - Files that this command has not written are never touched; all files are checked before one is written.
+ *  - Writes are atomic: a file has its old content or all of its new content.
  *
  * Sources: systemd.service(5), systemd.exec(5), systemd.socket(5), systemd.resource-control(5), sysusers.d(5).
  */
