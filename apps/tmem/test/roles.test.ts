@@ -151,7 +151,7 @@ test('what is no file is no backing file, no image and no record', async () => {
     for (const use of Object.values(roles)) {
       const told = use(join(things, thing), false)!
       expect(await refused(optionsOf(folder, told))).toMatch(
-        /it is a (FIFO|directory|character device|symbolic link)|no socket|EADDRINUSE/,
+        /it is a (FIFO|directory|character device|symbolic link)|not a socket|EADDRINUSE/,
       )
       expect([listing(things), readdirSync(folder)]).toEqual([before, ['things']])
     }
