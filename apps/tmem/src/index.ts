@@ -43,9 +43,10 @@ export async function run(words: readonly string[]): Promise<number> {
   process.stdout.on('error', deaf)
   process.stderr.on('error', ignoreDeaf)
   const terminal = processTerminal(interruption.signal, (taken) => {
+    const before = handler
     handler = taken
     return () => {
-      handler = undefined
+      handler = before
     }
   })
   try {

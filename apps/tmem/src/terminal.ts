@@ -35,7 +35,8 @@ export interface Terminal {
   readonly signal: AbortSignal
   /**
    * From now on each of those signals calls `handler`, and neither raises `signal` nor ends the process, until the
-   * returned function is called. For a server, which may have to refuse to end.
+   * returned function is called; then the handler before it is called again. For a server, which may have to refuse to
+   * end, and is not to be left half undone.
    */
   takeSignals(handler: () => void): () => void
   /** Prints the answer, or a part of it, to standard output. */

@@ -137,6 +137,18 @@ const lookMs = 1000
  * signal came before it served.
  */
 export async function serve(options: ServeOptions, terminal: Terminal, course?: Course): Promise<void> {
+  // Else a second signal would end the process as it is, perhaps with swap on over a mount that nobody answers. npm
+  // sends one more for each Ctrl-C.
+  const asked = new AbortController()
+  const release = terminal.takeSignals(() => asked.abort())
+  try {
+    await serveUntil(options, { ...terminal, signal: AbortSignal.any([terminal.signal, asked.signal]) }, course)
+  } finally {
+    release()
+  }
+}
+
+async function serveUntil(options: ServeOptions, terminal: Terminal, course: Course | undefined): Promise<void> {
   const requests = options.device.map((device) => (typeof device === 'string' ? deviceOf(device) : device))
   for (const [n, { name }] of requests.entries())
     if (requests.findIndex((other) => other.name === name) !== n)

@@ -121,6 +121,23 @@ test.for([100, 300, 500, 700, 900, 1200])('interrupted %d ms after its start it 
   expect(left(place)).toEqual(nothing)
 })
 
+test.for([500, 700, 900, 1100, 1300, 1500])(
+  'interrupted twice, %d ms after its start, it leaves nothing either',
+  async (ms, ctx) => {
+    requires(ctx, needs)
+    const place = begin()
+    await setTimeout(ms)
+    // npm hands on the signal that the terminal has sent to both.
+    for (let n = 0; n < 4; n++) {
+      place.child.kill('SIGINT')
+      await setTimeout(15)
+    }
+    const code = await place.ended
+    expect(['SIGINT', 130, 0]).toContain(place.child.signalCode ?? code)
+    expect(left(place)).toEqual(nothing)
+  },
+)
+
 test('where the second area cannot be had, the first is off again', async (ctx) => {
   requires(ctx, needs)
   // mkswap refuses areas of less than ten pages.
