@@ -1,8 +1,8 @@
 /**
- * The web server of the console: static pages, a stream of states, and, for who has the token, knobs.
+ * The web server of the console: static pages, a stream of states, and, for clients with the token, knobs.
  *
- * What it assumes: whoever can reach the port may read; other sites that somebody has open in the same browser may do
- * nothing, and neither may whoever has no token.
+ * Security model: everybody who reaches the port may read. Other sites in the same browser may do nothing, and only
+ * clients with the token may set knobs.
  *
  * Invariants:
  *  - Files are those that were read when it began, by name: no request leads to the file system.

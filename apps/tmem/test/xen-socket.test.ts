@@ -33,7 +33,7 @@ async function* parts(count: number): AsyncGenerator<Uint8Array> {
 
 test('whoever takes nothing of a stream is ended, as a guest stands still meanwhile', async () => {
   const [here] = await pair()
-  await expect(writePieces(here, parts(100), 50)).rejects.toThrow('takes nothing')
+  await expect(writePieces(here, parts(100), 50)).rejects.toThrow('reads nothing')
   expect(here.destroyed).toBe(true)
 })
 

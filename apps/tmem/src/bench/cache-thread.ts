@@ -1,7 +1,7 @@
 /**
  * A worker thread of `tmem bench cache`: works in a cache that it shares with others, or holds records of its own.
  *
- * It says when it has what it holds; then it does what it is told, and says when it began and ended.
+ * It reports when its records are ready, and then runs rounds on request and reports their start and end.
  */
 import { parentPort, workerData } from 'node:worker_threads'
 import { Cache, type SharedCache } from '@tmem/cache'

@@ -1,10 +1,10 @@
 /**
- * What every bench suite shares: measuring ourselves and a reference in the same run, and the rows of the answer.
+ * The common frame of all bench suites: it measures tmem and a reference in the same run, and makes the rows of the
+ * answer.
  *
- * Method: the functions that are compared run in turns, round by round, so that whatever the machine does meanwhile
- * hits all of them; which one begins changes from round to round; the first rounds warm up and are not counted; a
- * figure is the median of its rounds. A measured function runs all operations of a round in its own loop: nothing of
- * the frame is inside.
+ * Method: the compared functions run in turns, round by round, so that other work of the machine hits all of them. The
+ * one that begins changes from round to round; the first rounds warm up and do not count; a figure is the median of its
+ * rounds. A measured function runs all operations of a round in its own loop, without any code of the frame.
  */
 import { cpus, release, totalmem } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
@@ -31,7 +31,7 @@ export interface MeasuredRow {
   readonly met?: boolean
 }
 
-/** Something that cannot be measured here. */
+/** A row that cannot be measured on this machine. */
 export interface SkippedRow {
   readonly name: string
   /** Why, in words. */

@@ -1,6 +1,6 @@
 /**
- * `tmem bench models`: what the mails of March and April 2008 claimed of page mapping, counted on the models. Nothing
- * here is a time: every figure comes out alike on every machine.
+ * `tmem bench models`: the claims of mails of March and April 2008 about page mapping, counted on the models. No figure
+ * is a time: all are the same on every machine.
  *
  * - The hooks that the VM calls for 100 pages, with `invalidate_page` beside the range pair (mmu notifier #v13) against
  * ranges only.

@@ -1,6 +1,6 @@
 /**
- * What remote memory costs those who use it, for `tmem bench ramster`: a program whose pages come back from other
- * machines instead of a swap file, and a block device over them. Both are reported: there is no goal.
+ * The cost of remote memory for its users, for `tmem bench ramster`: a program whose pages return from other machines
+ * instead of a swap file, and a block device over them. Both are reported without a goal.
  */
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'

@@ -1,11 +1,10 @@
 /**
- * `tmem bench ramster`: pages that go to Redis servers and come back, against the client library with the same bytes;
- * what that costs a program and a block device (ramster-uses.ts); sealing, against `node:crypto` alone; and blocks in the
- * memory of a video device (vram.ts).
+ * `tmem bench ramster`: pages that go to Redis servers and return, against the client library with the same bytes;
+ * their cost for a program and a block device (ramster-uses.ts); sealing, against `node:crypto` alone; and blocks in
+ * the memory of a video device (vram.ts).
  *
- * The servers are Redis's or Valkey's own, started for this on loopback ports. What the library is measured with are
- * the very blocks that the stack sends: they are taken on their way. It gets them in pipelines of as many as one flight
- * of ours carries.
+ * The bench starts Redis or Valkey servers on loopback ports. The library is measured with the very blocks that the
+ * stack sends, which are captured on their way, in pipelines of as many blocks as a flight carries.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto'
 import { setImmediate, setTimeout } from 'node:timers/promises'

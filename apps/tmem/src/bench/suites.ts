@@ -1,4 +1,4 @@
-/** `tmem bench SUITE`: the suites that there are, and how their answers are shown. */
+/** `tmem bench SUITE`: the available suites, and the output of their answers. */
 import { formatBytes } from '@tmem/core'
 import pc from 'picocolors'
 import { BadInput } from '../ending.ts'
@@ -87,6 +87,6 @@ function shown({ suite, quick, machine, rows }: BenchAnswer, summary: string): s
     tableOf(['what', 'ours', 'reference', 'ratio', 'goal', ''], cells, align),
     '',
     'Times are medians of rounds in which both took turns. ratio = our cost / reference cost: below 1 we are cheaper.',
-    'goal: the largest ratio (without a reference: value) that we want. missed: here it costs more; what it does is right.',
+    'goal: the largest acceptable ratio (without a reference: value). missed: the cost is higher here; results are right.',
   ].join('\n')
 }

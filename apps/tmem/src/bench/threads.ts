@@ -1,10 +1,10 @@
 /**
  * One worker thread against two, each in pages of its own: how much of a second processor a shared store lets through.
  *
- * Method: rounds of one thread and of two, of the store and of plain copies in shared memory, take turns; all have run
- * once before a round counts. Each thread does the same work in every round, so two threads do twice as much: a round
- * takes from the first beginning to the last end. The plain copies show what the machine itself allows: two processors
- * share its memory, and perhaps one core.
+ * Method: rounds of one thread and of two, of the store and of plain copies in shared memory, take turns; all run once
+ * before a round counts. Each thread does the same work in every round, so that two threads do twice as much; a round
+ * lasts from the first start to the last end. The plain copies show the limit of the machine, whose processors share
+ * its memory, and perhaps one core.
  */
 import { Worker } from 'node:worker_threads'
 import { basePageSize } from '@tmem/core'

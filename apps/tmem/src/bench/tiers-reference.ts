@@ -1,6 +1,6 @@
 /**
- * What `tmem bench tiers` compares a stack with: orders of pages by the book, simulated over the calls that reach the
- * stack; and a log.
+ * The references of `tmem bench tiers`: textbook orders of pages, simulated over the calls that reach the stack; and a
+ * log.
  *
  * The simulated orders know memory for so many compressed bytes, and a disk with room for all. They see what the stack
  * sees: calls that the front end made because of what the stack answered, too (a page that a get took out of memory is

@@ -1,10 +1,10 @@
 /**
- * `tmem bench tiers`: where the pages of a stack of several places rest, and what it costs that they move.
+ * `tmem bench tiers`: where the pages of a stack of several places rest, and the cost of their moves.
  *
- * Most figures are counts, which come out alike in every run, of pages, bytes and operations that the system has
- * counted for this process; times are measured in turns, as everywhere. The stack is `zcache > frontswap` with nothing
- * but its sizes set, composed from text, and is used through its public interface; what it is compared with is
- * simulated over the very calls that reach it (tiers-reference.ts), or measured in the same run.
+ * Most figures are counts of pages, bytes and operations from the system's counters of this process, which are the same
+ * in every run; times are measured in turns, as everywhere. The stack is `zcache > frontswap` with only its sizes set,
+ * composed from text and used through its public interface. The references are simulated over the same calls
+ * (tiers-reference.ts), or measured in the same run.
  */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'

@@ -1,10 +1,10 @@
 /**
- * What a page costs a guest through a virtio channel, against the same call on a store of its own: with 512 pages for each
- * notification, and with one. A notification stands for an exit of a virtual machine; here it wakes a thread.
+ * The cost of a page for a guest through a virtio channel, against the same call on a store of its own: with 512 pages
+ * for each notification, and with one. A notification stands for an exit of a virtual machine; here it wakes a thread.
  *
  * Method: the guest is this thread, the device another one, each with a store of plain memory; pages lie scattered, so
- * that each has a descriptor of its own. Exits are counted over all that is measured with many pages. Where each page is
- * to cost an exit, both sides sleep at once: else they would see each other's work before they are told.
+ * that each has a descriptor of its own. Exits are counted over all that is measured with many pages. Where each page
+ * is to cost an exit, both sides sleep at once: else they would see each other's work before they are told.
  */
 import { Worker } from 'node:worker_threads'
 import { basePageSize, compose, type ObjectId, PutOutcome } from '@tmem/core'

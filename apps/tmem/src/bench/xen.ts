@@ -1,6 +1,6 @@
 /**
- * What Xen's interface costs above the store: a hypercall with a raw structure against the same put or get on the store
- * directly; and LIST with many domains, which should cost what it prints.
+ * The cost of Xen's interface above the store: a hypercall with a raw structure against the same put or get on the
+ * store itself; and LIST with many domains, whose cost should grow with its output alone.
  */
 import { basePageSize, compose, GetOutcome, type PageStore, type Pool, PutOutcome } from '@tmem/core'
 import { memory } from '@tmem/memory'

@@ -1,5 +1,6 @@
 /**
- * What the kernel's zram needs for pages: a free /dev/zram* gets LZ4, is written page by page, asked, and reset.
+ * The memory that the kernel's zram needs for pages: sets a free /dev/zram* to LZ4, writes the pages, reads its
+ * counters, and resets it.
  *
  * It changes the machine for a moment: a note in /run is written first, so that a device that a killed run has left
  * full is emptied by the next one; only the device that the note tells of is reset. Everything is done in one go: no

@@ -1,5 +1,5 @@
 /**
- * The kernel doing the same: a C program whose memory is limited by a cgroup and swapped to zram with LZ4.
+ * The kernel as reference: a C program whose memory is limited by a cgroup and swapped to zram with LZ4.
  *
  * It changes the machine: a cgroup, /dev/zram0, the list of swap areas. A note in /run is written first, so that
  * whatever a run that was killed has left is found and undone by the next one; only what the note tells of is undone.

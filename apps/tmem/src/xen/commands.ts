@@ -1,4 +1,4 @@
-/** `tmem xen list` and its neighbours: what a toolstack asks of a Xen host, over its socket. */
+/** `tmem xen list` and the other commands of a toolstack to a Xen host, over its socket. */
 import { link, open as openFile, rm } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import {
@@ -29,13 +29,14 @@ function clientOf(text: string): number {
   if (text === 'all') return allClients
   const id = Number(text)
   if (!/^\d+$/.test(text) || id > 32_751)
-    throw new BadInput(`${text} is no domain: expected a number from 0 to 32751, or all`)
+    throw new BadInput(`bad domain "${text}": expected a number from 0 to 32751, or all`)
   return id
 }
 
 function domainOf(text: string): number {
   const id = clientOf(text)
-  if (id === allClients) throw new BadInput('one domain is saved, restored or moved at a time')
+  if (id === allClients)
+    throw new BadInput('expected the number of one domain: save, restore, attach and migrate do not take all')
   return id
 }
 
@@ -44,16 +45,14 @@ async function control(options: XenOptions, what: string, request: object): Prom
   const { result, data } = await ask(options.control, { do: 'control', ...request })
   if (typeof result !== 'number' || result < 0)
     throw new Failed(`${what} was answered ${String(result)}: ${whyOf(result)}`)
-  // What is zero at the end does not come.
+  // Zeros at the end of the buffer are not sent.
   const bytes = Buffer.alloc('length' in request ? Number(request.length) : 0)
   if (typeof data === 'string') bytes.set(Buffer.from(data, 'base64').subarray(0, bytes.length))
   return [result, bytes]
 }
 
 const whyOf = (result: unknown): string =>
-  result === -1 || result === -2
-    ? 'there is no such domain, or it has made no pool yet'
-    : 'see the error numbers of Xen'
+  result === -1 || result === -2 ? 'the domain does not exist, or has no pool yet' : 'see the error numbers of Xen'
 
 /** Prints what the host lists, or its records as JSON. */
 export async function list(
@@ -118,7 +117,7 @@ export async function set(domain: string, options: SetOptions, terminal: Termina
   const client = clientOf(domain)
   const { release } = await ask(options.control, { do: 'info' })
   if (isSince(release as Release, '4.8')) {
-    if (cap !== undefined) throw new BadInput(`Xen ${String(release)} has no cap: it went with 4.8`)
+    if (cap !== undefined) throw new BadInput(`Xen ${String(release)} has no cap, which 4.8 removed: leave out --cap`)
     const { bytes, fields } = clientInfoLayout
     const request = { subOperation: Sub.GetClientInfo, client, length: bytes }
     const [, info] = await control(options, 'GET_CLIENT_INFO', request)
@@ -152,12 +151,14 @@ export async function sharedAuth(
 ): Promise<void> {
   const uuid = parseUuid(options.uuid)
   if (uuid === undefined)
-    throw new BadInput(`${options.uuid} is no uuid: expected 32 hex digits, perhaps as 8-4-4-4-12`)
+    throw new BadInput(`bad --uuid "${options.uuid}": expected 32 hex digits, perhaps as 8-4-4-4-12`)
   const permit = options.permit === 'yes'
   const request = { do: 'authorize', client: clientOf(domain), uuid: `0x${uuid.toString(16)}`, permit }
   const { result } = await ask(options.control, request)
   if (typeof result !== 'number' || result < 0)
-    throw new Failed(`authorising domain ${domain} was answered ${String(result)}: there is no such domain, or no slot`)
+    throw new Failed(
+      `authorising domain ${domain} was answered ${String(result)}: the domain does not exist, or has no free slot`,
+    )
   say(
     options,
     terminal,
@@ -166,13 +167,13 @@ export async function sharedAuth(
   )
 }
 
-/** How much could be had back. */
+/** Shows how much memory could be freed. */
 export async function freeable(options: XenOptions, terminal: Terminal): Promise<void> {
   const [mebibytes] = await control(options, 'QUERY_FREEABLE_MB', { subOperation: Sub.QueryFreeable })
   say(options, terminal, { mebibytes }, `${mebibytes} MiB can be freed`)
 }
 
-/** Evicts ephemeral pages until so many bytes are free, and gives them back. */
+/** Evicts ephemeral pages until this many bytes are free, and gives the memory back. */
 export async function flush(bytes: number, options: XenOptions, terminal: Terminal): Promise<void> {
   const { release } = await ask(options.control, { do: 'info' })
   const kibibytes = Math.ceil(bytes / 1024)
@@ -181,16 +182,16 @@ export async function flush(bytes: number, options: XenOptions, terminal: Termin
   say(options, terminal, { kibibytes: freed }, `${freed} KiB are freed`)
 }
 
-/** Saves a domain to a file that there is not yet; the domain goes on. */
+/** Saves a domain to a new file, while it stays in service. */
 export async function save(domain: string, file: string, options: XenOptions, terminal: Terminal): Promise<void> {
   const id = domainOf(domain)
   const partial = `${file}.${process.pid}.partial`
-  // What was in a guest's memory is nobody else's to read.
+  // Only the owner may read a guest's memory.
   const handle = await openFile(partial, 'wx', 0o600).catch((error: Error) => {
-    throw new BadInput(`${partial} cannot be made: ${error.message}`)
+    throw new BadInput(`${partial} cannot be created: ${error.message}`)
   })
   const full = (error: Error): never => {
-    throw new Failed(`${partial} cannot be written, and is taken away: ${error.message}`)
+    throw new Failed(`${partial} cannot be written and was removed: ${error.message}`)
   }
   try {
     try {
@@ -200,9 +201,9 @@ export async function save(domain: string, file: string, options: XenOptions, te
         for await (const piece of piecesOrError(options.control, reader)) await handle.appendFile(piece).catch(full)
         const { bytes } = await answerOf(options.control, reader)
         await handle.datasync().catch(full)
-        // Unlike a rename it replaces nobody's file.
+        // Unlike a rename, a link never replaces a file.
         await link(partial, file).catch((error: Error) => {
-          throw new Failed(`${file} cannot be made: ${error.message}`)
+          throw new Failed(`${file} cannot be created: ${error.message}`)
         })
         say(options, terminal, { domain, file, bytes }, `domain ${domain} is saved: ${String(bytes)} bytes in ${file}`)
       } finally {
@@ -221,11 +222,11 @@ async function* piecesOrError(path: string, reader: import('./socket.ts').Socket
   try {
     yield* reader.pieces()
   } catch (error) {
-    throw new Failed(`the host at ${path} has not sent all: ${(error as Error).message}`)
+    throw new Failed(`the host at ${path} did not send the whole stream: ${(error as Error).message}`)
   }
 }
 
-/** Restores a domain from a file; its guest can connect then. */
+/** Restores a domain from a file; its guest can then connect. */
 export async function restore(domain: string, file: string, options: XenOptions, terminal: Terminal): Promise<void> {
   const id = domainOf(domain)
   const handle = await openFile(file, 'r').catch((error: Error) => {
@@ -237,7 +238,7 @@ export async function restore(domain: string, file: string, options: XenOptions,
       const sent = writePieces(socket, handle.createReadStream({ autoClose: false })).then(() =>
         write(socket, lastPiece),
       )
-      // The host may have refused it before all was sent: what it says counts.
+      // The host may have refused the stream early: its answer decides.
       const [answer] = await Promise.all([answerOf(options.control, reader), sent.catch(() => undefined)])
       const { pools, pages } = answer['restored'] as { pools: number; pages: number }
       say(options, terminal, { domain, pools, pages }, `domain ${domain} is restored: ${pages} pages in ${pools} pools`)
@@ -249,7 +250,7 @@ export async function restore(domain: string, file: string, options: XenOptions,
   }
 }
 
-/** Sends a host to the guest of a virtual machine, whose kernel has the module of @tmem/kernel-guest. */
+/** Makes a host serve a virtual machine whose kernel has the module of @tmem/kernel-guest. */
 export async function attach(
   domain: string,
   options: XenOptions & { readonly memory: string; readonly doorbell: string },

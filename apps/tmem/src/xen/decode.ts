@@ -15,7 +15,7 @@ import { openGivenFile } from '../given-file.ts'
 import { type Terminal, tableOf } from '../terminal.ts'
 import { releaseOf } from './release.ts'
 
-/** Structures have less than 200 bytes: who names a larger file that is no stream means something else. */
+/** Structures have less than 200 bytes: a larger file that is not a stream is a mistake. */
 const maxFileBytes = 65_536
 const pieceBytes = 65_536
 
@@ -31,7 +31,7 @@ export interface DecodeOptions {
 
 /** Prints what `words` are in hex, or what the file of that name has, raw or in hex. */
 export async function decode(words: readonly string[], options: DecodeOptions, terminal: Terminal): Promise<void> {
-  // Judged before anything is read.
+  // Checked before anything is read.
   releaseOf(options.release)
   const hex = hexOf(words.join(''))
   if (hex !== undefined) return decodeBytes(hex, options, terminal)
@@ -40,7 +40,7 @@ export async function decode(words: readonly string[], options: DecodeOptions, t
   try {
     file = openGivenFile(name)
   } catch (error) {
-    throw new BadInput(`xen decode: ${name} is neither hex nor a file that can be read: ${(error as Error).message}`)
+    throw new BadInput(`xen decode: ${name} is neither hex nor a readable file: ${(error as Error).message}`)
   }
   try {
     const { size } = fstatSync(file)
@@ -48,7 +48,9 @@ export async function decode(words: readonly string[], options: DecodeOptions, t
       const start = Buffer.alloc(4)
       readSync(file, start, 0, 4, 0)
       if (!isStream(start, options))
-        throw new BadInput(`xen decode: ${name} has ${size} bytes, more than ${maxFileBytes}, and begins as no stream`)
+        throw new BadInput(
+          `xen decode: ${name} has ${size} bytes, more than ${maxFileBytes}, and does not begin like a stream`,
+        )
       await decodeStream(piecesOf(file), options, terminal)
       return
     }
@@ -97,10 +99,10 @@ function decodeStructure(bytes: Uint8Array, options: DecodeOptions, terminal: Te
   terminal.print(pc.bold(described.title))
   terminal.print(tableOf(['at', 'field', 'value', ''], rows, ['right', 'left', 'left', 'left']))
   const rest = bytes.length - described.bytes
-  if (rest > 0) terminal.note(`${rest} bytes after it are not looked at`)
+  if (rest > 0) terminal.note(`${rest} more bytes after the structure were not decoded`)
 }
 
-/** Prints a line for each record, as they come; as JSON one document, of a stream that is whole. */
+/** Prints each record in a line as it is read; as JSON, one document at the end of a whole stream. */
 async function decodeStream(source: Iterable<Uint8Array>, options: DecodeOptions, terminal: Terminal): Promise<void> {
   const release = options.release === undefined ? undefined : releaseOf(options.release)
   const records: DescribedRecord[] = []
@@ -125,7 +127,7 @@ async function decodeStream(source: Iterable<Uint8Array>, options: DecodeOptions
 const line = (at: string, name: string, words: string): string =>
   `${at.padStart(10)}  ${name.padEnd(20)}  ${words}`.trimEnd()
 
-/** Bytes in hex, perhaps with spaces, line ends, commas, `0x`; `undefined`: that is no hex. */
+/** Bytes from hex, perhaps with spaces, line ends, commas and `0x`; `undefined` for any other text. */
 function hexOf(text: string): Uint8Array | undefined {
   const digits = text.replaceAll(/\s|,|0x/gi, '')
   return /^([\da-f]{2})+$/i.test(digits) ? new Uint8Array(Buffer.from(digits, 'hex')) : undefined

@@ -1,14 +1,15 @@
 /**
- * `tmem xen host`: a process that plays the hypervisor: domains of guests that connect to its socket, over one stack;
- * and what toolstacks ask of it.
+ * `tmem xen host`: a process in the role of the hypervisor. It has the domains of guests that connect to its socket,
+ * over one stack, and answers the requests of toolstacks.
  *
- * A guest is a connection: its domain begins with it and ends with it, unless the domain was restored before (then the
- * guest that connects has it) or has moved away. Its calls are done one after the other. While its domain is saved it
- * stands still; while it moves it goes on, and stands still only for the pages that went meanwhile. The guest of a virtual
- * machine, whose kernel has the module of @tmem/kernel-guest, is connected to instead (`attach`), and takes its
- * connection along when it moves.
+ * A guest is a connection: its domain begins and ends with the connection, unless the domain was restored before (the
+ * guest that connects then gets it) or has moved away. Calls of a guest are done one after the other. A guest stands
+ * still while its domain is saved. During a move it goes on, and stands still only while the names of pages that it
+ * flushed meanwhile are sent. To a virtual machine, whose kernel has the module of @tmem/kernel-guest, the host
+ * connects itself (`attach`); the machine's connection moves with its domain.
  *
- * Invariants: a domain that could not be restored whole is gone; one that could not be moved goes on where it is.
+ * Invariants: a domain that could not be restored completely is removed; one that could not be moved goes on where it
+ * is.
  */
 import { createServer, type Server, type Socket } from 'node:net'
 import { compose, createAccounts, parseStack } from '@tmem/core'
@@ -51,7 +52,7 @@ export interface HostOptions {
   readonly stack: string
   readonly modules?: readonly string[]
   readonly control: string
-  /** Its name; `undefined`: the default. */
+  /** Name of the release; `undefined` for the default. */
   readonly release?: string
   readonly defects: 'mended' | 'original'
   /** Bytes of persistent pages that each domain may have. */
@@ -64,7 +65,7 @@ const operationBytes = 56
 /** Largest buffer of a control request: the text of a list. */
 const maxBuffer = 2 ** 20
 
-/** Runs until it is interrupted. */
+/** Runs a host until it is interrupted. */
 export async function host(options: HostOptions, terminal: Terminal): Promise<void> {
   const release = releaseOf(options.release)
   const layers = parseStack(options.stack, await layersWith(options.modules))
@@ -90,12 +91,12 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
     })
     server = createServer({ allowHalfOpen: true }, (socket) => machine.serve(socket))
     await listenAtPath(server, control).catch((error: Error) => {
-      throw new Failed(`the socket ${control} cannot be made: ${error.message}`)
+      throw new Failed(`the socket ${control} cannot be created: ${error.message}`)
     })
     const facts = { pid: process.pid, control: options.control, release }
     terminal.print(options.json === true ? JSON.stringify(facts) : `Xen ${release} at ${options.control}`)
     await stopped
-    if (broken !== undefined) throw new Failed(`the stack is broken: ${broken.message}`)
+    if (broken !== undefined) throw new Failed(`the stack has failed: ${broken.message}`)
   } finally {
     ticking?.stop()
     server?.close()
@@ -106,11 +107,11 @@ export async function host(options: HostOptions, terminal: Terminal): Promise<vo
 
 /** A guest: a connection to us, or one of ours to its doorbell. */
 interface Guest {
-  /** Stops it between two calls; what it resolves to lets it go on. */
+  /** Stops the guest between two calls; resolves to the function that lets it go on. */
   stop(): Promise<() => void>
   /** Ends the connection: its domain is gone from here. */
   end(): Promise<void> | void
-  /** Where a virtual machine has its memory and doorbell: whoever gets its domain needs them. */
+  /** The paths of a virtual machine's memory and doorbell, which the next host of its domain needs. */
   readonly place?: Place
 }
 
@@ -125,7 +126,7 @@ const doorbellMs = 20_000
 /** A domain and its guest. */
 interface Running {
   guest: Guest | undefined
-  /** Its calls wait for this. */
+  /** Calls of the guest wait for this. */
   gate: Promise<void>
   /** The call that is being done. */
   call: Promise<unknown>
@@ -144,7 +145,7 @@ class Machine {
   readonly #links = new Set<AttachedGuest>()
   readonly #note: (line: string) => void
 
-  /** `note` is told why a guest cannot be served any more. */
+  /** `note` is called with the reason when a guest cannot be served any more. */
   constructor(host: XenHost, note: (line: string) => void) {
     this.#host = host
     this.#note = note
@@ -173,7 +174,7 @@ class Machine {
     const reader = new SocketReader(socket)
     try {
       const asked = await reader.line()
-      if (typeof asked !== 'object' || asked === null) throw new Error('what is asked is an object')
+      if (typeof asked !== 'object' || asked === null) throw new Error('bad request: expected a JSON object')
       await this.#answer(asked as Asked, socket, reader)
     } catch (error) {
       if (!socket.destroyed) socket.write(`${JSON.stringify({ error: (error as Error).message })}\n`)
@@ -199,7 +200,7 @@ class Machine {
       case 'migrate':
         return this.#migrate(domainOf(asked), String(asked['to']), socket)
       default:
-        throw new Error(`${String(asked['do'])} is nothing that can be asked`)
+        throw new Error(`unknown request ${String(asked['do'])}`)
     }
   }
 
@@ -208,7 +209,7 @@ class Machine {
   async #control(asked: Asked): Promise<object> {
     const data = typeof asked['data'] === 'string' ? Buffer.from(asked['data'], 'base64') : undefined
     const length = data?.length ?? numberOf(asked, 'length')
-    if (length > maxBuffer) throw new Error(`a buffer has at most ${maxBuffer} bytes, not ${length}`)
+    if (length > maxBuffer) throw new Error(`bad buffer of ${length} bytes: expected at most ${maxBuffer}`)
     const bytes = new Uint8Array(length)
     if (data !== undefined) bytes.set(data)
     const result = await this.#host.control({
@@ -267,7 +268,7 @@ class Machine {
       for (;;) {
         const asked = await reader.take(operationBytes + pageBytes)
         if (asked === undefined) return
-        // Somebody else may close it again before this one has come through.
+        // Another request may close the guest before this one is done.
         for (let gate: Promise<void> | undefined; gate !== running.gate; ) {
           gate = running.gate
           await gate
@@ -291,7 +292,7 @@ class Machine {
     }
   }
 
-  /** Goes to a guest that has a doorbell; answers when it is there, and serves it until it goes. */
+  /** Connects to a guest by its doorbell, answers once it is connected, and serves it until it ends. */
   async #attach(id: number, place: Place, socket: Socket): Promise<void> {
     const isRestored = this.#running.has(id)
     const running = this.#running.get(id) ?? this.#begin(id)
@@ -316,7 +317,7 @@ class Machine {
     await writeLine(socket, { domain: id, release: this.#host.release })
   }
 
-  /** The guest of a domain has gone. One that has moved is another's by now. */
+  /** Called when the guest of a domain has gone. A domain that has moved now belongs to another host. */
   #left(id: number, running: Running): void {
     if (this.#running.get(id) !== running) return
     running.guest = undefined
@@ -324,7 +325,7 @@ class Machine {
     else this.#end(id)
   }
 
-  /** Stops a guest between two calls; what it answers lets it go on. */
+  /** Stops a guest between two calls; resolves to the function that lets it go on. */
   async #stop(running: Running): Promise<() => void> {
     return (running.guest ?? { stop: () => stopBetweenCalls(running) }).stop()
   }
@@ -394,7 +395,7 @@ class Machine {
         const begun = performance.now()
         const rest = await writePieces(there, saveFlushed(this.#host, id))
         await write(there, lastPiece)
-        // What it says later is nothing to it either: it gives up a domain of which nobody hears.
+        // The target drops a domain that is not completed, so that a late answer does not matter.
         const patience = setTimeout(() => there.destroy(), streamPatienceMs)
         const { restored } = await answerOf(to, reader).finally(() => clearTimeout(patience))
         // From here on it is there. Its guest learns by the end of its connection.
@@ -426,18 +427,20 @@ async function stopBetweenCalls(running: Running): Promise<() => void> {
 }
 
 function placeOf({ memory, doorbell }: Asked): Place {
-  if (typeof memory !== 'string' || typeof doorbell !== 'string') throw new Error('memory and doorbell are paths')
+  if (typeof memory !== 'string' || typeof doorbell !== 'string')
+    throw new Error('bad request: expected memory and doorbell as paths')
   return { memory, doorbell }
 }
 
 function domainOf(asked: Asked): number {
   const { domain } = asked
-  if (typeof domain !== 'number') throw new Error('which domain is a number')
+  if (typeof domain !== 'number') throw new Error('bad request: expected domain as a number')
   return domain
 }
 
 function numberOf(asked: Asked, name: string): number {
   const value = asked[name] ?? 0
-  if (typeof value !== 'number' || !Number.isInteger(value)) throw new Error(`${name} is an integer`)
+  if (typeof value !== 'number' || !Number.isInteger(value))
+    throw new Error(`bad request: expected ${name} as an integer`)
   return value
 }

@@ -3,10 +3,10 @@ import { nearestName } from '@tmem/core'
 import { defaultRelease, type Release, releases } from '@tmem/xen-hypercall'
 import { BadInput } from '../ending.ts'
 
-/** Throws `BadInput` for a name of none. */
+/** Throws `BadInput` for an unknown name. */
 export function releaseOf(name: string | undefined): Release {
   if (name === undefined) return defaultRelease
   const release = releases.find((known) => known === name)
-  if (release === undefined) throw new BadInput(`--release: there is no ${name}; ${nearestName(name, releases)}`)
+  if (release === undefined) throw new BadInput(`--release: unknown release ${name}; ${nearestName(name, releases)}`)
   return release
 }

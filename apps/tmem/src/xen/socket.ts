@@ -1,12 +1,12 @@
 /**
- * How processes speak with a Xen host over its socket: a line of JSON asks. The answer is a line of JSON; around it, by
- * what is asked, are bytes:
+ * The protocol of a Xen host's socket. A request is a line of JSON, and so is the answer; some requests also have bytes
+ * around it:
  *
  *     save      the stream in pieces (length u32, bytes), a piece of length 0, then the line; a length of all ones: it broke
  *     restore   the asker sends such pieces after its line, and a piece of length 0
  *     guest     after the line calls: a tmem_op of 64 bits (56 bytes) and a page each, answered by a result (s32) and a page
  *
- * Invariant: whoever reads keeps one piece, of at most 1 MiB.
+ * Invariant: a reader keeps one piece of at most 1 MiB.
  */
 import { once } from 'node:events'
 import { statSync } from 'node:fs'
@@ -14,10 +14,10 @@ import { connect, type Socket } from 'node:net'
 import { Failed } from '../ending.ts'
 import { isTrusted, peerOf } from '../serve/peer.ts'
 
-/** Where the socket is unless said otherwise. */
+/** The default path of the socket. */
 export const defaultXenControl: string = `${process.env['XDG_RUNTIME_DIR'] ?? '/run'}/tmem-xen.sock`
 
-/** Bytes of a line that asks, and of one that answers: it may have a list of many domains. */
+/** Most bytes of a request and of an answer, which may list many domains. */
 const maxAsking = 65_536
 const maxAnswer = 2 ** 22
 const maxPiece = 2 ** 20
@@ -37,7 +37,7 @@ export class SocketReader {
     this.#source = socket[Symbol.asyncIterator]() as AsyncIterator<Buffer>
   }
 
-  /** More bytes; false: there are none. */
+  /** Reads more bytes; false at the end. */
   async #more(): Promise<boolean> {
     const next = await this.#source.next()
     if (next.done === true) return false
@@ -45,7 +45,7 @@ export class SocketReader {
     return true
   }
 
-  /** So many bytes; `undefined`: the connection has ended before. */
+  /** This many bytes; `undefined` if the connection ends first. */
   async take(bytes: number): Promise<Buffer | undefined> {
     while (this.#rest.length < bytes) if (!(await this.#more())) return undefined
     const taken = this.#rest.subarray(0, bytes)
@@ -53,7 +53,7 @@ export class SocketReader {
     return taken
   }
 
-  /** A line of JSON. Throws when it is none, or too long. */
+  /** A line of JSON. Throws if it is not JSON, or too long. */
   async line(): Promise<unknown> {
     for (;;) {
       const end = this.#rest.indexOf(10)
@@ -82,7 +82,7 @@ export class SocketReader {
   }
 }
 
-/** How long the other side of a stream may take nothing, and a host that was sent all may say nothing. */
+/** Milliseconds that the other side may take no bytes of a stream, or a host may not answer to a whole one. */
 export const streamPatienceMs = 30_000
 
 /**
@@ -102,7 +102,7 @@ export async function write(socket: Socket, bytes: Uint8Array | string, patience
     // Each drain would leave its listener for the end.
     waiting.abort()
   }
-  if (socket.destroyed) throw new Error('the other side has gone, or takes nothing')
+  if (socket.destroyed) throw new Error('the other side has gone, or reads nothing')
 }
 
 export const writeLine = (socket: Socket, line: object): Promise<void> => write(socket, `${JSON.stringify(line)}\n`)
@@ -145,7 +145,7 @@ export const lastPiece: Uint8Array = new Uint8Array(4)
 /** The piece after which there is a line with an error. */
 export const brokenPiece: Uint8Array = new Uint8Array(4).fill(0xff)
 
-/** Connects to a host of the own user's or root's, and sends a line. Rejects with `Failed`. */
+/** Connects to a host of the own user or of root, and sends a request. Rejects with `Failed`. */
 export async function open(
   path: string,
   line: object,
@@ -155,7 +155,7 @@ export async function open(
     await once(socket, 'connect')
   } catch (error) {
     throw new Failed(
-      `no host at ${path} (${(error as Error).message}): start one with tmem xen host, or name its --control`,
+      `no host at ${path} (${(error as Error).message}): start one with tmem xen host, or name its socket with --control`,
     )
   }
   // What comes of it is seen by whoever reads or writes.
@@ -163,7 +163,9 @@ export async function open(
   const user = peerOf(socket)?.uid ?? statSync(path).uid
   if (!isTrusted(user)) {
     socket.destroy()
-    throw new Failed(`the host at ${path} is user ${user}'s, and is not asked: what it says could be anything`)
+    throw new Failed(
+      `the host at ${path} belongs to user ${user}, whose answers cannot be trusted: run as that user, or name another --control`,
+    )
   }
   await writeLine(socket, line)
   return { socket, reader: new SocketReader(socket, maxAnswer) }
@@ -175,14 +177,14 @@ export async function answerOf(path: string, reader: SocketReader): Promise<Reco
   try {
     answer = (await reader.line()) as Record<string, unknown>
   } catch (error) {
-    throw new Failed(`the host at ${path} has not answered: ${(error as Error).message}`)
+    throw new Failed(`the host at ${path} did not answer: ${(error as Error).message}`)
   }
   const { error } = answer
   if (typeof error === 'string') throw new Failed(`the host at ${path}: ${error}`)
   return answer
 }
 
-/** Asks, and answers what a line says. Rejects with `Failed`. */
+/** Sends a request and resolves to its answer. Rejects with `Failed`. */
 export async function ask(path: string, line: object): Promise<Record<string, unknown>> {
   const { socket, reader } = await open(path, line)
   try {
