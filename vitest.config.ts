@@ -5,19 +5,30 @@ import { defineConfig } from 'vitest/config'
 // Node's: what packages have for bundlers ("module") is not always what Node can load.
 const conditions = ['@tmem/source', 'node', 'development|production']
 /** Tests in folders of their own, which need more of a machine than others, by what asks for them. */
-const apart = { system: process.env['TMEM_SYSTEM_TESTS'] === '1', kernel: process.env['TMEM_KERNEL_TESTS'] === '1' }
+const part = process.env['TMEM_SYSTEM_TESTS'] ?? ''
+const apart = { system: ['1', 'alone', 'beside'].includes(part), kernel: process.env['TMEM_KERNEL_TESTS'] === '1' }
 const folders = Object.keys(apart) as (keyof typeof apart)[]
 const wanted = folders.find((folder) => apart[folder])
+/**
+ * System tests that change nothing but what is theirs, and look at nothing else: guests, browsers, clients, mounts in
+ * folders of their own. They are one part, `beside`; `alone` are all others, which make this host swap and use its
+ * devices. In each part one file runs at a time; test:system runs both parts at once.
+ */
+const beside = [
+  '**/{conformance,guest,nbd}/test/system/**/*.test.ts',
+  '**/tmem/test/system/{console,guest,metrics,playground,reports,soak}.test.ts',
+]
 
 export default defineConfig({
   resolve: { conditions },
   ssr: { resolve: { conditions } },
   test: {
-    include: [`**/test/${wanted === undefined ? '' : `${wanted}/`}**/*.test.ts`],
+    include: part === 'beside' ? beside : [`**/test/${wanted === undefined ? '' : `${wanted}/`}**/*.test.ts`],
     exclude: [
       '**/node_modules/**',
       '**/dist/**',
       ...(wanted === undefined ? folders.map((folder) => `**/test/${folder}/**`) : []),
+      ...(part === 'alone' ? beside : []),
     ],
     // Where the program looks for the system's tools, too; the PATH of many users lacks these.
     env: { PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },

@@ -38,13 +38,13 @@ if (major < 20 || (major === 20 && minor < 19)) stop(`tmem needs Node 20.19 or n
 const commands = {
   start: () => program('demo', ...args),
   tmem: () => program(...args),
-  test: () => test('test', ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages', 'api']),
+  test: () => test(['test'], ['build', 'types', 'format', 'lint', 'unused', 'workspace', 'packages', 'api']),
   'test:root': () => testRoot(),
   'test:system': async () => {
     await prepareReleaseTools()
-    return test('test-system', ['build'])
+    return test(['test-system-alone', 'test-system-beside'], ['build'], true)
   },
-  'test:kernel': () => test('test-kernel', ['build']),
+  'test:kernel': () => test(['test-kernel'], ['build']),
   build: () => run(['node', 'tools/build.mjs']) || run(['tsc', '-b', 'tsconfig.test.json']),
   lint: () =>
     run(['biome', 'check', '--error-on-warnings', '.']) |
@@ -126,14 +126,16 @@ function prepareReleaseTools() {
   ])
 }
 
-function test(target, checks) {
-  const trouble = installMissing(target === 'test-system')
+function test(targets, checks, isSystem = false) {
+  const trouble = installMissing(isSystem)
   if (trouble) console.log(trouble)
-  const reports = projects(target).map((folder) => join(folder, '.reports', `${target}.json`))
+  const reports = targets.flatMap((target) =>
+    projects(target).map((folder) => join(folder, '.reports', `${target}.json`)),
+  )
   for (const report of reports) rmSync(join(root, report), { force: true }) // nx restores those of cached results
   delete process.env.FORCE_COLOR // nx sets it for its children; their commands in nx.json take it off again
   Object.assign(process.env, { NX_DAEMON: 'false', NX_WORKSPACE_DATA_DIRECTORY: '.cache/nx-data', NO_COLOR: '1' })
-  const ended = run(['nx', 'run-many', '-t', ...checks, target, '--output-style=stream'])
+  const ended = run(['nx', 'run-many', '-t', ...checks, ...targets, '--output-style=stream'])
 
   const sum = { passed: 0, failed: 0, skipped: 0 }
   const reasons = new Map()
@@ -173,10 +175,11 @@ function read(report) {
   return { passed: 0, failed: 1, skipped: {} }
 }
 
-/** The folders of the packages that have the nx target. */
+/** The folders of the packages, and that of all of them, that have the nx target. */
 function projects(target) {
   return ['packages', 'apps']
     .flatMap((group) => readdirSync(join(root, group)).map((name) => join(group, name)))
+    .concat('.')
     .filter((folder) => {
       const file = join(root, folder, 'package.json')
       return existsSync(file) && JSON.parse(readFileSync(file, 'utf8')).nx?.targets?.[target] !== undefined

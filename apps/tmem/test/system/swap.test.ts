@@ -10,8 +10,9 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { compileHog } from '@tmem/guest'
-import { afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { afterEach, beforeAll, describe, expect, test, vi } from 'vitest'
 import { requires } from '../../../../tools/requires.ts'
+import { ask } from '../../src/serve/control.ts'
 import { tmem } from '../tmem.ts'
 import { type Served, served } from './served.ts'
 
@@ -26,6 +27,8 @@ const needs = {
   paths: ['/dev/fuse', '/dev/loop-control', '/sys/fs/cgroup/memory/memory.limit_in_bytes'],
 }
 const running = new Set<ChildProcess>()
+/** Of servers that ran: others run on this host. */
+const groups = new Set<string>()
 
 /** Loop devices over files of the mount. */
 const loops = (): string[] =>
@@ -41,7 +44,7 @@ const traces = (): object => ({
   loops: loops(),
   mounted: readFileSync('/proc/self/mounts', 'utf8').includes(mount),
   group: existsSync(group),
-  groups: readdirSync('/sys/fs/cgroup/memory').filter((name) => name.startsWith('tmem-serve-')),
+  groups: [...groups].filter((path) => existsSync(path)),
   folder: existsSync(folder),
 })
 const clean = { loops: [], mounted: false, group: false, groups: [], folder: false }
@@ -72,9 +75,7 @@ async function sweep(): Promise<void> {
       await setTimeout(100)
     }
   }
-  for (const name of readdirSync('/sys/fs/cgroup/memory'))
-    if (name.startsWith('tmem-serve-') && !existsSync(`/proc/${name.slice(11)}`))
-      rmdirSync(`/sys/fs/cgroup/memory/${name}`)
+  for (const path of groups) if (existsSync(path)) rmdirSync(path)
   rmSync(folder, { recursive: true, force: true })
 }
 
@@ -85,6 +86,7 @@ async function serve(...words: string[]): Promise<Served> {
   const stack = `zcache(limit=64MiB,zvMaxZsize=2048) > frontswap(file=${folder}/{name}.img,size={size})`
   const own = ['--stack', stack, '--device', 'name=swap0,size=256MiB', '--fuse', mount, '--control', control]
   const server = await served(running, ...own, ...words)
+  groups.add(`/sys/fs/cgroup/memory/tmem-serve-${server.child.pid}`)
   expect(server.info).toMatchObject({ pid: server.child.pid, fuse: mount })
   return server
 }
@@ -339,8 +341,9 @@ test('a file system whose server is killed: what was synced is there for the nex
     expect(readFileSync(knob, 'utf8')).toBe('7\n')
     expect(() => writeFileSync(join(mount, 'knobs', 'disk0', 'reset'), '1')).toThrow(/EBUSY/)
     await must('losetup', '-d', again)
-    await setTimeout(300)
-    writeFileSync(join(mount, 'knobs', 'disk0', 'reset'), '1')
+    // The kernel lets go of the file a moment later.
+    const reset = (): void => writeFileSync(join(mount, 'knobs', 'disk0', 'reset'), '1')
+    await vi.waitFor(reset, { timeout: 30_000, interval: 100 })
     expect((await json('stat')).devices[1].counters).toMatchObject({ num_reads: 0, num_writes: 0, pages_stored: 0 })
     second.child.kill('SIGTERM')
     expect(await second.ended).toBe(0)
@@ -378,7 +381,9 @@ test('a file system on it: files, fsck, trim', { timeout: 120_000 }, async (ctx)
     expect(trimmed.notify_free).toBeGreaterThan(full.notify_free + 1000)
     await must('umount', place)
     await must('losetup', '-d', loop)
-    await setTimeout(300)
+    // The kernel lets go of the file a moment later, and until then it is not stopped.
+    const users = () => ask(control, 'users', { device: 'swap0' })
+    await expect.poll(users, { timeout: 30_000 }).toEqual({ clients: 0, opens: 0 })
     child.kill('SIGTERM')
     expect(await ended).toBe(0)
   } finally {
