@@ -1,6 +1,6 @@
 /**
- * A process whose zcache takes all the memory it may have, under the governor. Arguments: seconds. Prints one JSON line
- * per step: seconds, budget and use in bytes. Started by cgroup.test.ts inside of a control group with a limit.
+ * A process whose zcache takes all the memory it may have, under the governor, until its standard input ends. Prints
+ * one JSON line per step: budget and use in bytes. Started by cgroup.test.ts inside of a control group with a limit.
  */
 import { readFileSync } from 'node:fs'
 import { ByteLimit, compose } from '@tmem/core'
@@ -8,7 +8,6 @@ import { mappedAllocator } from '@tmem/memory'
 import { Governor, readHostMemory, zcache } from '@tmem/zcache'
 
 const MiB = 2 ** 20
-const seconds = Number(process.argv[2])
 const read = (path) => {
   try {
     return readFileSync(path, 'utf8')
@@ -31,9 +30,12 @@ const pool = store.newPool({ client: 0, persistent: false, shared: true, pageSiz
 const page = new Uint8Array(4096)
 const start = performance.now()
 let index = 0
-for (;;) {
+let isOver = false
+process.stdin.resume().once('end', () => {
+  isOver = true
+})
+while (!isOver) {
   const ms = performance.now() - start
-  if (ms > seconds * 1000) break
   const { counters } = store.stats().children.find(({ name }) => name === 'zcache')
   governor.step(ms, counters.used_bytes, readHostMemory(read))
   while (store.tick({ pages: 256 }).pending);
@@ -43,7 +45,7 @@ for (;;) {
     crypto.getRandomValues(page.subarray(0, 3000))
     pool.put(0, index++, page)
   }
-  console.log(JSON.stringify({ seconds: ms / 1000, budget: limitBytes.bytes, used: counters.used_bytes }))
+  console.log(JSON.stringify({ budget: limitBytes.bytes, used: counters.used_bytes }))
   await new Promise((resolve) => setTimeout(resolve, 50))
 }
 await store.close()
