@@ -16,7 +16,7 @@ const wanted = folders.find((folder) => apart[folder])
  */
 const beside = [
   '**/{conformance,guest,nbd}/test/system/**/*.test.ts',
-  '**/tmem/test/system/{console,guest,metrics,playground,reports,soak}.test.ts',
+  '**/tmem/test/system/{console,guest,metrics,playground,reports}.test.ts',
 ]
 
 export default defineConfig({
