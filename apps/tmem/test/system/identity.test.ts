@@ -151,11 +151,17 @@ const users: Record<string, (file: string) => Promise<() => Promise<unknown>>> =
   },
   'client of NBD': async () => {
     const client = await Client.ready({ path: socket }, { name: 'd' })
-    return async () => {
-      client.socket.destroy()
-      await setTimeout(100)
-    }
+    return () => left(client, '0')
   },
+}
+
+/** How many clients of NBD the server has. */
+const clients = (): Promise<string> => must('cat', join(real, 'stats/server-nbd/connections'))
+
+/** Ends a client; resolves when the server has as many as before it came. */
+async function left(client: Client, before: string): Promise<void> {
+  client.socket.destroy()
+  await expect.poll(clients, { timeout: 60_000 }).toBe(before)
 }
 
 /** Ways that give up pages, or write over them: what came of it. */
@@ -165,10 +171,10 @@ const ways: Record<string, () => Promise<string>> = {
   'the knob in the mount': async () =>
     (await run('sh', '-c', 'printf 1 | dd of="$1"', 'sh', join(real, 'knobs/d/reset'))).output,
   RESIZE: async () => {
+    const before = await clients()
     const client = await Client.ready({ path: socket }, { name: 'd' })
     const { error } = await client.request(Command.RESIZE, 4096, 0)
-    client.socket.destroy()
-    await setTimeout(100)
+    await left(client, before)
     return error === 0 ? 'done' : `in use: error ${error}`
   },
   'swap on': () => said('swap', 'on'),
