@@ -23,8 +23,14 @@ import { type Bench, type Row, ratioRow, type Subject, skippedRow } from './fram
 
 const mebibyte = 2 ** 20
 const deviceBytes = 256 * mebibyte
-const memoryBytes = 128 * mebibyte
-const hogMebibytes = 200
+/** What a guest has, and what its program uses, both in MiB. Its kernel keeps about 57 MiB for itself. */
+export interface GuestSize {
+  readonly memory: number
+  readonly hog: number
+}
+/** That of the rows. */
+export const fullSize: GuestSize = Object.freeze({ memory: 128, hog: 200 })
+const memoryBytes = fullSize.memory * mebibyte
 const timeoutMs = 300_000
 /** How long the guest waits for the next server. */
 export const reconnectSeconds = 60
@@ -72,7 +78,7 @@ export interface SwapRun {
  */
 export const swapScript: string = scriptAfter('')
 
-function scriptAfter(preparation: string, mebibytes: number = hogMebibytes): string {
+function scriptAfter(preparation: string, mebibytes: number = fullSize.hog): string {
   return `
 set -e
 echo 0 >/sys/block/vda/queue/rotational
@@ -91,9 +97,9 @@ exit $code
 type SwappingGuest = (drive: GuestDrive, signal?: AbortSignal) => Promise<SwapRun>
 
 /** Returns what runs the guest on a drive, or in words what this machine lacks. */
-export function swappingGuest(rounds: number): SwappingGuest | string {
+export function swappingGuest(rounds: number, { memory, hog }: GuestSize = fullSize): SwappingGuest | string {
   const parts = guestParts()
-  return typeof parts === 'string' ? parts : guestOf(parts, swapScript, rounds, memoryBytes)
+  return typeof parts === 'string' ? parts : guestOf(parts, scriptAfter('', hog), rounds, memory * mebibyte)
 }
 
 function guestOf(parts: Parts, script: string, rounds: number, memoryBytes: number): SwappingGuest {
@@ -171,11 +177,11 @@ export async function serveSwap(
 }
 
 /** The rows of `tmem bench nbd` that a guest measures: against the raw file, and against another NBD server. */
-export async function guestRows(bench: Bench): Promise<Row[]> {
+export async function guestRows(bench: Bench, size: GuestSize = fullSize): Promise<Row[]> {
   const names = { raw: 'guest-swap', nbdkit: 'guest-swap-nbdkit' }
   const reason = (text: string): Row[] => Object.values(names).map((name) => skippedRow(name, text))
   if (!existsSync(tmpfs)) return reason(`needs ${tmpfs}`)
-  const run = swappingGuest(1)
+  const run = swappingGuest(1, size)
   if (typeof run === 'string') return reason(run)
   let drive: GuestDrive = { file: '' }
   let undo: () => Promise<void> | void = () => undefined

@@ -94,7 +94,7 @@ describe('a guest', { timeout: 150_000 }, () => {
 
   test('that hangs is killed when the time is over', async (ctx) => {
     const kernel = kernelFor(ctx)
-    const { console, exit } = await run(kernel, 'echo before; sleep 1000; echo after', { timeoutMs: 30_000 })
+    const { console, exit } = await run(kernel, 'echo before; sleep 1000; echo after', { timeoutMs: 20_000 })
     expect({ console, exit }).toEqual({ console: 'before\n', exit: 'timeout' })
     expect(machinesOf(process.pid)).toEqual([])
     expect(folders()).toEqual([])
