@@ -4,6 +4,7 @@ import { writeFileSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import type { Browser, Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest'
 import { Client } from '../../../../packages/nbd/test/client.ts'
@@ -68,24 +69,24 @@ test('shows what tmem stat says, looks right in all sizes, dark and light, and a
   const { page, complaints } = await opened(context, served.info.http!)
   await isLive(page)
   // Nobody writes any more; what the stack does by itself comes to its end.
-  await page.waitForTimeout(2500)
-  const stat = JSON.parse((await tmem(['stat', '--json', '--control', served.control])).stdout)
-  await page.waitForTimeout(1500)
-  const again = JSON.parse((await tmem(['stat', '--json', '--control', served.control])).stdout)
-  expect(again.devices[0].counters).toEqual(stat.devices[0].counters)
-  const [device] = stat.devices
-  const places = device.children.find(({ name }: { name: string }) => name === 'places').children
-  const shown = await cells(page)
-  for (const { name, counters } of places) {
-    const [pages, logical, blocks] = shown[name]!
-    expect([name, pages, logical, blocks]).toEqual([
-      name,
-      count(counters.pages),
-      bytesText(counters.pages * 4096),
-      bytesText(counters.bytes),
-    ])
+  const deviceNow = async () =>
+    JSON.parse((await tmem(['stat', '--json', '--control', served.control])).stdout).devices[0]
+  let device = await deviceNow()
+  for (let before: unknown; !isDeepStrictEqual(device.counters, before); device = await deviceNow()) {
+    before = device.counters
+    await page.waitForTimeout(1500)
   }
-  expect(shown['zcache']!.at(-1)).toBe(bytesText(device.counters.mem_used_total))
+  const places = device.children.find(({ name }: { name: string }) => name === 'places').children
+  const told = places.map(({ name, counters }: { name: string; counters: Record<string, number> }) => [
+    name,
+    count(counters['pages']!),
+    bytesText(counters['pages']! * 4096),
+    bytesText(counters['bytes']!),
+  ])
+  // It is told once a second.
+  const table = async () => Object.entries(await cells(page)).map(([name, row]) => [name, ...row.slice(0, 3)])
+  await expect.poll(table, { timeout: 30_000 }).toEqual(expect.arrayContaining(told))
+  expect((await cells(page))['zcache']!.at(-1)).toBe(bytesText(device.counters.mem_used_total))
   const slots = device.children.find(({ name }: { name: string }) => name === 'slots').counters
   const figures = await page.locator('.figures').textContent()
   expect(figures).toContain(bytesText((slots.slots - slots.empty) * 4096))

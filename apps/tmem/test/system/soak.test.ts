@@ -2,7 +2,8 @@
  * A short soak of the program finds nothing; of a program that is broken, it finds what is; Ctrl-C leaves nothing
  * behind.
  */
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { soak } from '@tmem/soak'
@@ -61,7 +62,10 @@ test('Ctrl-C ends it with a report and 130, and leaves nothing', { timeout: 120_
   const { code, stdout } = await tmem(['soak', '--minutes', '5', '--seed', '1', '--json'], {
     through,
     during: async (running) => {
-      await setTimeout(4000)
+      // Clients are at work: something of theirs is in an image.
+      const written = (name: string): number =>
+        statSync(join(folder, name, 'through.img'), { throwIfNoEntry: false })?.blocks ?? 0
+      while (running.exitCode === null && !readdirSync(folder).some(written)) await setTimeout(50)
       running.kill('SIGINT')
     },
   })
