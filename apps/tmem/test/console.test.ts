@@ -119,7 +119,7 @@ test('a port that is taken is told, and nothing is left', async () => {
   const { info, folder, stop } = await serving(stack, '--http', 'tcp:0', ...device)
   const { port } = new URL(info.http!)
   await expect(serving(stack, '--http', `tcp:${port}`, ...device)).rejects.toThrow(
-    /the console cannot listen on 127.0.0.1, port \d+: .*EADDRINUSE.*: somebody listens there already, name another port$/,
+    /the console cannot listen on 127.0.0.1, port \d+: .*EADDRINUSE.*: another process listens there, name another port$/,
   )
   expect(folder).toBeTruthy()
   expect((await stop()).code).toBe(0)

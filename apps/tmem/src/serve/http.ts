@@ -148,7 +148,7 @@ export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<C
     })
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
-    const advice = code === 'EADDRINUSE' ? ': somebody listens there already, name another port' : ''
+    const advice = code === 'EADDRINUSE' ? ': another process listens there, name another port' : ''
     throw new Failed(`the console cannot listen on ${plan.host}, port ${plan.port}: ${message}${advice}`)
   }
 }
