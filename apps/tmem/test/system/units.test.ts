@@ -91,5 +91,5 @@ test('systemd starts what install-unit wrote, by itself or for a client, stops i
   done('kill', '-9', state()['MainPID']!)
   for (let left = 600; state()['ActiveState'] !== 'failed' && left > 0; left--) await sleep(100)
   expect(state()).toMatchObject({ ActiveState: 'failed', Result: 'exit-code', ExecMainStatus: '3', NRestarts: '1' })
-  expect(done('journalctl', '--no-pager', '-o', 'cat', '-u', 'tmem.service')).toMatch(/ is lost, .*--fresh/)
+  expect(done('journalctl', '--no-pager', '-o', 'cat', '-u', 'tmem.service')).toMatch(/ are lost, .*--fresh/)
 })
