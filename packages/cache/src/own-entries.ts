@@ -55,8 +55,24 @@ import { EntryTable, Ghosts, maxRecords, maxUses, noSlot, pageOf, recordOf, refO
 import { Tags } from './tags.ts'
 import { maxValueBytes, readRaw, ValueKind, type ValueWriter } from './values.ts'
 
-/** How often a write makes room before it gives up. */
-const attempts = 64
+/** How often a write makes room before it gives up; and how often in vain before what was used is not kept any more. */
+const attempts = 512
+const patientAttempts = 32
+/** How often room is made for a page that was refused for a reason: not where no room would help. */
+const attemptsFor = (outcome: PutOutcome): number => {
+  switch (outcome) {
+    case PutOutcome.NoMemory:
+    case PutOutcome.Quota:
+      return attempts
+    case PutOutcome.Policy:
+    case PutOutcome.AllocationFailed:
+      return patientAttempts
+    default:
+      return 0
+  }
+}
+/** Pages that are moved together then. */
+const compactPages = 64
 /** Pages that a write lets go while more is used than the limit allows. */
 const excessPages = 4
 
@@ -696,11 +712,16 @@ export class OwnEntries implements Entries {
     writeHead(bytes, 0, 1, book.stamps[page]!)
     writer.writeTo(bytes, writeRecord(bytes, headBytes, this.#facts, key, kind, length, writer.kind, writer.length))
     this.#shareLimit()
+    // All of its pages together.
+    let inVain = 0
     for (let n = 0; n < span; n++) {
       const part = bytes.subarray(n * pageBytes, (n + 1) * pageBytes)
       let outcome = pool.put(page + 1, n, part)
-      for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#makeRoom(); tries++)
+      for (let tries = 0; tries < attemptsFor(outcome); tries++) {
+        if (!this.#makeRoom(inVain < patientAttempts)) break
         outcome = pool.put(page + 1, n, part)
+        if (outcome !== PutOutcome.Stored) inVain++
+      }
       if (outcome === PutOutcome.Stored) continue
       pool.flushObject(page + 1)
       book.release(page)
@@ -732,8 +753,10 @@ export class OwnEntries implements Entries {
     }
     this.#shareLimit()
     let outcome = this.#put(page)
-    for (let tries = 0; outcome !== PutOutcome.Stored && tries < attempts && this.#makeRoom(); tries++)
+    for (let tries = 0; tries < attemptsFor(outcome); tries++) {
+      if (!this.#makeRoom(tries < patientAttempts)) break
       outcome = this.#put(page)
+    }
     if (outcome !== PutOutcome.Stored) {
       this.#counts.refused += book.live[page]!
       this.#forgetEntries(page, book.placeOf(page))
@@ -766,7 +789,8 @@ export class OwnEntries implements Entries {
       this.#sweep()
       page = book.take(span)
     }
-    for (let tries = 0; page === none && tries < attempts && this.#evict(); tries++) page = book.take(span)
+    for (let tries = 0; page === none && tries < attempts && this.#evict(tries < patientAttempts); tries++)
+      page = book.take(span)
     return page
   }
 
@@ -784,7 +808,7 @@ export class OwnEntries implements Entries {
     const { limit } = this.#stack
     // Half of it at least is for what the table is about.
     for (let tries = 0; this.#ownBytes() - this.#book.extraBytes + growth > limit.bytes / 2; tries++) {
-      if (tries === attempts || !this.#evict()) return false
+      if (tries === attempts || !this.#evict(tries < patientAttempts)) return false
       if (this.#table.growthFor(hash) === 0) return true
     }
     if (!this.#table.reserve(hash)) return false
@@ -862,20 +886,22 @@ export class OwnEntries implements Entries {
     return oldest
   }
 
-  /** Lets one page go: what is used of it is written anew. False: there is none. */
-  #evict(): boolean {
+  /** Lets one page go: what is used of it is written anew, if that is to be kept. False: there is none. */
+  #evict(isToKeep: boolean): boolean {
     const page = this.#victim()
     if (page === none) return false
     const book = this.#book
     const wasMain = isMainQueue(book.queueOf(page))
     const before = this.#counts.room + this.#counts.expired
-    if (book.spans[page] === 0) this.#evictShared(page, wasMain)
-    else this.#evictSpan(page, wasMain)
+    // What is written anew needs room itself.
+    const isKept = isToKeep && !this.#isEmptying
+    if (book.spans[page] === 0) this.#evictShared(page, wasMain, isKept)
+    else this.#evictSpan(page, wasMain, isKept)
     if (this.#isTold()) this.#untold += this.#counts.room + this.#counts.expired - before
     return true
   }
 
-  #evictSpan(page: number, wasMain: boolean): void {
+  #evictSpan(page: number, wasMain: boolean, isKept: boolean): void {
     const book = this.#book
     const hash = book.hashes[page]!
     const slot = this.#table.find(hash)
@@ -883,7 +909,7 @@ export class OwnEntries implements Entries {
     const now = this.#clock()
     const queue = queueFor(book.expiry[page]! - now, true)
     book.unlink(page)
-    if (usesOf(ref) > 0 && book.expiry[page]! > now && !this.#isEmptying) {
+    if (usesOf(ref) > 0 && book.expiry[page]! > now && isKept) {
       this.#table.setRef(slot, withUses(ref, wasMain ? usesOf(ref) - 1 : 0))
       this.#counts.kept++
       book.append(page, queue)
@@ -896,7 +922,7 @@ export class OwnEntries implements Entries {
     this.#drop(page)
   }
 
-  #evictShared(page: number, wasMain: boolean): void {
+  #evictShared(page: number, wasMain: boolean, isKept: boolean): void {
     const book = this.#book
     const { window } = book
     const frame = (this.#isEmptying ? nestedFrame : emptyingFrame) * pageBytes
@@ -914,7 +940,6 @@ export class OwnEntries implements Entries {
       }
       window.copyWithin(frame, from, from + pageBytes)
     }
-    const isNested = this.#isEmptying
     const now = book.expiry[page] === Number.POSITIVE_INFINITY ? 0 : this.#clock()
     const record = this.#record
     const keeping = this.#keeping
@@ -928,7 +953,7 @@ export class OwnEntries implements Entries {
       const isOver = record.expiry <= (now || this.#clock())
       if (isOver || this.#tags.hasDeleted(record)) {
         if (isOver) this.#counts.expired++
-      } else if (uses > 0 && !isNested) {
+      } else if (uses > 0 && isKept) {
         keeping[kept * 2] = n
         keeping[kept * 2 + 1] = wasMain ? uses - 1 : 0
         kept++
@@ -988,8 +1013,13 @@ export class OwnEntries implements Entries {
   }
 
   /** Makes room in the places: copies in the window go before entries. False: there is nothing that could go. */
-  #makeRoom(): boolean {
-    if (!this.#book.shrink()) return this.#evict()
+  #makeRoom(isToKeep: boolean): boolean {
+    if (!this.#book.shrink()) {
+      const isGone = this.#evict(isToKeep)
+      // What went was of other sizes: holes are room for others once they are together.
+      if (!isToKeep) this.#stack.store.compact?.(compactPages)
+      return isGone
+    }
     this.#shareLimit()
     return true
   }
@@ -1014,7 +1044,7 @@ export class OwnEntries implements Entries {
         this.#isOver = pending
         return pending
       }
-      for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#makeRoom()) return false
+      for (let n = 0; n < excessPages && left > 0; n++, left--) if (!this.#makeRoom(true)) return false
       if (this.#table.shrink()) this.#shareLimit()
     }
     return true

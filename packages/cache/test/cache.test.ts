@@ -366,6 +366,45 @@ describe('the limit', () => {
     })
   })
 
+  test('what was used in another time makes room', { timeout: 60_000 }, async () => {
+    await using<string | Uint8Array>({ memory: '8MiB' }, (cache) => {
+      // All of it is used as often as is counted, in pages that are small once they are compressed.
+      for (let n = 0; n < 90_000; n++) cache.set(`small ${n}`, `${n}:`.repeat(20))
+      for (let turn = 0; turn < 4; turn++) for (let n = 0; n < 90_000; n++) cache.get(`small ${n}`)
+      const bytes = new Uint8Array(2_500_000)
+      for (let at = 0, word = 12_345; at < bytes.length; at++) {
+        word = (Math.imul(word, 1_103_515_245) + 12_345) | 0
+        bytes[at] = word >>> 16
+      }
+      let refused = 0
+      for (let n = 0; n < 8; n++) {
+        if (!cache.set(`large ${n}`, bytes)) refused++
+        cache.get(`large ${n}`)
+      }
+      for (let n = 0; n < 300; n++) {
+        if (!cache.set(`medium ${n}`, bytes.subarray(n * 1000, n * 1000 + 9000))) refused++
+        for (let turn = 0; turn < 3; turn++) cache.get(`medium ${n}`)
+      }
+      expect(refused).toBe(0)
+      expect(cache.get('medium 299')).toEqual(bytes.subarray(299_000, 308_000))
+      expect(cache.stats().memoryBytes).toBeLessThanOrEqual(8 * 2 ** 20)
+    })
+  })
+
+  test('what no room would help takes nobody’s room', async () => {
+    const stack = [zcache({ limitBytes: 4 * 2 ** 20, zvMaxZsize: 2048 })]
+    await using<string | Uint8Array>({ stack }, (cache) => {
+      for (let n = 0; n < 20_000; n++) cache.set(`small ${n}`, `${n}-`.repeat(60))
+      // None of these shrinks enough, alone in its page or in three.
+      for (let n = 0; n < 100; n++)
+        cache.set(`refused ${n}`, Buffer.from(noise(n % 2 === 0 ? 3000 : 6000, n), 'latin1'))
+      expect(cache.stats().evictions.refused + (cache.stats().refused['Incompressible'] ?? 0)).toBeGreaterThan(90)
+      let there = 0
+      for (let n = 0; n < 20_000; n++) if (cache.has(`small ${n}`)) there++
+      expect(there).toBeGreaterThan(19_900)
+    })
+  })
+
   test('can be lowered while the cache is full, and raised again', async () => {
     const limit = new ByteLimit(8 * 2 ** 20)
     await using<string>({ memory: limit }, (cache) => {
