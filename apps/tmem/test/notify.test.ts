@@ -50,7 +50,7 @@ test('a manager that cannot be told is no reason not to serve', async (ctx) => {
   const server = await servingIn({ folder, env }, 'memory(limit=8MiB)', '--device', 'name=a,size=4MiB')
   const { code, stderr } = await server.stop()
   expect(code).toBe(0)
-  expect(stderr).toMatch(/^tmem: the service manager cannot be told \(systemd-notify READY=1\): /)
+  expect(stderr).toMatch(/^tmem: the service manager cannot be notified \(systemd-notify READY=1\): /)
 })
 
 test('tmem up serves on the sockets that it is handed, instead of those in its file', {
