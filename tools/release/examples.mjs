@@ -55,6 +55,12 @@ const closeWhatBelongsTo = (_key: unknown) => {}
     before: "import { Cache } from '@tmem/cache'\nconst cache = new Cache({ memory: '16MiB' })\n",
     after: 'await cache.close()\n',
   },
+  {
+    in: 'new RespServer({ cache',
+    before: "import { Cache } from '@tmem/cache'\nconst cache = new Cache<Uint8Array>({ memory: '16MiB' })\n",
+    after: 'setTimeout(() => process.exit(), 300)\n',
+    replace: [['/run/app/cache.sock', './cache.sock']],
+  },
   // Declarations of unstorage itself do not compile with `skipLibCheck: false`.
   { in: 'tmemDriver({ cache', isPiece: true },
   { in: 'prepareParts(', only: 'it boots a kernel: `npm run test:system`' },
