@@ -59,7 +59,7 @@ const closeWhatBelongsTo = (_key: unknown) => {}
     in: 'new RespServer({ cache',
     before: "import { Cache } from '@tmem/cache'\nconst cache = new Cache<Uint8Array>({ memory: '16MiB' })\n",
     after: 'setTimeout(() => process.exit(), 300)\n',
-    replace: [['/run/app/cache.sock', './cache.sock']],
+    replace: [["'/run/app/cache.sock'", "{ port: 0, host: '127.0.0.1' }"]],
   },
   // Declarations of unstorage itself do not compile with `skipLibCheck: false`.
   { in: 'tmemDriver({ cache', isPiece: true },
