@@ -311,8 +311,8 @@ export class Cache<V = unknown> {
    */
   set(key: CacheKey, value: V, options: SetOptions = noOptions): boolean {
     const lifetime = options === noOptions ? Number.POSITIVE_INFINITY : checkedSet(options)
-    const tags = options.tags ?? noTags
-    // Code of the user's runs here, and may use this cache: nothing is known of it before.
+    // Code of the user's runs here, and may use this cache, or the array: nothing is known of either before.
+    const tags = options.tags === undefined ? noTags : [...options.tags]
     this.#writer.take('cache.set', value, this.#codec)
     const stored = this.#store('set', key, lifetime, lifetime, tags)
     this.#loads.supersede(key)
@@ -532,8 +532,10 @@ function checkLifetime(who: string, name: string, lifetime: unknown): void {
 
 function checkTags(who: string, tags: readonly string[] | undefined): void {
   if (tags === undefined) return
-  if (!Array.isArray(tags) || tags.some((tag) => typeof tag !== 'string'))
-    throw new TypeError(`${who}: tags are an array of strings`)
+  if (!Array.isArray(tags)) throw new TypeError(`${who}: tags are an array of strings`)
+  // Not `some`, which passes over holes.
+  for (let n = 0; n < Math.min(tags.length, maxTags); n++)
+    if (typeof tags[n] !== 'string') throw new TypeError(`${who}: tags are an array of strings`)
   if (tags.length > maxTags) throw new RangeError(`${who}: an entry has at most ${maxTags} tags, got ${tags.length}`)
 }
 

@@ -170,10 +170,16 @@ function notCloned(): never {
 
 function clonerOf({ DefaultSerializer }: typeof import('node:v8')): (value: unknown) => Uint8Array {
   class Cloner extends DefaultSerializer {
-    _getDataCloneError(message: string): Error {
-      return new TypeError(`the value cannot be serialised (${message}): give a codec`)
+    _getSharedArrayBufferId(): never {
+      throw notClonable('shared memory')
     }
   }
+  // V8 calls it, and Node.js uses it as a constructor: a method would be none.
+  Object.assign(Cloner.prototype, {
+    _getDataCloneError: function DataCloneError(message: string): Error {
+      return notClonable(message)
+    },
+  })
   return (value) => {
     const cloner = new Cloner()
     cloner.writeHeader()
@@ -181,6 +187,8 @@ function clonerOf({ DefaultSerializer }: typeof import('node:v8')): (value: unkn
     return cloner.releaseBuffer()
   }
 }
+
+const notClonable = (what: string): TypeError => new TypeError(`the value cannot be serialised (${what}): give a codec`)
 
 /** A value that goes along with what is called, and with what that waits for. */
 export interface Context<T> {

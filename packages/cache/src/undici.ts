@@ -6,6 +6,7 @@
  * address by method and request headers (`Vary`). A response is written before the index names it. So a response that
  * the index does not name does not exist, and one that it names may have been evicted.
  */
+import { createHash } from 'node:crypto'
 import { Writable } from 'node:stream'
 import type { cacheStores } from 'undici'
 import type { Cache } from './cache.ts'
@@ -25,6 +26,8 @@ interface Variant {
 
 /** Most responses of one address that are kept: by other request headers. The oldest go. */
 const maxVariants = 64
+/** Code units of the longest name that is a key as it stands: at two bytes each, half of what a key may have. */
+const maxNameLength = 16_384
 
 /** What the cache interceptor of an agent stores. Several may have one cache, and then share what is in it. */
 export class UndiciStore implements Pick<MemoryStore, 'get' | 'createWriteStream' | 'delete'> {
@@ -117,8 +120,12 @@ export class UndiciStore implements Pick<MemoryStore, 'get' | 'createWriteStream
     const now = Date.now()
     const variant: Variant = { method: key.method, vary: value.vary, deleteAt: value.deleteAt }
     const name = variantName(key, variant)
+    const response = body === undefined ? undefined : packed(value, body)
     const isStored =
-      body !== undefined && value.deleteAt > now && cache.set(name, packed(value, body), { ttl: value.deleteAt - now })
+      response !== undefined &&
+      response.length <= maxValueBytes &&
+      value.deleteAt > now &&
+      cache.set(name, response, { ttl: value.deleteAt - now })
     if (!isStored) cache.delete(name)
     const others = variantsOf(cache.get(indexName(key)) as string | undefined).filter(
       (one) => one.deleteAt > now && variantName(key, one) !== name,
@@ -138,13 +145,17 @@ export class UndiciStore implements Pick<MemoryStore, 'get' | 'createWriteStream
   }
 }
 
+/** A key of the cache. Long ones, which it would refuse, are known by their SHA-256. */
+const named = (name: string): string =>
+  name.length <= maxNameLength ? name : `undici:sha256:${createHash('sha256').update(name).digest('base64')}`
+
 const addressOf = ({ origin, path }: RequestKey): string => `${origin}${path}`
-const indexName = (key: RequestKey): string => `undici:index:${addressOf(key)}`
+const indexName = (key: RequestKey): string => named(`undici:index:${addressOf(key)}`)
 
 /** Headers in one order, so that one request has one name. */
 const variantName = (key: RequestKey, { method, vary }: Variant): string => {
   const headers = Object.entries(vary ?? {}).sort(([a], [b]) => (a < b ? -1 : 1))
-  return `undici:${method}:${JSON.stringify(headers)}:${addressOf(key)}`
+  return named(`undici:${method}:${JSON.stringify(headers)}:${addressOf(key)}`)
 }
 
 const variantsOf = (index: string | undefined): Variant[] =>

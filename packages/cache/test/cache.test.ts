@@ -38,6 +38,16 @@ const noise = (length: number, seed: number): string => {
   return letters.slice(at, at + length)
 }
 
+/** What is thrown, as its kind and its message. */
+function thrown(work: () => unknown): string {
+  try {
+    work()
+  } catch (error) {
+    return String(error)
+  }
+  return 'nothing'
+}
+
 async function using<V>(options: CacheOptions<V>, use: (cache: Cache<V>) => void | Promise<void>): Promise<void> {
   const cache = new Cache<V>(options)
   try {
@@ -226,6 +236,19 @@ describe('bad input', () => {
     ['ttl as text', (cache) => cache.set('k', 1, { ttl: '5' as never }), /ttl is a number of milliseconds, got string/],
     ['an unknown option', (cache) => cache.set('k', 1, { tll: 5 } as never), /has no option tll; did you mean ttl/],
     ['tags that are none', (cache) => cache.set('k', 1, { tags: 'a' as never }), /tags are an array of strings/],
+    ['a tag that is missing', (cache) => cache.set('k', 1, { tags: Array(1) }), /tags are an array of strings/],
+    [
+      'a blob',
+      (cache) => cache.set('k', new Blob(['b'])),
+      /^TypeError: the value cannot be serialised .*: give a codec$/,
+    ],
+    ['a port', (cache) => cache.set('k', new MessageChannel().port1), /^TypeError: the value cannot be serialised/],
+    [
+      'shared memory',
+      (cache) => cache.set('k', new SharedArrayBuffer(8)),
+      /^TypeError: the value cannot be serialised/,
+    ],
+    ['a promise', (cache) => cache.set('k', Promise.resolve()), /^TypeError: the value cannot be serialised/],
     ['too many tags', (cache) => cache.set('k', 1, { tags: Array(256).fill('t') }), /at most 255 tags, got 256/],
     ['a tag that is none', (cache) => cache.deleteByTag(1 as never), /a tag is a string, got number/],
   ]
@@ -234,9 +257,27 @@ describe('bad input', () => {
     await using<unknown>({ memory }, (cache) => {
       cache.set('k', 'before')
       cache.set('other', 'other')
-      expect(() => attempt(cache)).toThrow(message)
+      expect(thrown(() => attempt(cache))).toMatch(message)
       expect(cache.get('k')).toBe('before')
       expect(cache.get('other')).toBe('other')
+    })
+  })
+
+  test('tags are those of the call, whatever the codec does to their array', async () => {
+    const tags = ['first']
+    const encode = (value: unknown): string => {
+      for (let n = 0; n < 300; n++) tags.push(`later ${n}`)
+      return JSON.stringify(value)
+    }
+    await using<unknown>({ memory, codec: { encode, decode: JSON.parse } }, (cache) => {
+      cache.set('other', 'other')
+      tags.length = 1
+      cache.set('k', 'value', { tags })
+      cache.deleteByTag('later 7')
+      expect([cache.get('k'), cache.get('other')]).toEqual(['value', 'other'])
+      cache.deleteByTag('first')
+      expect(cache.get('k')).toBeUndefined()
+      cache.check()
     })
   })
 
@@ -244,6 +285,9 @@ describe('bad input', () => {
     ['none', undefined, /expected an object of options/],
     ['no memory', {}, /memory is how much it may use/],
     ['too little', { memory: '1MiB' }, /memory is at least 2097152 bytes, got 1048576/],
+    ['none of it', { memory: 0 }, /^cache: memory is a positive integer of bytes, got 0$/],
+    ['less than none', { memory: -1 }, /^cache: memory is a positive integer of bytes, got -1$/],
+    ['no number', { memory: Number.NaN }, /^cache: memory is a positive integer of bytes, got NaN$/],
     ['no amount', { memory: 'much' }, /memory is an amount of bytes/],
     ['an unknown one', { memory, size: 1 }, /cache has no option size/],
     ['half a codec', { memory, codec: { encode: JSON.stringify } }, /codec has two functions/],

@@ -26,17 +26,6 @@ export function requestOf(words: readonly (string | Uint8Array)[]): Buffer {
   ])
 }
 
-/** Repeatable numbers from 0 to below 1 (mulberry32). */
-export function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 /** Reads one reply at an offset; `undefined`: it is not whole. Maps are lists of pairs. */
 function replyAt(text: string, at: number): { readonly reply: Reply; readonly end: number } | undefined {
   const stop = text.indexOf(crlf, at)

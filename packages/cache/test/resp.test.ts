@@ -6,9 +6,10 @@ import { TmemError } from '@tmem/core'
 import { delay } from '@tmem/faults'
 import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { Cache } from '../src/index.ts'
 import { RespServer, respWorkBytes } from '../src/resp.ts'
-import { type Client, type Reply, random, request, requestOf, serving, sunk } from './resp-client.ts'
+import { type Client, type Reply, request, requestOf, serving, sunk } from './resp-client.ts'
 
 const keys = 'wrong number of arguments'
 

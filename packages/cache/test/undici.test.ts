@@ -10,6 +10,7 @@ import type { AddressInfo } from 'node:net'
 import { createServer as createSocket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { finished } from 'node:stream/promises'
 import { fileURLToPath } from 'node:url'
 import { Agent, interceptors, request } from 'undici'
 import { afterAll, beforeAll, expect, test } from 'vitest'
@@ -150,4 +151,31 @@ test('what has no room is answered, and not kept', async () => {
   await dispatcher.close()
   await cache.close()
   server.close()
+})
+
+test('names of any length are names, and what has no room beside its headers is not kept', async () => {
+  const cache = new Cache({ memory: '160MiB' })
+  await cache.ready()
+  const store = new UndiciStore(cache)
+  await cache.ready()
+  const keyOf = (path: string) => ({ origin: 'http://a.example', path, method: 'GET', headers: {} })
+  const keep = async (path: string, ...chunks: Buffer[]): Promise<void> => {
+    const now = Date.now()
+    const times = { cachedAt: now, staleAt: now + 60_000, deleteAt: now + 60_000 }
+    const stream = store.createWriteStream(keyOf(path), { statusCode: 200, statusMessage: '', headers: {}, ...times })
+    for (const chunk of chunks) stream.write(chunk)
+    stream.end()
+    await finished(stream)
+  }
+  const long = `/${'long/'.repeat(20_000)}`
+  await keep(long, Buffer.from('body'))
+  expect(await store.get(keyOf(long))).toMatchObject({ statusCode: 200, body: [Buffer.from('body')] })
+  expect(await store.get(keyOf(`${long}x`))).toBeUndefined()
+  await store.delete(keyOf(long))
+  expect(await store.get(keyOf(long))).toBeUndefined()
+
+  await keep('/large', Buffer.from('small'))
+  await keep('/large', Buffer.alloc(2 ** 26))
+  expect(await store.get(keyOf('/large'))).toBeUndefined()
+  await cache.close()
 })

@@ -14,6 +14,7 @@
 import { makePage } from '@tmem/conformance'
 import { compose, GetOutcome, type PageStore, type Pool, PutOutcome, type StatsNode, TmemError } from '@tmem/core'
 import { zcache } from '@tmem/zcache'
+import { random } from '../../../tools/random.ts'
 import { type Borrower, Lenders, type RemoteMemory, type RemotePlan, ramster } from '../src/index.ts'
 import { turn } from './world.ts'
 
@@ -22,17 +23,6 @@ const borrowerCount = 2
 const machinesOfBorrower = 3
 const handles = 20
 const operations = 120
-
-/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
-function randomOf(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
-}
 
 /** A node as a lender. */
 class Node {
@@ -311,7 +301,7 @@ class History {
   #wasCareless = false
 
   constructor(seed: number) {
-    this.#random = randomOf(seed)
+    this.#random = random(seed)
     this.#isCareful = seed % 2 === 0
     const isTight = this.#random() < 0.2
     this.#nodes = Array.from({ length: nodeCount }, (_, n) => new Node(`node ${n}`, isTight ? 25 : 10_000))

@@ -85,11 +85,17 @@ export function bytesOf(who: string, name: string, amount: ByteAmount): number {
   throw new TypeError(`${who}: ${name} is ${kinds.bytes[0]}; ${gotOf(amount)}`)
 }
 
-/** The limit that an option stands for: one of its own for an amount of bytes. Throws `TypeError` for anything else. */
+/**
+ * The limit that an option stands for: one of its own for an amount of bytes. Throws `TypeError` for anything else,
+ * `RangeError` unless the amount is a positive integer.
+ */
 export function limitOf(who: string, name: string, limit: ByteAmount | ByteLimit): ByteLimit {
   // Not instanceof: a program may have this package twice.
   if (typeof limit === 'object' && limit !== null && 'maximumBytes' in limit) return limit
-  return new ByteLimit(bytesOf(who, name, limit))
+  const bytes = bytesOf(who, name, limit)
+  if (!Number.isSafeInteger(bytes) || bytes <= 0)
+    throw new RangeError(`${who}: ${name} is a positive integer of bytes, got ${bytes}`)
+  return new ByteLimit(bytes)
 }
 
 const gotOf = (value: unknown): string => (value === undefined ? 'it is missing' : `got ${nameOf(value)}`)

@@ -2,10 +2,11 @@
 import { ByteLimit, systemAllocator } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { Arena, ByteBudget, none, type ZAllocator } from '../src/arena.ts'
 import { xvmalloc, zbud } from '../src/history.ts'
 import { Zsmalloc } from '../src/zsmalloc.ts'
-import { MiB, random } from './pages.ts'
+import { MiB } from './pages.ts'
 
 const makers: readonly [string, (arena: Arena) => ZAllocator][] = [
   ['zsmalloc', (arena) => new Zsmalloc(arena)],

@@ -2,8 +2,9 @@
 import { ByteLimit } from '@tmem/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { Decision, Governor, type HostMemory, memoryLimits, readHostMemory } from '../src/index.ts'
-import { MiB, newPool, noisyPage, open, random, settle } from './pages.ts'
+import { MiB, newPool, noisyPage, open, settle } from './pages.ts'
 
 const { Hold, Grow, Lower, Shrink } = Decision
 

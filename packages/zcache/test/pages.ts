@@ -1,6 +1,7 @@
 /** Pages for tests, and a zcache in a stack of which the test sees the inside. */
 import type { Accounts, Allocator, Layer, PageStore, Pool, PoolAttributes, StatsNode } from '@tmem/core'
 import { compose } from '@tmem/core'
+import { random } from '../../../tools/random.ts'
 import type { ZcacheOptions } from '../src/index.ts'
 import { zcache } from '../src/index.ts'
 
@@ -59,17 +60,6 @@ export function newPool({ store }: Stack, kind: keyof typeof kinds, pageSize = 4
   const pool = store.newPool(attributes)
   if (typeof pool === 'number') throw new Error(`no pool: ${pool}`)
   return pool
-}
-
-/** A small generator of random numbers (mulberry32): the same seed gives the same pages. */
-export function random(seed: number): () => number {
-  let state = seed | 0
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
 }
 
 /**

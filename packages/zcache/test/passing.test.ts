@@ -3,8 +3,9 @@ import type { Allocator, Layer, MemoryPlace } from '@tmem/core'
 import { ByteLimit, GetOutcome, PutOutcome, systemAllocator } from '@tmem/core'
 import { memory } from '@tmem/memory'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { xvmalloc, zbud } from '../src/history.ts'
-import { KiB, MiB, newPool, noisyPage, open, random, type Stack, sameBytes, settle } from './pages.ts'
+import { KiB, MiB, newPool, noisyPage, open, type Stack, sameBytes, settle } from './pages.ts'
 
 const { Stored } = PutOutcome
 const { Hit, Miss } = GetOutcome

@@ -1,8 +1,9 @@
 /** The rules of 2011 and 2012, where they are wanted: what zcache refused, and why. */
 import { createAccounts, GetOutcome, type Layer, PutOutcome } from '@tmem/core'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { zcache, zcacheFactory } from '../src/index.ts'
-import { MiB, newPool, noisyPage, open, random, sameBytes } from './pages.ts'
+import { MiB, newPool, noisyPage, open, sameBytes } from './pages.ts'
 
 const { Stored, Incompressible, Policy } = PutOutcome
 const { Hit } = GetOutcome

@@ -5,8 +5,9 @@ import { ByteLimit, createAccounts, GetOutcome, PutOutcome, TmemError } from '@t
 import { fail, passingPlace, type SlowMemoryOptions, slowMemory } from '@tmem/faults'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import type { ZcacheOptions } from '../src/index.ts'
-import { KiB, MiB, newPool, noisyPage, open, random, type Stack, sameBytes } from './pages.ts'
+import { KiB, MiB, newPool, noisyPage, open, type Stack, sameBytes } from './pages.ts'
 
 const { Stored } = PutOutcome
 const { Hit, Miss, Deferred } = GetOutcome

@@ -16,9 +16,10 @@ import {
   TmemError,
 } from '@tmem/core'
 import { expect, test } from 'vitest'
+import { random } from '../../../tools/random.ts'
 import { xvmalloc, zbud } from '../src/history.ts'
 import { maxPagesFor, minLimitBytes, zcache, zcacheFactory } from '../src/index.ts'
-import { KiB, MiB, newPool, noisyPage, open, random, type Stack, sameBytes, settle } from './pages.ts'
+import { KiB, MiB, newPool, noisyPage, open, type Stack, sameBytes, settle } from './pages.ts'
 
 const { Stored, NoMemory, Quota, AllocationFailed } = PutOutcome
 const { Hit, Miss } = GetOutcome
