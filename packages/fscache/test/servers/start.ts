@@ -186,7 +186,8 @@ export async function start(server: FileServer, root: string, state: string): Pr
       one.on('error', () => other.destroy())
       one.on('close', () => {
         sockets.delete(one)
-        other.destroy()
+        // Not before what has come from this side is sent.
+        other.destroySoon()
       })
     }
   })
