@@ -1,10 +1,10 @@
 /**
  * Requests of RESP, the protocol of Redis, out of bytes as they come: arrays of bulk strings, and inline commands.
  *
- * All that a client says is bounded before it is believed: lengths are digits without a sign and without zeros in front,
- * lines end, a request has so many arguments and so many bytes. What breaks these rules is a `ProtocolError`, behind
- * which nothing more can be read. An argument that is too large to be kept is no such error: its bytes are passed over,
- * so that the request can be refused and the connection goes on.
+ * All that a client says is bounded before it is believed: lengths are digits without a sign and without zeros in
+ * front, lines end, a request has so many arguments and so many bytes. What breaks these rules is a `ProtocolError`,
+ * behind which nothing more can be read. An argument that is too large to be kept is no such error: its bytes are
+ * passed over, so that the request can be refused and the connection goes on.
  *
  * Invariants: a byte is looked at once and copied once at most, wherever the input was split; of a request that is not
  * whole, no more than `heldBytes` is held, and nothing of it keeps what came around it.
@@ -56,7 +56,9 @@ export class RequestParser {
   /** The beginning of a line whose end has not come. */
   #begun: Buffer[] = []
   #begunBytes = 0
-  /** The request: what is whole of it, how many arguments are to come, and from which on they are views of the chunk. */
+  /**
+   * The request: what is whole of it, how many arguments are to come, and from which on they are views of the chunk.
+   */
   #arguments: Argument[] = []
   #missing = 0
   #firstView = 0
@@ -84,8 +86,8 @@ export class RequestParser {
   }
 
   /**
-   * The arguments of the next request, at least one; `undefined`: it is not whole. They may be views of what was pushed,
-   * and are the caller's until `done`. Throws `ProtocolError`.
+   * The arguments of the next request, at least one; `undefined`: it is not whole. They may be views of what was
+   * pushed, and are the caller's until `done`. Throws `ProtocolError`.
    */
   next(): readonly Argument[] | undefined {
     while (this.#missing === 0) {
@@ -168,7 +170,9 @@ export class RequestParser {
     this.#at = 0
   }
 
-  /** The next line without its LF; `undefined`: its end has not come. Throws `ProtocolError` for one that is too long. */
+  /**
+   * The next line without its LF; `undefined`: its end has not come. Throws `ProtocolError` for one that is too long.
+   */
   #line(): Buffer | undefined {
     const chunk = this.#chunk
     const from = this.#at
