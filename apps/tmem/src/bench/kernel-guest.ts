@@ -1,20 +1,20 @@
 /**
- * `tmem bench guest`: a Linux guest that swaps into a stack through its kernel's frontswap hooks, against the same guest
- * that swaps to the same stack over NBD or a file of our FUSE mount, and to a raw file; how often the doorbell rings; and
- * the experiment of December 2009.
+ * `tmem bench guest`: a Linux guest that swaps into a stack through its kernel's frontswap hooks, against the same
+ * guest that swaps to the same stack over NBD or a file of our FUSE mount, and to a raw file; how often the doorbell
+ * rings; and the experiment of December 2009.
  *
  * All guests have Debian's 5.10 kernel, and QEMU emulates their processor (TCG). What is compared is the time from the
- * start of QEMU to its end, boot included, in turns. A run that found a wrong byte, or whose sides counted differently, is
- * a failure, not a figure.
+ * start of QEMU to its end, boot included, in turns. A run that found a wrong byte, or whose sides counted differently,
+ * is a failure, not a figure.
  *
- * The experiment: all the memory; half of it, and as much again for tmem; half of it, and a swap file on a disk that needs
- * 3.4 ms for a request (as QEMU holds it up), as a server's disk of 2009 with 10,000 turns a minute does: 3 ms for half a
- * turn, and a seek within a swap file. With a slower disk no size makes the guest twice as slow: one MiB more, and the
- * kernel gives so many pages away that it reads 2,600.
- * The kernel reads one page at a time, because the program's pages have no order. The mail asks for sizes with which the
- * last is twice as slow as the first; they are looked for first. What is compared is the time of the workload by the
- * guest's clock. Of what tmem takes more than memory does, the host's own work is told apart: the rest is what it costs to
- * leave an emulated machine, and to swap.
+ * The experiment: all the memory; half of it, and as much again for tmem; half of it, and a swap file on a disk that
+ * needs 3.4 ms for a request (as QEMU holds it up), as a server's disk of 2009 with 10,000 turns a minute does: 3 ms
+ * for half a turn, and a seek within a swap file. With a slower disk no size makes the guest twice as slow: one MiB
+ * more, and the kernel gives so many pages away that it reads 2,600.
+ * The kernel reads one page at a time, because the program's pages have no order. The mail asks for sizes with which
+ * the last is twice as slow as the first; they are looked for first. What is compared is the time of the workload by
+ * the guest's clock. Of what tmem takes more than memory does, the host's own work is told apart: the rest is what it
+ * costs to leave an emulated machine, and to swap.
  */
 import { existsSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -169,7 +169,9 @@ function throwUnlessRight({ exit, console }: BootedRun): void {
 
 // ---- Bells --------------------------------------------------------------------------------------------------------
 
-/** Bells for each page that was put or got: every call waited for; flushes posted; and the host looks by itself, too. */
+/**
+ * Bells for each page that was put or got: every call waited for; flushes posted; and the host looks by itself, too.
+ */
 async function bellRows(bench: Bench, parts: GuestParts): Promise<Row[]> {
   const ways = {
     'bells-waited': { posted: false, lookMicroseconds: 0 },
@@ -194,23 +196,39 @@ async function bellRows(bench: Bench, parts: GuestParts): Promise<Row[]> {
 
 const shown = (run: BootedRun): string => `${run.workloadSeconds.toFixed(1)} s, ${requestsOf(run)} requests`
 
-/** MiB of the program, and two runs of it. */
-interface Found {
+/**
+ * Sizes: the program's, in whole MiB as it takes them, and half of the memory. One MiB more of the program can be from
+ * no request to thousands, so sizes are told apart by quarters: what is wanting to the next MiB is added to the memory.
+ */
+interface Sizes {
   readonly mebibytes: number
+  readonly halfBytes: number
+}
+
+const quarters = 4
+const sizesOf = (quarter: number): Sizes => {
+  const mebibytes = Math.ceil(quarter / quarters)
+  return { mebibytes, halfBytes: 192 * mebibyte + ((mebibytes * quarters - quarter) * mebibyte) / quarters }
+}
+
+const sizesText = ({ mebibytes, halfBytes }: Sizes): string =>
+  `${mebibytes} MiB in ${(2 * halfBytes) / mebibyte} MiB of memory`
+
+/** Sizes, and two runs with them. */
+interface Found {
+  readonly sizes: Sizes
   readonly all: BootedRun
   readonly swap: BootedRun
 }
 
 async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promise<Row[]> {
   if (bench.quick) return names2009.map((name) => skippedRow(name, 'a quick run does not look for the sizes'))
-  const whole = 384 * mebibyte
-  const half = whole / 2
   const boot = { parts, workload: 'hog', rounds: 64, skewed: true, pageCluster: 0, signal: bench.signal } as const
   const drive = (): GuestDrive => {
     const file = join(folder, 'disk.img')
     rmSync(file, { force: true })
     writeFileSync(file, '')
-    truncateSync(file, whole * 2)
+    truncateSync(file, 768 * mebibyte)
     return { file, requestsPerSecond: diskRequests }
   }
   const done = <Run extends BootedRun>(label: string, run: () => Promise<Run>): Promise<Run> =>
@@ -219,16 +237,17 @@ async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promis
       throwUnlessRight(ended)
       return [ended, shown(ended)]
     })
-  const memory = (mebibytes: number): Promise<BootedRun> =>
+  const memory = ({ mebibytes, halfBytes }: Sizes): Promise<BootedRun> =>
     done(
-      `2009, ${mebibytes} MiB in all the memory`,
-      () => bootGuest({ ...boot, memoryBytes: whole, swapTo: 'disk', workloadBytes: mebibytes * mebibyte }).ended,
+      `2009, ${sizesText({ mebibytes, halfBytes })}`,
+      () =>
+        bootGuest({ ...boot, memoryBytes: 2 * halfBytes, swapTo: 'disk', workloadBytes: mebibytes * mebibyte }).ended,
     )
   /** `undefined`: it takes far too long. */
-  const swap = (mebibytes: number, all: BootedRun): Promise<BootedRun | undefined> =>
-    shownPart(bench, `guest: 2009, ${mebibytes} MiB in half, and a disk`, async () => {
+  const swap = ({ mebibytes, halfBytes }: Sizes, all: BootedRun): Promise<BootedRun | undefined> =>
+    shownPart(bench, `guest: 2009, ${mebibytes} MiB in half of it, and a disk`, async () => {
       const timeoutMs = 3000 * all.seconds
-      const more = { memoryBytes: half, workloadBytes: mebibytes * mebibyte, drive: drive(), timeoutMs }
+      const more = { memoryBytes: halfBytes, workloadBytes: mebibytes * mebibyte, drive: drive(), timeoutMs }
       const ended = await bootGuest({ ...boot, ...more, swapTo: 'disk' }).ended
       if (ended.exit === 'timeout') return [undefined, `not done after ${(timeoutMs / 1000).toFixed(0)} s`]
       throwUnlessRight(ended)
@@ -237,17 +256,18 @@ async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promis
   const slower = ({ all, swap }: Found): number => swap.workloadSeconds / all.workloadSeconds
   const away = (one: Found | undefined): number => (one === undefined ? Infinity : Math.abs(slower(one) - 2))
   // More pages, more faults: what is looked for lies between two sizes, and the distance halves.
-  let low = 96
-  let high = 168
+  let low = 96 * quarters
+  let high = 168 * quarters
   let found: Found | undefined
   while (high - low > 1 && away(found) > 0.15) {
-    const mebibytes = Math.floor((low + high) / 2)
-    const all = await memory(mebibytes)
-    const swapped = await swap(mebibytes, all)
-    const here = swapped === undefined ? undefined : { mebibytes, all, swap: swapped }
+    const quarter = Math.floor((low + high) / 2)
+    const sizes = sizesOf(quarter)
+    const all = await memory(sizes)
+    const swapped = await swap(sizes, all)
+    const here = swapped === undefined ? undefined : { sizes, all, swap: swapped }
     if (away(here) < away(found)) found = here
-    if (here !== undefined && slower(here) < 2) low = mebibytes
-    else high = mebibytes
+    if (here !== undefined && slower(here) < 2) low = quarter
+    else high = quarter
   }
   // Beside a guest that hardly swaps, or only swaps, the one with tmem says nothing.
   if (found === undefined || away(found) > 0.3) {
@@ -256,13 +276,14 @@ async function rows2009(bench: Bench, parts: GuestParts, folder: string): Promis
     const why = `no size was found with which a guest that swaps to the disk takes twice as long: ${nearest}`
     return names2009.map((name) => skippedRow(name, why))
   }
-  const { mebibytes, all, swap: swapped } = found
-  const layers = parseStack(`zcache(limit=${half})`, layerFactories)
-  const tmem = await done(`2009, ${mebibytes} MiB in half, and tmem`, () =>
-    runMachine({ ...boot, memoryBytes: half, workloadBytes: mebibytes * mebibyte, layers, drive: drive() }),
+  const { sizes, all, swap: swapped } = found
+  const { mebibytes, halfBytes } = sizes
+  const layers = parseStack(`zcache(limit=${halfBytes})`, layerFactories)
+  const tmem = await done(`2009, ${mebibytes} MiB in half of it, and tmem`, () =>
+    runMachine({ ...boot, memoryBytes: halfBytes, workloadBytes: mebibytes * mebibyte, layers, drive: drive() }),
   )
   const [swapTime, tmemTime, requests, bytes, swapCpu, tmemCpu, hostCpu, call, callHost] = names2009
-  const reference = `${mebibytes} MiB in all the memory`
+  const reference = sizesText(sizes)
   const disk = `swap on a disk of ${diskRequests} requests a second`
   const bytesIn = ({ drives }: BootedRun): number => drives.readBytes + drives.writtenBytes
   const calls = tmem.host.puts + tmem.host.gets
