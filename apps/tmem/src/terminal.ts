@@ -142,7 +142,9 @@ function barFor(label: string): SingleBar {
   return bar
 }
 
-/** A table without lines, its head in bold. All columns but the first are right-aligned unless `align` says otherwise. */
+/**
+ * A table without lines, its head in bold. All columns but the first are right-aligned unless `align` says otherwise.
+ */
 export function tableOf(
   head: readonly string[],
   rows: readonly (readonly string[])[],

@@ -128,8 +128,8 @@ test('fish completes', { timeout: 60_000 }, async (ctx) => {
 test('zsh completes', { timeout: 60_000 }, async (ctx) => {
   requires(ctx, { commands: ['zsh'] })
   const { folder } = await script('zsh')
-  // A shell of its own on a terminal of its own, which is asked for the list as a person asks for it. Keys that wait would
-  // end what it does for the one before.
+  // A shell of its own on a terminal of its own, which is asked for the list as a person asks for it. Keys that wait
+  // would end what it does for the one before.
   const run = `
 zmodload zsh/zpty
 zpty s zsh -f -i

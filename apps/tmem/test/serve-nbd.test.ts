@@ -112,7 +112,8 @@ describe('where the address space is limited', () => {
     const outcomes: string[] = []
     // From too little to just enough: what a plain runtime takes is not known before.
     for (let mebibytes = 800; mebibytes <= 2800 && !outcomes.includes('served'); mebibytes += 100) {
-      // Each in a folder of its own: one that its limit killed while it started leaves its mark, and the next would refuse.
+      // Each in a folder of its own: one that its limit killed while it started leaves its mark, and the next would
+      // refuse.
       const folder = temporaryDirectory()
       const path = join(folder, 'nbd.sock')
       const script = `ulimit -v ${mebibytes * 1024}; exec "$0" "$@"`

@@ -1,4 +1,6 @@
-/** `tmem install-unit`: units that systemd's own programs take, and files that are not ours. Nothing of it is started. */
+/**
+ * `tmem install-unit`: units that systemd's own programs take, and files that are not ours. Nothing of it is started.
+ */
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

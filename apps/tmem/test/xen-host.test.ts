@@ -1,4 +1,7 @@
-/** Hosts as processes: what a toolstack asks of them, domains that are saved and restored, and one that moves while it runs. */
+/**
+ * Hosts as processes: what a toolstack asks of them, domains that are saved and restored, and one that moves while it
+ * runs.
+ */
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'

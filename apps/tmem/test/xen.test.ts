@@ -120,6 +120,7 @@ test('the benches measure each row', async () => {
     'exits-per-512-pages',
   ])
   expect([...Object.values(xen), ...Object.values(virtio)].every((value) => value > 0)).toBe(true)
-  // Counted, not timed: 512 pages are one notification, and one interrupt, at most; fewer where both sides look in time.
+  // Counted, not timed: 512 pages are one notification, and one interrupt, at most; fewer where both sides look in
+  // time.
   expect(virtio['exits-per-512-pages']).toBeLessThanOrEqual(2)
 }, 120_000)

@@ -187,9 +187,9 @@ export class Cache<V = unknown> {
 
   /**
    * Shares the cache with worker threads: gives what `Cache.join` takes there, which can be posted as often as one
-   * likes (`workerData`, `postMessage`). The first call moves what is in the cache to shared memory, which takes as long
-   * as copying it; the limit is what it is then, and cannot be changed any more. Each thread that has joined closes its
-   * own cache, and the entries stay as long as one of them, or the handle, is there.
+   * likes (`workerData`, `postMessage`). The first call moves what is in the cache to shared memory, which takes as
+   * long as copying it; the limit is what it is then, and cannot be changed any more. Each thread that has joined
+   * closes its own cache, and the entries stay as long as one of them, or the handle, is there.
    *
    * @throws TypeError for a cache with a file or a stack of its user's, RangeError when it is too small
    */
@@ -232,11 +232,11 @@ export class Cache<V = unknown> {
 
   /**
    * The value of a key, which `loader` gives where there is none: one call for a key, however many callers of this
-   * thread wait (they get the loader's own value). Behind the end of its ttl, within `grace`, the old value is answered,
-   * and loaded anew behind it; if that fails, the next call tries again. Rejects with what the loader throws, with a
-   * `TimeoutError`, or with the reason of the signal; and with what `set` throws for a value that cannot be kept.
-   * Loaders that would wait for each other, or for themselves, are told so by an `Error`: what a loader fetches counts
-   * as waited for.
+   * thread wait (they get the loader's own value). Behind the end of its ttl, within `grace`, the old value is
+   * answered, and loaded anew behind it; if that fails, the next call tries again. Rejects with what the loader throws,
+   * with a `TimeoutError`, or with the reason of the signal; and with what `set` throws for a value that cannot be
+   * kept. Loaders that would wait for each other, or for themselves, are told so by an `Error`: what a loader fetches
+   * counts as waited for.
    */
   async fetch(key: CacheKey, loader: Loader<V>, options: FetchOptions = {}): Promise<V | undefined> {
     const { ttl, grace, absentTtl, tags = noTags, timeout, signal } = checkedFetch(loader, options)
@@ -271,10 +271,10 @@ export class Cache<V = unknown> {
   }
 
   /**
-   * Looks for a key, and lets `use` decide by what is there, in the same turn: nobody else of this thread comes between.
-   * It gets the value (`undefined`: there is none) and the milliseconds that are left of its life (Infinity: it has no
-   * end), and may set or delete the key. What it returns: at once, or a promise where one has to wait for the value,
-   * which rejects as `load` does.
+   * Looks for a key, and lets `use` decide by what is there, in the same turn: nobody else of this thread comes
+   * between. It gets the value (`undefined`: there is none) and the milliseconds that are left of its life (Infinity:
+   * it has no end), and may set or delete the key. What it returns: at once, or a promise where one has to wait for the
+   * value, which rejects as `load` does.
    */
   look<T>(key: CacheKey, use: (value: V | undefined, left: number) => T): T | Promise<T> {
     this.#assertOpen('look')

@@ -134,7 +134,9 @@ export const Buffer: typeof globalThis.Buffer =
 /** What all kinds of typed arrays have in common. */
 const typedArray: object = Object.getPrototypeOf(Uint8Array.prototype)
 
-/** Whether a value is a `Uint8Array`, or a `Buffer`: the thing itself, and no proxy of one, which could run any code. */
+/**
+ * Whether a value is a `Uint8Array`, or a `Buffer`: the thing itself, and no proxy of one, which could run any code.
+ */
 export function isBytes(value: unknown): value is Uint8Array {
   return Reflect.get(typedArray, Symbol.toStringTag, value) === 'Uint8Array'
 }

@@ -12,7 +12,9 @@ import { maxTags } from './records.ts'
 export interface TmemDriverOptions {
   /** One without a codec; it stays its maker's: `dispose` does not close it. */
   readonly cache: Cache
-  /** Seconds until an item is gone, where `setItem` says nothing (`ttl`; default: it stays until its room is needed). */
+  /**
+   * Seconds until an item is gone, where `setItem` says nothing (`ttl`; default: it stays until its room is needed).
+   */
   readonly ttl?: number
 }
 

@@ -16,7 +16,8 @@ test('the example server says what it takes, and answers out of the cache', { ti
       text += String(more)
       if (/http:\S+/.test(text)) break
     }
-    // Two keys of one hash displace each other: of 20,000 there are two in one run of twenty, of 2,000 in one of two thousand.
+    // Two keys of one hash displace each other: of 20,000 there are two in one run of twenty, of 2,000 in one of two
+    // thousand.
     expect(text).toMatch(/^2,000 records of \d+ bytes of JSON/)
     expect(text).toMatch(/of 2,000 that were looked for, 2,000 are there/)
     expect(text).toMatch(/lru-cache would take +\d+\.\d MiB/)

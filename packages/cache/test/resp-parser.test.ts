@@ -1,4 +1,6 @@
-/** Requests of RESP: however they come in pieces, they are the same; what is none is one error; nothing is held on to. */
+/**
+ * Requests of RESP: however they come in pieces, they are the same; what is none is one error; nothing is held on to.
+ */
 import { expect, test } from 'vitest'
 import { random } from '../../../tools/random.ts'
 import { type Argument, maxArguments, ProtocolError, RequestParser } from '../src/resp-parser.ts'

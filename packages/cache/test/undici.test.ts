@@ -78,8 +78,8 @@ test('of the tests for HTTP caches none is worse than over the memory store of u
   const [ours, theirs] = await Promise.all([outcomeOf('tmem'), outcomeOf('memory')])
   const passed = (results: Outcome['results']): string[] => Object.keys(results).filter((id) => results[id] === true)
   let worse = passed(theirs.results).filter((id) => ours.results[id] !== true)
-  // Some ask whether a response is kept for a second after its time, which turns on when the other tests come: over either
-  // store they fail alone. Those that failed are asked again over both.
+  // Some ask whether a response is kept for a second after its time, which turns on when the other tests come: over
+  // either store they fail alone. Those that failed are asked again over both.
   for (let round = 0; round < 3 && worse.length > 0; round++) {
     const [mine, others] = await Promise.all([outcomeOf('tmem', worse), outcomeOf('memory', worse)])
     worse = worse.filter((id) => mine.results[id] !== true && others.results[id] === true)

@@ -13,8 +13,8 @@ import { markedProcess, processMark } from '@tmem/core'
 const markName = 'tmem-process'
 
 /**
- * Makes a folder in `parent` whose name is `prefix`, our number and more, and removes those of that kind whose processes
- * have ended. Who called removes it when it is done. Throws the system's error when it cannot be made.
+ * Makes a folder in `parent` whose name is `prefix`, our number and more, and removes those of that kind whose
+ * processes have ended. Who called removes it when it is done. Throws the system's error when it cannot be made.
  */
 export function scratchFolder(parent: string, prefix: string): string {
   for (const name of readdirSync(parent)) if (name.startsWith(prefix)) removeDead(join(parent, name))

@@ -19,9 +19,9 @@ type Call = (...args: readonly number[]) => number
 const unreachable = new FinalizationRegistry<() => void>((unmap) => unmap())
 
 /**
- * Maps a file whole, for reading and writing. Others change the bytes meanwhile: the guest, and QEMU. Throws `TmemError`
- * (`TMEM_UNSUPPORTED`: this is not Linux, or koffi cannot be loaded; `TMEM_IO`: the file is none, is empty, or cannot be
- * mapped).
+ * Maps a file whole, for reading and writing. Others change the bytes meanwhile: the guest, and QEMU. Throws
+ * `TmemError` (`TMEM_UNSUPPORTED`: this is not Linux, or koffi cannot be loaded; `TMEM_IO`: the file is none, is empty,
+ * or cannot be mapped).
  */
 export function mapGuestMemory(path: string): Uint8Array {
   const koffi = loadKoffi()

@@ -29,7 +29,9 @@ import {
 export interface SavedPagesOptions {
   /** Path of the file. Nothing may be there, or such a file. */
   readonly file: string
-  /** Bytes of pages for which there is room: 4 KiB to 256 GiB. A file that is there grows to it, and does not shrink. */
+  /**
+   * Bytes of pages for which there is room: 4 KiB to 256 GiB. A file that is there grows to it, and does not shrink.
+   */
   readonly sizeBytes: ByteAmount
 }
 

@@ -160,7 +160,10 @@ export interface PageReport {
    * place; `lost`: the stack has lost it, and reading it is an error.
    */
   readonly state: 'empty' | 'same' | 'held' | 'lost'
-  /** Name of its place (the second `frontswap` is `frontswap-2`), and the place's number from the top, 0 being the first; `null` for any other than `held`. */
+  /**
+   * Name of its place (the second `frontswap` is `frontswap-2`), and the place's number from the top, 0 being the
+   * first; `null` for any other than `held`.
+   */
   readonly place: string | null
   readonly placeNumber: number | null
   /** Bytes of its block: where it waits, with what its frame and rounding take. */

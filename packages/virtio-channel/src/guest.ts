@@ -167,8 +167,8 @@ export class ChannelGuest {
 
   /**
    * Blocks until every chain is done: looks for that for a while, and then sleeps; one interrupt at most. Throws
-   * `TmemError`: `TMEM_CLOSED` when the channel ends, `TMEM_BROKEN` when the device has stopped or names a chain that is
-   * none.
+   * `TmemError`: `TMEM_CLOSED` when the channel ends, `TMEM_BROKEN` when the device has stopped or names a chain that
+   * is none.
    */
   wait(): void {
     const views = this.#views

@@ -47,9 +47,9 @@ export interface ChannelOptions {
   /** Pages of the guest in the shared memory (default 1024). */
   readonly pages?: number
   /**
-   * How often a guest looks for its answers before it sleeps, and 16 times how often a device looks for chains: 0 to 2^24
-   * (default 2^17, about 0.2 ms: as long as Linux lets a virtual processor look before it halts it). 0: both sleep at
-   * once, and to wake them costs 10 to 50 µs.
+   * How often a guest looks for its answers before it sleeps, and 16 times how often a device looks for chains: 0 to
+   * 2^24 (default 2^17, about 0.2 ms: as long as Linux lets a virtual processor look before it halts it). 0: both sleep
+   * at once, and to wake them costs 10 to 50 µs.
    */
   readonly looks?: number
 }

@@ -240,7 +240,10 @@ describe('pages that lie on a disk', () => {
   const count = 256
   const numbers = Array.from({ length: count }, (_, n) => n)
 
-  /** A channel to a store whose pages are mostly in a file; `all` does a command with each page, and answers the results. */
+  /**
+   * A channel to a store whose pages are mostly in a file; `all` does a command with each page, and answers the
+   * results.
+   */
   async function onDisk(): Promise<Made & { file: string; all: (command: ChannelCommand) => Promise<number[]> }> {
     const file = join(temporary(), 'swap')
     const store = compose([zcache({ limitBytes: '256KiB' }), frontswap({ file, sizeBytes: '4MiB' })])

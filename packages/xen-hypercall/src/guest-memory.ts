@@ -23,7 +23,8 @@ export class GuestMemory {
    * @param bytes a whole number of pages of 4 KiB
    * @param frames by frame number of the guest the number of the page in `bytes`, or `noFrame`; at most 2^24 of them.
    *   Default: one after the other. Copied; see `map`.
-   * @param isShared others can write to it meanwhile: threads, or processes that have it mapped. Default: whether it is a
+   * @param isShared others can write to it meanwhile: threads, or processes that have it mapped. Default: whether it is
+   * a
    *   SharedArrayBuffer
    */
   constructor(bytes: Uint8Array, frames?: ArrayLike<number>, isShared: boolean = isSharedArray(bytes)) {

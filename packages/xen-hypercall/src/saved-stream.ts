@@ -96,7 +96,10 @@ export type StreamRecord = StreamHead | StreamPool | StreamPage | StreamFlushed 
 export interface StreamReadOptions {
   /** Of what it is. Default: the generation that its head has, `defaultRelease` or 4.7 (4.0.0 for its version 0). */
   readonly release?: Release
-  /** As the original: nothing is checked that it did not check, and the word behind the pools of 4.8 is left (default false). */
+  /**
+   * As the original: nothing is checked that it did not check, and the word behind the pools of 4.8 is left (default
+   * false).
+   */
   readonly isOriginal?: boolean
   /** The record of flushed pages must come (default false: it may). */
   readonly isLive?: boolean

@@ -1,6 +1,6 @@
 /**
- * Our own front ends through raw hypercalls: the store conforms, `Frontswap` keeps its pages in it, and a page cache its
- * second chance.
+ * Our own front ends through raw hypercalls: the store conforms, `Frontswap` keeps its pages in it, and a page cache
+ * its second chance.
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -73,7 +73,9 @@ const stacks: readonly {
   bits: Bits
   layers: () => Layer[]
   bytes: number
-  /** Ephemeral pages may go: a pool that is frozen asks for them by a get, which a host that waits has done too late. */
+  /**
+   * Ephemeral pages may go: a pool that is frozen asks for them by a get, which a host that waits has done too late.
+   */
   steady?: false
 }[] = [
   { name: 'plain memory', release: '4.9', bits: 64, layers: () => [memory({ limitBytes: 4 * MiB })], bytes: 5 * MiB },

@@ -1,8 +1,8 @@
 /**
  * A process of `tmem bench cache` that holds records: `cache-worker.js WHAT KIND RECORDS BYTES`, with `--expose-gc`.
  *
- * WHAT is `hold`: how much memory it takes; `threads`: the same in four threads, which share a `tmem`, and have an `lru`
- * each; or `stall`: how long the event loop stands while the program makes garbage.
+ * WHAT is `hold`: how much memory it takes; `threads`: the same in four threads, which share a `tmem`, and have an
+ * `lru` each; or `stall`: how long the event loop stands while the program makes garbage.
  * KIND is `tmem`, `lru`, or `empty`, which makes the records and keeps none. BYTES is the memory of a `tmem`. One line
  * of JSON is the answer.
  */

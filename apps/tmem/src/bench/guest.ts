@@ -138,8 +138,8 @@ export interface SwapServer {
 
 /**
  * Starts one, whose sockets and file lie in `folder`; `zcache` is in its words, e.g. `limit=64MiB`,
- * and `device` more words of the device, e.g. `,memlimit=64MiB`. With `mount` the drive is a file of a FUSE mount that is
- * made there, which takes root.
+ * and `device` more words of the device, e.g. `,memlimit=64MiB`. With `mount` the drive is a file of a FUSE mount that
+ * is made there, which takes root.
  */
 export async function serveSwap(
   folder: string,

@@ -32,9 +32,9 @@ const machinesOf = (lenders: readonly Lender[]): ReturnType<typeof valkey>[] =>
 
 /**
  * A program with an eighth of its pages in frames and about half of what they shrink to in zcache: first it writes all
- * of them, then it uses a quarter at a time: the newest and the oldest, which it reads, and one from the middle, of which
- * it writes three in ten. Whole time, with other machines between zcache and a swap file (O_DIRECT), and with the file
- * alone. Every page that is read is compared.
+ * of them, then it uses a quarter at a time: the newest and the oldest, which it reads, and one from the middle, of
+ * which it writes three in ten. Whole time, with other machines between zcache and a swap file (O_DIRECT), and with the
+ * file alone. Every page that is read is compared.
  */
 export async function hotSetRow(bench: Bench, lenders: readonly Lender[]): Promise<Row> {
   const pages = bench.quick ? 4096 : 32_768

@@ -156,7 +156,9 @@ export async function webConsole(plan: HttpPlan, parts: ConsoleParts): Promise<C
 /** How old the kernel's last answer may be. */
 const staleMs = 2000
 
-/** The kernel's swap areas on the devices. Only other programs can ask for them, so that answers are kept for a while. */
+/**
+ * The kernel's swap areas on the devices. Only other programs can ask for them, so that answers are kept for a while.
+ */
 class KernelSwap {
   readonly #info: Info
   readonly #log: Log

@@ -162,7 +162,8 @@ async function serveUntil(options: ServeOptions, terminal: Terminal, course: Cou
   const access = accessOf(options)
   const http = httpPlanOf(options)
   const metricsAt = options.metrics === undefined ? undefined : metricsAddress(options.metrics)
-  // Slow to load, and not always needed. Loaded before the first stat of a socket: afterwards Node takes every link for a file (`realpathSync` judges by the last stat) and does not find the dependencies of a linked package.
+  // Slow to load, and not always needed. Loaded before the first stat of a socket: afterwards Node takes every link for
+  // a file (`realpathSync` judges by the last stat) and does not find the dependencies of a linked package.
   const serveMetrics = metricsAt === undefined ? undefined : (await import('../metrics/endpoint.ts')).serveMetrics
   const controlPath = socketPath(options.control)
   const auto = new AutoMemory(options.memory)

@@ -14,7 +14,9 @@ import type { Info } from '../serve/control.ts'
 import { type Course, type ServeOptions, serve } from '../serve/serve.ts'
 import type { Terminal } from '../terminal.ts'
 
-/** Serves, runs the command, and ends. Rejects as `serve` does, and with `Ended` unless the command's exit code is 0. */
+/**
+ * Serves, runs the command, and ends. Rejects as `serve` does, and with `Ended` unless the command's exit code is 0.
+ */
 export async function runCommand(
   command: readonly string[],
   options: Omit<ServeOptions, 'control' | 'nbd'>,

@@ -2,9 +2,11 @@
  * The protocol of a Xen host's socket. A request is a line of JSON, and so is the answer; some requests also have bytes
  * around it:
  *
- *     save      the stream in pieces (length u32, bytes), a piece of length 0, then the line; a length of all ones: it broke
+ *     save      the stream in pieces (length u32, bytes), a piece of length 0, then the line; a length of all
+ *               ones: it broke
  *     restore   the asker sends such pieces after its line, and a piece of length 0
- *     guest     after the line calls: a tmem_op of 64 bits (56 bytes) and a page each, answered by a result (s32) and a page
+ *     guest     after the line calls: a tmem_op of 64 bits (56 bytes) and a page each, answered by a result (s32)
+ *               and a page
  *
  * Invariant: a reader keeps one piece of at most 1 MiB.
  */

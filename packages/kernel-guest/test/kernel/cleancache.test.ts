@@ -1,6 +1,6 @@
 /**
- * Guests whose kernel has cleancache: files of an ext4 are read from their drive once, and then from a stack of ours. The
- * kernel is compiled the first time.
+ * Guests whose kernel has cleancache: files of an ext4 are read from their drive once, and then from a stack of ours.
+ * The kernel is compiled the first time.
  */
 import { refuse } from '@tmem/faults'
 import { zcache } from '@tmem/zcache'

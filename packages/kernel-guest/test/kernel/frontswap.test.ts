@@ -1,6 +1,6 @@
 /**
- * Real guests: Debian's 5.10 kernel swaps through its frontswap hooks and our module into stacks of ours. Every workload
- * verifies what it reads.
+ * Real guests: Debian's 5.10 kernel swaps through its frontswap hooks and our module into stacks of ours. Every
+ * workload verifies what it reads.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
